@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Photographs become clients' batches: sources, subjects, and who holds what."""
+
+from lightning_recon.data.datamodule import ClientDataModule
+from lightning_recon.data.images import ClientBatch
+from lightning_recon.data.masks import GrabCutMasks, NoMasks, SamMasks, SubjectMasks
+
+__all__ = ["ClientBatch", "ClientDataModule", "GrabCutMasks", "NoMasks", "SamMasks", "SubjectMasks"]

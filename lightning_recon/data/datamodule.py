@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds which photographs: the clients' batches, chosen by seed and handed to the client that is attacked.
+
+The attack itself is never handed a picture: it gets its own step counter as training data.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_recon.data.images import ClientBatch, Pictures, Selection, Source, open_source, select
+from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
+from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
+from lightning_recon.errors import UserError
+
+logger = logging.getLogger("lightning_recon")
+
+
+class ClientDataModule(LightningDataModule):
+    """Photographs, cut out and dealt to the clients of federated learning.
+
+    The pictures are put in an order by `seed`; client 0 gets the first `batch_size` readable ones, client 1 the next,
+    and so on: a client's batch does not depend on how many clients are attacked.
+    """
+
+    client_batches: list[ClientBatch]
+
+    def __init__(
+        self,
+        root: str | None = None,
+        source: Source = "samples",
+        image_size: int = 64,
+        batch_size: int = 16,
+        clients: int = 1,
+        masks: SubjectMasks | None = None,
+        seed: int = 0,
+        num_classes: int | None = None,
+        download: bool = False,
+        num_workers: int = 0,
+        mask_cache: str | None = None,
+    ) -> None:
+        """Describe the data; nothing is read before `prepare_data`.
+
+        Args:
+            root: folder of the data; the environment variable LIGHTNING_RECON_DATA when not given.
+            source: samples (the bundled photographs, or the image folder `root` if that is given), folder (any image
+                folder, with a subfolder per class or without), imagenet, cifar100, caltech256 or flowers102.
+            image_size: side of the square pictures in pixels, at least 8.
+            batch_size: pictures per client.
+            clients: how many clients are attacked.
+            masks: finds the subject of each picture, the rest becomes black; GrabCutMasks when not given.
+            seed: chooses the pictures.
+            num_classes: number of classes of the network: a label that does not fit is refused, and a folder without
+                class subfolders gets labels below it; unchecked when not given.
+            download: fetch CIFAR-100, Caltech-256 or Flowers-102 when missing.
+            num_workers: processes that read pictures while a target network is trained.
+            mask_cache: folder of found masks; $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks when not
+                given.
+
+        Raises:
+            UserError: A number is out of its range.
+        """
+        super().__init__()
+        least = {"image_size": 8, "batch_size": 1, "clients": 1, "num_classes": 1, "num_workers": 0}
+        values = {"image_size": image_size, "batch_size": batch_size, "clients": clients, "num_workers": num_workers}
+        for name, value in (values | {"num_classes": 1 if num_classes is None else num_classes}).items():
+            if value < least[name]:
+                raise UserError(f"data.{name} is {value}: give {least[name]} or more")
+        given = root or (os.environ.get("LIGHTNING_RECON_DATA") if source != "samples" else None)
+        self.root = Path(given).expanduser() if given else None
+        self.source: Source = "folder" if source == "samples" and root else source
+        self.image_size, self.batch_size, self.clients, self.seed = image_size, batch_size, clients, seed
+        self.masks = masks if masks is not None else GrabCutMasks()
+        self.num_classes, self.download, self.num_workers = num_classes, download, num_workers
+        self.mask_cache = cache_folder(mask_cache)
+        self._named: set[str] = set()
+        self._chosen: tuple[Pictures, Selection, list[int]] | None = None
+
+    def prepare_data(self) -> None:
+        """Download what is missing and find the subjects of all pictures that will be used: one process, once.
+
+        An attack needs the clients' pictures alone, the training of a target network every picture of the source.
+        """
+        if self.download:
+            open_source(self.source, self.root, self.num_classes, download=True)
+        _, selection, _ = self._choose()
+        fill_cache(selection.images, len(selection.images), self.masks, self.mask_cache)
+        if self._trains_target():
+            rest = self._rest()
+            fill_cache(rest.readable(), len(rest), self.masks, self.mask_cache)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Deal the batches and bind them to the client, if the model has one.
+
+        Args:
+            stage: fit, validate, test or predict; all are alike.
+        """
+        _, chosen, _ = self._choose()
+        masks = torch.stack([read_mask(image, self.masks, self.mask_cache) for image in chosen.images])
+        photographs, size = chosen.images.float() / 255, self.batch_size
+        self.client_batches = []
+        for start in range(0, self.clients * size, size):
+            part = slice(start, start + size)
+            subject = photographs[part] * masks[part]
+            batch = ClientBatch(subject, photographs[part], masks[part], chosen.labels[part], chosen.names[part])
+            self.client_batches.append(batch)
+        client: Any = getattr(self.trainer.lightning_module, "client", None) if self.trainer else None
+        if hasattr(client, "bind"):
+            client.bind(self.client_batches)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The attack's own step counter; for a target network, pictures that no attacked client holds."""
+        if self._trains_target():
+            return self._loader(validation=False)
+        attack: Any = self.trainer and self.trainer.lightning_module
+        loader: DataLoader[Any] = attack.step_loader()
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """One empty step for an attack; for a target network, a tenth of the pictures that it may see."""
+        return self._loader(validation=True) if self._trains_target() else _one_step()
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """As for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """As for validation."""
+        return self.val_dataloader()
+
+    def _trains_target(self) -> bool:
+        """Whether the model is a network to be trained, not an attack on a client's update."""
+        return self.trainer is not None and not hasattr(self.trainer.lightning_module, "client")
+
+    def _choose(self) -> tuple[Pictures, Selection, list[int]]:
+        """The source, the clients' pictures, and the order of all others; read once per process."""
+        if self._chosen is None:
+            pictures = open_source(self.source, self.root, self.num_classes)
+            if pictures.ignored:
+                names, more = ", ".join(pictures.ignored[:5]), len(pictures.ignored) - 5
+                _warn(f"{pictures.origin}: not pictures, ignored: {names}{f' and {more} more' if more > 0 else ''}")
+            order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(self.seed)).tolist()
+            wanted = self.clients * self.batch_size
+            selection = select(pictures, order, wanted, self.image_size)
+            _name_skipped(pictures, selection, self._named)
+            if len(selection.images) < wanted:
+                raise UserError(
+                    f"{pictures.origin} has {len(selection.images)} readable pictures, {wanted} are needed "
+                    f"({self.clients} clients with {self.batch_size} each): lower --data.batch_size or --data.clients"
+                )
+            highest = int(selection.labels.max())
+            if self.num_classes is not None and highest >= self.num_classes:
+                raise UserError(
+                    f"{pictures.origin} has the label {highest}, but data.num_classes is {self.num_classes}: raise it"
+                )
+            self._chosen = pictures, selection, order[selection.used :]
+        return self._chosen
+
+    def _rest(self) -> "Subjects":
+        pictures, _, order = self._choose()
+        return Subjects(pictures, order, self.image_size, self.masks, self.mask_cache, self._named)
+
+    def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Shuffled nine tenths of the pictures that are left for training, or the last tenth in order."""
+        rest = self._rest()
+        held = max(1, len(rest) // 10)
+        if len(rest) <= held:
+            raise UserError(f"{self._choose()[0].origin} has too few pictures to train on: lower --data.batch_size")
+        rest.order = rest.order[-held:] if validation else rest.order[:-held]
+        return DataLoader(rest, self.batch_size, shuffle=not validation, num_workers=self.num_workers)
+
+
+class Subjects(Dataset[tuple[Tensor, Tensor]]):
+    """Cut-out pictures with labels, read when asked for; a damaged file is replaced by the next one."""
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        order: list[int],
+        image_size: int,
+        masks: SubjectMasks,
+        mask_cache: Path,
+        named: set[str],
+    ) -> None:
+        """Name the pictures.
+
+        Args:
+            pictures: the source.
+            order: indices into it.
+            image_size: side in pixels.
+            masks: whose stored masks to use.
+            mask_cache: where they are stored.
+            named: damaged files that a warning has named already.
+        """
+        self.pictures, self.order, self.image_size = pictures, order, image_size
+        self.masks, self.mask_cache, self.named = masks, mask_cache, named
+
+    def __len__(self) -> int:
+        """How many pictures there are, readable or not."""
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """The picture with its subject on black, (3, H, W) float32 in [0, 1], and its label, int64."""
+        count = len(self.order)
+        onwards = (self.order[(index + step) % count] for step in range(count))
+        chosen = select(self.pictures, onwards, 1, self.image_size)
+        _name_skipped(self.pictures, chosen, self.named)
+        if not len(chosen.images):
+            raise UserError(f"{self.pictures.origin} has no readable picture to train on: check the files")
+        image = chosen.images[0]
+        return image.float() / 255 * read_mask(image, self.masks, self.mask_cache), chosen.labels[0]
+
+    def readable(self) -> Iterator[Tensor]:
+        """Every readable picture, (3, H, W) uint8; the others are named in a warning."""
+        for index in self.order:
+            chosen = select(self.pictures, [index], 1, self.image_size)
+            _name_skipped(self.pictures, chosen, self.named)
+            yield from chosen.images
+
+
+def _one_step() -> DataLoader[int]:
+    return DataLoader(range(1))  # type: ignore[arg-type]
+
+
+def _name_skipped(pictures: Pictures, selection: Selection, named: set[str]) -> None:
+    """Warn of each damaged file, once."""
+    for name, reason in selection.skipped:
+        if name not in named:
+            named.add(name)
+            _warn(f"{pictures.origin}: {name} cannot be read, skipped ({reason})")
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    logger.warning(message)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks on disk: found once by one process, read from there ever after.
+
+A mask is a one-bit PNG whose name is the hash of the picture and of the maker's settings; whoever trains or attacks
+only reads.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from lightning_recon.data.masks import NoMasks, SubjectMasks
+from lightning_recon.errors import UserError
+
+
+def cache_folder(given: str | None) -> Path:
+    """Where masks are kept: the argument, $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks."""
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("LIGHTNING_RECON_CACHE") or "~/.cache/lightning_recon").expanduser() / "masks"
+
+
+def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder: Path) -> int:
+    """Find and store the masks that are not stored yet, under a progress bar.
+
+    Args:
+        images: each (3, H, W) uint8.
+        total: how many there are at most.
+        masks: the maker; called once, with the missing pictures only.
+        folder: of the cache.
+
+    Returns:
+        How many were found anew.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    if isinstance(masks, NoMasks):
+        return 0
+    keys: list[Path] = []
+
+    def missing() -> Iterator[Tensor]:
+        for image in track(images, "subject masks", total=total, transient=True):
+            path = _path(image, masks, folder)
+            if path not in seen and _load(path, image) is None:
+                seen.add(path)
+                keys.append(path)
+                yield image
+
+    seen: set[Path] = set()
+    for count, mask in enumerate(masks(missing())):
+        _store(keys[count], mask)
+    return len(keys)
+
+
+def read_mask(image: Tensor, masks: SubjectMasks, folder: Path) -> Tensor:
+    """The stored mask of a picture, (1, H, W) bool.
+
+    Args:
+        image: (3, H, W) uint8.
+        masks: whose mask; only its fingerprint is used.
+        folder: of the cache.
+
+    Raises:
+        UserError: It is not stored.
+    """
+    if isinstance(masks, NoMasks):
+        return next(masks([image]))
+    mask = _load(_path(image, masks, folder), image)
+    if mask is None:
+        raise UserError(f"a subject mask is missing from {folder}: run prepare_data() where this folder can be read")
+    return mask
+
+
+def _path(image: Tensor, masks: SubjectMasks, folder: Path) -> Path:
+    content = hashlib.sha256(f"{masks.fingerprint} {tuple(image.shape)} ".encode())
+    content.update(image.contiguous().numpy().tobytes())
+    key = content.hexdigest()
+    return folder / key[:2] / f"{key}.png"
+
+
+def _load(path: Path, image: Tensor) -> Tensor | None:
+    """A stored mask; None where there is none that can be read and fits, so that it is found again."""
+    try:
+        with Image.open(path) as stored:
+            mask = torch.from_numpy(np.array(stored.convert("1")))[None]
+    except (OSError, SyntaxError):
+        return None
+    return mask if mask.shape[1:] == image.shape[1:] else None
+
+
+def _store(path: Path, mask: Tensor) -> None:
+    """Write beside the target and rename: a mask is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask[0].numpy().astype(np.uint8) * 255).convert("1").save(partial, format="PNG")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        message = f"cannot write to the mask cache {path.parent} ({error}): choose another --data.mask_cache"
+        raise UserError(message) from error

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Yardsticks that need no attack: what decoding without a prior must score, and what a Gaussian source would allow."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_recon.evaluation.fidelity import psnr_from_mse
+
+Granularity = Literal["sample", "update"]
+
+
+def noise_law_psnr(noise_multiplier: float, energies: Tensor, granularity: Granularity, rounds: int) -> float:
+    """PSNR of the best unbiased reading of a release, which uses no prior at all.
+
+    A released row is the image on unit power plus noise z a coordinate; undoing the scale multiplies the noise by the
+    norm of the image, or of the whole batch where one clip is shared. The clipping norm cancels.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
+        energies: Squared norm of each victim's image, values in [0, 1]; shape (clients, B).
+        granularity: "sample" clips each image's gradient, "update" the batch as a whole.
+        rounds: Looks at the same images, averaged.
+
+    Returns:
+        PSNR in dB of the mean squared error over victims (compare with `psnr_of_mean_mse`), before any clamping of
+        pixel values, for private rows of equal voice; at most 100.
+
+    Source: Ziller et al., arXiv 2402.12861, E[MSE] = z^2 |x|^2; with one clip over a batch z^2 sum_j |x_j|^2.
+    """
+    shared = energies.double() if granularity == "sample" else energies.double().sum(-1)
+    return float(psnr_from_mse(noise_multiplier**2 / rounds * shared.mean()))
+
+
+def channel_nats(noise_multiplier: float, granularity: Granularity, batch_size: int, rounds: int) -> float:
+    """What clipped and noised releases can carry about one victim at most, in nats.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
+        granularity: "sample" gives each image the clipping norm, "update" shares it among the batch.
+        batch_size: Images a client.
+        rounds: Releases of the same images.
+
+    Returns:
+        T / (2 z^2), divided by the batch size under one clip; infinite without noise.
+
+    Source: Shannon (1949), white Gaussian channel of unlimited bandwidth; the same number is the zCDP bound on mutual
+    information of Bun and Steinke (2016).
+    """
+    if noise_multiplier == 0:
+        return math.inf
+    shares = batch_size if granularity == "update" else 1
+    return rounds / (2 * shares * noise_multiplier**2)
+
+
+def gaussian_distortion(variances: Tensor, nats: float) -> float:
+    """Least expected squared error of a Gaussian source described with so many nats: reverse water-filling.
+
+    Every component keeps at most the common distortion theta; the k strongest share the rate, so
+    log theta = (sum of their log variances - 2 nats) / k for the largest k whose variances all exceed theta.
+
+    Args:
+        variances: Variance of each independent component, any shape, >= 0.
+        nats: Rate for the whole source, >= 0.
+
+    Returns:
+        Squared error summed over all components, in the unit of the variances.
+
+    Source: Cover and Thomas, "Elements of Information Theory" (2006), Theorem 10.3.3.
+    """
+    ordered = variances.double().flatten().sort(descending=True).values
+    ordered = ordered[ordered > 0]
+    logs = ordered.log()
+    count = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
+    log_theta = (logs.cumsum(0) - 2 * nats) / count
+    active = int((logs >= log_theta).sum())
+    if active == 0:
+        return 0.0
+    return float(active * log_theta[active - 1].exp() + ordered[active:].sum())
+
+
+def gaussian_reference_psnr(variances: Tensor, nats: float, dimension: int) -> float:
+    """PSNR that the best code of any kind reaches on a Gaussian source with the spectrum of photographs.
+
+    A yardstick, not a bound: a Gaussian is the hardest source of its covariance, so a true image prior may pass it.
+
+    Args:
+        variances: Variance of each decorrelated coefficient of an image, values in [0, 1]; any shape.
+        nats: What the channel carries about one victim; see `channel_nats`.
+        dimension: Values of an image, 3 H W.
+
+    Returns:
+        PSNR in dB of the mean squared error over images (compare with `psnr_of_mean_mse`); at most 100.
+
+    Source: rate-distortion function of a Gaussian vector; see `gaussian_distortion`.
+    """
+    return float(psnr_from_mse(torch.tensor(gaussian_distortion(variances, nats) / dimension, dtype=torch.float64)))

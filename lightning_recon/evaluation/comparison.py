@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture that says it all: victims in rows; truth, subject and reconstructions in columns."""
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_INK = "#1f2328"
+_GREY = "#656d76"
+_TEXT = 0.075  # height of the letters, in tiles
+_GAP = 0.06
+_MARGIN = 0.10
+
+
+def comparison_figure(columns: list[tuple[str, Tensor, list[float] | None]], tile: int = 240) -> Image.Image:
+    """Draw victims in rows and versions of them in columns, with the PSNR under each.
+
+    Args:
+        columns: Heading, images of shape (B, 3, H, W) with values in [0, 1], and PSNR in dB of each (None: no
+            numbers under this column); every column holds the same victims in the same order.
+        tile: Height of a picture in pixels. Smaller images are enlarged without smoothing when a whole number of
+            times fits, else resampled.
+
+    Returns:
+        An RGB picture on white.
+    """
+    height, width = columns[0][1].shape[-2:]
+    size = (round(tile * width / height), tile)
+    rows = len(columns[0][1])
+    gap, margin, text = (round(tile * share) for share in (_GAP, _MARGIN, _TEXT))
+    heading, caption = round(2.2 * text), round(2.0 * text) if any(psnr for _, _, psnr in columns) else 0
+    step = (size[0] + gap, size[1] + gap + caption)
+    canvas = Image.new(
+        "RGB",
+        (2 * margin + len(columns) * step[0] - gap, margin + heading + rows * step[1] - gap + margin // 2),
+        "white",
+    )
+    draw = ImageDraw.Draw(canvas)
+    for column, (title, images, psnr) in enumerate(columns):
+        left = margin + column * step[0]
+        middle = left + size[0] // 2
+        font = _font(title, 1.15 * text, size[0])
+        draw.text((middle, margin + heading - 0.75 * text), title, fill=_INK, font=font, anchor="ms")
+        for row, image in enumerate(images):
+            top = margin + heading + row * step[1]
+            canvas.paste(_tile(image, size), (left, top))
+            if psnr is not None:
+                label = f"{psnr[row]:.1f} dB"
+                place = (middle, top + size[1] + 0.4 * text)
+                draw.text(place, label, fill=_GREY, font=_font(label, text, size[0]), anchor="mt")
+    return canvas
+
+
+def _tile(image: Tensor, size: tuple[int, int]) -> Image.Image:
+    values = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    picture = Image.fromarray(values.permute(1, 2, 0).numpy())
+    whole = size[0] % picture.width == 0 and size[1] % picture.height == 0
+    return picture.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+
+
+def _font(text: str, size: float, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    # A heading wider than its column would run into the next one; hinting makes small letters a little wider.
+    length = ImageFont.load_default(size).getlength(text)
+    return ImageFont.load_default(size * min(1.0, 0.95 * width / length) if length else size)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How close two pictures are: one number per image, never one per batch."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    learned_perceptual_image_patch_similarity,
+    structural_similarity_index_measure,
+)
+from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
+
+PSNR_CAP = 100.0
+_GAUSSIAN_KERNEL = 11
+_LPIPS_WEIGHTS = {
+    "alex": AlexNet_Weights.DEFAULT,
+    "squeeze": SqueezeNet1_1_Weights.DEFAULT,
+    "vgg": VGG16_Weights.DEFAULT,
+}
+
+
+def mse_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error of each image.
+
+    Args:
+        pictures: Shape (N, 3, H, W), values in [0, 1].
+        truth: Same shape and range.
+
+    Returns:
+        Shape (N,), float64.
+    """
+    return (pictures.double() - truth.double()).square().flatten(1).mean(1)
+
+
+def psnr_from_mse(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of a mean squared error, data range 1.
+
+    Args:
+        mse: Mean squared error, any shape, >= 0.
+
+    Returns:
+        -10 log10(mse) in dB, same shape, at most 100 dB: an exact picture would be infinite.
+    """
+    return (-10 * mse.log10()).clamp(max=PSNR_CAP)
+
+
+def psnr_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, data range 1, at most 100 dB.
+
+    Args:
+        pictures: Shape (N, 3, H, W), values in [0, 1].
+        truth: Same shape and range.
+
+    Returns:
+        Shape (N,), float64.
+    """
+    return psnr_from_mse(mse_per_image(pictures, truth))
+
+
+def ssim_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity of each image: Gaussian window of 1.5 pixels, data range 1.
+
+    Images smaller than the 11 x 11 window get the largest uniform window that fits into them.
+
+    Args:
+        pictures: Shape (N, 3, H, W), values in [0, 1].
+        truth: Same shape and range.
+
+    Returns:
+        Shape (N,), at most 1.
+
+    Source: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment" (2004), through torchmetrics.
+    """
+    side = min(truth.shape[-2:])
+    scores = structural_similarity_index_measure(
+        pictures,
+        truth,
+        gaussian_kernel=side >= _GAUSSIAN_KERNEL,
+        kernel_size=side - (side + 1) % 2,
+        reduction="none",
+        data_range=1.0,
+    )
+    assert isinstance(scores, Tensor)
+    return scores
+
+
+def lpips_per_image(
+    pictures: Tensor, truth: Tensor, network: Literal["alex", "squeeze", "vgg"] = "alex"
+) -> Tensor | None:
+    """Learned perceptual distance of each image, where the backbone's weights are already on this machine.
+
+    Nothing is downloaded: without torchvision's weights in the torch hub folder there is no score.
+
+    Args:
+        pictures: Shape (N, 3, H, W), values in [0, 1]; 32 pixels a side or more.
+        truth: Same shape and range.
+        network: Backbone whose features are compared.
+
+    Returns:
+        Shape (N,), 0 for identical pictures; None without weights.
+
+    Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric" (2018), through
+    torchmetrics.
+    """
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(_LPIPS_WEIGHTS[network].url).name
+    if not weights.is_file():
+        return None
+    with torch.no_grad():
+        return learned_perceptual_image_patch_similarity(
+            pictures, truth, net_type=network, reduction="none", normalize=True
+        )
+
+
+def same_in_8_bits(pictures: Tensor, truth: Tensor) -> Tensor:
+    """Whether each picture, saved with 8 bits a channel, is the true file to the last bit.
+
+    Args:
+        pictures: Shape (N, 3, H, W), values in [0, 1].
+        truth: Same shape and range.
+
+    Returns:
+        Shape (N,), bool.
+    """
+    return (_quantise(pictures) == _quantise(truth)).flatten(1).all(1)
+
+
+def _quantise(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round()

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a run, `results.json`: every victim of every draw counts, and what cannot be computed is null."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_recon import __version__, storage
+from lightning_recon.evaluation.accounting import (
+    ACCOUNTANT,
+    Adjacency,
+    gaussian_epsilon,
+    mu_of,
+    nominal_epsilon,
+    rero_gamma,
+)
+from lightning_recon.evaluation.bounds import Granularity, channel_nats, gaussian_reference_psnr, noise_law_psnr
+from lightning_recon.evaluation.fidelity import psnr_per_image
+from lightning_recon.evaluation.scoring import Scored, Truth
+
+SCHEMA_VERSION = 1
+_KAPPAS = (0.1,)
+_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "opacus")
+
+Record = dict[str, object]
+
+
+def results_record(
+    *,
+    attack: str,
+    config: str,
+    seed: int,
+    privacy: Record,
+    oracles: Sequence[str],
+    public_statistics: str | None,
+    batchnorm: str | None,
+    truths: Sequence[Truth],
+    scored: Sequence[Scored],
+    mean_image: Tensor,
+    bounds: Record,
+    seconds: float,
+    steps: int,
+    structure_bytes: int,
+) -> Record:
+    """Everything that a run comes to, as `results.json` holds it.
+
+    Args:
+        attack: Name of the attack.
+        config: File in the run folder that repeats the run.
+        seed: Seed of the run.
+        privacy: From `privacy_record`.
+        oracles: What the attack was told that no attacker knows; empty for an honest one.
+        public_statistics: Where the attacker's prior knowledge came from; None if it used none.
+        batchnorm: Mode of the target's batch normalisation; None if it has none.
+        truths: Each client's batch, once.
+        scored: Every client and draw, in the order of `named_pictures`.
+        mean_image: Public mean image, shape (3, H, W).
+        bounds: From `bounds_record`.
+        seconds: Wall time of the attack.
+        steps: Refinement steps; one step moves every dummy of every victim once.
+        structure_bytes: What the server's structure adds to one client's upload in one round.
+
+    Returns:
+        A record for `write_json`.
+    """
+    victims = [victim for one in scored for victim in one.victims]
+    names = [name for name, _ in named_pictures(scored)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "attack": attack,
+        "config": config,
+        "versions": {"lightning_recon": __version__} | {package: version(package) for package in _PACKAGES},
+        "seed": seed,
+        "privacy": privacy,
+        "oracles": list(oracles),
+        "public_statistics": public_statistics,
+        "subject_fraction": float(torch.cat([truth.masks for truth in truths]).double().mean()),
+        "batchnorm": batchnorm,
+        "baselines": baselines_record(truths, mean_image),
+        "bounds": bounds,
+        "victims": [asdict(victim) | {"image": name} for victim, name in zip(victims, names, strict=True)],
+        "summary": summary_record(scored, seconds=seconds, steps=steps, structure_bytes=structure_bytes),
+    }
+
+
+def named_pictures(scored: Sequence[Scored]) -> list[tuple[str, Tensor]]:
+    """Every picture with the file that the record names for it, relative to the run folder; shape (3, H, W) each."""
+    pictures = [picture for one in scored for picture in one.pictures]
+    return [(f"images/{number:03d}.png", picture) for number, picture in enumerate(pictures)]
+
+
+def privacy_record(
+    *,
+    granularity: Granularity,
+    per_layer: bool,
+    max_grad_norm: float | None,
+    noise_multiplier: float,
+    rounds: int,
+    batch_size: int,
+    delta: float,
+    adjacency: Adjacency,
+) -> Record:
+    """The protection that was attacked, with what it promises.
+
+    Args:
+        granularity: "sample" or "update": what is clipped, hence whose privacy epsilon speaks of.
+        per_layer: Whether each tensor is clipped by itself.
+        max_grad_norm: Clipping norm C; None without clipping, where nothing is promised.
+        noise_multiplier: Standard deviation of the noise divided by C.
+        rounds: Releases of the same images.
+        batch_size: Images a client.
+        delta: Privacy parameter, in (0, 1).
+        adjacency: "add_remove" or "replace_one".
+
+    Returns:
+        The `privacy` section. The robustness bound compares releases with and without one record, whatever
+        `adjacency` epsilon is stated for.
+    """
+    z = 0.0 if max_grad_norm is None else noise_multiplier
+    mu = mu_of(z, rounds, adjacency)
+    return {
+        "granularity": granularity,
+        "per_layer": per_layer,
+        "max_grad_norm": max_grad_norm,
+        "noise_multiplier": noise_multiplier,
+        "rounds": rounds,
+        "batch_size": batch_size,
+        "delta": delta,
+        "adjacency": adjacency,
+        "epsilon_nominal": nominal_epsilon(z),
+        "epsilon_accounted": gaussian_epsilon(mu, delta),
+        "accountant": ACCOUNTANT,
+        "mu": mu,
+        "rero_gamma": {str(kappa): rero_gamma(kappa, mu_of(z, rounds, "add_remove")) for kappa in _KAPPAS},
+    }
+
+
+def baselines_record(truths: Sequence[Truth], mean_image: Tensor) -> Record:
+    """Mean over victims of the PSNR of two pictures that need no attack: the `baselines` section."""
+    images = torch.cat([truth.images for truth in truths])
+    guess = mean_image.to(images).expand_as(images)
+    return {
+        "black_psnr": float(psnr_per_image(torch.zeros_like(images), images).mean()),
+        "mean_image_psnr": float(psnr_per_image(guess, images).mean()),
+    }
+
+
+def bounds_record(
+    truths: Sequence[Truth],
+    variances: Tensor,
+    *,
+    noise_multiplier: float,
+    granularity: Granularity,
+    per_layer: bool,
+    rounds: int,
+) -> Record:
+    """The two yardsticks of `bounds` for the victims at hand.
+
+    Args:
+        truths: Each client's batch, all of one shape.
+        variances: Public variance of each decorrelated coefficient of an image, shape (3, H, W).
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm.
+        granularity: "sample" or "update".
+        per_layer: Whether each tensor is clipped by itself, for which no noise law is stated.
+        rounds: Releases of the same images.
+
+    Returns:
+        The `bounds` section.
+    """
+    energies = torch.stack([truth.images.double().square().sum((1, 2, 3)) for truth in truths])
+    nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds)
+    return {
+        "noise_law_psnr": None if per_layer else noise_law_psnr(noise_multiplier, energies, granularity, rounds),
+        "gaussian_reference_psnr": gaussian_reference_psnr(variances, nats, variances.numel()),
+    }
+
+
+def summary_record(scored: Sequence[Scored], *, seconds: float, steps: int, structure_bytes: int) -> Record:
+    """Averages over all victims and draws.
+
+    Args:
+        scored: Every client and draw, at least one.
+        seconds: Wall time of the attack.
+        steps: Refinement steps.
+        structure_bytes: What the server's structure adds to one client's upload in one round.
+
+    Returns:
+        The `summary` section. `victims` counts each image once; `detected`, `collided` and `false_detections` are
+        means over the draws, so that they compare with it.
+    """
+    victims = [victim for one in scored for victim in one.victims]
+    psnr = [victim.psnr for victim in victims]
+    draws = sorted({victim.draw for victim in victims})
+    psnr_by_draw = [statistics.fmean(v.psnr for v in victims if v.draw == draw) for draw in draws]
+    mean_mse = statistics.fmean(10 ** (-value / 10) for value in psnr)
+
+    def each_draw(count: int) -> float:
+        return count // len(draws) if count % len(draws) == 0 else count / len(draws)
+
+    return {
+        "clients": len({victim.client for victim in victims}),
+        "draws": len(draws),
+        "victims": len({(victim.client, victim.index) for victim in victims}),
+        "detected": each_draw(sum(victim.detected for victim in victims)),
+        "collided": each_draw(sum(victim.collision for victim in victims)),
+        "false_detections": each_draw(sum(one.false_detections for one in scored)),
+        "psnr_mean": statistics.fmean(psnr),
+        "psnr_std_over_draws": statistics.stdev(psnr_by_draw) if len(draws) > 1 else None,
+        "psnr_median": statistics.median(psnr),
+        "psnr_of_mean_mse": -10 * math.log10(mean_mse),
+        "ssim_mean": statistics.fmean(victim.ssim for victim in victims),
+        "seconds": seconds,
+        "steps": steps,
+        "steps_per_second": steps / seconds if steps and seconds else None,
+        "structure_bytes": structure_bytes,
+    }
+
+
+def write_json(path: str | Path, record: Mapping[str, object]) -> None:
+    """Write a record at one stroke: a reader finds the old file or the new one, never half of either.
+
+    Args:
+        path: File to write; its folder is made where it is missing.
+        record: What to write; numbers that are not finite become null.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    storage.write_json(Path(path), {key: _finite(value) for key, value in record.items()})
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

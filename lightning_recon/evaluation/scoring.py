@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attacker's pictures meet the truth: whose is whose, and how good each one is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_recon.evaluation.fidelity import mse_per_image, psnr_from_mse, same_in_8_bits, ssim_per_image
+from lightning_recon.evaluation.matching import arrange, match
+
+
+class Truth(Protocol):
+    """What is known of one client's victims once the attack is over; `ClientBatch` is one."""
+
+    @property
+    def images(self) -> Tensor:
+        """What the client trained on, shape (B, 3, H, W), values in [0, 1]."""
+
+    @property
+    def photographs(self) -> Tensor:
+        """The same pictures before the subject was cut out, shape (B, 3, H, W), values in [0, 1]."""
+
+    @property
+    def masks(self) -> Tensor:
+        """The subject, shape (B, 1, H, W), bool."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What the attacker hands over for one client and one noise draw, in the attacker's own order.
+
+    Args:
+        client: Number of the client.
+        draw: Number of the noise draw.
+        pictures: Final reconstructions, shape (M, 3, H, W) with M <= B, values in [0, 1].
+        initial: The same pictures before refinement, same shape.
+        detected: Whether the attacker says that a picture shows one isolated victim, shape (M,), bool.
+        collision: Whether the attacker says that several victims are mixed in a picture, shape (M,), bool.
+    """
+
+    client: int
+    draw: int
+    pictures: Tensor
+    initial: Tensor
+    detected: Tensor
+    collision: Tensor
+
+
+@dataclass(frozen=True)
+class VictimScore:
+    """One entry of `victims` in `results.json`, without the name of its picture's file.
+
+    Args:
+        client: Number of the client.
+        index: Place of the victim in the client's batch.
+        draw: Number of the noise draw.
+        detected: Whether the picture matched to this victim is claimed to show one isolated victim.
+        collision: Whether that picture is said to be a mixture.
+        psnr: PSNR in dB against what the client trained on.
+        bit_exact: Whether the picture, saved with 8 bits a channel, is the true file.
+        ssim: Structural similarity to what the client trained on.
+        psnr_initial: PSNR in dB before refinement.
+        psnr_photograph: PSNR in dB against the photograph before the subject was cut out.
+    """
+
+    client: int
+    index: int
+    draw: int
+    detected: bool
+    collision: bool
+    psnr: float
+    bit_exact: bool
+    ssim: float
+    psnr_initial: float
+    psnr_photograph: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One client and draw after matching, in the victims' order.
+
+    Args:
+        pictures: Each victim's picture, or the public mean image where the attacker had none, shape (B, 3, H, W).
+        initial: The same before refinement.
+        victims: Their scores, B of them.
+        false_detections: Claims of isolation whose picture is no closer to its victim than the public mean image.
+    """
+
+    pictures: Tensor
+    initial: Tensor
+    victims: list[VictimScore]
+    false_detections: int
+
+
+def score(truth: Truth, attacked: Attacked, mean_image: Tensor) -> Scored:
+    """Match one client's pictures to its victims and score every victim.
+
+    Args:
+        truth: The client's batch.
+        attacked: The attacker's pictures of it.
+        mean_image: Public mean image, shape (3, H, W): what an attacker guesses who saw nothing.
+
+    Returns:
+        Pictures and scores in the victims' order; a victim without a picture scores with the mean image.
+    """
+    owner = match(truth.images, attacked.pictures)
+    pictures, initial = (
+        arrange(found, owner, mean_image).to(truth.images) for found in (attacked.pictures, attacked.initial)
+    )
+    nobody = torch.tensor([False])
+    detected = torch.cat([attacked.detected.cpu(), nobody])[owner]
+    collision = torch.cat([attacked.collision.cpu(), nobody])[owner]
+    mse = mse_per_image(pictures, truth.images)
+    guess = mean_image.to(truth.images).expand_as(truth.images)
+    useless = (mse >= mse_per_image(guess, truth.images)).cpu()
+    columns = zip(
+        detected.tolist(),
+        collision.tolist(),
+        psnr_from_mse(mse).tolist(),
+        same_in_8_bits(pictures, truth.images).tolist(),
+        ssim_per_image(pictures, truth.images).tolist(),
+        psnr_from_mse(mse_per_image(initial, truth.images)).tolist(),
+        psnr_from_mse(mse_per_image(pictures, truth.photographs)).tolist(),
+        strict=True,
+    )
+    return Scored(
+        pictures=pictures,
+        initial=initial,
+        victims=[VictimScore(attacked.client, index, attacked.draw, *row) for index, row in enumerate(columns)],
+        false_detections=int((detected & useless).sum()),
+    )

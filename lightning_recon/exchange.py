@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that crosses the wire between server and client, and nothing else.
+
+The server ships a `ServerPayload`, the client answers with a privatised `ClientUpdate`; both are plain data, kept as
+safetensors + JSON, so that reading them never executes code. A recorded exchange answers in the client's place
+(`RecordedClient`), which is how a run is repeated where the pictures no longer exist.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lightning_recon.errors import UserError
+from lightning_recon.storage import describe, read_json, read_tensors, readable, sha256, write_json, write_tensors
+
+ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME
+
+
+class Fingerprint(TypedDict):
+    """What is known of a tensor that was not kept."""
+
+    shape: list[int]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server knows because it runs the training: announced, never estimated.
+
+    Args:
+        image_shape: channels, height and width of one picture, in pixels.
+        num_classes: how many classes the network tells apart.
+        batch_size: pictures in one client's batch (B).
+        clients: how many clients take part.
+        network: name of the target network.
+        granularity: what is clipped: each sample's gradient, or the client's whole update.
+        per_layer: whether each of the L tensors is clipped on its own, to C/sqrt(L).
+        max_grad_norm: clipping norm C; None if nothing is clipped.
+        noise_multiplier: noise standard deviation divided by C (z).
+        rounds: how often every client answers (T).
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    batch_size: int
+    clients: int
+    network: str
+    granularity: Literal["sample", "update"]
+    per_layer: bool
+    max_grad_norm: float | None
+    noise_multiplier: float
+    rounds: int
+
+    def save(self, folder: Path) -> None:
+        """Write `task.json` into the folder."""
+        write_json(folder / "task.json", {"format": "task 1", **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `task.json` from the folder; a missing or damaged file is a `UserError`."""
+        path = folder / "task.json"
+        with readable(path):
+            content = read_json(path, "task 1")
+            channels, height, width = content.pop("image_shape")
+            return cls(image_shape=(int(channels), int(height), int(width)), **content)
+
+
+@dataclass(frozen=True)
+class ServerPayload:
+    """One round's shipment: how to build what the server adds to the network.
+
+    Args:
+        settings: plain values; empty (with no tensors) means that nothing is added to the network.
+        tensors: arrays by name, of any shape and dtype.
+    """
+
+    settings: dict[str, bool | int | float | str] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Hash (sha256, hexadecimal) over settings and tensors: equal payloads, equal digests."""
+        return _digest(self.settings, {name: describe(tensor) for name, tensor in self.tensors.items()})
+
+    def save(self, folder: Path, name: str, like: str | None = None) -> None:
+        """Write `NAME.json` and, if anything is left to store, `NAME.safetensors`.
+
+        Args:
+            folder: where to write; created if missing.
+            name: file name without ending, see `payload_name`.
+            like: name of a payload saved there before; tensors equal to that payload's are referred to, not stored.
+        """
+        table: dict[str, dict[str, Any]] = {key: describe(tensor) for key, tensor in self.tensors.items()}
+        digest = _digest(self.settings, table)
+        earlier: dict[str, Any] = {"tensors": {}, "digest": None}
+        if like is not None:
+            with readable(folder / f"{like}.json"):
+                earlier = read_json(folder / f"{like}.json", "payload 1")
+        for key, entry in table.items():
+            known = earlier["tensors"].get(key, {})
+            same = all(known.get(part) == value for part, value in entry.items())
+            entry["stored_in"] = known["stored_in"] if same else name
+        write_tensors(folder, name, {k: t for k, t in self.tensors.items() if table[k]["stored_in"] == name})
+        same_as = {"same_as": like} if earlier["digest"] == digest else {}
+        content = {"format": "payload 1", "digest": digest, **same_as, "settings": self.settings, "tensors": table}
+        write_json(folder / f"{name}.json", content)
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Self:
+        """Read what `save` wrote; a missing, truncated or altered file is a `UserError`."""
+        path = folder / f"{name}.json"
+        with readable(path):
+            content = read_json(path, "payload 1")
+            table, tensors = content["tensors"], {}
+            for key, entry in table.items():
+                tensors[key] = read_tensors(folder, entry.pop("stored_in"), {key: entry})[key]
+            if _digest(content["settings"], table) != content["digest"]:
+                raise ValueError("its settings do not belong to its digest")
+            return cls(settings=content["settings"], tensors=tensors)
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a client sends back after clipping and noise: the only thing an attacker may look at.
+
+    Args:
+        client: index of the client, from 0.
+        draw: index of the noise realisation, from 0.
+        round: index of the round, from 0.
+        gradient: privatised gradients, float32, by parameter name ("structure.weight", "network.<parameter>", ...).
+            In an update read from disk, rows that were not kept are NaN.
+        omitted: shape and hash of the tensors that were not kept on disk; empty as the client sends it.
+        payload: digest of the payload that this update answers.
+    """
+
+    client: int
+    draw: int
+    round: int
+    gradient: dict[str, Tensor]
+    omitted: dict[str, Fingerprint] = field(default_factory=dict)
+    payload: str = ""
+
+    def save(self, folder: Path, name: str, keep: Mapping[str, Tensor | None]) -> None:
+        """Write `NAME.json` and `NAME.safetensors` with the part of the update that is to be kept.
+
+        Args:
+            folder: where to write; created if missing.
+            name: file name without ending, see `update_name`.
+            keep: for each tensor to keep, the indices of its rows (int64, along dimension 0), or None for all rows.
+                What is not named is recorded by shape and hash alone.
+        """
+        if unknown := sorted(keep.keys() - self.gradient.keys()):
+            raise KeyError(f"the update has no tensor {unknown[0]!r}")
+        tensors: dict[str, Tensor] = {}
+        whole: dict[str, Fingerprint] = {}
+        omitted = dict(self.omitted)
+        for key, tensor in self.gradient.items():
+            mark: Fingerprint = {"shape": list(tensor.shape), "sha256": sha256(tensor)}
+            if key not in keep:
+                omitted[key] = mark
+                continue
+            whole[key] = mark
+            rows = keep[key]
+            tensors[key] = tensor if rows is None else tensor[rows.to(tensor.device)]
+            if rows is not None:
+                tensors[key + ROWS] = rows
+        write_tensors(folder, name, tensors)
+        content = {"format": "update 1", "client": self.client, "draw": self.draw, "round": self.round}
+        content |= {"payload": self.payload, "whole": whole, "omitted": omitted}
+        write_json(folder / f"{name}.json", content | {"tensors": {k: describe(t) for k, t in tensors.items()}})
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Self:
+        """Read what `save` wrote; a missing, truncated or altered file, or NaN in it, is a `UserError`."""
+        path = folder / f"{name}.json"
+        with readable(path):
+            content = read_json(path, "update 1")
+            stored = read_tensors(folder, name, content["tensors"]) if content["tensors"] else {}
+            gradient = {}
+            for key, mark in content["whole"].items():
+                if not bool(stored[key].isfinite().all()):
+                    raise ValueError(f"NaN or infinity in {key}")
+                gradient[key] = _spread(stored[key], stored.get(key + ROWS), mark["shape"])
+            place = {part: int(content[part]) for part in ("client", "draw", "round")}
+            return cls(gradient=gradient, omitted=content["omitted"], payload=content["payload"], **place)
+
+
+@runtime_checkable
+class Client(Protocol):
+    """Whoever answers a server: someone with pictures, or a recording."""
+
+    @property
+    def task(self) -> Task:
+        """What the server knows of the training."""
+        ...
+
+    def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        """Answer one round's payload with a privatised update."""
+        ...
+
+
+class RecordedClient:
+    """Answers from a saved exchange: no pictures, no network."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a recording.
+
+        Args:
+            folder: the `exchange/` folder of an earlier run.
+
+        Raises:
+            UserError: the folder holds no readable `task.json`.
+        """
+        self.folder = Path(folder)
+        self._task = Task.load(self.folder)
+
+    @property
+    def task(self) -> Task:
+        """What the server knows of the training, as recorded."""
+        return self._task
+
+    def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        """The recorded update of this client, draw and round, if the payload is the recorded one."""
+        update = ClientUpdate.load(self.folder, update_name(client, draw, round))
+        if (update.client, update.draw, update.round) != (client, draw, round):
+            wrong = update_name(update.client, update.draw, update.round)
+            raise UserError(f"{self.folder / update_name(client, draw, round)}.json holds {wrong}: restore the files")
+        if update.payload != (digest := payload.digest()):
+            raise UserError(
+                f"this run recorded a different payload: round {round} of {self.folder} answers {update.payload[:12]}, "
+                f"the server now ships {digest[:12]}: replay with the config.yaml of the same run"
+            )
+        return update
+
+
+def payload_name(round: int) -> str:
+    """File name, without ending, of a round's payload."""
+    return f"payload-r{round:04d}"
+
+
+def update_name(client: int, draw: int, round: int) -> str:
+    """File name, without ending, of one update."""
+    return f"update-c{client:03d}-d{draw:03d}-r{round:04d}"
+
+
+def _digest(settings: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]]) -> str:
+    marks = {name: [entry["shape"], entry["dtype"], entry["sha256"]] for name, entry in table.items()}
+    return hashlib.sha256(json.dumps([settings, marks], sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _spread(kept: Tensor, rows: Tensor | None, shape: list[int]) -> Tensor:
+    """The whole tensor again: kept rows in their places, NaN elsewhere."""
+    if list(kept.shape) != ([len(rows), *shape[1:]] if rows is not None else shape):
+        raise ValueError(f"stored as {tuple(kept.shape)}, recorded as {tuple(shape)}")
+    if rows is None:
+        return kept
+    whole = torch.full(shape, torch.nan, dtype=kept.dtype)
+    whole[rows] = kept
+    return whole

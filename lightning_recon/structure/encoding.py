@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much clipping budget each coefficient of a picture deserves: water-filling for a linear code."""
+
+import torch
+from torch import Tensor
+
+
+def water_filling(variance: Tensor, noise: float, power: float) -> Tensor:
+    """Power per coefficient that minimises the mean squared error of a linear encoder and its Wiener decoder.
+
+    With encoder gains a (power p = a² λ) and noise z per input, the error of a coefficient is λ z² / (p + z²); its
+    minimum under Σ p = `power` is p = z · max(0, √λ · t − z). Coefficients too weak for the noise get nothing.
+
+    Args:
+        variance: Variances λ of the coefficients, any shape, positive.
+        noise: Noise standard deviation per input when the update is scaled to norm 1, in [0, inf).
+        power: Total power, in (0, 1].
+
+    Returns:
+        Power per coefficient, shape and dtype of `variance`, summing to `power`.
+
+    Source: Lee & Petersen, "Optimal linear coding for vector channels", IEEE Trans. Commun. 24 (1976).
+    """
+    root = variance.double().sqrt()
+    if noise == 0:
+        return (power * root / root.sum()).to(variance.dtype)
+    # Sort so that the active set is a prefix; its water level then has a closed form.
+    ordered, _ = root.flatten().sort(descending=True)
+    count = torch.arange(1, ordered.numel() + 1, dtype=torch.float64, device=variance.device)
+    level = (power + count * noise**2) / (noise * ordered.cumsum(0))
+    active = int((ordered * level > noise).sum())
+    return (noise * (root * level[active - 1] - noise).clamp(min=0)).to(variance.dtype)

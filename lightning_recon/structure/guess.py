@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a structure's server makes of an update, and what it takes to be such a server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.statistics import PublicStatistics
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Gaussian knowledge of pictures, in the coefficients of `transform.analyse`.
+
+    Args:
+        mean: Shape (M, 3, H, W).
+        variance: Shape (M, 3, H, W), positive.
+        prior_variance: Shape (M, 3, H, W): what it was before the update arrived.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    prior_variance: Tensor
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Everything one update told the server about one client's batch.
+
+    Args:
+        pictures: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
+        unresolved: Rows that hold something no single picture explains: collisions.
+        rows: For each tensor of the update that was read, the rows read; None for all of them.
+        posterior: What refinement may start from; None if the decoding knows no spectrum.
+        moments: Leaked statistics of each picture for the seed paper's refinement, see `moments.moments`; None if the
+            structure leaks none.
+    """
+
+    pictures: Tensor
+    unresolved: int
+    rows: Mapping[str, Tensor | None]
+    posterior: Posterior | None
+    moments: Tensor | None = None
+
+
+@runtime_checkable
+class Structure(Protocol):
+    """A malicious server: what it adds to the model, and how it reads the answer."""
+
+    @property
+    def name(self) -> str:
+        """Name of the attack in `results.json`."""
+        ...
+
+    def statistics(self, task: Task) -> PublicStatistics:
+        """What the server takes for granted about pictures."""
+        ...
+
+    def payload(self, task: Task) -> ServerPayload:
+        """The structure to ship, from what was announced."""
+        ...
+
+    def decode(self, payload: ServerPayload, task: Task, gradient: Mapping[str, Tensor], rounds: int) -> Guess:
+        """Pictures from the mean of `rounds` updates."""
+        ...

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The structure of the seed paper, rebuilt from its description, with the two mends without which it cannot work."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.gating import class_code
+from lightning_recon.structure.guess import Guess
+from lightning_recon.structure.moments import MOMENTS
+from lightning_recon.structure.statistics import PublicStatistics, public_statistics
+
+_WEIGHT, _WEIGHT_SIZE = 1e-5, 224  # brightness weight, and the picture size it was chosen for
+_LAPLACE = stats.laplace(loc=0.003, scale=0.003 / math.sqrt(2))
+_COPIES, _BIAS_INPUTS = 100, 500
+_CONFIDENCE = 0.99
+
+
+class SeedPaper:
+    """"Local Differential Privacy is Not Enough": brightness units, artificial zero gradients, interval filter.
+
+    One fully connected unit per brightness interval; a 1 x 1 convolution copies the picture and adds three all-zero
+    channels whose gradients are pure noise; a layer of 500 inputs, 100 of them 1, carries copies of δ. Row = δ · x, so
+    the picture is row / δ; pixels inside the confidence interval of the noise are set to 0.
+
+    Two mends make it a fair baseline: the head has class-dependent weights (with equal ones the true gradient is zero)
+    and the thresholds are 100 times the quantiles (the bias layer adds up 100 inputs of 1).
+
+    Source: You, Dong, Li, Liu, Ma, Shen (IEEE TIFS 20, 2025), section IV and the released example.
+    """
+
+    def __init__(
+        self,
+        units: int = 1024,
+        interval_filter: bool = True,
+        moments: bool = False,
+        subjects: bool = True,
+        false_alarm: float = 0.01,
+    ) -> None:
+        """Choose the variant; the defaults are those of the paper.
+
+        Args:
+            units: Rows of the structure (K), one brightness interval each.
+            interval_filter: Whether pixels inside the 99 % interval of the noise are set to 0.
+            moments: Whether mean, variance and total variation of each channel leak too, for refinement.
+            subjects: Whether clients cut the subject out on black; only chooses the best guess for a victim without a
+                row, the public mean image.
+            false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); rows are chosen without an
+                oracle.
+        """
+        self.units = units
+        self.interval_filter = interval_filter
+        self.moments = moments
+        self.subjects = subjects
+        self.false_alarm = false_alarm
+
+    @property
+    def name(self) -> str:
+        """Name of the attack in `results.json`."""
+        return "paper"
+
+    def statistics(self, task: Task) -> PublicStatistics:
+        """The public mean image; the decoding itself uses no statistics."""
+        return public_statistics(*task.image_shape[1:], self.subjects)
+
+    def payload(self, task: Task) -> ServerPayload:
+        """The structure with brightness weights and Laplace thresholds."""
+        _, height, width = task.image_shape
+        pixels = 3 * height * width
+        share = torch.arange(1, self.units + 1, dtype=torch.float64) / (self.units + 1)
+        lower = torch.from_numpy(_LAPLACE.ppf(share.numpy())).float() * _COPIES
+        bias = torch.zeros(_BIAS_INPUTS)
+        bias[:_COPIES] = 1.0
+        moments = len(MOMENTS) * 3 if self.moments else 0
+        return ServerPayload(
+            settings={
+                "pixels": True,
+                "cancel": False,
+                "strength": 1.0,
+                "target_scale": 0.0,
+                "moments": self.moments,
+            },
+            tensors={
+                "mean": torch.zeros(3, height, width),
+                "colour": torch.eye(3),
+                "index": torch.arange(pixels),
+                "gain": torch.ones(pixels),
+                "constants": torch.zeros(pixels),
+                # At another size the weight is scaled so that equal brightness meets equal thresholds.
+                "directions": torch.nn.functional.pad(
+                    torch.full((1, pixels), _WEIGHT * _WEIGHT_SIZE**2 / (height * width)), (0, moments)
+                ),
+                "unit_direction": torch.zeros(self.units, dtype=torch.int64),
+                "lower": lower,
+                "upper": torch.cat([lower[1:], torch.tensor([torch.inf])]),
+                "code": class_code(task.num_classes),
+                "bias_constants": bias,
+            },
+        )
+
+    def decode(self, payload: ServerPayload, task: Task, gradient: Mapping[str, Tensor], rounds: int) -> Guess:
+        """Choose rows by their δ, divide, and filter.
+
+        Args:
+            payload: What was shipped.
+            task: What was announced.
+            gradient: Mean of the updates, privatised; "structure.bias" (K, 500) and the chosen rows of
+                "structure.weight" are read.
+            rounds: How many updates were averaged; unused, the noise is read off the update.
+
+        Returns:
+            The pictures, loudest victim first.
+        """
+        pixels = payload.tensors["index"].numel()
+        bias, weight = gradient["structure.bias"], gradient["structure.weight"]
+        voices = bias[:, :_COPIES].mean(dim=1)
+        noise = half_normal_std(bias[:, _COPIES:])
+        threshold = stats.norm.isf(self.false_alarm / (2 * self.units)) * noise / math.sqrt(_COPIES)
+        loudest = voices.abs().argsort(descending=True)[: task.batch_size]
+        chosen = loudest[voices.abs()[loudest] > threshold]
+        rows, voices = weight[chosen], voices[chosen, None]
+        pictures = rows[:, :pixels] / voices
+        noise = half_normal_std(rows[:, -pixels:]) if len(rows) else noise
+        if self.interval_filter:
+            pictures = interval_filtered(pictures, noise / voices.abs())
+        pictures = pictures.view(-1, *task.image_shape).clamp(0, 1)
+        leaked = (rows[:, pixels:-pixels] / voices).view(-1, len(MOMENTS), 3) if self.moments else None
+        return Guess(
+            pictures=pictures,
+            unresolved=0,
+            rows={"structure.bias": None, "structure.weight": chosen},
+            posterior=None,
+            moments=leaked,
+        )
+
+
+def half_normal_std(noise: Tensor) -> float:
+    """Standard deviation of centred Gaussian noise from its negative half, any shape; 0 if nothing is negative.
+
+    Source: the mean of |n| is σ √(2/π); You et al. (2025), noise estimate from the artificial zero gradients.
+    """
+    negative = noise[noise < 0]
+    return float(-negative.mean()) * math.sqrt(math.pi / 2) if negative.numel() else 0.0
+
+
+def interval_filtered(pictures: Tensor, std: Tensor) -> Tensor:
+    """Set pixels that noise alone explains to 0.
+
+    Args:
+        pictures: Shape (M, pixels).
+        std: Noise standard deviation of each picture's pixels, shape (M, 1).
+
+    Returns:
+        Shape (M, pixels): pixels within the 99 % interval of the noise are 0.
+    """
+    reach = float(stats.norm.isf((1 - _CONFIDENCE) / 2))
+    return torch.where(pictures.abs() <= reach * std, 0.0, pictures)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The isometry between pictures and decorrelated coefficients: colour axes, then a 2-D cosine transform."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache
+def cosine_matrix(size: int) -> Tensor:
+    """Orthonormal DCT-II matrix, shape (size, size), float32: coefficients = matrix @ samples."""
+    index = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * (index[None, :] + 0.5) * index[:, None]) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.float()
+
+
+def analyse(images: Tensor, mean: Tensor, colour: Tensor) -> Tensor:
+    """Centre images and express them in decorrelated coefficients (colour axes, then a 2-D cosine transform).
+
+    Args:
+        images: Shape (..., 3, H, W), values in [0, 1].
+        mean: Mean image, shape (3, H, W).
+        colour: Orthonormal colour axes, shape (3, 3).
+
+    Returns:
+        Coefficients, shape (..., 3, H, W); an isometry of `images - mean`.
+    """
+    height, width = images.shape[-2:]
+    rows, columns = (cosine_matrix(n).to(images) for n in (height, width))
+    centred = torch.einsum("dc,...chw->...dhw", colour.to(images), images - mean.to(images))
+    return rows @ centred @ columns.T
+
+
+def synthesise(coefficients: Tensor, mean: Tensor, colour: Tensor) -> Tensor:
+    """Invert `analyse`: coefficients of shape (..., 3, H, W) to images of the same shape, not clamped."""
+    height, width = coefficients.shape[-2:]
+    rows, columns = (cosine_matrix(n).to(coefficients) for n in (height, width))
+    centred = rows.T @ coefficients @ columns
+    return torch.einsum("dc,...dhw->...chw", colour.to(coefficients), centred) + mean.to(coefficients)

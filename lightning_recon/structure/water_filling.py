@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our structure: water-filled coefficients through gated, cancelling units, decoded without an oracle."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
+from lightning_recon.structure.encoding import water_filling
+from lightning_recon.structure.gating import class_code, intervals, measurement_directions
+from lightning_recon.structure.guess import Guess, Posterior
+from lightning_recon.structure.separation import Rows, separate
+from lightning_recon.structure.statistics import PublicStatistics, public_statistics
+from lightning_recon.structure.transform import synthesise
+
+# Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
+_LOG_SCALE_STD = 0.4
+
+
+class WaterFilling:
+    """The noise-optimal linear structure.
+
+    Each picture is expressed in decorrelated cosine coefficients; each coefficient gets the share of the clipping
+    budget that minimises the mean squared error at the announced noise; every unit is paired with a frozen twin, so
+    the network's output does not change at all.
+
+    Source: method (a)-(d) of this project's documentation; Lee & Petersen (1976) for the code.
+    """
+
+    def __init__(
+        self,
+        subjects: bool = False,
+        units: int | None = None,
+        directions: int | None = None,
+        pilot_power: float = 0.08,
+        nulls: int = 256,
+        strength: float = 1e4,
+        assumed_noise: float | None = None,
+        false_alarm: float = 0.01,
+    ) -> None:
+        """Choose the server's parameters; the defaults need no tuning.
+
+        Args:
+            subjects: Whether the server expects clients to cut the subject out on black (public knowledge about their
+                preprocessing; a wrong guess costs at most about a decibel).
+            units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 8 a
+                picture and at least 32. The upload grows with it.
+            directions: Measurement directions; every picture is heard once in each. Default: 1 for a single unit,
+                else 3, which leaves about one victim in a thousand unresolved.
+            pilot_power: Share of the power spent on the constant input that reveals scale and sign, in (0, 1).
+            nulls: Inputs that are always zero, from which the noise is estimated.
+            strength: How much louder the structure is than the network, so that it takes the whole clipping budget.
+            assumed_noise: Noise multiplier to design for. Default: the announced one.
+            false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
+        """
+        self.subjects = subjects
+        self.units = units
+        self.directions = directions
+        self.pilot_power = pilot_power
+        self.nulls = nulls
+        self.strength = strength
+        self.assumed_noise = assumed_noise
+        self.false_alarm = false_alarm
+
+    @property
+    def name(self) -> str:
+        """Name of the attack in `results.json`."""
+        return "water_filling"
+
+    def statistics(self, task: Task) -> PublicStatistics:
+        """What the server takes for granted about pictures of the task's size."""
+        return public_statistics(*task.image_shape[1:], self.subjects)
+
+    def payload(self, task: Task) -> ServerPayload:
+        """Design the structure from what was announced, and from public statistics."""
+        statistics = self.statistics(task)
+        units = self.units or (1 if task.batch_size == 1 else max(32, 8 * task.batch_size))
+        count = self.directions or min(3, units)
+        noise = task.noise_multiplier if self.assumed_noise is None else self.assumed_noise
+        sharers = task.batch_size if task.granularity == "update" else 1
+        effective = noise * math.sqrt(sharers / task.rounds)
+        power = water_filling(statistics.variance, effective, 1 - self.pilot_power)
+        sent = power > 0
+        gain = (power / statistics.variance).sqrt()[sent]
+        directions = measurement_directions(statistics, count) * sent
+        lower, upper, unit_direction = intervals(statistics, directions, units)
+        constants = torch.zeros(1 + self.nulls)
+        constants[0] = math.sqrt(self.pilot_power)
+        return ServerPayload(
+            settings={"pixels": False, "cancel": True, "strength": self.strength, "target_scale": 1.0},
+            tensors={
+                "mean": statistics.mean,
+                "colour": statistics.colour,
+                "index": torch.nonzero(sent.flatten()).flatten(),
+                "gain": gain,
+                "constants": constants,
+                "directions": directions[:, sent] / gain,
+                "unit_direction": unit_direction,
+                "lower": lower,
+                "upper": upper,
+                "code": class_code(task.num_classes),
+            },
+        )
+
+    def decode(self, payload: ServerPayload, task: Task, gradient: Mapping[str, Tensor], rounds: int) -> Guess:
+        """Estimate the noise, separate the victims, and decode each one's row.
+
+        Args:
+            payload: What was shipped.
+            task: What was announced.
+            gradient: Mean of the updates, privatised; "structure.weight" of shape (K, m + 1 + nulls) is read.
+            rounds: How many updates were averaged.
+
+        Returns:
+            The pictures and their posterior.
+        """
+        statistics, shipped = self.statistics(task), payload.tensors
+        weight = gradient["structure.weight"]
+        layers = len(gradient) if task.per_layer else 1
+        budget = (task.max_grad_norm or float(weight.norm())) / math.sqrt(layers)
+        inputs, pilot, nulls = (weight / budget).split([weight.shape[1] - 1 - self.nulls, 1, self.nulls], dim=1)
+        level = float(shipped["constants"][0])
+        rows = Rows(
+            inputs=inputs,
+            pilot=pilot[:, 0],
+            pilot_level=level,
+            noise=float(nulls.square().mean().sqrt()),
+            directions=shipped["directions"],
+            unit_direction=shipped["unit_direction"],
+            lower=shipped["lower"],
+            upper=shipped["upper"],
+        )
+        variance = statistics.variance.flatten()[shipped["index"]]
+        power = shipped["gain"] ** 2 * variance
+        count = len(shipped["directions"])
+        sharers = task.batch_size if task.granularity == "update" or task.max_grad_norm is None else 1
+        prior = RowPrior(
+            power=power,
+            pilot_level=level,
+            log_contrast_std=statistics.log_contrast_std,
+            scale=math.sqrt(count * sharers),
+            log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
+        )
+        expected = power / prior.scale**2
+        found = separate(rows, expected / (expected + rows.noise**2), task.batch_size, self.false_alarm)
+        combined, pilots = found.combine.to(inputs) @ inputs, found.combine.to(pilot) @ pilot
+        noises = rows.noise * found.combine.norm(dim=1)
+        decoded = [
+            decode_row(row, float(pilot), float(noise), prior)
+            for row, pilot, noise in zip(combined, pilots[:, 0], noises, strict=True)
+        ]
+        posterior = _in_coefficients(decoded, shipped, statistics)
+        pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
+        return Guess(pictures, found.unresolved, {"structure.weight": None}, posterior)
+
+
+def _in_coefficients(
+    decoded: list[RowPosterior], shipped: Mapping[str, Tensor], statistics: PublicStatistics
+) -> Posterior:
+    """Undo the encoder's scaling; coefficients that were not sent keep their prior, at the contrast that was found."""
+    shape = (len(decoded), *statistics.variance.shape)
+    prior = torch.stack([row.contrast * statistics.variance for row in decoded]) if decoded else torch.zeros(shape)
+    mean, variance = torch.zeros(shape).flatten(1), prior.flatten(1).clone()
+    for victim, row in enumerate(decoded):
+        mean[victim, shipped["index"]] = row.inputs.cpu() / shipped["gain"]
+        variance[victim, shipped["index"]] = row.variance.cpu() / shipped["gain"] ** 2
+    return Posterior(mean.view(shape), variance.view(shape), prior)
