@@ -224,6 +224,10 @@ class RecordedClient:
         """What the server knows of the training, as recorded."""
         return self._task
 
+    def payload(self, round: int) -> ServerPayload:
+        """What the server shipped in this round, as recorded."""
+        return ServerPayload.load(self.folder, payload_name(round))
+
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """The recorded update of this client, draw and round, if the payload is the recorded one."""
         update = ClientUpdate.load(self.folder, update_name(client, draw, round))

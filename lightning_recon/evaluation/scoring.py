@@ -36,16 +36,14 @@ class Attacked:
         draw: Number of the noise draw.
         pictures: Final reconstructions, shape (M, 3, H, W) with M <= B, values in [0, 1].
         initial: The same pictures before refinement, same shape.
-        detected: Whether the attacker says that a picture shows one isolated victim, shape (M,), bool.
-        collision: Whether the attacker says that several victims are mixed in a picture, shape (M,), bool.
+        unresolved: How many rows the attacker could not explain by single victims.
     """
 
     client: int
     draw: int
     pictures: Tensor
     initial: Tensor
-    detected: Tensor
-    collision: Tensor
+    unresolved: int
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class VictimScore:
         client: Number of the client.
         index: Place of the victim in the client's batch.
         draw: Number of the noise draw.
-        detected: Whether the picture matched to this victim is claimed to show one isolated victim.
-        collision: Whether that picture is said to be a mixture.
+        detected: Whether the attacker has a picture for this victim.
+        collision: Whether it has none while some rows stayed unexplained: victims that excited the same rows.
         psnr: PSNR in dB against what the client trained on.
         bit_exact: Whether the picture, saved with 8 bits a channel, is the true file.
         ssim: Structural similarity to what the client trained on.
@@ -85,7 +83,7 @@ class Scored:
         pictures: Each victim's picture, or the public mean image where the attacker had none, shape (B, 3, H, W).
         initial: The same before refinement.
         victims: Their scores, B of them.
-        false_detections: Claims of isolation whose picture is no closer to its victim than the public mean image.
+        false_detections: Pictures that are no closer to their victim than the public mean image.
     """
 
     pictures: Tensor
@@ -109,9 +107,8 @@ def score(truth: Truth, attacked: Attacked, mean_image: Tensor) -> Scored:
     pictures, initial = (
         arrange(found, owner, mean_image).to(truth.images) for found in (attacked.pictures, attacked.initial)
     )
-    nobody = torch.tensor([False])
-    detected = torch.cat([attacked.detected.cpu(), nobody])[owner]
-    collision = torch.cat([attacked.collision.cpu(), nobody])[owner]
+    detected = (owner >= 0).cpu()
+    collision = ~detected & (attacked.unresolved > 0)
     mse = mse_per_image(pictures, truth.images)
     guess = mean_image.to(truth.images).expand_as(truth.images)
     useless = (mse >= mse_per_image(guess, truth.images)).cpu()

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.statistics import PublicStatistics
 
 
@@ -63,6 +63,6 @@ class Structure(Protocol):
         """The structure to ship, from what was announced."""
         ...
 
-    def decode(self, payload: ServerPayload, task: Task, gradient: Mapping[str, Tensor], rounds: int) -> Guess:
-        """Pictures from the mean of `rounds` updates."""
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+        """Pictures from one update, or from the mean of several."""
         ...

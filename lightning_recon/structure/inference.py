@@ -108,3 +108,12 @@ class TamperedNetwork(nn.Module):
             return extra
         logits: Tensor = self.network(images)
         return self.structure.target_scale * logits + extra
+
+
+def structure_bytes(payload: ServerPayload) -> int:
+    """What the structure adds to one client's upload in one round, in bytes of float32."""
+    tensors = payload.tensors
+    inputs = tensors["directions"].shape[1] + tensors["constants"].numel()
+    if "bias_constants" in tensors:
+        inputs += tensors["bias_constants"].numel()
+    return 4 * tensors["unit_direction"].numel() * inputs

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.gating import class_code
 from lightning_recon.structure.guess import Guess
 from lightning_recon.structure.moments import MOMENTS
@@ -102,21 +102,20 @@ class SeedPaper:
             },
         )
 
-    def decode(self, payload: ServerPayload, task: Task, gradient: Mapping[str, Tensor], rounds: int) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
         """Choose rows by their δ, divide, and filter.
 
         Args:
             payload: What was shipped.
             task: What was announced.
-            gradient: Mean of the updates, privatised; "structure.bias" (K, 500) and the chosen rows of
+            update: Privatised, or the mean of several such; "structure.bias" (K, 500) and the chosen rows of
                 "structure.weight" are read.
-            rounds: How many updates were averaged; unused, the noise is read off the update.
 
         Returns:
             The pictures, loudest victim first.
         """
         pixels = payload.tensors["index"].numel()
-        bias, weight = gradient["structure.bias"], gradient["structure.weight"]
+        bias, weight = update.gradient["structure.bias"], update.gradient["structure.weight"]
         voices = bias[:, :_COPIES].mean(dim=1)
         noise = half_normal_std(bias[:, _COPIES:])
         threshold = stats.norm.isf(self.false_alarm / (2 * self.units)) * noise / math.sqrt(_COPIES)

@@ -17,8 +17,20 @@ def cosine_matrix(size: int) -> Tensor:
     return matrix.float()
 
 
+def cosine(images: Tensor) -> Tensor:
+    """Orthonormal 2-D cosine transform of the last two dimensions."""
+    rows, columns = (cosine_matrix(n).to(images) for n in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def inverse_cosine(coefficients: Tensor) -> Tensor:
+    """Invert `cosine`."""
+    rows, columns = (cosine_matrix(n).to(coefficients) for n in coefficients.shape[-2:])
+    return rows.T @ coefficients @ columns
+
+
 def analyse(images: Tensor, mean: Tensor, colour: Tensor) -> Tensor:
-    """Centre images and express them in decorrelated coefficients (colour axes, then a 2-D cosine transform).
+    """Centre images and express them in decorrelated coefficients.
 
     Args:
         images: Shape (..., 3, H, W), values in [0, 1].
@@ -28,15 +40,10 @@ def analyse(images: Tensor, mean: Tensor, colour: Tensor) -> Tensor:
     Returns:
         Coefficients, shape (..., 3, H, W); an isometry of `images - mean`.
     """
-    height, width = images.shape[-2:]
-    rows, columns = (cosine_matrix(n).to(images) for n in (height, width))
-    centred = torch.einsum("dc,...chw->...dhw", colour.to(images), images - mean.to(images))
-    return rows @ centred @ columns.T
+    return cosine(torch.einsum("dc,...chw->...dhw", colour.to(images), images - mean.to(images)))
 
 
 def synthesise(coefficients: Tensor, mean: Tensor, colour: Tensor) -> Tensor:
     """Invert `analyse`: coefficients of shape (..., 3, H, W) to images of the same shape, not clamped."""
-    height, width = coefficients.shape[-2:]
-    rows, columns = (cosine_matrix(n).to(coefficients) for n in (height, width))
-    centred = rows.T @ coefficients @ columns
+    centred = inverse_cosine(coefficients)
     return torch.einsum("dc,...dhw->...chw", colour.to(coefficients), centred) + mean.to(coefficients)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.encoding import water_filling
 from lightning_recon.structure.gating import class_code, intervals, measurement_directions
@@ -105,21 +105,20 @@ class WaterFilling:
             },
         )
 
-    def decode(self, payload: ServerPayload, task: Task, gradient: Mapping[str, Tensor], rounds: int) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
         """Estimate the noise, separate the victims, and decode each one's row.
 
         Args:
             payload: What was shipped.
             task: What was announced.
-            gradient: Mean of the updates, privatised; "structure.weight" of shape (K, m + 1 + nulls) is read.
-            rounds: How many updates were averaged.
+            update: Privatised, or the mean of several such; "structure.weight" of shape (K, m + 1 + nulls) is read.
 
         Returns:
             The pictures and their posterior.
         """
         statistics, shipped = self.statistics(task), payload.tensors
-        weight = gradient["structure.weight"]
-        layers = len(gradient) if task.per_layer else 1
+        weight = update.gradient["structure.weight"]
+        layers = len(update.gradient) + len(update.omitted) if task.per_layer else 1
         budget = (task.max_grad_norm or float(weight.norm())) / math.sqrt(layers)
         inputs, pilot, nulls = (weight / budget).split([weight.shape[1] - 1 - self.nulls, 1, self.nulls], dim=1)
         level = float(shipped["constants"][0])
@@ -167,4 +166,6 @@ def _in_coefficients(
     for victim, row in enumerate(decoded):
         mean[victim, shipped["index"]] = row.inputs.cpu() / shipped["gain"]
         variance[victim, shipped["index"]] = row.variance.cpu() / shipped["gain"] ** 2
-    return Posterior(mean.view(shape), variance.view(shape), prior)
+    # Nothing is known without any doubt, nor less than before: keeps every precision finite and non-negative.
+    variance = variance.view(shape).clamp(min=1e-12 * prior, max=prior)
+    return Posterior(mean.view(shape), variance, prior)

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attack: what the server does with an update, and nothing that it could not know."""
+
+from lightning_recon.attack.reconstruction import Reconstruction, ReconstructionAttack
+
+__all__ = ["Reconstruction", "ReconstructionAttack"]
