@@ -91,6 +91,7 @@ class ResultsWriter(Callback):
         """
         self.show = show
         self._started = time.monotonic()
+        self._record: Record | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock: what the clients and the decoding take counts as well."""
@@ -154,8 +155,13 @@ class ResultsWriter(Callback):
             metrics = {name: summary[name] for name in ("psnr_mean", "ssim_mean")}
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams({"attack": record["attack"], **_plain(record["privacy"])}, metrics)
-        if self.show:
-            show_results(record, root)
+        self._record = record
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the table once the progress bar is gone."""
+        if self.show and self._record is not None:
+            show_results(self._record, Path(trainer.default_root_dir))
+        self._record = None
 
 
 class Comparison(Callback):
@@ -170,6 +176,7 @@ class Comparison(Callback):
         """
         self.structure = structure
         self.title = title
+        self._report = ""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw photograph, subject, the rival's and our pictures of the first client."""
@@ -190,7 +197,13 @@ class Comparison(Callback):
         path = Path(trainer.default_root_dir) / "comparison.png"
         comparison_figure(columns).save(path)
         means = [sum(v.psnr for v in one.victims) / len(one.victims) for one in (theirs, ours)]
-        Console().print(f"same client, same noise: {self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB ({path})")
+        self._report = f"same client and protection: {self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB; {path}"
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the comparison once the progress bar is gone."""
+        if self._report:
+            Console().print(self._report)
+        self._report = ""
 
 
 def truths_of(trainer: Trainer) -> list[Truth]:

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `recon` command: LightningCLI, with runs kept in one folder and mistakes answered in one line."""
 
+import logging
 import os
 import pickle
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from jsonargparse import ArgumentError, auto_cli
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Classes that may be given by their bare names on the command line.
@@ -30,6 +32,8 @@ DESCRIPTION = """Measure what a server can see of its users' pictures through cl
 
 fit attacks the configured clients; validate only shows what they would release; test scores a finished run again;
 predict exports its pictures. `recon replay RUN --output DIR` repeats a run's reconstruction from its exchange alone."""
+
+REPLAY = "Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist."
 
 CONFIGS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
 
@@ -57,11 +61,26 @@ class ReconCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-def run_cli(args: Sequence[str] | None, run: bool = True) -> ReconCLI:
+class SaveConfig(SaveConfigCallback):
+    """Keeps the config of the run itself: scoring or exporting it later leaves config.yaml alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write config.yaml before the fit.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+            stage: The trainer's stage.
+        """
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
     """Parse the arguments, build everything, and run the subcommand.
 
     Args:
-        args: Command line without the program's name; None for that of the process.
+        args: Command line without the program's name, or a config.
         run: Whether to run; otherwise there is no subcommand and the objects are only built.
     """
     return ReconCLI(
@@ -71,6 +90,7 @@ def run_cli(args: Sequence[str] | None, run: bool = True) -> ReconCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "callbacks": [
@@ -78,9 +98,11 @@ def run_cli(args: Sequence[str] | None, run: bool = True) -> ReconCLI:
                 RichProgressBar(),
             ],
             "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
         },
         parser_kwargs={"version": __version__, "description": DESCRIPTION, "exit_on_error": False},
-        args=None if args is None else list(args),
+        args=args if isinstance(args, dict) else list(args),
         run=run,
     )
 
@@ -95,9 +117,12 @@ def replay(run: str, output: str) -> None:
     folder = Path(run)
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no config.yaml: name the folder of a finished run")
-    recorded = ["--model.client", "lightning_recon.exchange.RecordedClient"]
-    recorded += ["--model.client.folder", str(folder / "exchange")]
-    cli = run_cli(["--config", str(folder / "config.yaml"), *recorded, "--trainer.default_root_dir", output], run=False)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    kept = {name: config[name] for name in ("seed_everything", "model", "data", "trainer", "image_grid", "results")}
+    recording = {"folder": str(folder / "exchange")}
+    kept["model"]["init_args"]["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recording}
+    kept["trainer"]["default_root_dir"] = output
+    cli = run_cli(kept, run=False)
     cli.trainer.fit(cli.model)
 
 
@@ -113,6 +138,18 @@ def writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --trainer.default_root_dir") from None
+
+
+def quieten() -> None:
+    """Silence what libraries say of themselves and a user can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        "LightningCLI's args parameter is intended",  # the arguments are the command line's, with config names resolved
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with newer torch
+        ".*does not have many workers",  # the attack's loader yields step numbers
+        "The number of training batches",  # logging more often than there are steps is meant
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def with_shipped_configs(args: Sequence[str]) -> list[str]:
@@ -156,9 +193,14 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command line without the program's name; None for that of the process.
     """
     given = with_shipped_configs(sys.argv[1:] if args is None else args)
+    quieten()
     try:
         if given[:1] == ["replay"]:
-            auto_cli(replay, args=given[1:], prog="recon replay")
+            parser = ArgumentParser(prog="recon replay", description=REPLAY, exit_on_error=False)
+            parser.add_argument("run", help="folder of a finished run, with config.yaml and exchange/")
+            parser.add_argument("--output", required=True, help="folder for the reconstructions and their images")
+            chosen = parser.parse_args(given[1:])
+            replay(chosen.run, chosen.output)
         else:
             run_cli(given)
     except Exception as error:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attack as a LightningModule: it talks to the clients in `setup` and refines its guesses in `training_step`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recon.attack.conversation import converse, prepare, record_payload
 from lightning_recon.attack.objectives import ChannelLikelihood, MomentMatching
@@ -42,6 +43,22 @@ class Reconstruction:
 def momentum(params: Any) -> Optimizer:
     """The default optimiser: gradient descent with Nesterov's momentum, whose step suits the whitened dummies."""
     return torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True)
+
+
+class Steps(IterableDataset[int]):
+    """Counts refinement steps; iterable, so that no sampler deals every rank only a share of the steps."""
+
+    def __init__(self, count: int) -> None:
+        """Count to `count`."""
+        self.count = count
+
+    def __len__(self) -> int:
+        """How many steps there are."""
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        """One number a step."""
+        return iter(range(self.count))
 
 
 class ReconstructionAttack(LightningModule):
@@ -153,12 +170,15 @@ class ReconstructionAttack(LightningModule):
 
     def step_loader(self) -> DataLoader[int]:
         """What the attack trains on: its own step counter, never a picture."""
-        steps = range(max(1, self.trainer.max_steps))
-        return DataLoader(steps, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(Steps(max(1, self.trainer.max_steps)), batch_size=None)
 
     def train_dataloader(self) -> DataLoader[int]:
         """The step counter again, for a run without a data module."""
         return self.step_loader()
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """One empty step, for a run without a data module."""
+        return DataLoader(range(1))  # type: ignore[arg-type]
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         """Move the dummies of all victims once.
@@ -176,7 +196,7 @@ class ReconstructionAttack(LightningModule):
         # A likelihood of 50 dB needs more than the eight bits of bfloat16, whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
             losses = self.objective.losses(self.dummies[self.slots.to(self.device)].float())
-        self.log("loss", losses.detach().mean(), prog_bar=True, rank_zero_only=True)
+        self.log("loss", losses.detach().mean(), rank_zero_only=True)
         return losses.sum() * self.trainer.world_size
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
@@ -185,8 +205,9 @@ class ReconstructionAttack(LightningModule):
     def test_step(self, batch: object, batch_idx: int) -> None:
         """Nothing: scoring is the business of the results callback, which knows the truth."""
 
-    def predict_step(self, batch: object, batch_idx: int) -> None:
+    def predict_step(self, batch: object, batch_idx: int) -> object:
         """Nothing: the results callback exports the pictures."""
+        return batch
 
     @property
     def mean_image(self) -> Tensor:

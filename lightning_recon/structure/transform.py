@@ -10,11 +10,11 @@ from torch import Tensor
 
 @lru_cache
 def cosine_matrix(size: int) -> Tensor:
-    """Orthonormal DCT-II matrix, shape (size, size), float32: coefficients = matrix @ samples."""
+    """Orthonormal DCT-II matrix, shape (size, size), float64: coefficients = matrix @ samples."""
     index = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(math.pi / size * (index[None, :] + 0.5) * index[:, None]) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
-    return matrix.float()
+    return matrix
 
 
 def cosine(images: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundled photographs, and a client whose gradient is written down instead of computed."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import lightning_recon.data
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.structure import InferenceStructure
+
+OTHER_LAYERS = 3  # parameter tensors of the imagined target network; their gradient is drowned by the structure's
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Callable[[int], Tensor]:
+    paths = sorted((Path(lightning_recon.data.__file__).parent / "samples").glob("*/*.jpg"))
+
+    def load(size: int) -> Tensor:
+        """The bundled photographs, squeezed into a square, shape (16, 3, size, size), values in [0, 1]."""
+        pixels = []
+        for path in paths:
+            with Image.open(path) as image:
+                pixels.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX)))
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def task() -> Callable[..., Task]:
+    def announce(size: int, batch: int, noise: float, granularity: str = "sample", per_layer: bool = False) -> Task:
+        return Task(
+            image_shape=(3, size, size),
+            num_classes=10,
+            batch_size=batch,
+            clients=1,
+            network="none",
+            granularity="update" if granularity == "update" else "sample",
+            per_layer=per_layer,
+            max_grad_norm=10.0,
+            noise_multiplier=noise,
+            rounds=1,
+        )
+
+    return announce
+
+
+@pytest.fixture(scope="session")
+def release() -> Callable[..., ClientUpdate]:
+    def share(payload: ServerPayload, task: Task, images: Tensor, voices: Tensor | None = None) -> ClientUpdate:
+        """What a client releases whose network is undecided: the gradient of an excited unit is δ · e(x).
+
+        `voices` scales the victims' δ, as confident predictions do.
+        """
+        structure = InferenceStructure(payload)
+        inputs = structure.encode(images)
+        measured = inputs @ structure.weight.detach().T
+        excited = ((structure.lower <= measured) & (measured < structure.upper)).float()
+        labels = torch.arange(len(images)) % task.num_classes
+        delta = structure.strength * (structure.code.mean() - structure.code[labels])
+        if voices is not None:
+            delta = delta * voices
+        single = {"structure.weight": torch.einsum("b,bk,bm->bkm", delta, excited, inputs)}
+        if structure.bias is not None:
+            single["structure.bias"] = torch.einsum("b,bk,p->bkp", delta, excited, structure.bias_constants)
+        if task.granularity == "update":
+            single = {name: gradient.mean(dim=0, keepdim=True) for name, gradient in single.items()}
+        assert task.max_grad_norm is not None
+        bound = task.max_grad_norm / (math.sqrt(len(single) + OTHER_LAYERS) if task.per_layer else 1.0)
+        norms = {name: gradient.flatten(1).norm(dim=1) for name, gradient in single.items()}
+        whole = torch.stack(list(norms.values())).norm(dim=0)
+        released = {}
+        for name, gradient in single.items():
+            factor = bound / (norms[name] if task.per_layer else whole)
+            clipped = torch.einsum("b,bkm->km", factor, gradient)
+            released[name] = clipped + task.noise_multiplier * task.max_grad_norm * torch.randn_like(clipped)
+        others = {f"network.{index}": {"shape": [1], "sha256": ""} for index in range(OTHER_LAYERS)}
+        return ClientUpdate(client=0, draw=0, round=0, gradient=released, omitted=others)  # type: ignore[arg-type]
+
+    return share
+
+
+@pytest.fixture(scope="session")
+def matched_psnr() -> Callable[[Tensor, Tensor], Tensor]:
+    def score(pictures: Tensor, truth: Tensor) -> Tensor:
+        """PSNR of each picture against the nearest truth, in dB; no truth may serve twice."""
+        errors = torch.stack([(truth - picture).square().mean(dim=(1, 2, 3)) for picture in pictures])
+        nearest = errors.argmin(dim=1)
+        assert len(nearest.unique()) == len(nearest)
+        return -10 * errors.min(dim=1).values.log10()
+
+    return score
