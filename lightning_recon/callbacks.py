@@ -48,25 +48,33 @@ class ImageGrid(Callback):
         """
         self.every_n_steps = every_n_steps
         self.clients = clients
+        self._shown = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the first decoding."""
         self._show(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Show the present state now and then."""
         if trainer.global_step % self.every_n_steps == 0:
+            self._show(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the last state, if no step has."""
+        if trainer.global_step != self._shown:
             self._show(trainer, pl_module)
 
     def _show(self, trainer: Trainer, module: LightningModule) -> None:
         truths = truths_of(trainer)
         if not isinstance(module, ReconstructionAttack) or not truths:
             return
-        scored = [scored_one(one, truths, module) for one in module.reconstructions() if one.client < self.clients]
-        if not scored:
+        self._shown = trainer.global_step
+        found = module.gathered()
+        if not trainer.is_global_zero:
             return
+        scored = [scored_one(one, truths, module) for one in found if one.client < self.clients]
         victims = [victim for one in scored for victim in one.victims]
         for logger in trainer.loggers:
             logger.log_metrics({"psnr": sum(v.psnr for v in victims) / len(victims)}, trainer.global_step)
@@ -135,9 +143,10 @@ class ResultsWriter(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the client would release, for `recon validate`."""
-        client = getattr(pl_module, "client", None)
-        if trainer.state.fn == "validate" and trainer.is_global_zero and isinstance(client, VictimClient):
-            show_release(client, pl_module)
+        if trainer.state.fn != "validate" or not trainer.is_global_zero:
+            return
+        if isinstance(pl_module, ReconstructionAttack) and isinstance(pl_module.client, VictimClient):
+            show_release(pl_module.client, pl_module)
 
     def _score(
         self, trainer: Trainer, module: ReconstructionAttack, found: list[Reconstruction], cost: dict[str, Any]
@@ -167,15 +176,17 @@ class ResultsWriter(Callback):
 class Comparison(Callback):
     """Attacks the first client with a second structure too, and draws `comparison.png`."""
 
-    def __init__(self, structure: Structure, title: str = "seed paper") -> None:
+    def __init__(self, structure: Structure, title: str = "seed paper", victims: int = 8) -> None:
         """Choose the rival.
 
         Args:
             structure: The structure to compare with; same client, same protection, same seed of the noise.
             title: Heading of its column.
+            victims: At most so many rows are drawn.
         """
         self.structure = structure
         self.title = title
+        self.victims = victims
         self._report = ""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,9 +206,10 @@ class Comparison(Callback):
             ("lightning_recon", ours.pictures, [victim.psnr for victim in ours.victims]),
         ]
         path = Path(trainer.default_root_dir) / "comparison.png"
-        comparison_figure(columns).save(path)
+        comparison_figure([(name, images[: self.victims], psnr) for name, images, psnr in columns]).save(path)
         means = [sum(v.psnr for v in one.victims) / len(one.victims) for one in (theirs, ours)]
-        self._report = f"same client and protection: {self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB; {path}"
+        scores = f"{self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB"
+        self._report = f"same client and protection: {scores}; {path}"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the comparison once the progress bar is gone."""
@@ -309,7 +321,8 @@ def show_results(record: Record, root: Path) -> None:
 
 def privacy_line(privacy: Record) -> str:
     """The protection in one line, nominal and accounted."""
-    clip = "no clipping" if privacy["max_grad_norm"] is None else f"clip {privacy['max_grad_norm']:g} per {privacy['granularity']}"
+    norm = privacy["max_grad_norm"]
+    clip = "no clipping" if norm is None else f"clip {norm:g} per {privacy['granularity']}"
     if privacy["epsilon_accounted"] is None:
         return f"{clip}, no noise: no privacy guarantee"
     return (

@@ -3,7 +3,7 @@
 
 import logging
 import os
-import pickle
+import re
 import sys
 import tempfile
 import warnings
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Classes that may be given by their bare names on the command line.
@@ -25,7 +26,8 @@ from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # no
 from lightning_recon.data import ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient  # noqa: F401
-from lightning_recon.structure import SeedPaper, WaterFilling  # noqa: F401
+from lightning_recon.storage import readable
+from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
 from lightning_recon.victim import VictimClient  # noqa: F401
 
 DESCRIPTION = """Measure what a server can see of its users' pictures through clipping and noise.
@@ -35,11 +37,13 @@ predict exports its pictures. `recon replay RUN --output DIR` repeats a run's re
 
 REPLAY = "Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist."
 
+LAST = Path("checkpoints", "last.ckpt")
+
 CONFIGS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
 
 
 class ReconCLI(LightningCLI):
-    """LightningCLI whose run folder is `trainer.default_root_dir`: config, events, checkpoints and results side by side."""
+    """LightningCLI whose run folder, `trainer.default_root_dir`, holds config, events, checkpoints and results."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has.
@@ -51,11 +55,29 @@ class ReconCLI(LightningCLI):
         parser.add_lightning_class_args(ResultsWriter, "results")
         parser.set_defaults({"trainer.default_root_dir": "runs/recon"})
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and check the checkpoint before Lightning trusts it.
+
+        Args:
+            parser: The parser of all subcommands.
+            args: The command line, or a config.
+        """
+        super().parse_arguments(parser, args)
+        subcommand = self.config.get("subcommand")
+        if subcommand and (checkpoint := self.config[subcommand].get("ckpt_path")):
+            root = Path(self.config[subcommand].trainer.default_root_dir)
+            check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
         """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself."""
-        root = self._get(self.config_init, "trainer.default_root_dir")
-        if self.subcommand in ("fit", "test", "predict", "validate") or self.subcommand is None:
-            writable(Path(root))
+        root = Path(self._get(self.config_init, "trainer.default_root_dir"))
+        writable(root)
+        last = root / LAST
+        self.trainer_defaults["callbacks"] = [
+            # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
+            ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=20, enable_version_counter=False),
+            StepBar(),
+        ]
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
         return super().instantiate_trainer(**kwargs)
@@ -65,15 +87,38 @@ class SaveConfig(SaveConfigCallback):
     """Keeps the config of the run itself: scoring or exporting it later leaves config.yaml alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write config.yaml before the fit.
+        """Nothing yet: the attack may still fail before its first step, and an earlier run's config stay valid.
 
         Args:
             trainer: The trainer.
             pl_module: The model.
             stage: The trainer's stage.
         """
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config.yaml before the first step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+        """
+        super().setup(trainer, pl_module, "fit")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config.yaml of a run without steps.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+        """
+        super().setup(trainer, pl_module, "fit")
+
+
+class StepBar(RichProgressBar):
+    """Progress in steps: without a limit to them, epochs are not counted."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Refining  " if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
 
 
 def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
@@ -85,7 +130,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
     """
     return ReconCLI(
         LightningModule,
-        LightningDataModule,
+        LightningDataModule if run else None,  # a replay has none
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
@@ -93,11 +138,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
-            "callbacks": [
-                ModelCheckpoint(save_last=True, every_n_train_steps=20, auto_insert_metric_name=False),
-                RichProgressBar(),
-            ],
-            "max_epochs": 1,
+            "max_epochs": -1,  # steps say how far an attack is: one that has ended goes on when given more
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
         },
@@ -117,11 +158,16 @@ def replay(run: str, output: str) -> None:
     folder = Path(run)
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no config.yaml: name the folder of a finished run")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    kept = {name: config[name] for name in ("seed_everything", "model", "data", "trainer", "image_grid", "results")}
-    recording = {"folder": str(folder / "exchange")}
-    kept["model"]["init_args"]["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recording}
-    kept["trainer"]["default_root_dir"] = output
+    with readable(folder / "config.yaml"):
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+        kept = {name: config[name] for name in ("seed_everything", "model", "trainer", "image_grid", "results")}
+        client = kept["model"]["init_args"]["client"]
+        client["class_path"] = "lightning_recon.exchange.RecordedClient"
+        client["init_args"] = {"folder": str(folder / "exchange")}
+        kept["trainer"]["default_root_dir"] = output
     cli = run_cli(kept, run=False)
     cli.trainer.fit(cli.model)
 
@@ -137,17 +183,41 @@ def writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --trainer.default_root_dir") from None
+        reason = f"cannot write to {folder} ({error.strerror})"
+        raise UserError(f"{reason}: choose another --trainer.default_root_dir") from None
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check, before any work is done, that a file is a checkpoint; reading it executes no code.
+
+    Raises:
+        UserError: If it is not there or something else.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"there is no checkpoint {path}: leave out --ckpt_path, or give a file from checkpoints/ of a run"
+        )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # unpickling foreign bytes can raise anything
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= {"state_dict", "loops", "pytorch-lightning_version"}:
+        raise UserError(f"{path} is no checkpoint of this program: give --ckpt_path a file from checkpoints/ of a run")
 
 
 def quieten() -> None:
     """Silence what libraries say of themselves and a user can do nothing about."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "LightningCLI's args parameter is intended",  # the arguments are the command line's, with config names resolved
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with newer torch
         ".*does not have many workers",  # the attack's loader yields step numbers
         "The number of training batches",  # logging more often than there are steps is meant
+        "Your `IterableDataset` has `__len__` defined",  # the loader of step numbers has no workers
+        "Checkpoint directory .* exists and is not empty",  # as it is when a run is resumed or repeated
+        "The dirpath has changed from",  # a run folder may be moved
+        "You're resuming from a checkpoint that ended before the epoch ended",  # every step carries its own state
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -161,7 +231,7 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
     Returns:
         The same with `--config imagenet.yaml`, `-c` or `--config=` pointing to the shipped file where it exists.
     """
-    found = []
+    found: list[str] = []
     for place, argument in enumerate(args):
         flag, separator, name = argument.rpartition("=") if argument.startswith(("--config=", "-c=")) else ("", "", "")
         if not separator and place and args[place - 1] in ("--config", "-c"):
@@ -172,6 +242,31 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
     return found
 
 
+def configs_first(args: Sequence[str]) -> list[str]:
+    """Move the configs of a subcommand, in their order, before its other arguments: those win wherever they stand.
+
+    Args:
+        args: Command line.
+    """
+    configs: list[str] = []
+    others: list[str] = []
+    for place, argument in enumerate(args):
+        follows = place > 0 and args[place - 1] in ("--config", "-c")
+        is_config = argument in ("--config", "-c") or argument.startswith(("--config=", "-c="))
+        (configs if follows or is_config else others).append(argument)
+    return [*others[:1], *configs, *others[1:]]
+
+
+def reason_of(error: ArgumentError) -> str:
+    """What jsonargparse has to say, in one line and without its account of types that do not matter."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: ", "", text)
+    text = re.sub(r" Given value type: .*?(?= - |$)", "", text)
+    text = re.sub(r"- Expected a <class 'NoneType'>", "", text)
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    return " ".join(text.replace(": - ", ": ").split()).rstrip(".")
+
+
 def user_error(error: BaseException) -> UserError | None:
     """The `UserError` that an exception is, was caused by, or replaced; None if the fault is not the user's."""
     seen: BaseException | None = error
@@ -179,10 +274,12 @@ def user_error(error: BaseException) -> UserError | None:
         if isinstance(seen, UserError):
             return seen
         seen = seen.__cause__ or seen.__context__
-    if isinstance(error, pickle.UnpicklingError):
-        return UserError("--ckpt_path names a file that is no checkpoint of this program: give one from checkpoints/")
     if isinstance(error, ArgumentError):
-        return UserError(" ".join(str(error).split()))
+        return UserError(f"{reason_of(error)}: see recon --help, or recon fit --help for all options")
+    if isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
+        return UserError(
+            "the checkpoint belongs to another model: give --ckpt_path a file from checkpoints/ of this run"
+        )
     return None
 
 
@@ -192,7 +289,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None for that of the process.
     """
-    given = with_shipped_configs(sys.argv[1:] if args is None else args)
+    given = configs_first(with_shipped_configs(sys.argv[1:] if args is None else args))
     quieten()
     try:
         if given[:1] == ["replay"]:
@@ -209,4 +306,3 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"recon: error: {mistake}", file=sys.stderr)
         sys.exit(2)
-

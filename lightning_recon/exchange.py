@@ -224,9 +224,9 @@ class RecordedClient:
         """What the server knows of the training, as recorded."""
         return self._task
 
-    def payload(self, round: int) -> ServerPayload:
-        """What the server shipped in this round, as recorded."""
-        return ServerPayload.load(self.folder, payload_name(round))
+    def payload(self, round: int, client: int | None = None, draw: int | None = None) -> ServerPayload:
+        """What the server shipped in this round, as recorded: to all, or to this client in this noise draw."""
+        return ServerPayload.load(self.folder, payload_name(round, client, draw))
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """The recorded update of this client, draw and round, if the payload is the recorded one."""
@@ -242,9 +242,11 @@ class RecordedClient:
         return update
 
 
-def payload_name(round: int) -> str:
-    """File name, without ending, of a round's payload."""
-    return f"payload-r{round:04d}"
+def payload_name(round: int, client: int | None = None, draw: int | None = None) -> str:
+    """File name, without ending, of a round's payload: for all, or for one client in one noise draw."""
+    if client is None or draw is None:
+        return f"payload-r{round:04d}"
+    return f"payload-c{client:03d}-d{draw:03d}-r{round:04d}"
 
 
 def update_name(client: int, draw: int, round: int) -> str:

@@ -26,7 +26,13 @@ data_root=$1 sam_checkpoint=$2 output=$3
 # Activate the environment here if your shell does not:
 # source .venv/bin/activate
 
-# Four clients a GPU, shared out evenly over the ranks. `last` starts afresh where there is no checkpoint yet.
+# A job that was put back into the queue goes on where it was.
+resume=()
+if [ -f "$output/checkpoints/last.ckpt" ]; then
+    resume=(--ckpt_path last)
+fi
+
+# Four clients a GPU, shared out evenly over the ranks.
 srun recon fit \
     --config imagenet.yaml \
     --data.root "$data_root" \
@@ -38,4 +44,4 @@ srun recon fit \
     --trainer.num_nodes "$SLURM_NNODES" \
     --trainer.devices "$SLURM_NTASKS_PER_NODE" \
     --trainer.default_root_dir "$output" \
-    --ckpt_path last
+    "${resume[@]}"

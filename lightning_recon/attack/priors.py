@@ -7,22 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_recon.structure.transform import inverse_cosine
-
 # Weight of "contrast is everywhere the same", in effective coefficients; and how flat a place may be.
 _EVEN_CONTRAST = 4.0
 _LEAST_CONTRAST = 0.03
 
 
-def local_contrast(coefficients: Tensor, prior_variance: Tensor, certainty: Tensor, window: float) -> Tensor:
+def local_contrast(whitened: Tensor, certainty: Tensor, window: float) -> Tensor:
     """Estimate how much livelier or flatter each place of a picture is than its spectrum says.
 
     Under the spectral prior the whitened picture is white noise of variance 1; in a photograph its local variance κ(x)
     is high on texture and near 0 on sky, or on the black around a subject that was cut out: no mask is needed.
 
     Args:
-        coefficients: Current estimate in the basis of `transform.analyse`, shape (M, 3, H, W).
-        prior_variance: Prior variance of each coefficient, same shape, positive.
+        whitened: Current estimate as a picture whose coefficients were divided by √λ, shape (M, 3, H, W).
         certainty: 1 − posterior variance / prior variance of each coefficient, same shape, in [0, 1].
         window: Standard deviation of the averaging window, in pixels, positive.
 
@@ -31,25 +28,24 @@ def local_contrast(coefficients: Tensor, prior_variance: Tensor, certainty: Tens
 
     Source: spatially adaptive Wiener filtering; the Gaussian scale mixture of Portilla et al. (2003).
     """
-    energy = inverse_cosine(coefficients / prior_variance.sqrt()).square().sum(dim=1, keepdim=True)
+    energy = whitened.square().sum(dim=1, keepdim=True)
     known = certainty.mean(dim=(-2, -1), keepdim=True).sum(dim=1, keepdim=True)
     count = 4 * math.pi * window**2 * known
     mean = _blurred(energy, window)
     return ((4 * math.pi * window**2 * mean + _EVEN_CONTRAST) / (count + _EVEN_CONTRAST)).clamp(min=_LEAST_CONTRAST)
 
 
-def contrast_energy(coefficients: Tensor, prior_variance: Tensor, contrast: Tensor) -> Tensor:
+def contrast_energy(whitened: Tensor, contrast: Tensor) -> Tensor:
     """Negative log-prior, up to a constant, of pictures with a spectrum and a local contrast.
 
     Args:
-        coefficients: Shape (M, 3, H, W).
-        prior_variance: Same shape, positive.
+        whitened: Pictures whose coefficients were divided by √λ, shape (M, 3, H, W).
         contrast: κ, shape (M, 1, H, W); all 1 gives the plain spectral prior ½ Σ c²/λ.
 
     Returns:
         One number a picture, shape (M,).
     """
-    return 0.5 * (inverse_cosine(coefficients / prior_variance.sqrt()).square() / contrast).sum(dim=(1, 2, 3))
+    return 0.5 * (whitened.square() / contrast).sum(dim=(1, 2, 3))
 
 
 def total_variation(images: Tensor, smoothing: float = 1e-2) -> Tensor:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attack as a LightningModule: it talks to the clients in `setup` and refines its guesses in `training_step`."""
+"""The attack as a LightningModule: it talks to the clients in `on_fit_start` and refines its guesses step by step."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_recon.attack.conversation import converse, prepare, record_payload
+from lightning_recon.attack.conversation import converse, fingerprint, prepare, publish, record_payload
 from lightning_recon.attack.objectives import ChannelLikelihood, MomentMatching
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload
@@ -40,7 +42,7 @@ class Reconstruction:
     unresolved: int
 
 
-def momentum(params: Any) -> Optimizer:
+def momentum(params: ParamsT) -> Optimizer:
     """The default optimiser: gradient descent with Nesterov's momentum, whose step suits the whitened dummies."""
     return torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True)
 
@@ -64,9 +66,9 @@ class Steps(IterableDataset[int]):
 class ReconstructionAttack(LightningModule):
     """A server reconstructs its clients' pictures from their privatised updates.
 
-    In `setup` the structure is shipped, the clients answer, and their rows are decoded; each training step then moves
-    the dummies of all victims once, downhill on the channel's likelihood with priors. Nothing here ever sees a truth:
-    scores are the business of callbacks.
+    Before the first step the structure is shipped, the clients answer, and their rows are decoded; each training step
+    then moves the dummies of all victims once, downhill on the channel's likelihood with priors. Nothing here ever
+    sees a truth: scores are the business of callbacks.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ReconstructionAttack(LightningModule):
         draws: int = 1,
         contrast_window: float = 2.0,
         total_variation: float = 0.0,
+        record: bool = True,
         optimizer: OptimizerCallable = momentum,
     ) -> None:
         """Set up the attack.
@@ -87,6 +90,7 @@ class ReconstructionAttack(LightningModule):
             contrast_window: Window, in pixels, over which the refinement's prior estimates local contrast; 0 for the
                 plain spectral prior, with which refinement changes nothing.
             total_variation: Weight of a total-variation prior in the refinement.
+            record: Whether to keep what crossed the wire, without which a run can be neither resumed nor replayed.
             optimizer: Moves the dummies.
         """
         super().__init__()
@@ -99,6 +103,7 @@ class ReconstructionAttack(LightningModule):
         self.draws = draws
         self.contrast_window = contrast_window
         self.total_variation = total_variation
+        self.record = record
         self.optimizer = optimizer
         self.payload: ServerPayload | None = None
         self.guesses: dict[tuple[int, int], Guess] = {}
@@ -108,41 +113,71 @@ class ReconstructionAttack(LightningModule):
         """Folder that keeps what crossed the wire."""
         return Path(self.trainer.default_root_dir) / "exchange"
 
+    @property
+    def staged(self) -> Path:
+        """Where a new exchange is recorded; an earlier one stays in place until it is complete."""
+        return self.exchange.with_name("exchange.new")
+
     def setup(self, stage: str) -> None:
-        """Talk to the clients of this rank; a resumed or finished run repeats its recorded exchange.
+        """Make room for the dummies; a finished run repeats its recorded exchange.
 
         Args:
-            stage: The trainer's stage; nothing is asked of any client in "validate".
+            stage: The trainer's stage; nothing is attacked in "validate".
         """
         if stage == "validate":
             return
-        recorded = stage != "fit" or self.trainer.ckpt_path is not None
-        if recorded and not (self.exchange / "task.json").exists():
-            raise UserError(f"no recorded exchange in {self.exchange}: run `recon fit` with this output folder first")
-        client = RecordedClient(self.exchange) if recorded else self.client
-        if isinstance(client, nn.Module):
-            client.to(self.trainer.strategy.root_device)
-        self.task = client.task
-        self.payload = prepare(client, self.structure)
-        keep = None if recorded else self.exchange
-        if keep is not None and self.trainer.is_global_zero:
-            record_payload(self.payload, self.task, keep)
-        own = range(self.global_rank, self.task.clients, self.trainer.world_size)
-        self.guesses = {
-            (index, draw): converse(client, self.structure, self.payload, index, draw, keep)
-            for index in own
-            for draw in range(self.draws)
-        }
-        self.objective = self._objective()
-        if self.guesses and self.objective is None and stage == "fit" and self.trainer.max_steps != 0:
-            raise UserError(
-                f"{type(self.structure).__name__} leaves nothing to refine: set --trainer.max_steps 0"
-                + (", or --model.structure.moments true" if hasattr(self.structure, "moments") else "")
-            )
+        if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
+            raise UserError("the refinement has no end: give a number of steps by --trainer.max_steps")
+        if stage == "fit":
+            self.task, self.resumed = self.client.task, False
+        else:
+            self._listen(self._recorded_client(), record=False)
         # Every rank holds all dummies, and moves its own clients': see `training_step`.
         self.dummies = nn.Parameter(
             torch.zeros(self.task.clients * self.draws * self.task.batch_size, *self.task.image_shape)
         )
+
+    def on_fit_start(self) -> None:
+        """Talk to the clients of this rank; a resumed run, known as such only now, repeats its recorded exchange."""
+        try:
+            recording = self.record and not self.resumed
+            self._listen(self._recorded_client() if self.resumed else self.client, record=recording)
+            if self.guesses and self.objective is None and self.trainer.max_steps != 0:
+                raise UserError(
+                    f"{type(self.structure).__name__} leaves nothing to refine: set --trainer.max_steps 0"
+                    + (", or --model.structure.moments true" if hasattr(self.structure, "moments") else "")
+                )
+        except UserError:
+            shutil.rmtree(self.staged, ignore_errors=True)
+            raise
+        self.trainer.strategy.barrier()
+        if recording and self.trainer.is_global_zero:
+            publish(self.staged, self.exchange)
+        self.trainer.strategy.barrier()
+        self.recording = fingerprint(self.exchange) if self.record else ""
+
+    def _recorded_client(self) -> RecordedClient:
+        if not (self.exchange / "task.json").exists():
+            raise UserError(f"no recorded exchange in {self.exchange}: run `recon fit` with this output folder first")
+        return RecordedClient(self.exchange)
+
+    def _listen(self, client: Client, record: bool) -> None:
+        """Ship the structure to this rank's clients and decode what they answer."""
+        if isinstance(client, nn.Module):
+            client.to(self.trainer.strategy.root_device)
+        self.task = client.task
+        self.payload = prepare(client, self.structure)
+        if record and self.trainer.is_global_zero:
+            shutil.rmtree(self.staged, ignore_errors=True)
+            record_payload(self.payload, self.structure, self.task, self.staged)
+        self.trainer.strategy.barrier()
+        own = range(self.global_rank, self.task.clients, self.trainer.world_size)
+        self.guesses = {
+            (index, draw): converse(client, self.structure, self.payload, index, draw, self.staged if record else None)
+            for index in own
+            for draw in range(self.draws)
+        }
+        self.objective = self._objective()
         first = [(index * self.draws + draw) * self.task.batch_size for index, draw in self.guesses]
         sizes = [len(guess.pictures) for guess in self.guesses.values()]
         self.slots = torch.tensor([f + m for f, size in zip(first, sizes, strict=True) for m in range(size)]).long()
@@ -209,6 +244,32 @@ class ReconstructionAttack(LightningModule):
         """Nothing: the results callback exports the pictures."""
         return batch
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the recorded exchange that the dummies belong to.
+
+        Args:
+            checkpoint: What is about to be written.
+        """
+        checkpoint["exchange"] = self.recording
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume; dummies that were made for another exchange are refused.
+
+        Args:
+            checkpoint: What was read.
+
+        Raises:
+            UserError: They belong to another run, or nothing is attacked.
+        """
+        if not hasattr(self, "dummies"):
+            raise UserError("this command attacks nothing: leave out --ckpt_path")
+        self.resumed = True
+        if checkpoint.get("exchange") != fingerprint(self.exchange):
+            raise UserError(
+                f"--ckpt_path names a checkpoint that does not belong to {self.exchange}: give last, or a file from "
+                "checkpoints/ of this run"
+            )
+
     @property
     def mean_image(self) -> Tensor:
         """The attacker's guess for a victim that it did not isolate, shape (3, H, W)."""
@@ -224,8 +285,9 @@ class ReconstructionAttack(LightningModule):
         dummies = self.dummies.detach()[self.slots.to(self.dummies.device)].float()
         initial = [guess.pictures for guess in self.guesses.values()]
         sizes = [len(pictures) for pictures in initial]
-        refined = self.trainer.global_step > 0 and self.objective is not None
-        final = self.objective.pictures(dummies).clamp(0, 1).cpu().split(sizes) if refined and self.objective else initial
+        final = initial
+        if self.objective is not None and self.trainer.global_step > 0:
+            final = list(torch.split(self.objective.pictures(dummies).clamp(0, 1).cpu(), sizes))
         return [
             Reconstruction(index, draw, pictures, before, guess.unresolved)
             for ((index, draw), guess), pictures, before in zip(self.guesses.items(), final, initial, strict=True)

@@ -4,7 +4,6 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from lightning_recon.evaluation.fidelity import mse_per_image, psnr_from_mse, same_in_8_bits, ssim_per_image

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a victim's row to its picture: sign and scale from the pilot, contrast from the energy, then Wiener's filter."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +10,14 @@ from torch import Tensor
 # Scales are searched this many standard deviations of their prior to either side, at this many points.
 _GRID_REACH = 5.0
 _GRID_POINTS = 401
+# Powers are tabulated at so many rungs, from the strongest down to this share of it, and pooled by so many.
+_RUNGS = 1024
+_FAINTEST = 1e-12
+_POOLED = 8
+# Scales less likely than this, compared with the best, are left out.
+_NEGLIGIBLE = 1e-9
+# A row this many standard deviations quieter than the budget shows that the structure had only a part of it.
+_QUIET = 3.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,8 @@ class RowPrior:
         log_contrast_std: Standard deviation of the logarithm of a picture's energy factor κ.
         scale: Typical S: the row is ± e(x)/S.
         log_scale_std: Spread of log S; 0 if S follows from the picture, S = scale · √(κ(1 − c²) + c²), as it does when
-            each sample is clipped alone.
+            each sample is clipped alone and the structure takes the whole budget. A row that is clearly quieter shows
+            what share of it the structure got.
     """
 
     power: Tensor
@@ -67,6 +77,8 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     power = prior.power.to(row)
     # Float32 rounding is the noise of a noiseless release, and keeps every formula finite.
     variance = noise**2 + 1e-14 * float(row.square().sum() + pilot**2)
+    if prior.log_scale_std == 0:
+        prior = replace(prior, scale=_audible_scale(row, pilot, noise, prior.scale))
     scales = _scale_grid(prior)
     centre, spread = -(prior.log_contrast_std**2) / 2, max(prior.log_contrast_std, 1e-3)
     budget = 1 - prior.pilot_level**2
@@ -88,6 +100,19 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     return _mixture(row, pilot, variance, power, scales, shares, log_prior, prior.pilot_level)
 
 
+def _audible_scale(row: Tensor, pilot: float, noise: float, scale: float) -> float:
+    """The scale at which the row has the energy it should have: larger if the network took a part of the budget.
+
+    Clipping leaves e(x) and pilot together the energy 1/scale²; only what noise cannot explain counts as missing.
+    """
+    entries = row.numel() + 1
+    energy = float(row.double().square().sum()) + pilot**2 - entries * noise**2
+    deviation = math.sqrt(2 * entries * noise**4 + 4 * max(energy, 0.0) * noise**2)
+    if 0 < energy < 1 / scale**2 - _QUIET * deviation:
+        return 1 / math.sqrt(energy)
+    return scale
+
+
 def _scale_grid(prior: RowPrior) -> Tensor:
     """Scales S to consider, shape (G,), float64."""
     if prior.log_scale_std == 0:
@@ -103,19 +128,42 @@ def _contrast_grid(prior: RowPrior) -> Tensor:
     return torch.linspace(-reach, reach, 4 * _GRID_POINTS, dtype=torch.float64).exp()
 
 
+@dataclass(frozen=True)
+class _Levels:
+    """Powers of all inputs on a logarithmic ladder: what depends on power alone is computed for its rungs.
+
+    Args:
+        power: Shape (L,), float64: the rungs, ascending.
+        below: Shape (m,) int64: the rung below each input's power, at most L − 2.
+        above: Shape (m,): how far the power is from that rung towards the next, in [0, 1].
+    """
+
+    power: Tensor
+    below: Tensor
+    above: Tensor
+
+
+def _levels(power: Tensor) -> _Levels:
+    ends = power.aminmax()
+    low = max(float(ends.min), _FAINTEST * float(ends.max))
+    # A margin, so that a spectrum of a single power has a ladder too.
+    span = math.log(float(ends.max) / low) + 1e-6
+    place = (power.clamp(min=low) / low).log() * ((_RUNGS - 1) / span)
+    below = place.long().clamp(max=_RUNGS - 2)
+    rungs = low * torch.linspace(0, span, _RUNGS, dtype=torch.float64).exp()
+    return _Levels(rungs, below, place - below)
+
+
 def _energy_likelihood(row: Tensor, power: Tensor, shares: Tensor, variance: float) -> Tensor:
     """Log-likelihood of the row's energies for each τ, shape (G,), float64; inputs of like power are pooled."""
-    order = power.argsort(descending=True)
-    groups = torch.unique((torch.arange(1, len(order) + 1, dtype=torch.float64).log2() * 8).long())
-    label = (torch.arange(1, len(order) + 1, dtype=torch.float64).log2() * 8).long()
-    label = torch.searchsorted(groups, label).to(row.device)
-    count = torch.zeros(len(groups), dtype=torch.float64, device=row.device)
-    level, energy = count.clone(), count.clone()
-    count.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
-    level.index_add_(0, label, power[order].double())
-    energy.index_add_(0, label, row[order].double().square())
-    expected = shares[:, None] * (level / count).cpu() + variance
-    return -0.5 * (energy.cpu() / expected + count.cpu() * expected.log()).sum(dim=1)
+    pool = torch.div(_levels(power).below, _POOLED, rounding_mode="floor")
+    groups = _RUNGS // _POOLED
+    count = torch.bincount(pool, minlength=groups).double()
+    level, energy = (torch.bincount(pool, weights=part.double(), minlength=groups) for part in (power, row.square()))
+    used = count > 0
+    count, level, energy = count[used].cpu(), level[used].cpu(), energy[used].cpu()
+    expected = shares[:, None] * (level / count) + variance
+    return -0.5 * (energy / expected + count * expected.log()).sum(dim=1)
 
 
 def _mixture(
@@ -132,19 +180,18 @@ def _mixture(
     signed = torch.cat([scales, -scales])
     log_weight = log_prior.repeat(2) - (pilot - level / signed) ** 2 / (2 * variance)
     weight = (log_weight - log_weight.max()).exp()
-    weight, shares = weight / weight.sum(), shares.repeat(2)
-    mean, second = torch.zeros_like(row), torch.zeros_like(row)
     # Nearly all of the weight sits on few points; the rest would only cost time.
-    points = weight.argsort(descending=True)
-    points = points[: int((weight[points].cumsum(0) < 1 - 1e-6).sum()) + 1]
-    step = max(1, len(points) // 64)
-    for chunk in points.split(step):
-        mass = float(weight[chunk].sum())
-        scale = float((weight[chunk] * signed[chunk]).sum()) / mass
-        square = float((weight[chunk] * signed[chunk] ** 2).sum()) / mass
-        share = float((weight[chunk] * shares[chunk]).sum()) / mass
-        gain = power * share / (power * share + variance)
-        mean += mass * scale * gain * row
-        second += mass * square * (gain * row.square() * gain + gain * variance)
+    points = weight > _NEGLIGIBLE
+    weight, signed, shares = weight[points] / weight[points].sum(), signed[points], shares.repeat(2)[points]
+    levels = _levels(power)
+    gain = levels.power * shares[:, None] / (levels.power * shares[:, None] + variance)
+    mean = (weight * signed) @ gain
+    # The estimate's variance: what the scales disagree about, and what noise leaves open at each of them.
+    disagreement = (weight[:, None] * (signed[:, None] * gain - mean).square()).sum(dim=0)
+    open_question = (weight * signed.square()) @ gain * variance
+    filtered, scatter, remaining = (
+        torch.lerp(rungs.to(row)[levels.below], rungs.to(row)[levels.below + 1], levels.above)
+        for rungs in (mean, disagreement, open_question)
+    )
     contrast = float((weight * shares * signed.square()).sum())
-    return RowPosterior(mean, (second - mean.square()).clamp(min=0), contrast)
+    return RowPosterior(filtered * row, scatter * row.square() + remaining, contrast)

@@ -46,6 +46,27 @@ class Guess:
     moments: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Knowledge:
+    """What several rounds with feedback told about one client's batch: V victims, n coefficients each.
+
+    Args:
+        mean: Posterior mean, shape (V, n).
+        variance: Posterior variance but for the mismatch, shape (V, n).
+        prior_variance: What it was before the first round, shape (V, 3, H, W).
+        units: The opening's unit that hears each victim alone, shape (V,); -1 if there is none.
+        scales: Signed scale of each victim's row at unit energy, shape (V,).
+        belief: Log-evidence for each factor by which the variance may be mistaken, shape (V, factors).
+    """
+
+    mean: Tensor
+    variance: Tensor
+    prior_variance: Tensor
+    units: Tensor
+    scales: Tensor
+    belief: Tensor
+
+
 @runtime_checkable
 class Structure(Protocol):
     """A malicious server: what it adds to the model, and how it reads the answer."""

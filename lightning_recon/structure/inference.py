@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.structure.moments import moments
 from lightning_recon.structure.transform import analyse
+from lightning_recon.structure.trap_weights import trap_weights
 
 
 class InferenceStructure(nn.Module):
@@ -31,15 +33,20 @@ class InferenceStructure(nn.Module):
     lower: Tensor
     upper: Tensor
     code: Tensor
+    bias_constants: Tensor
+    offset: Tensor | None
 
     def __init__(self, payload: ServerPayload) -> None:
         """Build the layer from what the server shipped.
 
         Args:
             payload: Settings `pixels` (send pixels instead of cosine coefficients), `strength`, `cancel`,
-                `target_scale` and optionally `moments` (send the statistics of `moments.moments` too); tensors named like the buffers below, `directions` (D, inputs), and `unit_direction`
-                (K,). Optional `bias_constants` (P,) gives the units a second weight over constant inputs, called
-                `bias`, as in the seed paper.
+                `target_scale` and optionally `moments` (send the statistics of `moments.moments` too); tensors named
+                like the buffers below, `directions` (D, inputs), and `unit_direction` (K,); or, instead of these two,
+                settings `trap_scaling`, `trap_deviation` and `trap_seed`, from which `trap_weights` makes every unit
+                a weight of its own. Optional `bias_constants` (P,) gives the units a second weight over constant
+                inputs, called `bias`, as in the seed paper.
+                Optional `offset` (K, inputs) is subtracted from the inputs of each unit: its gradient is δ · (e − offset).
         """
         super().__init__()
         tensors = payload.tensors
@@ -49,10 +56,18 @@ class InferenceStructure(nn.Module):
         self.cancel = bool(payload.settings["cancel"])
         self.strength = float(payload.settings["strength"])
         self.target_scale = float(payload.settings["target_scale"])
+        if not self.cancel and bool((self.lower == -torch.inf).any()):
+            raise UserError(
+                "the structure has an interval without a lower end and no cancelling twin, so its output is infinite: "
+                "set `cancel`, or make every lower end finite"
+            )
         self.moments = bool(payload.settings.get("moments", False))
         # The weight is a recipe on the wire: every unit of one direction has that direction as its weight row.
-        directions = F.pad(tensors["directions"], (0, self.constants.numel()))
-        self.weight = nn.Parameter(directions[tensors["unit_direction"]])
+        shipped = "directions" in tensors
+        weight = tensors["directions"][tensors["unit_direction"]] if shipped else _from_recipe(payload)
+        self.weight = nn.Parameter(F.pad(weight, (0, self.constants.numel())))
+        offset = F.pad(tensors["offset"], (0, self.constants.numel())) if "offset" in tensors else None
+        self.register_buffer("offset", offset)
         self.bias: nn.Parameter | None = None
         if "bias_constants" in tensors:
             self.register_buffer("bias_constants", tensors["bias_constants"].clone())
@@ -75,15 +90,19 @@ class InferenceStructure(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Contribution to the logits, shape (B, classes); exactly 0 with `cancel`."""
         inputs = self.encode(images)
-        activation = F.linear(inputs, self.weight)
-        # A separate product of the same operands rounds alike, so the twins cancel to the last bit.
-        twin = F.linear(inputs, self.weight.detach()) if self.cancel else self.lower.expand_as(activation)
+        measured = F.linear(inputs, self.weight.detach())
+        activation = F.linear(inputs, self.weight) - self._known(self.weight)
+        # The same operations on the same operands round alike, so the twins cancel to the last bit.
+        twin = measured - self._known(self.weight.detach()) if self.cancel else self.lower.expand_as(activation)
         if self.bias is not None:
             activation = activation + self.bias @ self.bias_constants.to(inputs)
-        measured = activation.detach()
         excited = (self.lower <= measured) & (measured < self.upper)
         output = torch.where(excited, activation - twin, 0.0).sum(dim=1, keepdim=True)
         return self.strength * output * self.code.to(output)
+
+    def _known(self, weight: Tensor) -> Tensor | float:
+        """What the units' offsets contribute to their products, shape (K,): it is sent no more."""
+        return 0.0 if self.offset is None else (weight * self.offset.to(weight)).sum(dim=1)
 
 
 class TamperedNetwork(nn.Module):
@@ -110,10 +129,23 @@ class TamperedNetwork(nn.Module):
         return self.structure.target_scale * logits + extra
 
 
+def _from_recipe(payload: ServerPayload) -> Tensor:
+    """The trap weights that the settings describe, shape (K, inputs)."""
+    settings, tensors = payload.settings, payload.tensors
+    return trap_weights(
+        tensors["lower"].numel(),
+        tensors["index"].numel(),
+        float(settings["trap_scaling"]),
+        float(settings["trap_deviation"]),
+        int(settings["trap_seed"]),
+    )
+
+
 def structure_bytes(payload: ServerPayload) -> int:
     """What the structure adds to one client's upload in one round, in bytes of float32."""
     tensors = payload.tensors
-    inputs = tensors["directions"].shape[1] + tensors["constants"].numel()
+    inputs = tensors["directions"].shape[1] if "directions" in tensors else tensors["index"].numel()
+    inputs += tensors["constants"].numel()
     if "bias_constants" in tensors:
         inputs += tensors["bias_constants"].numel()
-    return 4 * tensors["unit_direction"].numel() * inputs
+    return 4 * tensors["lower"].numel() * inputs

@@ -20,6 +20,6 @@ def moments(images: Tensor) -> Tensor:
 
     Source: You et al. (2025), released example: the statistics channel and its weights.
     """
-    variation = (images.diff(dim=-1).abs().sum(dim=(-2, -1)) + images.diff(dim=-2).abs().sum(dim=(-2, -1)))
+    variation = images.diff(dim=-1).abs().sum(dim=(-2, -1)) + images.diff(dim=-2).abs().sum(dim=(-2, -1))
     values = [images.mean(dim=(-2, -1)), images.var(dim=(-2, -1)), variation]
     return torch.stack([w * v for w, v in zip(MOMENTS.values(), values, strict=True)], dim=1)

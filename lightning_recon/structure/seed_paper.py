@@ -2,7 +2,6 @@
 """The structure of the seed paper, rebuilt from its description, with the two mends without which it cannot work."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from scipy import stats
@@ -21,7 +20,7 @@ _CONFIDENCE = 0.99
 
 
 class SeedPaper:
-    """"Local Differential Privacy is Not Enough": brightness units, artificial zero gradients, interval filter.
+    """The seed paper's attack: brightness units, artificial zero gradients, interval filter.
 
     One fully connected unit per brightness interval; a 1 x 1 convolution copies the picture and adds three all-zero
     channels whose gradients are pure noise; a layer of 500 inputs, 100 of them 1, carries copies of δ. Row = δ · x, so

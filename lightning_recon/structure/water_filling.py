@@ -7,17 +7,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.encoding import water_filling
+from lightning_recon.structure.evidence import Rows
 from lightning_recon.structure.gating import class_code, intervals, measurement_directions
 from lightning_recon.structure.guess import Guess, Posterior
-from lightning_recon.structure.separation import Rows, separate
+from lightning_recon.structure.separation import separate
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 from lightning_recon.structure.transform import synthesise
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
+# How many standard deviations the measured noise may differ from the announced one.
+_NULL_REACH = 4.0
 
 
 class WaterFilling:
@@ -47,15 +51,25 @@ class WaterFilling:
             subjects: Whether the server expects clients to cut the subject out on black (public knowledge about their
                 preprocessing; a wrong guess costs at most about a decibel).
             units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 8 a
-                picture and at least 32. The upload grows with it.
-            directions: Measurement directions; every picture is heard once in each. Default: 1 for a single unit,
-                else 3, which leaves about one victim in a thousand unresolved.
+                picture and at least 32; eight times as many where high noise makes rows short, see `layout`. The
+                upload grows with it.
+            directions: Measurement directions; every picture is heard once in each. Default: 3, which leaves about one
+                victim in a thousand unresolved; 1 for a single unit, and where high noise makes rows short.
             pilot_power: Share of the power spent on the constant input that reveals scale and sign, in (0, 1).
-            nulls: Inputs that are always zero, from which the noise is estimated.
+            nulls: Inputs that are always zero, from which the noise is estimated; at least 1.
             strength: How much louder the structure is than the network, so that it takes the whole clipping budget.
             assumed_noise: Noise multiplier to design for. Default: the announced one.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
         """
+        if nulls < 1:
+            raise UserError(f"--model.structure.nulls is {nulls}: the noise is measured on at least one null input")
+        for name, value in (("units", units), ("directions", directions)):
+            if value is not None and value < 1:
+                raise UserError(f"--model.structure.{name} is {value}: give at least 1, or leave it out")
+        if units is not None and directions is not None and units < directions:
+            raise UserError(
+                f"--model.structure.units is {units}, fewer than its {directions} directions: give each at least one"
+            )
         self.subjects = subjects
         self.units = units
         self.directions = directions
@@ -77,14 +91,17 @@ class WaterFilling:
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""
         statistics = self.statistics(task)
-        units = self.units or (1 if task.batch_size == 1 else max(32, 8 * task.batch_size))
-        count = self.directions or min(3, units)
         noise = task.noise_multiplier if self.assumed_noise is None else self.assumed_noise
         sharers = task.batch_size if task.granularity == "update" else 1
         effective = noise * math.sqrt(sharers / task.rounds)
         power = water_filling(statistics.variance, effective, 1 - self.pilot_power)
         sent = power > 0
         gain = (power / statistics.variance).sqrt()[sent]
+        units, count = layout(task.batch_size, int(sent.sum()), sent.numel())
+        if self.units is not None or self.directions is not None:
+            # What is given is kept; of the defaults, three directions suit any number of units.
+            units = self.units or max(32, 8 * task.batch_size)
+            count = self.directions or min(3, units)
         directions = measurement_directions(statistics, count) * sent
         lower, upper, unit_direction = intervals(statistics, directions, units)
         constants = torch.zeros(1 + self.nulls)
@@ -119,14 +136,14 @@ class WaterFilling:
         statistics, shipped = self.statistics(task), payload.tensors
         weight = update.gradient["structure.weight"]
         layers = len(update.gradient) + len(update.omitted) if task.per_layer else 1
-        budget = (task.max_grad_norm or float(weight.norm())) / math.sqrt(layers)
-        inputs, pilot, nulls = (weight / budget).split([weight.shape[1] - 1 - self.nulls, 1, self.nulls], dim=1)
+        budget = task.max_grad_norm / math.sqrt(layers) if task.max_grad_norm else float(weight.norm())
+        parts = [weight.shape[1] - 1 - self.nulls, 1, self.nulls]
+        inputs, pilot, nulls = torch.split(weight / budget, parts, dim=1)
         level = float(shipped["constants"][0])
         rows = Rows(
             inputs=inputs,
             pilot=pilot[:, 0],
-            pilot_level=level,
-            noise=float(nulls.square().mean().sqrt()),
+            noise=_noise(nulls, task, budget),
             directions=shipped["directions"],
             unit_direction=shipped["unit_direction"],
             lower=shipped["lower"],
@@ -143,8 +160,9 @@ class WaterFilling:
             scale=math.sqrt(count * sharers),
             log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
         )
-        expected = power / prior.scale**2
-        found = separate(rows, expected / (expected + rows.noise**2), task.batch_size, self.false_alarm)
+        # Clipped alone, a victim has the whole budget, spread evenly over its rows.
+        bound = 1 / count if sharers == 1 else None
+        found = separate(rows, prior, task.batch_size, self.false_alarm, bound)
         combined, pilots = found.combine.to(inputs) @ inputs, found.combine.to(pilot) @ pilot
         noises = rows.noise * found.combine.norm(dim=1)
         decoded = [
@@ -154,6 +172,42 @@ class WaterFilling:
         posterior = _in_coefficients(decoded, shipped, statistics)
         pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
         return Guess(pictures, found.unresolved, {"structure.weight": None}, posterior)
+
+
+def _noise(nulls: Tensor, task: Task, budget: float) -> float:
+    """Noise of every entry, std over the budget: as announced, unless the nulls contradict that.
+
+    The announcement has no error of its own, which matters where a row's energy is a sum over 100 000 inputs.
+    """
+    measured = float(nulls.square().mean())
+    if task.max_grad_norm is not None:
+        announced = (task.noise_multiplier * task.max_grad_norm / budget) ** 2 / task.rounds
+        if abs(measured - announced) <= _NULL_REACH * announced * math.sqrt(2 / nulls.numel()):
+            return math.sqrt(announced)
+    return math.sqrt(measured)
+
+
+def layout(batch: int, inputs: int, coefficients: int) -> tuple[int, int]:
+    """How many units to share among how many directions, for almost no collisions at a bounded upload.
+
+    A victim's energy is spread over its D rows, and with it the evidence that it is there at all. So at high noise a
+    single direction is best, and collisions are avoided by many rows: few inputs are worth sending then, and rows of
+    few inputs are cheap. At low noise rows are long and evidence is plenty: three directions, in which the victims
+    that collide in one are told apart by the others, need an eighth of the rows.
+
+    Args:
+        batch: Pictures in the client's batch.
+        inputs: How many coefficients are sent.
+        coefficients: How many there are.
+
+    Returns:
+        Units and directions: one unit for a single picture; 64 a picture and one direction, where that is no more
+        upload than 8 full-length ones; else 8 a picture, at least 32, and three directions.
+    """
+    if batch == 1:
+        return 1, 1
+    few = max(32, 8 * batch)
+    return (8 * few, 1) if 8 * inputs <= coefficients else (few, 3)
 
 
 def _in_coefficients(

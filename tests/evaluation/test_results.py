@@ -71,9 +71,8 @@ def scores(psnr: dict[tuple[int, int, int], float], false_detections: int = 0) -
 def test_a_record_has_the_documented_keys_and_survives_json(tmp_path: Path) -> None:
     truths = [Batch(0), Batch(1)]
     mean = torch.full((3, 16, 16), 0.5)
-    flags = torch.ones(3, dtype=torch.bool)
     scored = [
-        score(truth, Attacked(client, draw, truth.images, truth.images, flags, ~flags), mean)
+        score(truth, Attacked(client, draw, truth.images, truth.images, unresolved=0), mean)
         for client, truth in enumerate(truths)
         for draw in range(2)
     ]

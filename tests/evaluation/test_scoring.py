@@ -27,8 +27,7 @@ def batch(count: int = 4) -> Batch:
 
 
 def attacked(pictures: Tensor, initial: Tensor | None = None) -> Attacked:
-    flags = torch.ones(len(pictures), dtype=torch.bool)
-    return Attacked(3, 1, pictures, pictures if initial is None else initial, flags, ~flags)
+    return Attacked(3, 1, pictures, pictures if initial is None else initial, unresolved=0)
 
 
 def test_a_perfect_attack() -> None:
@@ -51,14 +50,13 @@ def test_a_victim_without_a_picture_scores_with_the_mean_image() -> None:
     assert torch.equal(scored.pictures[2], MEAN)
 
 
-def test_flags_follow_their_pictures() -> None:
+@pytest.mark.parametrize("unresolved", [0, 2])
+def test_a_victim_without_a_picture_collided_if_rows_stayed_unexplained(unresolved: int) -> None:
     truth = batch(3)
-    mixed = Attacked(
-        0, 0, truth.images[[2, 0]], truth.images[[2, 0]], torch.tensor([False, True]), torch.tensor([True, False])
-    )
-    victims = score(truth, mixed, MEAN).victims
-    assert [v.collision for v in victims] == [False, False, True]
-    assert [v.detected for v in victims] == [True, False, False]
+    found = truth.images[[2, 0]]
+    victims = score(truth, Attacked(0, 0, found, found, unresolved), MEAN).victims
+    assert [v.detected for v in victims] == [True, False, True]
+    assert [v.collision for v in victims] == [False, unresolved > 0, False]
 
 
 def test_a_claim_no_better_than_the_mean_image_is_false() -> None:

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several looks at the same batch: each round the structure sends what the server does not know yet."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.structure.encoding import water_filling
+from lightning_recon.structure.guess import Guess, Knowledge, Posterior
+from lightning_recon.structure.release import released_rows
+from lightning_recon.structure.statistics import PublicStatistics
+from lightning_recon.structure.transform import synthesise
+from lightning_recon.structure.water_filling import WaterFilling
+
+# Factors by which the remaining variance may differ from what is believed, their spread, and how fast evidence fades.
+_MISMATCH = torch.logspace(-1, 1, 41)
+_STRANGENESS = -(_MISMATCH.log() ** 2) / (2 * 0.5**2)
+_MEMORY = 0.97
+# The least encoder gain of a coefficient that units measure, as a share of the greatest.
+_MEASURING_GAIN = 1e-3
+
+
+class Feedback:
+    """Schalkwijk–Kailath feedback coding over rounds, after an opening of plain water-filling.
+
+    The opening repeats one code until sign and scale are settled. From then on unit j encodes the residual of victim j
+    against the server's estimate, which is shipped inside the structure; clipping renormalises it to full power, so
+    every round tells something new. The client must take part in all rounds with the same batch.
+
+    Source: Schalkwijk & Kailath, IEEE Trans. Inf. Theory 12 (1966); water-filling on the posterior variances.
+    """
+
+    def __init__(self, opening: WaterFilling | None = None, pilot_power: float = 0.02) -> None:
+        """Choose the code.
+
+        Args:
+            opening: The structure of the first rounds; its pilot settles the sign and decides how many rounds that
+                takes. Default: water-filling with a pilot power of 0.2.
+            pilot_power: Share of the power spent on the pilot in the rounds with feedback, in (0, 1).
+        """
+        self.opening = WaterFilling(pilot_power=0.2) if opening is None else opening
+        self.pilot_power = pilot_power
+        self._opened: tuple[Task, ServerPayload] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the attack in `results.json`."""
+        return "feedback"
+
+    def statistics(self, task: Task) -> PublicStatistics:
+        """What the server takes for granted about pictures of the task's size."""
+        return self.opening.statistics(task)
+
+    def opening_rounds(self, task: Task) -> int:
+        """How many averaged rounds bring the pilot to four standard deviations of the noise, at most all."""
+        directions = 1 if task.batch_size == 1 else self.opening.directions or 3
+        noise = task.noise_multiplier * math.sqrt(_sharers(task) * directions)
+        return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
+
+    def payload(self, task: Task) -> ServerPayload:
+        """The structure of the opening, designed for the mean of its rounds."""
+        if self._opened is None or self._opened[0] != task:
+            self._opened = task, self.opening.payload(replace(task, rounds=self.opening_rounds(task)))
+        return self._opened[1]
+
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+        """Pictures from the mean of the opening's rounds."""
+        return self.opening.decode(payload, replace(task, rounds=self.opening_rounds(task)), update)
+
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, guess: Guess) -> Knowledge | None:
+        """What the server knows when feedback starts; None if no victim has a unit of its own.
+
+        Args:
+            payload: The opening's payload.
+            task: What was announced.
+            update: The mean of the opening's updates.
+            guess: Its decoding.
+        """
+        if guess.posterior is None or not len(guess.pictures):
+            return None
+        units, scales = self._private_units(payload, task, update, guess.posterior)
+        if not bool((units >= 0).any()):
+            return None
+        return Knowledge(
+            mean=guess.posterior.mean.flatten(1),
+            variance=guess.posterior.variance.flatten(1),
+            prior_variance=guess.posterior.prior_variance,
+            units=units,
+            scales=scales if task.granularity == "update" else scales.sign(),
+            belief=_STRANGENESS.repeat(len(scales), 1),
+        )
+
+    def _private_units(
+        self, payload: ServerPayload, task: Task, update: ClientUpdate, known: Posterior
+    ) -> tuple[Tensor, Tensor]:
+        """A unit that hears one victim alone, for each victim, and the signed scale of its row.
+
+        Returns:
+            Units, shape (V,), -1 where every unit of a victim hears another one too; and by what the victim's encoding
+            must be divided to give its row once all its power goes there, shape (V,).
+        """
+        shipped = payload.tensors
+        inputs, pilot, _ = released_rows(update, task, self.opening.nulls)
+        encoded = known.mean.flatten(1)[:, shipped["index"]] * shipped["gain"]
+        level, directions = float(shipped["constants"][0]), len(shipped["directions"])
+        overlap = encoded @ inputs.cpu().T + level * pilot.cpu()
+        overlap = overlap / (encoded.square().sum(dim=1, keepdim=True) + level**2)
+        # In each direction a victim is heard by the unit whose row looks most like it.
+        heard = [
+            torch.where(shipped["unit_direction"] == direction, overlap.abs(), -1.0).argmax(dim=1)
+            for direction in range(directions)
+        ]
+        claims = torch.bincount(torch.cat(heard), minlength=overlap.shape[1])
+        candidates = torch.stack(heard, dim=1)
+        alone = torch.where(claims[candidates] == 1, overlap.gather(1, candidates).abs(), -1.0)
+        clearest = alone.argmax(dim=1, keepdim=True)
+        units = candidates.gather(1, clearest)
+        scales = 1 / (overlap.gather(1, units) * math.sqrt(directions))
+        return torch.where(alone.gather(1, clearest) > 0, units, -1)[:, 0], scales[:, 0]
+
+    def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
+        """The structure that sends each victim's residual, water-filled on what is uncertain on average."""
+        first = self.payload(task)
+        own = knowledge.units >= 0
+        variance = _believed(task, knowledge)[own].mean(dim=0)
+        noise = task.noise_multiplier * math.sqrt(_sharers(task))
+        power = water_filling(variance, noise, 1 - self.pilot_power)
+        gain = (power / variance).sqrt()
+        # What the units measure must be sent, be it ever so faintly.
+        directions = torch.zeros(len(first.tensors["directions"]), len(gain))
+        directions[:, first.tensors["index"]] = first.tensors["directions"] * first.tensors["gain"]
+        measured = (directions != 0).any(dim=0)
+        gain = torch.where(measured, gain.clamp(min=_MEASURING_GAIN * float(gain.max())), gain)
+        sent, units = gain > 0, knowledge.units[own]
+        constants = torch.zeros(1 + self.opening.nulls)
+        constants[0] = math.sqrt(self.pilot_power)
+        return ServerPayload(
+            settings=first.settings,
+            tensors={
+                "mean": first.tensors["mean"],
+                "colour": first.tensors["colour"],
+                "index": torch.nonzero(sent).flatten(),
+                "gain": gain[sent],
+                "constants": constants,
+                "offset": knowledge.mean[own][:, sent] * gain[sent],
+                "directions": directions[:, sent] / gain[sent],
+                "unit_direction": first.tensors["unit_direction"][units],
+                "lower": first.tensors["lower"][units],
+                "upper": first.tensors["upper"][units],
+                "code": first.tensors["code"],
+            },
+        )
+
+    def listen(self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge) -> Knowledge:
+        """Kalman's update of every victim's coefficients by its row, at the scale that the pilots suggest."""
+        shipped, own = payload.tensors, knowledge.units >= 0
+        inputs, pilot, std = released_rows(update, task, self.opening.nulls)
+        sign = knowledge.scales[own].sign()[:, None]
+        inputs, pilot = sign * inputs.cpu(), sign * pilot.cpu()[:, None]
+        noise, level = max(std, 1e-7), float(shipped["constants"][0])
+        index, gain = shipped["index"], shipped["gain"]
+        expected = (gain**2 * _believed(task, knowledge)[own][:, index]).sum(dim=1, keepdim=True)
+        # The scale S for every mismatch, and what the pilot c/S says of it. Clipped alone, a victim's S is the norm of
+        # its own residual; under one clip the others' count as well, and the mismatch is that of S itself.
+        if task.granularity == "sample":
+            scales = (expected * _MISMATCH / _mismatch(knowledge)[own, None] + level**2).sqrt()
+        else:
+            scales = knowledge.scales[own].abs()[:, None] * (_MISMATCH * (expected + level**2)).sqrt()
+        belief = knowledge.belief.clone()
+        faded = _STRANGENESS + _MEMORY * (belief[own] - _STRANGENESS)
+        belief[own] = faded - (pilot - level / scales) ** 2 / (2 * noise**2)
+        heard = replace(knowledge, belief=belief)
+        scale = (torch.softmax(belief[own], dim=1) * scales).sum(dim=1, keepdim=True)
+        variance = _believed(task, heard)[own][:, index]
+        kept = variance / (variance + (noise * scale / gain) ** 2)
+        mean, remaining = knowledge.mean.clone(), knowledge.variance.clone()
+        rows, columns = torch.nonzero(own), index[None]
+        mean[rows, columns] += kept * scale * inputs / gain
+        remaining[rows, columns] *= 1 - kept
+        return replace(heard, mean=mean, variance=remaining)
+
+    def conclude(self, task: Task, knowledge: Knowledge, guess: Guess) -> Guess:
+        """The pictures as they are known after the last round."""
+        statistics, shape = self.statistics(task), knowledge.prior_variance.shape
+        mean = knowledge.mean.view(shape)
+        variance = knowledge.variance.view(shape)
+        variance = variance.clamp(min=1e-12 * knowledge.prior_variance, max=knowledge.prior_variance)
+        pictures = synthesise(mean, statistics.mean, statistics.colour).clamp(0, 1)
+        return replace(guess, pictures=pictures, posterior=Posterior(mean, variance, knowledge.prior_variance))
+
+
+def _mismatch(knowledge: Knowledge) -> Tensor:
+    """Expected factor between true and believed variance, shape (V,)."""
+    return torch.softmax(knowledge.belief, dim=1) @ _MISMATCH
+
+
+def _believed(task: Task, knowledge: Knowledge) -> Tensor:
+    """Posterior variances, shape (V, n), corrected by what the pilots said of them."""
+    return knowledge.variance * (_mismatch(knowledge)[:, None] if task.granularity == "sample" else 1.0)
+
+
+def _sharers(task: Task) -> int:
+    """How many victims share one clip."""
+    return task.batch_size if task.granularity == "update" else 1

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Robbing the Fed: cumulative brightness bins whose neighbours differ by the pictures between them."""
+
+import math
+from typing import Literal
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.structure.gating import class_code
+from lightning_recon.structure.guess import Guess
+from lightning_recon.structure.statistics import PublicStatistics, public_statistics, synthetic_pictures
+
+# A structure without a twin must not move the logits, or half of the victims' δ vanish: small weights, strong head.
+STRENGTH, FOOTPRINT = 1e3, 0.01
+_SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 4096, 32
+# Below every brightness: the first bin hears all pictures.
+_BELOW_BLACK = -1.0
+# float32 sums over a batch leave this share of the loudest voice in rows that nobody excites.
+_ROUNDING = 1e-5
+
+
+class RobbingTheFed:
+    """Robbing the Fed: ReLU units that all measure brightness, each with a higher threshold than the one before.
+
+    A picture excites every unit whose threshold it exceeds, so the difference of neighbouring rows holds the pictures
+    between their thresholds, and δ · x divided by δ, the same difference of the biases, is the picture. One clip over
+    all those rows is what makes the attack weak against local differential privacy.
+
+    Mends, as for the seed paper: a head with class-dependent weights beside the network, and weights so small that the
+    logits hardly move. The bias is the weight of an input that is always 1.
+
+    Source: Fowl, Geiping, Czaja, Goldblum, Goldstein (ICLR 2022, arXiv 2110.13057); row choice "upstream"
+    is that of its public implementation.
+    """
+
+    def __init__(
+        self,
+        units: int = 128,
+        row_choice: Literal["upstream", "noise_aware"] = "noise_aware",
+        subjects: bool = True,
+        false_alarm: float = 0.01,
+    ) -> None:
+        """Choose the variant.
+
+        Args:
+            units: Bins (K), one row each. More bins isolate more victims, but every row below a victim's own repeats
+                the victim, at the expense of the clipping budget. The public implementation's default is 64.
+            row_choice: Which differences are taken for pictures: "upstream", of those whose bias is not exactly 0 the
+                B with the smallest norm, which under noise are the emptiest; "noise_aware", the B loudest biases
+                among those that the noise does not explain.
+            subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
+            false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); unused by "upstream".
+        """
+        self.units = units
+        self.row_choice = row_choice
+        self.subjects = subjects
+        self.false_alarm = false_alarm
+
+    @property
+    def name(self) -> str:
+        """Name of the attack in `results.json`."""
+        return "robbing_the_fed"
+
+    def statistics(self, task: Task) -> PublicStatistics:
+        """What the thresholds are chosen from, and the guess for a victim without a row."""
+        return public_statistics(*task.image_shape[1:], self.subjects)
+
+    def payload(self, task: Task) -> ServerPayload:
+        """Thresholds at the quantiles of a normal distribution fitted to the brightness of public pictures."""
+        brightness = synthetic_pictures(self.statistics(task), _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).mean(dim=(1, 2, 3))
+        law = stats.norm(float(brightness.mean()), float(brightness.std()))
+        quantiles = torch.from_numpy(law.ppf(torch.arange(1, self.units).numpy() / self.units)).float()
+        weight = FOOTPRINT / (STRENGTH * self.units)
+        pixels = math.prod(task.image_shape)
+        return relu_payload(
+            task,
+            settings={},
+            tensors={
+                "directions": torch.full((1, pixels), weight / pixels),
+                "unit_direction": torch.zeros(self.units, dtype=torch.int64),
+                "lower": torch.cat([torch.tensor([_BELOW_BLACK]), quantiles]) * weight,
+            },
+        )
+
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+        """Difference neighbouring rows, choose some, divide.
+
+        Args:
+            payload: What was shipped.
+            task: What was announced.
+            update: Privatised, or the mean of several such; "structure.weight" (K, pixels + 1) is read.
+
+        Returns:
+            The pictures.
+        """
+        weight = update.gradient["structure.weight"]
+        rows = weight.clone()
+        rows[:-1] -= weight[1:]
+        inputs, voices = rows[:, :-1], rows[:, -1]
+        if self.row_choice == "upstream":
+            present = voices.nonzero().flatten()
+            chosen = present[inputs[present].norm(dim=1).argsort()[: task.batch_size]]
+        else:
+            # A difference carries the noise of two rows; the last row is its own.
+            spread = torch.full_like(voices, math.sqrt(2))
+            spread[-1] = 1.0
+            heard = audible(inputs / spread[:, None], voices / spread, self.false_alarm)
+            chosen = heard[: task.batch_size]
+        pictures = (inputs[chosen] / voices[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+        return Guess(pictures, unresolved=0, rows={"structure.weight": None}, posterior=None)
+
+
+def relu_payload(
+    task: Task, settings: dict[str, bool | int | float | str], tensors: dict[str, Tensor]
+) -> ServerPayload:
+    """A structure of ReLU units over the pixels and an input that is always 1.
+
+    Args:
+        task: What was announced.
+        settings: What else to set: how to make the weights, if `tensors` has no directions.
+        tensors: The units' weights, and "lower", shape (K,): the thresholds.
+    """
+    pixels = math.prod(task.image_shape)
+    return ServerPayload(
+        settings={"pixels": True, "cancel": False, "strength": STRENGTH, "target_scale": 1.0, **settings},
+        tensors={
+            "mean": torch.zeros(task.image_shape),
+            "colour": torch.eye(3),
+            "index": torch.arange(pixels),
+            "gain": torch.ones(pixels),
+            "constants": torch.ones(1),
+            "upper": torch.full_like(tensors["lower"], torch.inf),
+            "code": class_code(task.num_classes),
+            **tensors,
+        },
+    )
+
+
+def audible(inputs: Tensor, voices: Tensor, false_alarm: float) -> Tensor:
+    """Rows whose bias the noise does not explain, the loudest first.
+
+    Args:
+        inputs: Shape (K, pixels): the rows, of equal noise.
+        voices: Shape (K,): their biases, of the same noise.
+        false_alarm: Probability that K empty rows show any, in (0, 1).
+
+    Returns:
+        Indices, int64.
+    """
+    # NaN marks rows that a recording left out; at any level the test below is false for them.
+    noise = max(quietest_std(inputs), _ROUNDING * float(voices.nan_to_num().abs().max()))
+    threshold = float(stats.norm.isf(false_alarm / (2 * len(voices)))) * noise
+    loudest = voices.abs().argsort(descending=True)
+    return loudest[voices.abs()[loudest] > threshold]
+
+
+def quietest_std(inputs: Tensor) -> float:
+    """Noise standard deviation from the quietest of many rows, of which at least one should be empty.
+
+    Args:
+        inputs: Shape (K, pixels).
+
+    Returns:
+        Root mean square of the quietest row, corrected for being the quietest of K.
+    """
+    lowest = float(inputs.norm(dim=1).nan_to_num(torch.inf).min()) / math.sqrt(inputs.shape[1])
+    # The root mean square of n normals scatters by 1/√(2n); this is the median of the lowest of K of them.
+    reach = float(stats.norm.isf(1 - 0.5 ** (1 / len(inputs)))) / math.sqrt(2 * inputs.shape[1])
+    return lowest / (1 - min(reach, 0.5))

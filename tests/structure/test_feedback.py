@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feedback over rounds: what it gains over averaging, on a real client, and what it must never do."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_recon.attack.conversation import converse
+from lightning_recon.data import ClientBatch
+from lightning_recon.evaluation.fidelity import psnr_per_image
+from lightning_recon.evaluation.matching import match
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure import Feedback, InferenceStructure, WaterFilling
+from lightning_recon.structure.gating import class_code
+from lightning_recon.structure.guess import Guess, Structure
+from lightning_recon.victim import VictimClient
+from lightning_recon.victim.privacy import Privacy
+
+Photographs = Callable[[int], Tensor]
+
+
+def client_of(images: Tensor, noise: float, rounds: int, granularity: str = "sample") -> VictimClient:
+    privacy = Privacy(
+        max_grad_norm=1.0,
+        noise_multiplier=noise,
+        rounds=rounds,
+        granularity="sample" if granularity == "sample" else "update",
+    )
+    client = VictimClient("convnet", num_classes=10, privacy=privacy)
+    masks = torch.ones_like(images[:, :1], dtype=torch.bool)
+    labels = torch.arange(len(images)) % 10
+    client.bind([ClientBatch(images, images, masks, labels, [str(i) for i in range(len(images))])])
+    return client
+
+
+def attack(client: VictimClient, structure: Structure) -> Guess:
+    return converse(client, structure, structure.payload(client.task), 0, 0, None)
+
+
+def scores(guess: Guess, images: Tensor) -> Tensor:
+    owner = match(images, guess.pictures)
+    assert bool((owner >= 0).all())
+    return psnr_per_image(guess.pictures[owner], images)
+
+
+def test_feedback_tells_more_than_averaging(photographs: Photographs) -> None:
+    gains = []
+    for image in photographs(32)[:4]:
+        client = client_of(image[None], noise=0.1, rounds=24)
+        averaged, fed_back = attack(client, WaterFilling()), attack(client, Feedback())
+        gains.append(float(scores(fed_back, image[None]) - scores(averaged, image[None])))
+    assert min(gains) > 0
+    assert sum(gains) / len(gains) > 1.5
+
+
+@pytest.mark.parametrize(("granularity", "noise"), [("sample", 0.02), ("update", 0.004)])
+def test_every_victim_of_a_batch_gains(photographs: Photographs, granularity: str, noise: float) -> None:
+    images = photographs(32)[:6]
+    client = client_of(images, noise, rounds=12, granularity=granularity)
+    averaged, fed_back = attack(client, WaterFilling()), attack(client, Feedback())
+    assert float(scores(fed_back, images).mean() - scores(averaged, images).mean()) > 3
+
+
+def test_a_single_round_is_the_opening(photographs: Photographs) -> None:
+    images = photographs(32)[:1]
+    client = client_of(images, noise=0.05, rounds=1)
+    opening = WaterFilling(pilot_power=0.2)
+    assert torch.equal(attack(client, Feedback()).pictures, attack(client, opening).pictures)
+
+
+def test_noise_that_hides_the_sign_takes_a_longer_opening(photographs: Photographs) -> None:
+    task = client_of(photographs(32)[:1], noise=0.1, rounds=300).task
+    rounds = [Feedback().opening_rounds(replace(task, noise_multiplier=z)) for z in (0.01, 0.1, 0.6, 10.0)]
+    assert rounds == [1, 1, 29, 300]
+
+
+def shipped_residual(size: int, units: int) -> ServerPayload:
+    torch.manual_seed(1)
+    task = Task((3, size, size), 10, 1, 1, "none", "sample", False, 1.0, 0.01, 1)
+    payload = WaterFilling(units=units, directions=1).payload(task)
+    inputs = payload.tensors["index"].numel()
+    return ServerPayload(payload.settings, payload.tensors | {"offset": torch.randn(units, inputs)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_offset_leaves_no_footprint_and_is_taken_off_the_gradient(
+    photographs: Photographs, dtype: torch.dtype
+) -> None:
+    payload = shipped_residual(16, units=4)
+    structure, images = InferenceStructure(payload).to(dtype), photographs(16)[:5].to(dtype)
+    output = structure(images)
+    assert not bool(output.any())
+    # A loss whose gradient at the logits is the code: δ = strength · ‖code‖² for every picture.
+    output.mul(class_code(10).to(dtype)).sum().backward()
+    inputs = structure.encode(images)
+    measured = inputs @ structure.weight.detach().T
+    excited = ((structure.lower <= measured) & (measured < structure.upper)).to(dtype)
+    assert structure.offset is not None
+    expected = (excited[..., None] * (inputs[:, None] - structure.offset)).sum(dim=0) * structure.strength * 10
+    torch.testing.assert_close(structure.weight.grad, expected, rtol=1e-4, atol=1e-2)

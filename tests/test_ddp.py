@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks share the clients and change nothing: two gloo processes come to what one comes to."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+Fit = Callable[..., dict[str, Any]]
+TWO_RANKS = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+
+
+def assert_same_pictures(one: Path, other: Path) -> None:
+    here, there = (load_file(root / "reconstructions.safetensors") for root in (one, other))
+    assert list(here) == list(there)
+    for name, pictures in here.items():
+        assert torch.allclose(pictures, there[name], rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("clients", "draws"), [(2, 1), (3, 2)], ids=["even", "uneven"])
+def test_two_ranks_are_one_process(clients: int, draws: int, tiny: str, tmp_path: Path, fit: Fit) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--data.clients", str(clients), "--model.draws", str(draws)]
+    command = [sys.executable, "-m", "lightning_recon", "fit", "--config", tiny, *flags, *TWO_RANKS]
+    # Half of the steps on two ranks, the rest on one: neither the ranks nor the interruption may show.
+    half = [*command, "--trainer.max_steps", "2", "--trainer.default_root_dir", str(two)]
+    done = subprocess.run(half, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    shared = fit(one, *flags, "--trainer.max_steps", "2")
+    split = json.loads((two / "results.json").read_text())
+    assert_same_pictures(one, two)
+    for mine, other in zip(split["victims"], shared["victims"], strict=True):
+        assert (mine["client"], mine["draw"], mine["index"]) == (other["client"], other["draw"], other["index"])
+        assert mine["psnr"] == pytest.approx(other["psnr"], abs=1e-3)
+    assert len(list((two / "exchange").glob("update-*.json"))) == clients * draws
+    events = EventAccumulator(str(two), size_guidance={"images": 0})
+    events.Reload()
+    assert events.Tags()["images"] == [f"client_{client}/truth_decoded_refined" for client in range(clients)]
+    assert events.Scalars("psnr")[-1].value == pytest.approx(split["summary"]["psnr_mean"], abs=1e-3)
+
+    fit(one, *flags, "--trainer.max_steps", "4")
+    fit(two, *flags, "--trainer.max_steps", "4", "--ckpt_path", "last")
+    assert_same_pictures(one, two)
