@@ -56,6 +56,7 @@ class Feedback:
 
     def opening_rounds(self, task: Task) -> int:
         """How many averaged rounds bring the pilot to four standard deviations of the noise, at most all."""
+        # At most so many directions share a voice; should the pilots still be too faint, the opening is prolonged.
         directions = 1 if task.batch_size == 1 else self.opening.directions or 3
         noise = task.noise_multiplier * math.sqrt(_sharers(task) * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))

@@ -46,7 +46,7 @@ class InferenceStructure(nn.Module):
                 settings `trap_scaling`, `trap_deviation` and `trap_seed`, from which `trap_weights` makes every unit
                 a weight of its own. Optional `bias_constants` (P,) gives the units a second weight over constant
                 inputs, called `bias`, as in the seed paper.
-                Optional `offset` (K, inputs) is subtracted from the inputs of each unit: its gradient is δ · (e − offset).
+                Optional `offset` (K, inputs) is taken off the inputs of each unit, so its gradient is δ · (e − offset).
         """
         super().__init__()
         tensors = payload.tensors
