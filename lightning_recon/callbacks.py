@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
@@ -31,6 +30,7 @@ from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
 from lightning_recon.storage import readable, write_tensors
 from lightning_recon.structure import Structure
 from lightning_recon.structure.inference import structure_bytes
+from lightning_recon.terminal import show_release, show_results
 from lightning_recon.victim import VictimClient
 
 PICTURES = "reconstructions"
@@ -146,7 +146,7 @@ class ResultsWriter(Callback):
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         if isinstance(pl_module, ReconstructionAttack) and isinstance(pl_module.client, VictimClient):
-            show_release(pl_module.client, pl_module)
+            show_release(pl_module.client, pl_module.structure)
 
     def _score(
         self, trainer: Trainer, module: ReconstructionAttack, found: list[Reconstruction], cost: dict[str, Any]
@@ -270,66 +270,6 @@ def export(pictures: dict[str, Tensor], folder: Path) -> None:
     for name, batch in pictures.items():
         for number, picture in enumerate(batch):
             save_image(picture, folder / f"{name}-{number:03d}.png")
-
-
-def show_release(client: VictimClient, module: ReconstructionAttack) -> None:
-    """Print, for every client, what it would release to this server."""
-    payload = module.structure.payload(client.task)
-    table = Table(title="What each client would release", title_justify="left")
-    for column in ("client", "gradient norm", "clip factor", "structure's share", "noise std", "noise norm"):
-        table.add_column(column, justify="right")
-    for index in range(client.task.clients):
-        release = client.preview(payload, index)
-        spread = f"{min(release.norms):.3g}" + (f" … {max(release.norms):.3g}" if len(release.norms) > 1 else "")
-        factors = f"{min(release.clip_factors):.3g}"
-        share, noise = f"{100 * release.structure_share:.3f} %", f"{release.noise_std:.3g}"
-        table.add_row(str(index), spread, factors, share, noise, f"{release.noise_norm:.3g}")
-    console = Console()
-    console.print(table)
-    console.print(privacy_line(privacy_record(**asdict(client.privacy), batch_size=client.task.batch_size)))
-
-
-def show_results(record: Record, root: Path) -> None:
-    """Print the table that ends a run, and where to look."""
-    summary, baselines, bounds = (_plain(record[part]) for part in ("summary", "baselines", "bounds"))
-    table = Table(title=f"{record['attack']}: {summary['victims']} victims, {summary['draws']} noise draw(s)")
-    table.title_justify = "left"
-    table.add_column("")
-    table.add_column("PSNR, dB", justify="right")
-    victims: Any = record["victims"]
-    initial = sum(victim["psnr_initial"] for victim in victims) / len(victims)
-    rows = {
-        "reconstruction, mean over all victims": summary["psnr_mean"],
-        "  before refinement": initial,
-        "  of the mean squared error": summary["psnr_of_mean_mse"],
-        "black image": baselines["black_psnr"],
-        "mean image": baselines["mean_image_psnr"],
-        "noise law (no prior)": bounds["noise_law_psnr"],
-        "Gaussian reference (of the mean squared error)": bounds["gaussian_reference_psnr"],
-    }
-    for name, value in rows.items():
-        table.add_row(name, "–" if value is None else f"{value:.1f}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"SSIM {summary['ssim_mean']:.3f}; victims isolated {summary['detected']}, collided {summary['collided']}, "
-        f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
-    )
-    console.print(privacy_line(_plain(record["privacy"])))
-    console.print(f"pictures and results.json in {root}; tensorboard --logdir {root}")
-
-
-def privacy_line(privacy: Record) -> str:
-    """The protection in one line, nominal and accounted."""
-    norm = privacy["max_grad_norm"]
-    clip = "no clipping" if norm is None else f"clip {norm:g} per {privacy['granularity']}"
-    if privacy["epsilon_accounted"] is None:
-        return f"{clip}, no noise: no privacy guarantee"
-    return (
-        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): nominal epsilon "
-        f"{privacy['epsilon_nominal']:.3g}, accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
-        f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']})"
-    )
 
 
 def _key(one: Reconstruction) -> str:

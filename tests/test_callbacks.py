@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_recon.callbacks import finished_pictures, privacy_line
+from lightning_recon.callbacks import finished_pictures
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import privacy_record
+from lightning_recon.terminal import privacy_line
 
 Fit = Callable[..., dict[str, Any]]
 

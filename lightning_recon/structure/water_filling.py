@@ -14,14 +14,13 @@ from lightning_recon.structure.encoding import water_filling
 from lightning_recon.structure.evidence import Rows
 from lightning_recon.structure.gating import class_code, intervals, measurement_directions
 from lightning_recon.structure.guess import Guess, Posterior
+from lightning_recon.structure.release import released_rows
 from lightning_recon.structure.separation import separate
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 from lightning_recon.structure.transform import synthesise
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
-# How many standard deviations the measured noise may differ from the announced one.
-_NULL_REACH = 4.0
 
 
 class WaterFilling:
@@ -134,16 +133,12 @@ class WaterFilling:
             The pictures and their posterior.
         """
         statistics, shipped = self.statistics(task), payload.tensors
-        weight = update.gradient["structure.weight"]
-        layers = len(update.gradient) + len(update.omitted) if task.per_layer else 1
-        budget = task.max_grad_norm / math.sqrt(layers) if task.max_grad_norm else float(weight.norm())
-        parts = [weight.shape[1] - 1 - self.nulls, 1, self.nulls]
-        inputs, pilot, nulls = torch.split(weight / budget, parts, dim=1)
+        inputs, pilot, noise = released_rows(update, task, self.nulls)
         level = float(shipped["constants"][0])
         rows = Rows(
             inputs=inputs,
-            pilot=pilot[:, 0],
-            noise=_noise(nulls, task, budget),
+            pilot=pilot,
+            noise=noise,
             directions=shipped["directions"],
             unit_direction=shipped["unit_direction"],
             lower=shipped["lower"],
@@ -164,27 +159,14 @@ class WaterFilling:
         bound = 1 / count if sharers == 1 else None
         found = separate(rows, prior, task.batch_size, self.false_alarm, bound)
         combined, pilots = found.combine.to(inputs) @ inputs, found.combine.to(pilot) @ pilot
-        noises = rows.noise * found.combine.norm(dim=1)
+        noises = noise * found.combine.norm(dim=1)
         decoded = [
-            decode_row(row, float(pilot), float(noise), prior)
-            for row, pilot, noise in zip(combined, pilots[:, 0], noises, strict=True)
+            decode_row(row, float(voice), float(std), prior)
+            for row, voice, std in zip(combined, pilots, noises, strict=True)
         ]
         posterior = _in_coefficients(decoded, shipped, statistics)
         pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
         return Guess(pictures, found.unresolved, {"structure.weight": None}, posterior)
-
-
-def _noise(nulls: Tensor, task: Task, budget: float) -> float:
-    """Noise of every entry, std over the budget: as announced, unless the nulls contradict that.
-
-    The announcement has no error of its own, which matters where a row's energy is a sum over 100 000 inputs.
-    """
-    measured = float(nulls.square().mean())
-    if task.max_grad_norm is not None:
-        announced = (task.noise_multiplier * task.max_grad_norm / budget) ** 2 / task.rounds
-        if abs(measured - announced) <= _NULL_REACH * announced * math.sqrt(2 / nulls.numel()):
-            return math.sqrt(announced)
-    return math.sqrt(measured)
 
 
 def layout(batch: int, inputs: int, coefficients: int) -> tuple[int, int]:
