@@ -194,6 +194,9 @@ class Comparison(Callback):
         truths = truths_of(trainer)
         if not isinstance(pl_module, ReconstructionAttack) or not truths or not trainer.is_global_zero:
             return
+        path = Path(trainer.default_root_dir) / "comparison.png"
+        if pl_module.resumed and path.exists():
+            return  # a resumed run asks no client again
         ours = scored_one(pl_module.reconstructions()[0], truths, pl_module)
         client = pl_module.client
         guess = converse(client, self.structure, self.structure.payload(client.task), 0, 0, None)
@@ -205,7 +208,6 @@ class Comparison(Callback):
             (self.title, theirs.pictures, [victim.psnr for victim in theirs.victims]),
             ("lightning_recon", ours.pictures, [victim.psnr for victim in ours.victims]),
         ]
-        path = Path(trainer.default_root_dir) / "comparison.png"
         comparison_figure([(name, images[: self.victims], psnr) for name, images, psnr in columns]).save(path)
         means = [sum(v.psnr for v in one.victims) / len(one.victims) for one in (theirs, ours)]
         scores = f"{self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB"
@@ -245,7 +247,7 @@ def run_record(
         privacy=privacy_record(**privacy, batch_size=module.task.batch_size),
         oracles=[],
         public_statistics=statistics.name,
-        batchnorm=client.batch_norm if client.privacy.granularity == "update" else None,
+        batchnorm=client.batch_norm if client.normalises_batches else None,
         truths=truths,
         scored=scored,
         mean_image=statistics.mean,

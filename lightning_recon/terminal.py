@@ -45,7 +45,7 @@ def show_results(record: Record, root: Path) -> None:
         "  of the mean squared error": summary["psnr_of_mean_mse"],
         "black image": baselines["black_psnr"],
         "mean image": baselines["mean_image_psnr"],
-        "noise law (no prior)": bounds["noise_law_psnr"],
+        "noise law, no prior (of the mean squared error)": bounds["noise_law_psnr"],
         "Gaussian reference (of the mean squared error)": bounds["gaussian_reference_psnr"],
     }
     for name, value in rows.items():
@@ -53,7 +53,7 @@ def show_results(record: Record, root: Path) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"SSIM {summary['ssim_mean']:.3f}; victims isolated {summary['detected']}, collided {summary['collided']}, "
+        f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
         f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
     )
     console.print(privacy_line(_plain(record["privacy"])))

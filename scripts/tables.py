@@ -10,6 +10,7 @@ in --runs and not measured again, so that a stopped measurement goes on where it
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import shlex
@@ -53,9 +54,9 @@ def sample64() -> Iterator[str]:
 
 
 def rounds() -> Iterator[str]:
-    """The same 16 pictures over many rounds: averaging and feedback."""
-    single = f"{SINGLE} --data.clients 16 --model.draws 5 --model.record false --trainer.max_steps 0"
-    for z, count in ((0.1, 1), (0.1, 4), (0.1, 16), (0.1, 64), (0.6, 30), (0.6, 100), (0.6, 300)):
+    """The same 8 pictures over many rounds: averaging and feedback."""
+    single = f"{SINGLE} --data.clients 8 --model.draws 5 --model.record false --trainer.max_steps 0"
+    for z, count in ((0.1, 16), (0.1, 64), (0.6, 300)):
         for structure in ("", f"{FEEDBACK} --model.structure.opening.subjects false"):
             masks = "" if structure else "--model.structure.subjects false"
             cell = f"{single} {structure} {masks} --model.client.privacy.rounds {count} {Z} {z}"
@@ -68,7 +69,7 @@ TABLES = {table.__name__: table for table in (headline, sample64, rounds)}
 def measured(cell: str, root: str, runs: Path) -> dict[str, Any]:
     """Run a cell, unless its results are there already; returns its `results.json` and the size of its pictures."""
     name = "".join(letter if letter.isalnum() else "_" for letter in cell.replace("--", ""))[-150:]
-    folder = runs / name
+    folder = runs / hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:8] / name
     if not (folder / "results.json").exists():
         recon(["fit", *shlex.split(cell), "--data.root", root, "--trainer.default_root_dir", str(folder)])
     record: dict[str, Any] = json.loads((folder / "results.json").read_text())

@@ -3,7 +3,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_recon.attack.conversation import converse, fingerprint, prepare, publish, record_payload
 from lightning_recon.attack.objectives import ChannelLikelihood, MomentMatching
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, RecordedClient, ServerPayload
+from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
 from lightning_recon.structure.guess import Guess, Posterior, Structure
 
 
@@ -151,6 +151,9 @@ class ReconstructionAttack(LightningModule):
             shutil.rmtree(self.staged, ignore_errors=True)
             raise
         self.trainer.strategy.barrier()
+        if not self.record and self.trainer.is_global_zero:
+            # An earlier run's recording must not stand beside these pictures.
+            shutil.rmtree(self.exchange, ignore_errors=True)
         if recording and self.trainer.is_global_zero:
             publish(self.staged, self.exchange)
         self.trainer.strategy.barrier()
@@ -161,11 +164,22 @@ class ReconstructionAttack(LightningModule):
             raise UserError(f"no recorded exchange in {self.exchange}: run `recon fit` with this output folder first")
         return RecordedClient(self.exchange)
 
+    def _check_announced(self, recorded: Task) -> None:
+        """Refuse to go on with a recording under another protection or other data than are configured now."""
+        for name, value in asdict(self.client.task).items():
+            if value != getattr(recorded, name):
+                raise UserError(
+                    f"{name} is {value}, but {self.exchange} was recorded with {getattr(recorded, name)}: "
+                    "use the config.yaml of that run"
+                )
+
     def _listen(self, client: Client, record: bool) -> None:
         """Ship the structure to this rank's clients and decode what they answer."""
         if isinstance(client, nn.Module):
             client.to(self.trainer.strategy.root_device)
         self.task = client.task
+        if isinstance(client, RecordedClient) and not isinstance(self.client, RecordedClient):
+            self._check_announced(client.task)
         self.payload = prepare(client, self.structure)
         if record and self.trainer.is_global_zero:
             shutil.rmtree(self.staged, ignore_errors=True)

@@ -72,7 +72,7 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     Returns:
         Mean and variance of the inputs; the variance is of order p where nothing was learned.
 
-    Source: Wiener's filter for a Gaussian scale mixture (Portilla et al. 2003); pilot of method (d).
+    Source: Wiener's filter for a Gaussian scale mixture (Portilla et al. 2003).
     """
     power = prior.power.to(row)
     # Float32 rounding is the noise of a noiseless release, and keeps every formula finite.

@@ -30,7 +30,7 @@ class WaterFilling:
     budget that minimises the mean squared error at the announced noise; every unit is paired with a frozen twin, so
     the network's output does not change at all.
 
-    Source: method (a)-(d) of this project's documentation; Lee & Petersen (1976) for the code.
+    Source: Lee & Petersen (1976) for the code; the combination is ours.
     """
 
     def __init__(

@@ -98,6 +98,15 @@ class VictimClient(LightningModule):
         self._batches: list[ClientBatch] = []
         self._clean: _Clean | None = None
 
+    def setup(self, stage: str) -> None:
+        """Refuse a training without an end.
+
+        Args:
+            stage: The trainer's stage.
+        """
+        if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
+            raise UserError("the training has no end: give --trainer.max_epochs or --trainer.max_steps")
+
     def bind(self, batches: list[ClientBatch]) -> None:
         """Give every client its pictures.
 
@@ -115,6 +124,11 @@ class VictimClient(LightningModule):
                 )
         self._batches = list(batches)
         self._clean = None
+
+    @property
+    def normalises_batches(self) -> bool:
+        """Whether the network has batch normalisation, whose mode then matters."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
 
     @property
     def task(self) -> Task:
@@ -143,7 +157,8 @@ class VictimClient(LightningModule):
             round: index of the round, from 0.
 
         Returns:
-            The update, on the module's device: the same for the same arguments, with independent noise for others.
+            The update, on the module's device: the same for the same arguments. The noise is independent between
+            clients, draws and rounds; another payload in the same place meets the same noise, as in a second run.
             Granularity "sample": the sum of the clipped gradients plus noise; "update": the clipped gradient of the
             mean loss plus noise.
 
