@@ -18,6 +18,7 @@ from lightning_recon.attack import Reconstruction, ReconstructionAttack
 from lightning_recon.attack.conversation import converse
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.comparison import comparison_figure
+from lightning_recon.evaluation.fidelity import lpips_per_image
 from lightning_recon.evaluation.results import (
     Record,
     bounds_record,
@@ -158,8 +159,11 @@ class ResultsWriter(Callback):
         for name, picture in named_pictures(scored):
             (root / name).parent.mkdir(exist_ok=True)
             save_image(picture.clamp(0, 1), root / name)
-        write_json(root / "results.json", record)
         summary: Any = record["summary"]
+        distances = [lpips_per_image(one.pictures, truths[one.victims[0].client].images.cpu()) for one in scored]
+        if known := [distance for distance in distances if distance is not None]:
+            summary["lpips_mean"] = float(torch.cat(known).mean())
+        write_json(root / "results.json", record)
         for logger in trainer.loggers:
             metrics = {name: summary[name] for name in ("psnr_mean", "ssim_mean")}
             if isinstance(logger, TensorBoardLogger):

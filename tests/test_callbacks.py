@@ -42,6 +42,16 @@ def test_the_loss_falls(fit: Fit, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_perceptual_distances_are_recorded_where_they_can_be_had(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "lpips_mean" not in fit(tmp_path / "without", "--trainer.max_steps", "0")["summary"]
+    monkeypatch.setattr(
+        "lightning_recon.callbacks.lpips_per_image", lambda pictures, truth: pictures[:, 0, 0, 0] * 0 + 0.25
+    )
+    assert fit(tmp_path / "with", "--trainer.max_steps", "0")["summary"]["lpips_mean"] == 0.25
+
+
 def test_a_rival_like_us_is_a_tie(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rival = ["--trainer.callbacks+", "lightning_recon.callbacks.Comparison", "--trainer.callbacks.title", "twin"]
     rival += ["--trainer.callbacks.structure", "lightning_recon.structure.WaterFilling"]

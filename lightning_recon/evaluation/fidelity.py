@@ -14,6 +14,7 @@ from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Wei
 
 PSNR_CAP = 100.0
 _GAUSSIAN_KERNEL = 11
+_LPIPS_SIZE = 32  # pixels a side below which the backbones have nothing left to pool
 _LPIPS_WEIGHTS = {
     "alex": AlexNet_Weights.DEFAULT,
     "squeeze": SqueezeNet1_1_Weights.DEFAULT,
@@ -94,18 +95,18 @@ def lpips_per_image(
     Nothing is downloaded: without torchvision's weights in the torch hub folder there is no score.
 
     Args:
-        pictures: Shape (N, 3, H, W), values in [0, 1]; 32 pixels a side or more.
+        pictures: Shape (N, 3, H, W), values in [0, 1].
         truth: Same shape and range.
         network: Backbone whose features are compared.
 
     Returns:
-        Shape (N,), 0 for identical pictures; None without weights.
+        Shape (N,), 0 for identical pictures; None without weights, or for pictures too small for them.
 
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric" (2018), through
     torchmetrics.
     """
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(_LPIPS_WEIGHTS[network].url).name
-    if not weights.is_file():
+    if not weights.is_file() or min(truth.shape[-2:]) < _LPIPS_SIZE:
         return None
     with torch.no_grad():
         return learned_perceptual_image_patch_similarity(
