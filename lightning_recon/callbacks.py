@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
@@ -160,6 +161,7 @@ class ResultsWriter(Callback):
             (root / name).parent.mkdir(exist_ok=True)
             save_image(picture.clamp(0, 1), root / name)
         summary: Any = record["summary"]
+        privacy: Any = record["privacy"]
         distances = [lpips_per_image(one.pictures, truths[one.victims[0].client].images.cpu()) for one in scored]
         if known := [distance for distance in distances if distance is not None]:
             summary["lpips_mean"] = float(torch.cat(known).mean())
@@ -167,7 +169,7 @@ class ResultsWriter(Callback):
         for logger in trainer.loggers:
             metrics = {name: summary[name] for name in ("psnr_mean", "ssim_mean")}
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams({"attack": record["attack"], **_plain(record["privacy"])}, metrics)
+                logger.log_hyperparams({"attack": record["attack"], **privacy}, metrics)
         self._record = record
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -263,8 +265,6 @@ def run_record(
 
 def finished_pictures(root: Path) -> dict[str, Tensor]:
     """The reconstructions that a run left in its folder."""
-    from safetensors.torch import load_file
-
     path = root / f"{PICTURES}.safetensors"
     with readable(path):
         return load_file(path)
@@ -280,7 +280,3 @@ def export(pictures: dict[str, Tensor], folder: Path) -> None:
 
 def _key(one: Reconstruction) -> str:
     return f"client{one.client:03d}-draw{one.draw:03d}"
-
-
-def _plain(part: object) -> dict[str, Any]:
-    return dict(part) if isinstance(part, dict) else {}

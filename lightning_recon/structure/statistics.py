@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class PublicStatistics:
     subjects: bool
 
 
+@lru_cache(maxsize=8)  # asked for at every score, and always the same
 def public_statistics(height: int, width: int, subjects: bool) -> PublicStatistics:
     """Statistics of photographs, or of subjects cut out of them, that need no data at all.
 

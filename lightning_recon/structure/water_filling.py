@@ -47,13 +47,14 @@ class WaterFilling:
         """Choose the server's parameters; the defaults need no tuning.
 
         Args:
-            subjects: Whether the server expects clients to cut the subject out on black (public knowledge about their
-                preprocessing; a wrong guess costs at most about a decibel).
+            subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
+                preprocessing.
             units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 8 a
                 picture and at least 32; eight times as many where high noise makes rows short, see `layout`. The
                 upload grows with it.
-            directions: Measurement directions; every picture is heard once in each. Default: 3, which leaves about one
-                victim in a thousand unresolved; 1 for a single unit, and where high noise makes rows short.
+            directions: Measurement directions; every picture is heard once in each. Default: 3, which at random
+                occupancy leaves about one victim in a thousand unresolved; 1 for a single unit, and where high noise
+                makes rows short.
             pilot_power: Share of the power spent on the constant input that reveals scale and sign, in (0, 1).
             nulls: Inputs that are always zero, from which the noise is estimated; at least 1.
             strength: How much louder the structure is than the network, so that it takes the whole clipping budget.
