@@ -44,6 +44,7 @@ class Task:
         max_grad_norm: clipping norm C; None if nothing is clipped.
         noise_multiplier: noise standard deviation divided by C (z).
         rounds: how often every client answers (T).
+        parameter_tensors: how many parameter tensors the network has, without what the server adds to it.
     """
 
     image_shape: tuple[int, int, int]
@@ -56,6 +57,7 @@ class Task:
     max_grad_norm: float | None
     noise_multiplier: float
     rounds: int
+    parameter_tensors: int
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into the folder."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says on the terminal: tables, and the protection in one line."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def show_release(client: VictimClient, structure: Structure) -> None:
         table.add_row(str(index), spread, factors, share, noise, f"{release.noise_norm:.3g}")
     console = Console()
     console.print(table)
+    if client.privacy.per_layer and client.privacy.max_grad_norm is not None:
+        bound = client.privacy.max_grad_norm / math.sqrt(release.tensors)
+        console.print(
+            f"each of {release.tensors} tensors is clipped to {bound:.3g}; the structure's make up "
+            f"{100 * release.structure_bound:.3g} % of the squared clipping norm, its share is that of what is sent"
+        )
     console.print(privacy_line(privacy_record(**asdict(client.privacy), batch_size=client.task.batch_size)))
 
 
@@ -64,12 +71,32 @@ def privacy_line(privacy: Record) -> str:
     """The protection in one line, nominal and accounted."""
     norm = privacy["max_grad_norm"]
     clip = "no clipping" if norm is None else f"clip {norm:g} per {privacy['granularity']}"
+    clip += " and layer" if privacy["per_layer"] and norm is not None else ""
     if privacy["epsilon_accounted"] is None:
         return f"{clip}, no noise: no privacy guarantee"
     return (
         f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): nominal epsilon "
         f"{privacy['epsilon_nominal']:.3g}, accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
         f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']})"
+    )
+
+
+def training_line(client: VictimClient, steps: int) -> str:
+    """What the training of a target network has cost, in one line.
+
+    Args:
+        client: The network that was trained.
+        steps: Steps from the start, over interruptions too.
+    """
+    privacy, epsilon = client.privacy, client.accountant.epsilon(steps)
+    if epsilon is None:
+        return f"{steps} steps of training without noise: no privacy guarantee"
+    rate = float(client.accountant.mechanism["sample_rate"])
+    sampling = f", sampling rate {rate:.3g}" if privacy.granularity == "sample" else ""
+    return (
+        f"{steps} steps of training, clip {privacy.max_grad_norm:g} per {privacy.granularity}, noise multiplier "
+        f"{privacy.noise_multiplier:g}{sampling}: accounted epsilon {epsilon:.3g} at delta {privacy.delta:g} "
+        f"({privacy.adjacency} of one {'picture' if privacy.granularity == 'sample' else 'update a step'})"
     )
 
 

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the figures under fig/ from real runs on the bundled photographs.
+"""Draw the figures under fig/: photographs from real runs on the bundled ones, curves from the tables under results/.
 
-python scripts/make_figures.py
+pip install matplotlib
+python scripts/make_figures.py                      # all of them
+python scripts/make_figures.py psnr_against_z       # one of them
 """
 
+import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
 
-from lightning_recon.cli import main as recon
+import torch
+from measuring import read_table
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-FIGURES = Path(__file__).parent.parent / "fig"
+from lightning_recon.cli import main as recon
+from lightning_recon.data import ClientDataModule, GrabCutMasks
+from lightning_recon.evaluation.comparison import comparison_figure
+
+ROOT = Path(__file__).parent.parent
+FIGURES, RESULTS = ROOT / "fig", ROOT / "results"
 OVERLAY = """
 trainer:
   callbacks:
@@ -19,6 +32,30 @@ trainer:
         victims: 4
         structure: {class_path: lightning_recon.structure.SeedPaper}
 """
+
+# The paper's setting on the sixteen bundled photographs, at nominal epsilon 5.
+PEERS = (
+    ("Robbing the Fed", "--config attack/robbing_the_fed.yaml"),
+    ("Curious Abandon Honesty", "--config attack/curious_abandon_honesty.yaml"),
+    ("seed paper", "--config attack/paper.yaml"),
+    ("ours", ""),
+)
+SIZE, BATCH, NOISE, SHOWN = 224, 16, 4e-4, (0, 1, 2, 3)
+
+# Okabe and Ito's colours, told apart with any kind of colour vision; each line differs in its dashes or marks too.
+CURVES = (
+    # attack, column, label, colour, dashes, mark, width
+    ("feedback", "psnr_mean", "ours, 16 rounds with feedback", "#009E73", "-", "D", 1.8),
+    ("water_filling", "psnr_mean", "ours", "#0072B2", "-", "o", 2.8),
+    ("water_filling", "psnr_initial", "ours, linear decoding", "#56B4E9", "--", "", 1.6),
+    ("paper", "psnr_mean", "seed paper", "#D55E00", "-", "s", 1.8),
+    ("robbing_the_fed", "psnr_mean", "Robbing the Fed, noise-aware", "#E69F00", "-", "^", 1.8),
+    ("curious_abandon_honesty", "psnr_mean", "Curious Abandon Honesty", "#CC79A7", "-", "v", 1.8),
+    ("water_filling", "gaussian_reference_psnr", "Gaussian limit of one round", "#000000", "--", "", 1.4),
+    ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
+)
+BASELINES = (("mean_image_psnr", "mean image"), ("black_psnr", "black image"))
+LOWEST, HIGHEST = 4, 62
 
 
 def comparison() -> None:
@@ -31,6 +68,82 @@ def comparison() -> None:
         shutil.copy(Path(scratch) / "comparison.png", FIGURES / "comparison.png")
 
 
+def peers() -> None:
+    """fig/peers.png: the same victims under the same protection, reconstructed through each published structure."""
+    data = ClientDataModule(image_size=SIZE, batch_size=BATCH, masks=GrabCutMasks(work_size=192), num_classes=16)
+    data.prepare_data()
+    data.setup()
+    shown = list(SHOWN)
+    columns: list[tuple[str, Tensor, list[float] | None]] = [("subject", data.client_batches[0].images[shown], None)]
+    for heading, overlay in PEERS:
+        with tempfile.TemporaryDirectory() as scratch:
+            setting = f"--config quickstart.yaml {overlay} --data.image_size {SIZE} --data.batch_size {BATCH}"
+            noise = f"--model.client.privacy.noise_multiplier {NOISE:f} --trainer.default_root_dir {scratch}"
+            recon(["fit", *setting.split(), *noise.split()])
+            victims = json.loads((Path(scratch) / "results.json").read_text())["victims"]
+            pictures = [pil_to_tensor(Image.open(Path(scratch) / victims[victim]["image"])) for victim in shown]
+            found = torch.stack(pictures).float() / 255
+            columns.append((heading, found, [victims[victim]["psnr"] for victim in shown]))
+    comparison_figure(columns).save(FIGURES / "peers.png")
+
+
+def psnr_against_z() -> None:
+    """fig/psnr_against_z.png: every attack, the noise law, the Gaussian limit and the trivial baselines."""
+    import matplotlib.pyplot as plt
+
+    rows = read_table(RESULTS / "curve.csv")
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(figsize=(8.8, 6.0), layout="constrained")
+    for attack, column, label, colour, dashes, mark, width in CURVES:
+        found = curve(rows, attack, column)
+        axes.plot(
+            *zip(*found, strict=True), label=label, color=colour, linestyle=dashes, marker=mark, linewidth=width,
+            markersize=5, zorder=3 if mark else 4,
+        )  # fmt: skip
+    for column, label in BASELINES:
+        found = curve(rows, "water_filling", column)
+        axes.axhline(found[0][1], color="#888888", linewidth=1, zorder=1)
+        axes.text(found[0][0], found[0][1] + 0.5, label, color="#666666", fontsize=9.5)
+    multipliers = sorted({float(row["z"]) for row in rows})
+    axes.axvline(2e-4, color="#888888", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
+    axes.text(2.1e-4, HIGHEST - 0.5, "the paper's\nnominal ε = 10", color="#666666", fontsize=9.5, va="top")
+    axes.set(xscale="log", xlim=(0.85 * multipliers[0], 1.2 * multipliers[-1]), ylim=(LOWEST, HIGHEST))
+    setting = "64 × 64 photographs, 16 a client, one clip for the whole update"
+    axes.set(xlabel=f"noise multiplier z   ({setting})", ylabel="PSNR, mean over all victims (dB)")
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    epsilon = {float(row["z"]): float(row["epsilon_accounted"]) for row in rows if row["rounds"] == "1"}
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(multipliers, [power_of_ten(epsilon[z]) for z in multipliers])
+    above.minorticks_off()
+    above.set_xlabel("accounted ε of one round (δ = 1e-5)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    figure.savefig(FIGURES / "psnr_against_z.png", dpi=160)
+
+
+def curve(rows: list[dict[str, str]], attack: str, column: str) -> list[tuple[float, float]]:
+    """Noise multipliers, ascending, and the mean of a column over the noise draws of an attack at each."""
+    values: dict[float, list[float]] = {}
+    for row in rows:
+        if row["attack"] == attack:
+            values.setdefault(float(row["z"]), []).append(float(row[column]))
+    return [(z, sum(found) / len(found)) for z, found in sorted(values.items())]
+
+
+def power_of_ten(number: float) -> str:
+    """Two digits in the notation of formulas; plain below a thousand."""
+    if number < 1000:
+        return f"{number:.0f}"
+    mantissa, exponent = f"{number:.0e}".split("e")
+    return f"${mantissa}\\cdot10^{{{int(exponent)}}}$"
+
+
+DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z)}
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"{', '.join(DRAWN)}; all when none is named")
+    chosen = parser.parse_args().figures or list(DRAWN)
     FIGURES.mkdir(exist_ok=True)
-    comparison()
+    for name in chosen:
+        DRAWN[name]()

@@ -1,140 +1,256 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the tables under results/: every cell is one `recon fit`, its rows one noise draw each.
+"""Measure the tables under results/: most cells are one `recon fit` each, their rows one noise draw each.
 
     python scripts/tables.py headline --root DIR            # writes results/headline.csv
     python scripts/tables.py --help                         # the tables there are
 
-DIR is any folder of photographs; the committed tables were made with 64 ImageNet photographs. Finished cells are kept
-in --runs and not measured again, so that a stopped measurement goes on where it was.
+DIR is any folder of photographs; the committed tables were made with 64 ImageNet photographs in folders named after
+WordNet ids. Finished cells are kept in --runs, where tables share them, and not measured again, so that a stopped
+measurement goes on where it was. `--jobs 2` measures two cells at once; give each its core by OMP_NUM_THREADS=1.
 """
 
 import argparse
-import csv
-import hashlib
-import json
-import math
-import shlex
-import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from lightning_recon.cli import main as recon
+from measuring import Cell, measured, rows_of, write_table
 
 RESULTS = Path(__file__).parent.parent / "results"
-COLUMNS = [
-    "attack", "granularity", "z", "size", "batch", "rounds", "draw", "psnr_mean", "ssim_mean", "detected", "collided",
-    "false", "oracles", "psnr_initial", "psnr_worst", "psnr_of_mean_mse", "epsilon_nominal", "epsilon_accounted",
-    "noise_law_psnr", "gaussian_reference_psnr", "black_psnr", "mean_image_psnr", "victims", "max_grad_norm",
-    "structure_bytes", "options",
-]  # fmt: skip
+
+PHOTOGRAPHS = "--data.masks lightning_recon.data.NoMasks"
 GRABCUT = "--data.masks lightning_recon.data.GrabCutMasks"
-FEEDBACK = "--config attack/feedback.yaml"
-SINGLE = (
-    "--config imagenet.yaml --data.masks lightning_recon.data.NoMasks --model.client.network convnet "
-    "--model.client.privacy.granularity sample --data.image_size 64 --data.batch_size 1 --data.clients 64"
-)
+CONVNET = "--model.client.network convnet"
+SAMPLE = "--model.client.privacy.granularity sample"
+Z, ROUNDS = "--model.client.privacy.noise_multiplier", "--model.client.privacy.rounds"
+CLOSED_FORM = "--trainer.max_steps 0"
+
 PAPER = "--config attack/paper.yaml"
-Z = "--model.client.privacy.noise_multiplier"
+RAW = f"{PAPER} --model.structure.interval_filter false"
+FEEDBACK = "--config attack/feedback.yaml"
+TRAPS = "--config attack/curious_abandon_honesty.yaml"
+BINS = "--config attack/robbing_the_fed.yaml"
+UPSTREAM_BINS = f"{BINS} --model.structure.row_choice upstream"
+PEERS = (
+    (PAPER, "paper"),
+    (UPSTREAM_BINS, "robbing_the_fed upstream"),
+    (BINS, "robbing_the_fed"),
+    (TRAPS, "curious_abandon_honesty"),
+    ("", "water_filling"),
+)
 
 
-def headline() -> Iterator[str]:
+def fixed(number: float) -> str:
+    """A number without an exponent, as every YAML reader understands it."""
+    return f"{number:.12f}".rstrip("0").rstrip(".")
+
+
+def cell(*options: str, z: float, attack: str | None = None, pictures: str = "root", **columns: object) -> Cell:
+    """A cell with five noise draws: the paper's setting but for the options, quickstart's for the bundled pictures."""
+    config = "--config quickstart.yaml" if pictures == "bundled" else "--config imagenet.yaml"
+    line = " ".join((config, *options, "--model.draws 5", f"{Z} {fixed(z)}"))
+    return Cell(" ".join(line.split()), attack, pictures, tuple(columns.items()))
+
+
+def photographs(structure: str = "structure") -> str:
+    """Whole photographs, which the server knows."""
+    return f"{PHOTOGRAPHS} --model.{structure}.subjects false"
+
+
+def small(batch: int, clients: int, *options: str) -> str:
+    """64 x 64 pictures and a small network."""
+    shape = f"{CONVNET} --data.image_size 64 --data.batch_size {batch} --data.clients {clients}"
+    return " ".join((shape, *options))
+
+
+def headline() -> Iterator[Cell]:
     """The paper's setting at nominal epsilon 10 and 2.5: its own structure and ours, same victims, same protection."""
     for z in (2e-4, 8e-4):
         for attack in (PAPER, ""):
-            yield f"--config imagenet.yaml {attack} {GRABCUT} --model.draws 5 {Z} {z}"
+            yield cell(attack, GRABCUT, z=z)
 
 
-def sample64() -> Iterator[str]:
-    """One picture a client at 64 x 64, each sample clipped alone, over seven noise levels."""
+def seed_sweep() -> Iterator[Cell]:
+    """The paper's setting over its nominal epsilon at C = 10, and, without refinement, over C at epsilon 10."""
+    for epsilon in (2.5, 5, 10, 20):
+        for attack, name in ((PAPER, "paper"), (RAW, "paper raw"), ("", "water_filling")):
+            yield cell(attack, GRABCUT, z=2 / (1000 * epsilon), attack=name)
+    for bound in ("2.5", "5.0", "20.0"):
+        for attack in (PAPER, ""):
+            yield cell(attack, GRABCUT, f"--model.client.privacy.max_grad_norm {bound}", CLOSED_FORM, z=2e-4)
+
+
+def peers() -> Iterator[Cell]:
+    """Published structures and ours under the paper's protection, at its setting and on the bundled photographs."""
+    for z in (2e-5, 2e-4, 8e-4):
+        for attack, name in PEERS:
+            yield cell(attack, GRABCUT, z=z, attack=name)
+    for z in (2e-4, 8e-4):
+        for attack, name in PEERS:
+            yield cell(attack, z=z, attack=name, pictures="bundled")
+
+
+def curve() -> Iterator[Cell]:
+    """Every attack over the noise at one setting: 64 x 64 photographs, 16 a client, one clip for the update."""
+    setting = small(16, 2, PHOTOGRAPHS)
+    for z in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
+        for attack, name in PEERS:
+            yield cell(setting, attack, "--model.structure.subjects false", z=z, attack=name)
+        feedback = f"{FEEDBACK} --model.structure.opening.subjects false {ROUNDS} 16 {CLOSED_FORM} --model.record false"
+        yield cell(setting, feedback, z=z)
+
+
+def sample64() -> Iterator[Cell]:
+    """One picture a client at 64 x 64, each sample clipped alone: plain pixels, the paper's structure and ours."""
+    setting = small(1, 64, photographs(), SAMPLE)
+    # A single bin that everything excites: the row is the picture. The paper's units need not tell victims apart here.
+    identity = f"{UPSTREAM_BINS} --model.structure.units 1"
+    paper = f"{PAPER} --model.structure.units 64"
     for z in (1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001):
-        yield f"{SINGLE} --model.structure.subjects false --model.draws 5 {Z} {z}"
+        for attack, name in ((identity, "identity"), (paper, "paper"), ("", "water_filling")):
+            yield cell(attack, setting, z=z, attack=name)
 
 
-def rounds() -> Iterator[str]:
-    """The same 8 pictures over many rounds: averaging and feedback."""
-    single = f"{SINGLE} --data.clients 8 --model.draws 5 --model.record false --trainer.max_steps 0"
-    for z, count in ((0.1, 16), (0.1, 64), (0.6, 300)):
-        for structure in ("", f"{FEEDBACK} --model.structure.opening.subjects false"):
-            masks = "" if structure else "--model.structure.subjects false"
-            cell = f"{single} {structure} {masks} --model.client.privacy.rounds {count} {Z} {z}"
-            yield " ".join(cell.split())
+def batch_size() -> Iterator[Cell]:
+    """Isolation and quality for 1 to 64 pictures a client, both clips, at low and at medium noise."""
+    for granularity in ("sample", "update"):
+        for z in (0.001, 0.01):
+            for batch in (1, 2, 4, 8, 16, 32, 64):
+                clip = f"--model.client.privacy.granularity {granularity}"
+                yield cell(small(batch, max(1, 32 // batch), photographs(), clip), z=z)
 
 
-TABLES = {table.__name__: table for table in (headline, sample64, rounds)}
+def ablation() -> Iterator[Cell]:
+    """Each part taken away in turn: the paper's setting at 64 x 64, and one picture a client at higher noise."""
+    without = (
+        ("", "water_filling"),
+        ("--model.structure.cancel false", "without cancelling pairs"),
+        ("--model.structure.units 1 --model.structure.directions 1", "without gating"),
+        ("--model.structure.encoding flat", "without water-filling"),
+        ("--model.structure.pilot_power 0.0", "without pilot"),
+        ("--model.structure.nulls 0", "without nulls"),
+        (CLOSED_FORM, "without refinement"),
+    )
+    for setting, z in (
+        (small(16, 2, GRABCUT, "--data.masks.work_size 192"), 2e-4),
+        (small(16, 2, GRABCUT, "--data.masks.work_size 192"), 2e-3),
+        (small(1, 16, photographs(), SAMPLE), 0.03),
+    ):
+        for options, name in without:
+            yield cell(setting, options, z=z, attack=name)
 
 
-def measured(cell: str, root: str, runs: Path) -> dict[str, Any]:
-    """Run a cell, unless its results are there already; returns its `results.json` and the size of its pictures."""
-    name = "".join(letter if letter.isalnum() else "_" for letter in cell.replace("--", ""))[-150:]
-    folder = runs / hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:8] / name
-    if not (folder / "results.json").exists():
-        recon(["fit", *shlex.split(cell), "--data.root", root, "--trainer.default_root_dir", str(folder)])
-    record: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    return record | {"size": config["data"]["init_args"]["image_size"]}
+def rounds() -> Iterator[Cell]:
+    """The same pictures over 1 to 300 rounds: averaging and feedback; batches, and clients that miss rounds."""
+    for z in (0.1, 0.6, 1):
+        for count in (1, 4, 16, 64, 300):
+            # The longest conversations, of which each round is a new gradient, with fewer pictures.
+            yield from _both(small(1, 8 if count == 300 and z != 0.6 else 16, SAMPLE), count, z)
+    yield from _both(small(16, 1, SAMPLE), 64, 0.1)
+    yield from _both(small(16, 1), 64, 0.02)
+    for share in ("0.9", "0.5"):
+        missing = f"--model.client.participation {share}"
+        yield from _both(small(1, 8, SAMPLE, missing), 64, 0.1, participation=share)
 
 
-def rows_of(record: dict[str, Any], cell: str) -> Iterator[dict[str, object]]:
-    """One row a noise draw."""
-    privacy, summary = record["privacy"], record["summary"]
-    for draw in range(summary["draws"]):
-        victims = [victim for victim in record["victims"] if victim["draw"] == draw]
+def _both(setting: str, count: int, z: float, **columns: object) -> Iterator[Cell]:
+    """Averaging and feedback on the same pictures, in closed form."""
+    common = f"{setting} {ROUNDS} {count} --model.record false {CLOSED_FORM}"
+    yield cell(common, photographs(), z=z, **columns)
+    yield cell(common, FEEDBACK, photographs("structure.opening"), z=z, **columns)
 
-        def mean(field: str, victims: list[dict[str, Any]] = victims) -> float:
-            return round(statistics.fmean(victim[field] for victim in victims), 4)
 
-        yield {
-            "attack": record["attack"],
-            "granularity": privacy["granularity"],
-            "z": privacy["noise_multiplier"],
-            "size": record["size"],
-            "batch": privacy["batch_size"],
-            "rounds": privacy["rounds"],
-            "draw": draw,
-            "psnr_mean": mean("psnr"),
-            "ssim_mean": mean("ssim"),
-            "detected": sum(victim["detected"] for victim in victims),
-            "collided": sum(victim["collision"] for victim in victims),
-            "false": summary["false_detections"],
-            "oracles": " ".join(record["oracles"]) or "none",
-            "psnr_initial": mean("psnr_initial"),
-            "psnr_worst": round(min(victim["psnr"] for victim in victims), 4),
-            "psnr_of_mean_mse": round(-10 * math.log10(statistics.fmean(10 ** (-v["psnr"] / 10) for v in victims)), 4),
-            "epsilon_nominal": privacy["epsilon_nominal"],
-            "epsilon_accounted": privacy["epsilon_accounted"],
-            **record["bounds"],
-            **record["baselines"],
-            "victims": len(victims),
-            "max_grad_norm": privacy["max_grad_norm"],
-            "structure_bytes": summary["structure_bytes"],
-            "options": cell,
-        }
+def mismatch() -> Iterator[Cell]:
+    """The structure designed for other noise than there is: a quarter of it to four times as much."""
+    for setting, z in (
+        (small(1, 32, photographs(), SAMPLE), 0.1),
+        (small(1, 32, photographs(), SAMPLE), 0.01),
+        (small(16, 2, photographs()), 0.001),
+    ):
+        for factor in (0.25, 0.5, 1, 2, 4):
+            assumed = f"--model.structure.assumed_noise {fixed(factor * z)}"
+            yield cell(setting, assumed, z=z, assumed_over_true=factor)
+
+
+def per_layer() -> Iterator[Cell]:
+    """Every tensor clipped by itself against one clip for all: spread over many tensors, and not."""
+    clips = (
+        ("", "one clip"),
+        ("--model.client.privacy.per_layer true", "per layer"),
+        ("--model.client.privacy.per_layer true --model.structure.spread false", "per layer, not spread"),
+    )
+    for setting, z in (
+        (small(1, 16, photographs(), SAMPLE), 0.1),
+        (small(1, 16, photographs(), SAMPLE), 0.01),
+        (small(16, 2, photographs()), 0.001),
+    ):
+        for options, name in clips:
+            yield cell(setting, options, CLOSED_FORM, z=z, clip=name)
+
+
+def networks() -> Iterator[Cell]:
+    """Target networks, untrained and pretrained, at 224 x 224: one clip with 16 pictures, a clip each with 4."""
+    for name in ("resnet18", "resnet50", "vit_b_16", "convnext_tiny"):
+        yield cell(f"--model.client.network {name}", GRABCUT, CLOSED_FORM, z=2e-4)
+        yield cell(f"--model.client.network {name}", photographs(), SAMPLE, FOUR, CLOSED_FORM, z=2e-3)
+    for mode in ("train", "eval"):
+        yield cell(PRETRAINED, f"--model.client.batch_norm {mode}", GRABCUT, CLOSED_FORM, z=2e-4, pictures="labelled")
+    yield cell(FROZEN, photographs(), SAMPLE, FOUR, CLOSED_FORM, z=2e-3, pictures="labelled")
+
+
+FOUR = "--data.batch_size 4 --data.clients 4"
+PRETRAINED = "--model.client.network pretrained.EfficientNetLite0"
+FROZEN = "--model.client.network pretrained.FoldedEfficientNetLite0"
+
+
+def voices() -> Iterator[Cell]:
+    """Who drowns when a pretrained network is sure of its victims: 64 photographs, 16 a client, one clip."""
+    for mode in ("eval", "train"):
+        for kind in ("fixed", "balanced", "flattened"):
+            setting = f"{PRETRAINED} --model.client.batch_norm {mode} --data.clients 4 {photographs()}"
+            structure = f"--model.structure.voices {kind} {CLOSED_FORM}"
+            yield cell(setting, structure, z=2e-4, pictures="labelled", voices=kind, batch_norm=mode)
+
+
+CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
+    table.__name__: table
+    for table in (
+        headline, seed_sweep, peers, curve, sample64, batch_size, ablation, rounds, mismatch, per_layer, networks,
+        voices,
+    )
+}  # fmt: skip
+# Tables whose cells are not attacks: their rows are made by a script of their own.
+SCRIPTS = {
+    "noise_law": "The noise law, checked: rows that hold one victim, before any prior, filter or clamp.",
+    "dp_accuracy": "The target's accuracy under DP-SGD against the share of attacked rounds.",
+}
 
 
 def main() -> None:
     """Measure one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES, help="; ".join(f"{n}: {t.__doc__}" for n, t in TABLES.items()))
-    parser.add_argument("--root", required=True, help="folder of photographs")
+    about = {name: table.__doc__ for name, table in CELLS.items()} | SCRIPTS
+    lines = "".join(f"\n  {name}: {text}" for name, text in about.items())
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"tables:{lines}", formatter_class=formatter)
+    parser.add_argument("table", choices=[*CELLS, *SCRIPTS], metavar="TABLE", help="one of the tables below")
+    parser.add_argument("--root", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="where the runs are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table is written")
+    parser.add_argument("--jobs", type=int, default=1, help="cells that are measured at once")
     chosen = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    path, cells = RESULTS / f"{chosen.table}.csv", list(TABLES[chosen.table]())
-    rows, versions = [], {}
-    for number, cell in enumerate(cells):
-        print(f"[{number + 1}/{len(cells)}] recon fit {cell}", flush=True)
-        record = measured(cell, chosen.root, chosen.runs / chosen.table)
-        versions = record["versions"]
-        rows += rows_of(record, cell)
-    with path.open("w", newline="") as file:
-        file.write(f"# python scripts/tables.py {chosen.table} --root DIR; ")
-        file.write(", ".join(f"{name} {number}" for name, number in versions.items()) + "\n")
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    path = chosen.results / f"{chosen.table}.csv"
+    if chosen.table in SCRIPTS:
+        rows = list(import_module(chosen.table).rows(chosen.root))
+    else:
+        cells = list(CELLS[chosen.table]())
+        measure = partial(measured, root=chosen.root, runs=chosen.runs)
+        with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:
+            folders = list(pool.map(measure, cells))
+        rows = [row for place, folder in zip(cells, folders, strict=True) for row in rows_of(folder, place)]
+    write_table(path, f"python scripts/tables.py {chosen.table} --root DIR", rows)
     print(path)
 
 

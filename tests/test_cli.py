@@ -3,6 +3,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -150,14 +151,15 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     record = json.loads((quickstart / "results.json").read_text())
     assert set(record) == {
         *("schema_version", "attack", "config", "versions", "seed", "privacy", "oracles", "public_statistics"),
-        *("subject_fraction", "batchnorm", "baselines", "bounds", "victims", "summary"),
+        *("subject_fraction", "batchnorm", "participation", "baselines", "bounds", "victims", "summary"),
     }
     assert record["schema_version"] == 1
     assert record["oracles"] == []
     assert (quickstart / record["config"]).is_file()
     assert set(record["privacy"]) == {
         *("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds", "batch_size", "delta"),
-        *("adjacency", "epsilon_nominal", "epsilon_accounted", "accountant", "mu", "rero_gamma"),
+        *("adjacency", "epsilon_nominal", "epsilon_accounted", "epsilon_by_adjacency", "accountant", "mu"),
+        "rero_gamma",
     }
     assert record["privacy"]["epsilon_nominal"] == pytest.approx(10.0)
     assert set(record["summary"]) == {
@@ -170,7 +172,8 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert 0 < record["subject_fraction"] < 1
     for number, victim in enumerate(record["victims"]):
         assert set(victim) >= {
-            *("client", "index", "draw", "detected", "collision", "psnr", "bit_exact", "ssim", "psnr_initial", "image")
+            *("client", "index", "draw", "detected", "collision", "false_detection", "psnr", "bit_exact", "ssim"),
+            *("psnr_initial", "image"),
         }
         assert victim["index"] == number
         with Image.open(quickstart / victim["image"]) as picture:
@@ -325,6 +328,40 @@ def test_validate_shows_the_release_and_attacks_nothing(
     assert all(word in output for word in ("gradient norm", "clip factor", "noise std", "structure's", "accounted"))
     assert "0.1" in output  # noise std: z C = 0.01 * 10
     assert not {name for name in files(tmp_path) if not name.startswith(("events", "hparams"))}
+
+
+def test_validate_says_what_per_layer_clipping_leaves_to_the_structure(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--trainer.default_root_dir", str(tmp_path), "--model.client.privacy.per_layer", "true"]
+    main(["validate", "--config", tiny, *flags])
+    output = " ".join(capsys.readouterr().out.split())
+    said = re.search(r"each of (\d+) tensors is clipped to ([\d.]+); the structure's make up ([\d.]+) %", output)
+    assert said is not None
+    assert float(said[2]) == pytest.approx(10 / int(said[1]) ** 0.5, rel=1e-2)
+    share = re.search(r"([\d.]+) % ", output)
+    assert share is not None
+    assert float(share[1]) >= float(said[3]) - 0.1  # the structure fills its tensors, the network not all of its own
+    assert "per update and layer" in output
+
+
+def test_an_absent_client_weakens_the_attack_and_is_recorded(fit: Fit, tmp_path: Path) -> None:
+    flags = ["--data.clients", "2", "--model.client.privacy.rounds", "4", "--trainer.max_steps", "0"]
+    always = fit(tmp_path / "always", *flags)
+    often = fit(tmp_path / "often", *flags, "--model.client.participation", "0.6")
+    assert (always["participation"], often["participation"]) == (1.0, 0.6)
+    assert often["summary"]["psnr_mean"] < always["summary"]["psnr_mean"] - 1
+
+
+def test_training_a_target_says_what_it_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data.image_size", "24", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    main(["fit", "--config", "target.yaml", *small, "--trainer.default_root_dir", str(tmp_path)])
+    output = " ".join(capsys.readouterr().out.split())
+    said = re.search(r"2 steps of training, .* sampling rate 0.364: accounted epsilon ([\d.]+) at delta 1e-05", output)
+    assert said is not None
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Scalars("epsilon")[-1].value == pytest.approx(float(said[1]), rel=0.01)
 
 
 def test_test_scores_a_finished_run_again(finished: Path, tiny: str, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_recon.cli import LAST, main
+
 Fit = Callable[..., dict[str, Any]]
 TWO_RANKS = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
 
@@ -49,3 +51,31 @@ def test_two_ranks_are_one_process(clients: int, draws: int, tiny: str, tmp_path
     fit(one, *flags, "--trainer.max_steps", "4")
     fit(two, *flags, "--trainer.max_steps", "4", "--ckpt_path", "last")
     assert_same_pictures(one, two)
+
+
+def test_two_ranks_train_the_same_target_as_one_process(tmp_path: Path) -> None:
+    small = [
+        "--config",
+        "target.yaml",
+        "--data.image_size",
+        "16",
+        "--trainer.max_epochs",
+        "2",
+        "--results.show",
+        "false",
+    ]
+    one, two = (["fit", *small, "--trainer.default_root_dir", str(tmp_path / name)] for name in ("one", "two"))
+    command = [sys.executable, "-m", "lightning_recon", *two, *TWO_RANKS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    main([*one, "--trainer.accelerator", "cpu"])
+    here, there = (torch.load(tmp_path / name / LAST, weights_only=True) for name in ("one", "two"))
+    assert here["global_step"] == there["global_step"] == 4
+    for name, tensor in here["state_dict"].items():
+        assert torch.allclose(tensor, there["state_dict"][name], rtol=0, atol=1e-6), name
+    costs = []
+    for name in ("one", "two"):
+        events = EventAccumulator(str(tmp_path / name))
+        events.Reload()
+        costs.append([scalar.value for scalar in events.Scalars("epsilon")])
+    assert costs[0] == pytest.approx(costs[1])

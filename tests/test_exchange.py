@@ -19,7 +19,7 @@ from lightning_recon.exchange import (
     update_name,
 )
 
-TASK = Task((3, 32, 32), 10, 4, 1, "convnet", "update", False, 1.0, 0.1, 2)
+TASK = Task((3, 32, 32), 10, 4, 1, "convnet", "update", False, 1.0, 0.1, 2, 8)
 
 
 def a_payload(scale: float = 1.0) -> ServerPayload:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -100,9 +101,51 @@ def test_a_resumed_run_asks_no_client_again(
     shutil.copytree(three, root)
     monkeypatch.setattr(VictimClient, "share", refuse)
     flags = ["--data.clients", "2", "--model.draws", "2", "--trainer.max_steps", "6", "--ckpt_path", "last"]
-    fit(root, *flags, "--model.client.seed", "99")
+    fit(root, *flags)
     assert pictures(root) == pictures(six)
     assert recording(root) == recording(three)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [(["--model.client.seed", "99"], r"client\.seed is 99.* had 0"), (["--data.seed", "99"], "clients' pictures")],
+    ids=["noise", "pictures"],
+)
+def test_a_run_is_not_resumed_as_another(
+    three: Path, tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str], changed: list[str], named: str
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(three, root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    flags = ["--data.clients", "2", "--model.draws", "2", "--trainer.max_steps", "6", "--ckpt_path", "last"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", tiny, "--trainer.default_root_dir", str(root), *flags, *changed])
+    assert stop.value.code == 2
+    assert re.search(named, capsys.readouterr().err)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_seconds_of_all_parts_count(three: Path, tmp_path: Path, fit: Fit) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(three, root)
+    path = root / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    counted = checkpoint["callbacks"]["ResultsWriter"]["seconds"]
+    assert 0 < counted <= json.loads((three / "results.json").read_text())["summary"]["seconds"]
+    checkpoint["callbacks"]["ResultsWriter"]["seconds"] = 1000.0  # as if the first part had taken so long
+    torch.save(checkpoint, path)
+    flags = ["--data.clients", "2", "--model.draws", "2", "--trainer.max_steps", "6", "--ckpt_path", "last"]
+    summary = fit(root, *flags)["summary"]
+    assert 1000 < summary["seconds"] < 1100
+    assert summary["steps_per_second"] == pytest.approx(6 / summary["seconds"])
+
+
+def test_scoring_again_keeps_the_seed_of_the_run(three: Path, tmp_path: Path, tiny: str) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(three, root)
+    flags = ["--data.clients", "2", "--model.draws", "2", "--model.client.seed", "99"]
+    main(["test", "--config", tiny, "--trainer.default_root_dir", str(root), *flags])
+    assert json.loads((root / "results.json").read_text())["seed"] == 0
 
 
 def test_another_seed_is_other_noise(three: Path, tmp_path: Path, fit: Fit) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attack: what the server does with an update, and nothing that it could not know."""
 
+from lightning_recon.attack.denoiser import SmallDenoiser
+from lightning_recon.attack.denoising import Denoiser, TotalVariation
 from lightning_recon.attack.reconstruction import Reconstruction, ReconstructionAttack
 
-__all__ = ["Reconstruction", "ReconstructionAttack"]
+__all__ = ["Denoiser", "Reconstruction", "ReconstructionAttack", "SmallDenoiser", "TotalVariation"]

@@ -20,6 +20,7 @@ from lightning_recon.exchange import (
 )
 from lightning_recon.structure.feedback import Feedback
 from lightning_recon.structure.guess import Guess, Structure
+from lightning_recon.structure.release import weight_names
 
 
 def prepare(client: Client, structure: Structure) -> ServerPayload:
@@ -119,7 +120,7 @@ def _feed_back(
         knowledge = structure.listen(shipped, task, update, knowledge)
         if folder is not None:
             shipped.save(folder, name, like=payload_name(0))
-            update.save(folder, update_name(index, draw, number), keep={"structure.weight": None})
+            update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(weight_names(shipped)))
     return structure.conclude(task, knowledge, guess)
 
 

@@ -1,70 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What refinement minimises: the channel's likelihood with priors, or the seed paper's leaked moments."""
+"""Where refinement moves: to what row and denoiser agree on, or to the seed paper's leaked moments."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_recon.attack.priors import contrast_energy, local_contrast, total_variation
+from lightning_recon.attack.denoising import Denoiser
 from lightning_recon.structure.guess import Posterior
 from lightning_recon.structure.moments import moments
-from lightning_recon.structure.transform import inverse_cosine, synthesise
+from lightning_recon.structure.transform import analyse, synthesise
 
+# How far the present pictures may be off, as a share of the variance that decoding left; how this standard deviation,
+# and the denoiser's, fall from step to step, so that refinement comes to rest.
+_TRUST = 0.5
+_DECAY = 0.75
+# Denoisers are not made for errors of a grey level or two: there their opinion counts for less.
+_GREY_LEVEL = 1.5 / 255
+_CHUNK = 16  # pictures denoised at a time
 # Weights of the squared deviations of mean, variance and total variation; beyond the limit the guess is kept.
 _MOMENT_WEIGHTS = (1e6, 2e4, 1e-6)
 _MOMENT_LIMIT = 1000.0
 
 
-class ChannelLikelihood:
-    """Negative log-posterior of pictures behind rows of known noise, in coordinates where it is nearly round.
+class PlugAndPlay:
+    """Half-quadratic splitting between the channel's likelihood and a denoiser, which knows what pictures look like.
 
-    A dummy θ stands for the coefficients c = mean + std · θ of the decoded posterior, so θ = 0 is Wiener's estimate
-    and one step length suits all frequencies. With the plain spectral prior the objective is ½‖θ‖² + const.
+    A dummy θ stands for the coefficients c = mean + std · θ of the decoded posterior: θ = 0 is Wiener's estimate. A
+    step takes the present pictures for one more observation of every coefficient, as uncertain as the decoding left it
+    times a trust that falls from step to step; moves to the most likely coefficients given it and the row; and
+    denoises them.
+
+    Source: Zhang et al. (2021), plug-and-play image restoration with deep denoiser prior; errors coloured like the
+    posterior are ours.
     """
 
-    def __init__(
-        self,
-        posterior: Posterior,
-        mean_image: Tensor,
-        colour: Tensor,
-        contrast_window: float,
-        total_variation: float,
-    ) -> None:
-        """Prepare the objective of M pictures.
+    def __init__(self, posterior: Posterior, mean_image: Tensor, colour: Tensor, denoiser: Denoiser) -> None:
+        """Prepare the steps of M pictures.
 
         Args:
             posterior: What the rows told.
             mean_image: Public mean image, shape (3, H, W).
             colour: Public colour axes, shape (3, 3).
-            contrast_window: Window of the local contrast in pixels; 0 keeps the plain spectral prior.
-            total_variation: Weight of total variation.
+            denoiser: What pictures look like.
         """
-        self.mean_image, self.colour = mean_image, colour
-        self.contrast_window, self.total_variation = contrast_window, total_variation
-        # In units of the prior's standard deviation √λ a coefficient is start + spread · θ.
-        self.prior_std = posterior.prior_variance.sqrt()
-        self.start = posterior.mean / self.prior_std
-        self.spread = (posterior.variance / posterior.prior_variance).clamp(max=1).sqrt()
-        self.certainty = 1 - self.spread**2
+        self.mean_image, self.colour, self.denoiser = mean_image, colour, denoiser
+        self.mean, self.std = posterior.mean, posterior.variance.sqrt()
+        # Root of the mean squared error that decoding left, in pixel values: the transform is an isometry.
+        self.sigma = posterior.variance.mean(dim=(1, 2, 3)).sqrt()
+        # The row alone, without the spectral prior: ½ · certainty · θ² − pull · θ, finite where nothing was observed.
+        certainty = 1 - (posterior.variance / posterior.prior_variance).clamp(max=1)
+        self.certainty, self.pull = certainty, self.std * posterior.mean / posterior.prior_variance
 
     def pictures(self, dummies: Tensor) -> Tensor:
         """Pictures of dummies of shape (M, 3, H, W), same shape, not clamped."""
-        coefficients = self.prior_std * (self.start + self.spread * dummies)
-        return synthesise(coefficients, self.mean_image, self.colour)
+        return synthesise(self.mean + self.std * dummies, self.mean_image, self.colour)
 
-    def losses(self, dummies: Tensor) -> Tensor:
-        """The objective of each picture, shape (M,), up to a constant; pictures do not influence one another."""
-        # ½ (c − data)² / noise with 1 / noise = 1 / variance − 1 / λ: finite where nothing was observed.
-        likelihood = (0.5 * self.certainty * dummies**2 - self.spread * self.start * dummies).sum(dim=(1, 2, 3))
-        whitened = inverse_cosine(self.start + self.spread * dummies)
-        contrast = torch.ones_like(whitened[:, :1])
-        if self.contrast_window:
-            contrast = local_contrast(whitened.detach(), self.certainty, self.contrast_window)
-        losses = likelihood + contrast_energy(whitened, contrast)
-        if self.total_variation:
-            losses = losses + self.total_variation * total_variation(self.pictures(dummies))
-        return losses
+    def fitted(self, dummies: Tensor, step: int) -> Tensor:
+        """The minimiser of the row's misfit + ½‖θ − dummies‖² / trust, exactly: all coefficients are independent."""
+        trust = _TRUST * _DECAY ** (2 * step)
+        return (dummies + trust * self.pull) / (1 + trust * self.certainty)
+
+    @torch.no_grad()
+    def stepped(self, dummies: Tensor, step: int) -> Tensor:
+        """Where a step moves the dummies: fitted to the rows, then denoised."""
+        noisy = self.pictures(self.fitted(dummies, step)).clamp(0, 1)
+        sigma = self.sigma * _DECAY**step
+        chunks = zip(torch.split(noisy, _CHUNK), torch.split(sigma, _CHUNK), strict=True)
+        clean = torch.cat([noisy[:0], *(self.denoiser(x, s) for x, s in chunks if len(x))])
+        heard = (sigma**2 / (sigma**2 + _GREY_LEVEL**2)) ** 2
+        clean = torch.lerp(noisy, clean, heard[:, None, None, None])
+        return (analyse(clean, self.mean_image, self.colour) - self.mean) / self.std
+
+    def losses(self, dummies: Tensor, step: int) -> Tensor:
+        """Half the squared way to where the step leads, shape (M,): gradient descent with step 1 goes all of it."""
+        return 0.5 * (dummies - self.stepped(dummies, step)).square().sum(dim=(1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,10 @@ class MomentMatching:
 
     def pictures(self, dummies: Tensor) -> Tensor:
         """Pictures of dummies of shape (M, 3, H, W); where the moments stay too far off, the initial picture."""
-        far = self.losses(dummies) > _MOMENT_LIMIT
+        far = self.losses(dummies, 0) > _MOMENT_LIMIT
         return self.initial + torch.where(far[:, None, None, None], 0.0, dummies)
 
-    def losses(self, dummies: Tensor) -> Tensor:
-        """The objective of each picture, shape (M,)."""
+    def losses(self, dummies: Tensor, step: int) -> Tensor:
+        """The objective of each picture, shape (M,), the same at every step."""
         weights = torch.tensor(_MOMENT_WEIGHTS, device=dummies.device)[:, None]
         return (weights * (moments(self.initial + dummies) - self.leaked) ** 2).sum(dim=(1, 2))

@@ -17,7 +17,8 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recon.attack.conversation import converse, fingerprint, prepare, publish, record_payload
-from lightning_recon.attack.objectives import ChannelLikelihood, MomentMatching
+from lightning_recon.attack.denoiser import SmallDenoiser
+from lightning_recon.attack.objectives import MomentMatching, PlugAndPlay
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
 from lightning_recon.structure.guess import Guess, Posterior, Structure
@@ -33,6 +34,7 @@ class Reconstruction:
         pictures: Shape (M, 3, H, W), values in [0, 1], at most B of them.
         initial: The same before refinement.
         unresolved: Rows that hold something no single picture explains.
+        evident: Whether the pictures rest on more than the noise explains.
     """
 
     client: int
@@ -40,11 +42,12 @@ class Reconstruction:
     pictures: Tensor
     initial: Tensor
     unresolved: int
+    evident: bool
 
 
-def momentum(params: ParamsT) -> Optimizer:
-    """The default optimiser: gradient descent with Nesterov's momentum, whose step suits the whitened dummies."""
-    return torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True)
+def whole_way(params: ParamsT) -> Optimizer:
+    """The default optimiser: gradient descent that goes all the way to where a plug-and-play step leads."""
+    return torch.optim.SGD(params, lr=1.0)
 
 
 class Steps(IterableDataset[int]):
@@ -67,8 +70,8 @@ class ReconstructionAttack(LightningModule):
     """A server reconstructs its clients' pictures from their privatised updates.
 
     Before the first step the structure is shipped, the clients answer, and their rows are decoded; each training step
-    then moves the dummies of all victims once, downhill on the channel's likelihood with priors. Nothing here ever
-    sees a truth: scores are the business of callbacks.
+    then moves the dummies of all victims once, to where channel and denoiser agree better. Nothing here ever sees a
+    truth: scores are the business of callbacks.
     """
 
     def __init__(
@@ -76,10 +79,9 @@ class ReconstructionAttack(LightningModule):
         client: Client,
         structure: Structure,
         draws: int = 1,
-        contrast_window: float = 2.0,
-        total_variation: float = 0.0,
+        denoiser: nn.Module | None = None,
         record: bool = True,
-        optimizer: OptimizerCallable = momentum,
+        optimizer: OptimizerCallable = whole_way,
     ) -> None:
         """Set up the attack.
 
@@ -87,9 +89,9 @@ class ReconstructionAttack(LightningModule):
             client: Who answers the server: a `VictimClient`, or a `RecordedClient` that repeats a recorded exchange.
             structure: What the server adds to the model, and how it decodes the answer.
             draws: How many independent noise realisations of each client's update to attack.
-            contrast_window: Window, in pixels, over which the refinement's prior estimates local contrast; 0 for the
-                plain spectral prior, with which refinement changes nothing.
-            total_variation: Weight of a total-variation prior in the refinement.
+            denoiser: What refinement knows about pictures: a module called with pictures (M, 3, H, W) in [0, 1] and
+                the standard deviation of their noise (M,), such as `lightning_recon.attack.TotalVariation` or
+                `deepinv.models.DRUNet`. Default: the small one that ships with the package.
             record: Whether to keep what crossed the wire, without which a run can be neither resumed nor replayed.
             optimizer: Moves the dummies.
         """
@@ -101,8 +103,10 @@ class ReconstructionAttack(LightningModule):
         self.client: Client
         self.structure = structure
         self.draws = draws
-        self.contrast_window = contrast_window
-        self.total_variation = total_variation
+        # Fixed public knowledge, not what is optimised: out of parameters and checkpoints too.
+        trained = SmallDenoiser() if denoiser is None else denoiser
+        object.__setattr__(self, "denoiser", trained.eval().requires_grad_(False))
+        self.denoiser: nn.Module
         self.record = record
         self.optimizer = optimizer
         self.payload: ServerPayload | None = None
@@ -196,7 +200,7 @@ class ReconstructionAttack(LightningModule):
         sizes = [len(guess.pictures) for guess in self.guesses.values()]
         self.slots = torch.tensor([f + m for f, size in zip(first, sizes, strict=True) for m in range(size)]).long()
 
-    def _objective(self) -> ChannelLikelihood | MomentMatching | None:
+    def _objective(self) -> PlugAndPlay | MomentMatching | None:
         """The objective of all this rank's pictures at once; None if the decoding leaves nothing to refine."""
         guesses, device = list(self.guesses.values()), self.trainer.strategy.root_device
         posteriors = [guess.posterior for guess in guesses if guess.posterior is not None]
@@ -204,12 +208,8 @@ class ReconstructionAttack(LightningModule):
             statistics = self.structure.statistics(self.task)
             parts = ("mean", "variance", "prior_variance")
             joined = {part: torch.cat([getattr(p, part) for p in posteriors]).to(device) for part in parts}
-            return ChannelLikelihood(
-                Posterior(**joined),
-                statistics.mean.to(device),
-                statistics.colour.to(device),
-                self.contrast_window,
-                self.total_variation,
+            return PlugAndPlay(
+                Posterior(**joined), statistics.mean.to(device), statistics.colour.to(device), self.denoiser.to(device)
             )
         leaked = [guess.moments for guess in guesses if guess.moments is not None]
         if leaked:
@@ -244,7 +244,7 @@ class ReconstructionAttack(LightningModule):
             return 0.0 * self.dummies.sum()
         # A likelihood of 50 dB needs more than the eight bits of bfloat16, whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
-            losses = self.objective.losses(self.dummies[self.slots.to(self.device)].float())
+            losses = self.objective.losses(self.dummies[self.slots.to(self.device)].float(), self.trainer.global_step)
         self.log("loss", losses.detach().mean(), rank_zero_only=True)
         return losses.sum() * self.trainer.world_size
 
@@ -303,7 +303,7 @@ class ReconstructionAttack(LightningModule):
         if self.objective is not None and self.trainer.global_step > 0:
             final = list(torch.split(self.objective.pictures(dummies).clamp(0, 1).cpu(), sizes))
         return [
-            Reconstruction(index, draw, pictures, before, guess.unresolved)
+            Reconstruction(index, draw, pictures, before, guess.unresolved, guess.evident)
             for ((index, draw), guess), pictures, before in zip(self.guesses.items(), final, initial, strict=True)
         ]
 

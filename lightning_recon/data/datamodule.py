@@ -4,24 +4,20 @@
 The attack itself is never handed a picture: it gets its own step counter as training data.
 """
 
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_recon.data.images import ClientBatch, Pictures, Selection, Source, open_source, select
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
+from lightning_recon.data.subjects import Batches, Subjects, name_skipped, warn
 from lightning_recon.errors import UserError
-
-logger = logging.getLogger("lightning_recon")
 
 
 class ClientDataModule(LightningDataModule):
@@ -54,7 +50,7 @@ class ClientDataModule(LightningDataModule):
             source: samples (the bundled photographs, or the image folder `root` if that is given), folder (any image
                 folder, with a subfolder per class or without), imagenet, cifar100, caltech256 or flowers102.
             image_size: side of the square pictures in pixels, at least 8.
-            batch_size: pictures per client.
+            batch_size: pictures per client; of a step's batch when a target network is trained (for DP-SGD: expected).
             clients: how many clients are attacked.
             masks: finds the subject of each picture, the rest becomes black; GrabCutMasks when not given.
             seed: chooses the pictures.
@@ -146,11 +142,11 @@ class ClientDataModule(LightningDataModule):
             pictures = open_source(self.source, self.root, self.num_classes)
             if pictures.ignored:
                 names, more = ", ".join(pictures.ignored[:5]), len(pictures.ignored) - 5
-                _warn(f"{pictures.origin}: not pictures, ignored: {names}{f' and {more} more' if more > 0 else ''}")
+                warn(f"{pictures.origin}: not pictures, ignored: {names}{f' and {more} more' if more > 0 else ''}")
             order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(self.seed)).tolist()
             wanted = self.clients * self.batch_size
             selection = select(pictures, order, wanted, self.image_size)
-            _name_skipped(pictures, selection, self._named)
+            name_skipped(pictures, selection, self._named)
             if len(selection.images) < wanted:
                 raise UserError(
                     f"{pictures.origin} has {len(selection.images)} readable pictures, {wanted} are needed "
@@ -164,80 +160,25 @@ class ClientDataModule(LightningDataModule):
             self._chosen = pictures, selection, order[selection.used :]
         return self._chosen
 
-    def _rest(self) -> "Subjects":
+    def _rest(self) -> Subjects:
         pictures, _, order = self._choose()
         return Subjects(pictures, order, self.image_size, self.masks, self.mask_cache, self._named)
 
     def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled nine tenths of the pictures that are left for training, or the last tenth in order."""
+        """Nine tenths of the pictures that are left for training, or the last tenth in order.
+
+        The model may say how training batches are drawn (`sampler`); else they come from shuffled passes.
+        """
         rest = self._rest()
         held = max(1, len(rest) // 10)
         if len(rest) <= held:
             raise UserError(f"{self._choose()[0].origin} has too few pictures to train on: lower --data.batch_size")
         rest.order = rest.order[-held:] if validation else rest.order[:-held]
+        ask: Any = None if validation else getattr(self.trainer and self.trainer.lightning_module, "sampler", None)
+        if ask is not None and (sampler := ask(len(rest), self.batch_size)) is not None:
+            return DataLoader(Batches(rest), batch_size=None, sampler=sampler, num_workers=self.num_workers)
         return DataLoader(rest, self.batch_size, shuffle=not validation, num_workers=self.num_workers)
-
-
-class Subjects(Dataset[tuple[Tensor, Tensor]]):
-    """Cut-out pictures with labels, read when asked for; a damaged file is replaced by the next one."""
-
-    def __init__(
-        self,
-        pictures: Pictures,
-        order: list[int],
-        image_size: int,
-        masks: SubjectMasks,
-        mask_cache: Path,
-        named: set[str],
-    ) -> None:
-        """Name the pictures.
-
-        Args:
-            pictures: the source.
-            order: indices into it.
-            image_size: side in pixels.
-            masks: whose stored masks to use.
-            mask_cache: where they are stored.
-            named: damaged files that a warning has named already.
-        """
-        self.pictures, self.order, self.image_size = pictures, order, image_size
-        self.masks, self.mask_cache, self.named = masks, mask_cache, named
-
-    def __len__(self) -> int:
-        """How many pictures there are, readable or not."""
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The picture with its subject on black, (3, H, W) float32 in [0, 1], and its label, int64."""
-        count = len(self.order)
-        onwards = (self.order[(index + step) % count] for step in range(count))
-        chosen = select(self.pictures, onwards, 1, self.image_size)
-        _name_skipped(self.pictures, chosen, self.named)
-        if not len(chosen.images):
-            raise UserError(f"{self.pictures.origin} has no readable picture to train on: check the files")
-        image = chosen.images[0]
-        return image.float() / 255 * read_mask(image, self.masks, self.mask_cache), chosen.labels[0]
-
-    def readable(self) -> Iterator[Tensor]:
-        """Every readable picture, (3, H, W) uint8; the others are named in a warning."""
-        for index in self.order:
-            chosen = select(self.pictures, [index], 1, self.image_size)
-            _name_skipped(self.pictures, chosen, self.named)
-            yield from chosen.images
 
 
 def _one_step() -> DataLoader[int]:
     return DataLoader(range(1))  # type: ignore[arg-type]
-
-
-def _name_skipped(pictures: Pictures, selection: Selection, named: set[str]) -> None:
-    """Warn of each damaged file, once."""
-    for name, reason in selection.skipped:
-        if name not in named:
-            named.add(name)
-            _warn(f"{pictures.origin}: {name} cannot be read, skipped ({reason})")
-
-
-@rank_zero_only
-def _warn(message: str) -> None:
-    logger.warning(message)

@@ -2,14 +2,15 @@
 """What a noise multiplier promises: exact privacy accounting of the Gaussian mechanism, beside the nominal figure."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
-from scipy.optimize import brentq
-from scipy.special import erfcx, ndtr, ndtri
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import erfcx, ndtr
 
 from lightning_recon.errors import UserError
 
 Adjacency = Literal["add_remove", "replace_one"]
+ADJACENCIES: tuple[Adjacency, ...] = get_args(Adjacency)
 ACCOUNTANT = "gaussian-exact"
 
 
@@ -101,6 +102,52 @@ def noise_multiplier_for(epsilon: float, delta: float, rounds: int, adjacency: A
     return _distance(rounds, adjacency) / math.exp(log_mu)
 
 
+def renyi_epsilon(mu: float | None, delta: float) -> float | None:
+    """What accounting by Renyi divergences states for a Gaussian mechanism: for comparison, above the exact value.
+
+    Args:
+        mu: Sensitivity over noise of all rounds together, > 0; None where there is no noise.
+        delta: Privacy parameter, in (0, 1).
+
+    Returns:
+        The least epsilon >= 0 over all orders alpha > 1, at each of which the divergence is alpha mu^2 / 2; None
+        without noise.
+
+    Raises:
+        UserError: If delta is outside (0, 1).
+
+    Source: Mironov, "Renyi Differential Privacy" (arXiv 1702.07476), Proposition 7; conversion by Canonne, Kamath and
+    Steinke (arXiv 2004.00010), Proposition 12.
+    """
+    _check_delta(delta)
+    if mu is None:
+        return None
+
+    def stated(log_excess: float) -> float:
+        excess = math.exp(log_excess)  # alpha - 1, over many orders of magnitude
+        tail = math.log(1 / delta) - math.log1p(excess)
+        return (1 + excess) * mu * mu / 2 + tail / excess + log_excess - math.log1p(excess)
+
+    return max(0.0, float(minimize_scalar(stated, bounds=(-30, 30), options={"xatol": 1e-10}).fun))
+
+
+def epsilon_by_adjacency(noise_multiplier: float, rounds: int, delta: float) -> dict[Adjacency, float | None]:
+    """Exact epsilon of all rounds together for both kinds of neighbours.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
+        rounds: Releases of the same data, >= 1.
+        delta: Privacy parameter, in (0, 1).
+
+    Returns:
+        `gaussian_epsilon` of `mu_of` by adjacency; None without noise.
+
+    Raises:
+        UserError: If delta is outside (0, 1).
+    """
+    return {name: gaussian_epsilon(mu_of(noise_multiplier, rounds, name), delta) for name in ADJACENCIES}
+
+
 def nominal_epsilon(noise_multiplier: float) -> float | None:
     """The epsilon that the sample reconstruction paper attaches to a noise multiplier; no guarantee of anything.
 
@@ -113,22 +160,6 @@ def nominal_epsilon(noise_multiplier: float) -> float | None:
     Source: the noise of You et al. (IEEE TIFS 2025), sigma = 2 C / (1000 epsilon): as if 1000 samples were averaged.
     """
     return None if noise_multiplier == 0 else 2 / (1000 * noise_multiplier)
-
-
-def rero_gamma(kappa: float, mu: float | None) -> float | None:
-    """Bound on the probability that a reconstruction succeeds whose success by guessing alone has probability kappa.
-
-    Args:
-        kappa: Success probability of the best guess from the prior, in (0, 1).
-        mu: Sensitivity over noise of all rounds together, with and without the record; None without noise.
-
-    Returns:
-        gamma = Phi(Phi^-1(kappa) + mu), in [kappa, 1]; None without noise, where there is no bound.
-
-    Source: Kaissis et al., "Bounding data reconstruction attacks with the hypothesis testing interpretation of
-    differential privacy" (arXiv 2307.03928); the notion is from Balle, Cherubin and Hayes (arXiv 2201.04845).
-    """
-    return None if mu is None else float(ndtr(ndtri(kappa) + mu))
 
 
 def _distance(rounds: int, adjacency: Adjacency) -> float:

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 import torch
+from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
 from lightning_recon.evaluation.fidelity import psnr_from_mse
@@ -34,8 +35,50 @@ def noise_law_psnr(noise_multiplier: float, energies: Tensor, granularity: Granu
     return float(psnr_from_mse(noise_multiplier**2 / rounds * shared.mean()))
 
 
+def noise_law_tail(psnr: float, noise_multiplier: float, energy: float, dimension: int, rounds: int) -> float:
+    """Probability that the reading of `noise_law_psnr` reaches a PSNR by the luck of the noise.
+
+    Args:
+        psnr: PSNR in dB, values in [0, 1] before clamping.
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
+        energy: Squared norm of the victim's image; under one clip summed over the batch.
+        dimension: Values of an image (N), 3 H W.
+        rounds: Looks at the same images, averaged.
+
+    Returns:
+        P(N/2, N eta / (2 z^2 energy / rounds)) with eta = 10^(-psnr/10) and P the regularised lower gamma function,
+        since the squared error is z^2 energy / (N rounds) times a chi-squared number of N degrees of freedom.
+
+    Source: Ziller et al., arXiv 2402.12861, tails of the mean squared error and of PSNR.
+    """
+    variance = noise_multiplier**2 * energy / rounds
+    return 1.0 if variance == 0 else float(gammainc(dimension / 2, dimension * 10 ** (-psnr / 10) / (2 * variance)))
+
+
+def noise_law_quantile(
+    probability: float, noise_multiplier: float, energy: float, dimension: int, rounds: int
+) -> float:
+    """PSNR that the reading of `noise_law_psnr` reaches with a given probability: `noise_law_tail`, solved for it.
+
+    Args:
+        probability: Probability of a PSNR at least as high, in (0, 1).
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
+        energy: Squared norm of the victim's image; under one clip summed over the batch.
+        dimension: Values of an image (N), 3 H W.
+        rounds: Looks at the same images, averaged.
+
+    Returns:
+        PSNR in dB; at most 100.
+
+    Source: see `noise_law_tail`.
+    """
+    variance = noise_multiplier**2 * energy / rounds
+    mse = 2 * variance * float(gammaincinv(dimension / 2, probability)) / dimension
+    return float(psnr_from_mse(torch.tensor(mse, dtype=torch.float64)))
+
+
 def channel_nats(noise_multiplier: float, granularity: Granularity, batch_size: int, rounds: int) -> float:
-    """What clipped and noised releases can carry about one victim at most, in nats.
+    """What clipped and noised releases can carry about one victim at most, in nats: a bound for any attack.
 
     Args:
         noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
@@ -44,10 +87,11 @@ def channel_nats(noise_multiplier: float, granularity: Granularity, batch_size: 
         rounds: Releases of the same images.
 
     Returns:
-        T / (2 z^2), divided by the batch size under one clip; infinite without noise.
+        T / (2 z^2), under one clip divided by the batch size: then the mean over a batch of independent victims, as
+        one may be heard at the cost of the others. Infinite without noise.
 
-    Source: Shannon (1949), white Gaussian channel of unlimited bandwidth; the same number is the zCDP bound on mutual
-    information of Bun and Steinke (2016).
+    Source: Shannon (1949), white Gaussian channel of unlimited bandwidth; mutual information is at most the divergence
+    from the release without the record, which zCDP bounds by T / (2 z^2), Bun and Steinke (arXiv 1605.02065).
     """
     if noise_multiplier == 0:
         return math.inf

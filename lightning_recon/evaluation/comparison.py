@@ -12,7 +12,9 @@ _GAP = 0.06
 _MARGIN = 0.10
 
 
-def comparison_figure(columns: list[tuple[str, Tensor, list[float] | None]], tile: int = 240) -> Image.Image:
+def comparison_figure(
+    columns: list[tuple[str, Tensor, list[float] | None]], tile: int = 240, note: str = ""
+) -> Image.Image:
     """Draw victims in rows and versions of them in columns, with the PSNR under each.
 
     Args:
@@ -20,22 +22,23 @@ def comparison_figure(columns: list[tuple[str, Tensor, list[float] | None]], til
             numbers under this column); every column holds the same victims in the same order.
         tile: Height of a picture in pixels. Smaller images are enlarged without smoothing when a whole number of
             times fits, else resampled.
+        note: A line under the whole picture.
 
     Returns:
         An RGB picture on white.
     """
-    height, width = columns[0][1].shape[-2:]
-    size = (round(tile * width / height), tile)
+    size = (round(tile * columns[0][1].shape[-1] / columns[0][1].shape[-2]), tile)
     rows = len(columns[0][1])
     gap, margin, text = (round(tile * share) for share in (_GAP, _MARGIN, _TEXT))
     heading, caption = round(2.2 * text), round(2.0 * text) if any(psnr for _, _, psnr in columns) else 0
     step = (size[0] + gap, size[1] + gap + caption)
-    canvas = Image.new(
-        "RGB",
-        (2 * margin + len(columns) * step[0] - gap, margin + heading + rows * step[1] - gap + margin // 2),
-        "white",
-    )
+    width = 2 * margin + len(columns) * step[0] - gap
+    bottom = margin + heading + rows * step[1] - gap + margin // 2
+    canvas = Image.new("RGB", (width, bottom + (2 * text if note else 0)), "white")
     draw = ImageDraw.Draw(canvas)
+    if note:
+        font = _font(note, text, width - 2 * margin)
+        draw.text((margin, bottom + 0.5 * text), note, fill=_GREY, font=font, anchor="lt")
     for column, (title, images, psnr) in enumerate(columns):
         left = margin + column * step[0]
         middle = left + size[0] // 2

@@ -15,13 +15,13 @@ from lightning_recon import __version__, storage
 from lightning_recon.evaluation.accounting import (
     ACCOUNTANT,
     Adjacency,
-    gaussian_epsilon,
+    epsilon_by_adjacency,
     mu_of,
     nominal_epsilon,
-    rero_gamma,
 )
 from lightning_recon.evaluation.bounds import Granularity, channel_nats, gaussian_reference_psnr, noise_law_psnr
 from lightning_recon.evaluation.fidelity import psnr_per_image
+from lightning_recon.evaluation.robustness import rero_gamma
 from lightning_recon.evaluation.scoring import Scored, Truth
 
 SCHEMA_VERSION = 1
@@ -40,6 +40,7 @@ def results_record(
     oracles: Sequence[str],
     public_statistics: str | None,
     batchnorm: str | None,
+    participation: float,
     truths: Sequence[Truth],
     scored: Sequence[Scored],
     mean_image: Tensor,
@@ -58,6 +59,7 @@ def results_record(
         oracles: What the attack was told that no attacker knows; empty for an honest one.
         public_statistics: Where the attacker's prior knowledge came from; None if it used none.
         batchnorm: Mode of the target's batch normalisation; None if it has none.
+        participation: Probability with which a client answered a round on the batch that is scored.
         truths: Each client's batch, once.
         scored: Every client and draw, in the order of `named_pictures`.
         mean_image: Public mean image, shape (3, H, W).
@@ -82,6 +84,7 @@ def results_record(
         "public_statistics": public_statistics,
         "subject_fraction": float(torch.cat([truth.masks for truth in truths]).double().mean()),
         "batchnorm": batchnorm,
+        "participation": participation,
         "baselines": baselines_record(truths, mean_image),
         "bounds": bounds,
         "victims": [asdict(victim) | {"image": name} for victim, name in zip(victims, names, strict=True)],
@@ -116,14 +119,14 @@ def privacy_record(
         rounds: Releases of the same images.
         batch_size: Images a client.
         delta: Privacy parameter, in (0, 1).
-        adjacency: "add_remove" or "replace_one".
+        adjacency: "add_remove" or "replace_one": whose epsilon is `epsilon_accounted`; both are stated.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
         `adjacency` epsilon is stated for.
     """
     z = 0.0 if max_grad_norm is None else noise_multiplier
-    mu = mu_of(z, rounds, adjacency)
+    accounted = epsilon_by_adjacency(z, rounds, delta)
     return {
         "granularity": granularity,
         "per_layer": per_layer,
@@ -134,9 +137,10 @@ def privacy_record(
         "delta": delta,
         "adjacency": adjacency,
         "epsilon_nominal": nominal_epsilon(z),
-        "epsilon_accounted": gaussian_epsilon(mu, delta),
+        "epsilon_accounted": accounted[adjacency],
+        "epsilon_by_adjacency": accounted,
         "accountant": ACCOUNTANT,
-        "mu": mu,
+        "mu": mu_of(z, rounds, adjacency),
         "rero_gamma": {str(kappa): rero_gamma(kappa, mu_of(z, rounds, "add_remove")) for kappa in _KAPPAS},
     }
 
@@ -160,7 +164,7 @@ def bounds_record(
     per_layer: bool,
     rounds: int,
 ) -> Record:
-    """The two yardsticks of `bounds` for the victims at hand.
+    """The yardsticks of `bounds` for the victims at hand.
 
     Args:
         truths: Each client's batch, all of one shape.
@@ -176,6 +180,7 @@ def bounds_record(
     energies = torch.stack([truth.images.double().square().sum((1, 2, 3)) for truth in truths])
     nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds)
     return {
+        "channel_nats": nats,
         "noise_law_psnr": None if per_layer else noise_law_psnr(noise_multiplier, energies, granularity, rounds),
         "gaussian_reference_psnr": gaussian_reference_psnr(variances, nats, variances.numel()),
     }
@@ -209,7 +214,7 @@ def summary_record(scored: Sequence[Scored], *, seconds: float, steps: int, stru
         "victims": len({(victim.client, victim.index) for victim in victims}),
         "detected": each_draw(sum(victim.detected for victim in victims)),
         "collided": each_draw(sum(victim.collision for victim in victims)),
-        "false_detections": each_draw(sum(one.false_detections for one in scored)),
+        "false_detections": each_draw(sum(victim.false_detection for victim in victims)),
         "psnr_mean": statistics.fmean(psnr),
         "psnr_std_over_draws": statistics.stdev(psnr_by_draw) if len(draws) > 1 else None,
         "psnr_median": statistics.median(psnr),

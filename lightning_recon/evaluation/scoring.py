@@ -36,6 +36,7 @@ class Attacked:
         pictures: Final reconstructions, shape (M, 3, H, W) with M <= B, values in [0, 1].
         initial: The same pictures before refinement, same shape.
         unresolved: How many rows the attacker could not explain by single victims.
+        evident: Whether the attacker vouches for them: more came through than noise explains.
     """
 
     client: int
@@ -43,6 +44,7 @@ class Attacked:
     pictures: Tensor
     initial: Tensor
     unresolved: int
+    evident: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class VictimScore:
         client: Number of the client.
         index: Place of the victim in the client's batch.
         draw: Number of the noise draw.
-        detected: Whether the attacker has a picture for this victim.
+        detected: Whether the attacker has a picture for this victim, and vouches for it.
         collision: Whether it has none while some rows stayed unexplained: victims that excited the same rows.
+        false_detection: Whether the attacker's picture is no closer to it than the public mean image.
         psnr: PSNR in dB against what the client trained on.
         bit_exact: Whether the picture, saved with 8 bits a channel, is the true file.
         ssim: Structural similarity to what the client trained on.
@@ -67,6 +70,7 @@ class VictimScore:
     draw: int
     detected: bool
     collision: bool
+    false_detection: bool
     psnr: float
     bit_exact: bool
     ssim: float
@@ -82,13 +86,11 @@ class Scored:
         pictures: Each victim's picture, or the public mean image where the attacker had none, shape (B, 3, H, W).
         initial: The same before refinement.
         victims: Their scores, B of them.
-        false_detections: Pictures that are no closer to their victim than the public mean image.
     """
 
     pictures: Tensor
     initial: Tensor
     victims: list[VictimScore]
-    false_detections: int
 
 
 def score(truth: Truth, attacked: Attacked, mean_image: Tensor) -> Scored:
@@ -104,16 +106,18 @@ def score(truth: Truth, attacked: Attacked, mean_image: Tensor) -> Scored:
     """
     owner = match(truth.images, attacked.pictures)
     pictures, initial = (
-        arrange(found, owner, mean_image).to(truth.images) for found in (attacked.pictures, attacked.initial)
+        arrange(part, owner, mean_image).to(truth.images) for part in (attacked.pictures, attacked.initial)
     )
-    detected = (owner >= 0).cpu()
-    collision = ~detected & (attacked.unresolved > 0)
+    found = (owner >= 0).cpu()
+    detected = found & attacked.evident
+    collision = ~found & (attacked.unresolved > 0)
     mse = mse_per_image(pictures, truth.images)
     guess = mean_image.to(truth.images).expand_as(truth.images)
     useless = (mse >= mse_per_image(guess, truth.images)).cpu()
     columns = zip(
         detected.tolist(),
         collision.tolist(),
+        (detected & useless).tolist(),
         psnr_from_mse(mse).tolist(),
         same_in_8_bits(pictures, truth.images).tolist(),
         ssim_per_image(pictures, truth.images).tolist(),
@@ -125,5 +129,4 @@ def score(truth: Truth, attacked: Attacked, mean_image: Tensor) -> Scored:
         pictures=pictures,
         initial=initial,
         victims=[VictimScore(attacked.client, index, attacked.draw, *row) for index, row in enumerate(columns)],
-        false_detections=int((detected & useless).sum()),
     )

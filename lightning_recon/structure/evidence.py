@@ -21,6 +21,8 @@ _ROUNDING = 1e-6
 _CARRIED = 8192
 # Only so many of them are held against the intervals.
 _JUDGED = 2048
+# A part of a tuple may be so many standard deviations fainter than what the whole needs.
+_FAINTER = 5.0
 # A tuple whose own measurements belong outside its intervals with more certainty than this holds no single picture.
 _CONTRADICTION = 1e-6
 # Scales within this many standard deviations of what the pilot says are weighed.
@@ -51,11 +53,34 @@ class Rows:
     upper: Tensor
 
 
-class Evidence:
-    """Inner products of released rows, and what follows from them for any combination of rows.
+@dataclass(frozen=True)
+class Residual:
+    """What is left of the rows once victims are subtracted: row i is Σ_k mix_ik · released row k.
 
-    Combinations are given as `mix`, shape (K, K): residual row i is Σ_k mix_ik · released row k.
+    Args:
+        mix: Shape (K, K), float64.
+        energy: Weighted inner products of these rows, noise included, shape (K, K).
+        doubt: Those of their noise, in units of its variance, shape (K, K).
+        overlap: Their inner products without noise in which every coefficient counts by its power, shape (K, K).
     """
+
+    mix: Tensor
+    energy: Tensor
+    doubt: Tensor
+    overlap: Tensor
+
+    def without(self, held: list[int], alike: list[int]) -> "Residual":
+        """Subtract the mean of the rows `alike` from each of the rows `held`."""
+        mix, *products = (part.clone() for part in (self.mix, self.energy, self.doubt, self.overlap))
+        mix[held] -= mix[alike].mean(dim=0)
+        for product in products:
+            product[held] -= product[alike].mean(dim=0)
+            product[:, held] -= product[:, alike].mean(dim=1, keepdim=True)
+        return Residual(mix, *products)
+
+
+class Evidence:
+    """Inner products of released rows, and what follows from them for any combination of rows."""
 
     def __init__(self, rows: Rows, prior: RowPrior) -> None:
         """Compute the inner products.
@@ -89,16 +114,15 @@ class Evidence:
         """Weighted inner products of the released rows, pilots included, shape (K, K), float64."""
         return ((self.extended * self.weights) @ self.extended.T).double().cpu()
 
-    @cached_property
-    def whitened(self) -> Tensor:
-        """Inner products without noise in which every coefficient counts by its power, shape (K, K), float64.
-
-        Different pictures are orthogonal in them, however alike their broad strokes are.
-        """
+    def released(self) -> Residual:
+        """The released rows themselves."""
         power = self.prior.power.to(self.rows.inputs) / self.prior.scale**2
+        # Different pictures are orthogonal where every coefficient counts by its power, however alike their broad
+        # strokes are.
         gain = power / (power + self.variance) ** 2
-        noise = float(gain.sum()) * self.variance * torch.eye(len(self.pilot), dtype=torch.float64)
-        return ((self.rows.inputs * gain) @ self.rows.inputs.T).double().cpu() - noise
+        same = torch.eye(len(self.pilot), dtype=torch.float64)
+        overlap = ((self.rows.inputs * gain) @ self.rows.inputs.T).double().cpu()
+        return Residual(same, self.gram, same, overlap - float(gain.sum()) * self.variance * same)
 
     def single(self) -> Tensor:
         """Log Bayes factor of each row holding one picture, against noise, where there is one direction; shape (K,)."""
@@ -118,12 +142,11 @@ class Evidence:
         """Units of each direction."""
         return [torch.nonzero(self.owner == direction).flatten() for direction in range(self.count)]
 
-    def tuples(self, mix: Tensor, heard: Tensor, misfit: float, least: float) -> tuple[Tensor, Tensor]:
+    def tuples(self, residual: Residual, misfit: float, least: float) -> tuple[Tensor, Tensor]:
         """Tuples of one row a direction with their log Bayes factors, best first; those contradicted are left out.
 
         Args:
-            mix: Shape (K, K).
-            heard: Shape (K,), bool: rows to consider.
+            residual: The rows.
             misfit: Weighted energy, in units of the noise variance, by which D rows of one picture may scatter.
             least: Log Bayes factors below this are of no interest.
 
@@ -131,38 +154,54 @@ class Evidence:
             Rows of each tuple, shape (N, D), int64, and the logarithm of how much more likely the rows are if they hold
             one common picture than if each holds noise, or something of its own; shape (N,).
         """
-        inner, doubt = mix @ self.gram @ mix.T, mix @ mix.T
-        own = 0.5 * (inner.diagonal() / (doubt.diagonal().clamp(min=1e-3) * self.variance) - self.surprise)
-        own = own.clamp(min=0)
+        inner, doubt = residual.energy, residual.doubt
+        ways = sum(math.log(len(group)) for group in self.groups())
+        loudness = inner.diagonal() / (doubt.diagonal().clamp(min=1e-3) * self.variance)
+        own = 0.5 * (loudness - self.surprise).clamp(min=0)
+        needed = self.surprise + 2 * (least - ways)
+        heard = self._may_grow(loudness, needed + 2 * own, 1)
+        # Rows added to a tuple only add to its scatter: what is too much for a whole tuple is so for a part of it.
+        bound = misfit * self.variance / (self.count - 1)
+        most = bound * self.count * float(doubt.diagonal().max())
         found = torch.zeros(1, 0, dtype=torch.int64)
         # Energy and noise of the tuple's sum, the same summed over its rows, and what each row says on its own.
         energy, share, energies, shares, rivals, score = torch.zeros(6, 1, dtype=torch.float64)
         for size, units in enumerate(self.groups(), start=1):
             group = units[heard[units]]
-            cross = inner[found][:, :, group].sum(dim=1), doubt[found][:, :, group].sum(dim=1)
-            energy = (energy[:, None] + 2 * cross[0] + inner.diagonal()[group]).flatten()
-            share = (share[:, None] + 2 * cross[1] + doubt.diagonal()[group]).flatten()
-            energies = (energies[:, None] + inner.diagonal()[group]).flatten()
-            shares = (shares[:, None] + doubt.diagonal()[group]).flatten()
-            rivals = (rivals[:, None] + own[group]).flatten()
-            found = torch.cat([found.repeat_interleave(len(group), dim=0), group.repeat(len(found))[:, None]], dim=1)
-            score = 0.5 * (energy / (share.clamp(min=1e-3 * size) * self.variance) - self.surprise) - rivals
-            best = score.topk(min(_CARRIED, len(score))).indices
-            found = found[best]
-            energy, share, energies, shares, rivals, score = (
-                part[best] for part in (energy, share, energies, shares, rivals, score)
-            )
+            cross = inner[:, group][found].sum(dim=1), doubt[:, group][found].sum(dim=1)
+            # One row of these for each part of a tuple, one column for each unit that may come next.
+            grown = energy[:, None] + 2 * cross[0] + inner.diagonal()[group]
+            blurred = share[:, None] + 2 * cross[1] + doubt.diagonal()[group]
+            total = energies[:, None] + inner.diagonal()[group]
+            loudness = grown / (blurred.clamp(min=1e-3 * size) * self.variance)
+            least_loud = needed + 2 * (rivals[:, None] + own[group])
+            score = (0.5 * (loudness - least_loud)).flatten()
+            fits = self._may_grow(loudness, least_loud, size) & (total - grown / size <= most)
+            close = torch.nonzero(fits.flatten()).flatten()
+            best = close[score[close].topk(min(_CARRIED, len(close))).indices]
+            part, unit = best // max(1, len(group)), group[best % max(1, len(group))]
+            found = torch.cat([found[part], unit[:, None]], dim=1)
+            energy, share, energies = grown.flatten()[best], blurred.flatten()[best], total.flatten()[best]
+            shares, rivals, score = shares[part] + doubt.diagonal()[unit], rivals[part] + own[unit], score[best]
         scatter, expected = energies - energy / self.count, shares - share / self.count
-        score = score + sum(math.log(len(group)) for group in self.groups())
-        fits = (scatter <= misfit * self.variance * expected / (self.count - 1)) & (score > least)
+        score = score + least
+        fits = (scatter <= bound * expected) & (score > least)
         best = torch.nonzero(fits).flatten()[:_JUDGED]
         found, score = found[best], score[best]
-        likely = self.cell(mix[found].mean(dim=1), found)
+        likely = self.cell(residual.mix[found].mean(dim=1), found)
         score = score + likely
         keep = (likely > math.log(_CONTRADICTION)) & (score > least)
         found, score = found[keep], score[keep]
         order = score.argsort(descending=True)
         return found[order], score[order]
+
+    def _may_grow(self, loudness: Tensor, needed: Tensor, size: int) -> Tensor:
+        """Whether `size` rows, together so loud, may belong to D rows that are as loud as needed."""
+        noise, squares = float(self.weights.sum()), float(self.weights.square().sum())
+        # What rows of one picture are louder than noise grows with their number.
+        excess = loudness - noise
+        excess = excess + _FAINTER * (2 * squares + 4 * excess.clamp(min=0)).sqrt()
+        return noise + excess * (self.count / size) >= needed
 
     def cell(self, combine: Tensor, held: Tensor) -> Tensor:
         """Log-probability that the picture in each combination belongs into the intervals of the given rows.
@@ -172,8 +211,11 @@ class Evidence:
             held: Shape (N, D): a unit of each direction.
 
         Returns:
-            Shape (N,): sign and scale are averaged over what the pilot leaves open.
+            Shape (N,): sign and scale are averaged over what the pilot leaves open; 0 without a pilot, which leaves
+            open what any row measured.
         """
+        if self.prior.pilot_level == 0:
+            return torch.zeros(len(combine), dtype=torch.float64)
         noise = combine.norm(dim=1).clamp(min=1e-6) * math.sqrt(self.variance)
         steps = torch.linspace(-_PILOT_REACH, _PILOT_REACH, _PILOT_POINTS, dtype=torch.float64)
         voice = ((combine @ self.pilot)[:, None] + noise[:, None] * steps) / self.prior.pilot_level

@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.encoding import water_filling
 from lightning_recon.structure.guess import Guess, Knowledge, Posterior
-from lightning_recon.structure.release import released_rows
+from lightning_recon.structure.release import budget_share, released_rows, weight_names
 from lightning_recon.structure.statistics import PublicStatistics
 from lightning_recon.structure.transform import synthesise
 from lightning_recon.structure.water_filling import WaterFilling
@@ -42,6 +43,8 @@ class Feedback:
             pilot_power: Share of the power spent on the pilot in the rounds with feedback, in (0, 1).
         """
         self.opening = WaterFilling(pilot_power=0.2) if opening is None else opening
+        if self.opening.pilot_power == 0:
+            raise UserError("--model.structure.opening.pilot_power is 0: feedback needs a pilot to settle signs")
         self.pilot_power = pilot_power
         self._opened: tuple[Task, ServerPayload] | None = None
 
@@ -104,7 +107,7 @@ class Feedback:
             must be divided to give its row once all its power goes there, shape (V,).
         """
         shipped = payload.tensors
-        inputs, pilot, _ = released_rows(update, task, self.opening.nulls)
+        inputs, pilot, _ = released_rows(update, task, payload)
         encoded = known.mean.flatten(1)[:, shipped["index"]] * shipped["gain"]
         level, directions = float(shipped["constants"][0]), len(shipped["directions"])
         overlap = encoded @ inputs.cpu().T + level * pilot.cpu()
@@ -127,7 +130,7 @@ class Feedback:
         first = self.payload(task)
         own = knowledge.units >= 0
         variance = _believed(task, knowledge)[own].mean(dim=0)
-        noise = task.noise_multiplier * math.sqrt(_sharers(task))
+        noise = task.noise_multiplier * math.sqrt(_sharers(task)) / budget_share(task, len(weight_names(first)))
         power = water_filling(variance, noise, 1 - self.pilot_power)
         gain = (power / variance).sqrt()
         # What the units measure must be sent, be it ever so faintly.
@@ -135,7 +138,8 @@ class Feedback:
         directions[:, first.tensors["index"]] = first.tensors["directions"] * first.tensors["gain"]
         measured = (directions != 0).any(dim=0)
         gain = torch.where(measured, gain.clamp(min=_MEASURING_GAIN * float(gain.max())), gain)
-        sent, units = gain > 0, knowledge.units[own]
+        index = (gain**2 * variance).argsort(descending=True, stable=True)[: int((gain > 0).sum())]
+        gain, units = gain[index], knowledge.units[own]
         constants = torch.zeros(1 + self.opening.nulls)
         constants[0] = math.sqrt(self.pilot_power)
         return ServerPayload(
@@ -143,11 +147,11 @@ class Feedback:
             tensors={
                 "mean": first.tensors["mean"],
                 "colour": first.tensors["colour"],
-                "index": torch.nonzero(sent).flatten(),
-                "gain": gain[sent],
+                "index": index,
+                "gain": gain,
                 "constants": constants,
-                "offset": knowledge.mean[own][:, sent] * gain[sent],
-                "directions": directions[:, sent] / gain[sent],
+                "offset": knowledge.mean[own][:, index] * gain,
+                "directions": directions[:, index] / gain,
                 "unit_direction": first.tensors["unit_direction"][units],
                 "lower": first.tensors["lower"][units],
                 "upper": first.tensors["upper"][units],
@@ -158,7 +162,7 @@ class Feedback:
     def listen(self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge) -> Knowledge:
         """Kalman's update of every victim's coefficients by its row, at the scale that the pilots suggest."""
         shipped, own = payload.tensors, knowledge.units >= 0
-        inputs, pilot, std = released_rows(update, replace(task, rounds=1), self.opening.nulls)
+        inputs, pilot, std = released_rows(update, replace(task, rounds=1), payload)
         sign = knowledge.scales[own].sign()[:, None]
         inputs, pilot = sign * inputs.cpu(), sign * pilot.cpu()[:, None]
         noise, level = max(std, 1e-7), float(shipped["constants"][0])

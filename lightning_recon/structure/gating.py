@@ -12,6 +12,8 @@ from lightning_recon.structure.transform import analyse
 _LOW_FREQUENCY = 6
 _SYNTHETIC_SIZE = 32
 _SYNTHETIC_COUNT = 4096
+# No photograph measures more than so many times what is usual.
+_FARTHEST = 10.0
 
 
 def measurement_directions(statistics: PublicStatistics, count: int) -> Tensor:
@@ -64,11 +66,21 @@ def intervals(statistics: PublicStatistics, directions: Tensor, units: int) -> t
     return torch.cat(lower), torch.cat(upper), torch.cat(owner)
 
 
-def class_code(classes: int) -> Tensor:
-    """Balanced ±1 head weights, shape (classes,): a victim's voice is 2 · P(classes of the other sign).
+def faint(
+    statistics: PublicStatistics, directions: Tensor, lower: Tensor, upper: Tensor, loudest: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure the same in so small a unit that what units pass on is hardly noticed; every interval gets a lower end.
 
-    As many classes of either sign as possible, in random order, so that |δ| is near 1 for every label while the
-    network is undecided, and look-alike classes seldom share a sign.
+    Args:
+        statistics: What is public about the pictures.
+        directions: Shape (D, 3, H, W).
+        lower: Where each unit's interval begins, shape (units,).
+        upper: Where it ends, shape (units,).
+        loudest: How far above the lower end of its interval a photograph's measurement may then be.
+
+    Returns:
+        The scaled directions, lower and upper bounds.
     """
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(3))
-    return torch.where(order % 2 == 0, 1.0, -1.0)
+    farthest = _FARTHEST * float((directions.square() * statistics.variance).flatten(1).sum(dim=1).max().sqrt())
+    scale = loudest / (2 * farthest)
+    return scale * directions, scale * lower.clamp(min=-farthest), scale * upper

@@ -37,6 +37,8 @@ class Guess:
         posterior: What refinement may start from; None if the decoding knows no spectrum.
         moments: Leaked statistics of each picture for the seed paper's refinement, see `moments.moments`; None if the
             structure leaks none.
+        evident: Whether the update shows more than the public mean image. If not, pictures are handed over all the
+            same, because they cost nothing, but must not count as detections.
     """
 
     pictures: Tensor
@@ -44,6 +46,7 @@ class Guess:
     rows: Mapping[str, Tensor | None]
     posterior: Posterior | None
     moments: Tensor | None = None
+    evident: bool = True
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.structure.moments import moments
+from lightning_recon.structure.spreading import block_width, spread
 from lightning_recon.structure.transform import analyse
 from lightning_recon.structure.trap_weights import trap_weights
+from lightning_recon.structure.voices import balanced_code
 
 
 class InferenceStructure(nn.Module):
@@ -17,10 +19,11 @@ class InferenceStructure(nn.Module):
 
     A picture x becomes inputs e(x): chosen, scaled coefficients followed by constants (a pilot that reveals scale and
     sign, zeros that reveal the noise). Unit k measures a = weight_k · e(x) and passes gradient only if a lies in its
-    interval. All outputs are added to the logits through one ±1 code over the classes, so the gradient of the weight
-    of an excited unit is δ · e(x) with δ = strength · code · (softmax − one-hot): not zero, unlike for a shift that is
-    equal for all classes. With `cancel` every unit is paired with a frozen twin of opposite sign, so the layer outputs
-    exactly 0 while its gradient stays what it was.
+    interval. All outputs are added to the logits through a code over the classes, so the gradient of the weight of an
+    excited unit is δ · e(x) with δ = strength · code · (softmax − one-hot): not zero, unlike for a shift that is equal
+    for all classes. The code is the same ±1 for all pictures, or chosen for each, see `voices`. With `cancel` every
+    unit is paired with a frozen twin of opposite sign, so the layer outputs exactly 0 while its gradient stays what it
+    was.
 
     Source: method after "Robbing the Fed" (Fowl et al. 2022) and You et al. (2025); the cancelling twin is ours.
     """
@@ -47,6 +50,9 @@ class InferenceStructure(nn.Module):
                 a weight of its own. Optional `bias_constants` (P,) gives the units a second weight over constant
                 inputs, called `bias`, as in the seed paper.
                 Optional `offset` (K, inputs) is taken off the inputs of each unit, so its gradient is δ · (e − offset).
+                Optional setting `balanced` chooses the code for each picture from the network's logits. Optional
+                setting `blocks` spreads all inputs but the zeros at the end over so many tensors, called `weight.0`,
+                `weight.1` …, see `spreading`.
         """
         super().__init__()
         tensors = payload.tensors
@@ -61,12 +67,19 @@ class InferenceStructure(nn.Module):
                 "the structure has an interval without a lower end and no cancelling twin, so its output is infinite: "
                 "set `cancel`, or make every lower end finite"
             )
+        self.balanced = bool(payload.settings.get("balanced", False))
         self.moments = bool(payload.settings.get("moments", False))
         # The weight is a recipe on the wire: every unit of one direction has that direction as its weight row.
         shipped = "directions" in tensors
         weight = tensors["directions"][tensors["unit_direction"]] if shipped else _from_recipe(payload)
-        self.weight = nn.Parameter(F.pad(weight, (0, self.constants.numel())))
-        offset = F.pad(tensors["offset"], (0, self.constants.numel())) if "offset" in tensors else None
+        self.blocks = int(payload.settings.get("blocks", 1))
+        weight = self._spread(F.pad(weight, (0, self.constants.numel())))
+        self.weight: nn.Parameter | nn.ParameterList
+        if self.blocks == 1:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.weight = nn.ParameterList(piece.contiguous() for piece in _blocks_of(weight, payload))
+        offset = self._spread(F.pad(tensors["offset"], (0, self.constants.numel()))) if "offset" in tensors else None
         self.register_buffer("offset", offset)
         self.bias: nn.Parameter | None = None
         if "bias_constants" in tensors:
@@ -80,29 +93,47 @@ class InferenceStructure(nn.Module):
             images: Shape (B, 3, H, W), values in [0, 1].
 
         Returns:
-            Shape (B, m + constants).
+            Shape (B, m + constants), or as many entries as all blocks have.
         """
         picture = images if self.pixels else analyse(images, self.mean, self.colour)
         sent = picture.flatten(1)[:, self.index] * self.gain
         extra = [moments(images).flatten(1)] if self.moments else []
-        return torch.cat([sent, *extra, self.constants.to(sent).expand(len(sent), -1)], dim=1)
+        return self._spread(torch.cat([sent, *extra, self.constants.to(sent).expand(len(sent), -1)], dim=1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Contribution to the logits, shape (B, classes); exactly 0 with `cancel`."""
-        inputs = self.encode(images)
-        measured = F.linear(inputs, self.weight.detach())
-        activation = F.linear(inputs, self.weight) - self._known(self.weight)
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as one matrix, shape (K, inputs)."""
+        return torch.cat(tuple(self.weight), dim=1) if isinstance(self.weight, nn.ParameterList) else self.weight
+
+    def forward(self, images: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Contribution to the logits, shape (B, classes); exactly 0 with `cancel`.
+
+        Args:
+            images: Shape (B, 3, H, W), values in [0, 1].
+            logits: What the network itself says, shape (B, classes); needed for a balanced code.
+        """
+        inputs, weight = self.encode(images), self.matrix
+        measured = F.linear(inputs, weight.detach())
+        activation = F.linear(inputs, weight) - self._known(weight)
         # The same operations on the same operands round alike, so the twins cancel to the last bit.
-        twin = measured - self._known(self.weight.detach()) if self.cancel else self.lower.expand_as(activation)
+        twin = measured - self._known(weight.detach()) if self.cancel else self.lower.expand_as(activation)
         if self.bias is not None:
             activation = activation + self.bias @ self.bias_constants.to(inputs)
         excited = (self.lower <= measured) & (measured < self.upper)
         output = torch.where(excited, activation - twin, 0.0).sum(dim=1, keepdim=True)
-        return self.strength * output * self.code.to(output)
+        code = balanced_code(logits.detach()) if self.balanced and logits is not None else self.code
+        return self.strength * output * code.to(output)
 
     def _known(self, weight: Tensor) -> Tensor | float:
         """What the units' offsets contribute to their products, shape (K,): it is sent no more."""
         return 0.0 if self.offset is None else (weight * self.offset.to(weight)).sum(dim=1)
+
+    def _spread(self, inputs: Tensor) -> Tensor:
+        """Deal inputs to the blocks; zeros at the end, which reveal the noise, stay zeros."""
+        if self.blocks == 1:
+            return inputs
+        heard = inputs.shape[-1] - (self.constants.numel() - 1)
+        return torch.cat([spread(inputs[..., :heard], self.blocks), inputs[..., heard:]], dim=-1)
 
 
 class TamperedNetwork(nn.Module):
@@ -121,12 +152,13 @@ class TamperedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the target network plus the structure's contribution."""
-        extra: Tensor = self.structure(images)
-        # The seed paper silences its victims' target network, so that nothing competes for the clipping budget.
+        # A silent target network leaves every label equally likely, and every victim equally loud.
         if self.structure.target_scale == 0:
-            return extra
-        logits: Tensor = self.network(images)
-        return self.structure.target_scale * logits + extra
+            output: Tensor = self.structure(images)
+        else:
+            logits = self.structure.target_scale * self.network(images)
+            output = logits + self.structure(images, logits)
+        return output
 
 
 def _from_recipe(payload: ServerPayload) -> Tensor:
@@ -141,6 +173,13 @@ def _from_recipe(payload: ServerPayload) -> Tensor:
     )
 
 
+def _blocks_of(weight: Tensor, payload: ServerPayload) -> list[Tensor]:
+    """A spread weight, shape (K, entries), as one tensor a block; the last one holds the zeros too."""
+    blocks, zeros = int(payload.settings["blocks"]), payload.tensors["constants"].numel() - 1
+    width = (weight.shape[1] - zeros) // blocks
+    return list(torch.split(weight, [width] * (blocks - 1) + [width + zeros], dim=1))
+
+
 def structure_bytes(payload: ServerPayload) -> int:
     """What the structure adds to one client's upload in one round, in bytes of float32."""
     tensors = payload.tensors
@@ -148,4 +187,7 @@ def structure_bytes(payload: ServerPayload) -> int:
     inputs += tensors["constants"].numel()
     if "bias_constants" in tensors:
         inputs += tensors["bias_constants"].numel()
+    if (blocks := int(payload.settings.get("blocks", 1))) > 1:
+        zeros = tensors["constants"].numel() - 1
+        inputs = blocks * block_width(inputs - zeros, blocks) + zeros
     return 4 * tensors["lower"].numel() * inputs

@@ -9,9 +9,9 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.structure.gating import class_code
 from lightning_recon.structure.guess import Guess
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics, synthetic_pictures
+from lightning_recon.structure.voices import class_code
 
 # A structure without a twin must not move the logits, or half of the victims' δ vanish: small weights, strong head.
 STRENGTH, FOOTPRINT = 1e3, 0.01
@@ -42,6 +42,7 @@ class RobbingTheFed:
         row_choice: Literal["upstream", "noise_aware"] = "noise_aware",
         subjects: bool = True,
         false_alarm: float = 0.01,
+        statistics: str | None = None,
     ) -> None:
         """Choose the variant.
 
@@ -53,10 +54,12 @@ class RobbingTheFed:
                 among those that the noise does not explain.
             subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); unused by "upstream".
+            statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
         self.units = units
         self.row_choice = row_choice
         self.subjects = subjects
+        self.statistics_file = statistics
         self.false_alarm = false_alarm
 
     @property
@@ -66,7 +69,7 @@ class RobbingTheFed:
 
     def statistics(self, task: Task) -> PublicStatistics:
         """What the thresholds are chosen from, and the guess for a victim without a row."""
-        return public_statistics(*task.image_shape[1:], self.subjects)
+        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """Thresholds at the quantiles of a normal distribution fitted to the brightness of public pictures."""

@@ -8,10 +8,10 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.structure.gating import class_code
 from lightning_recon.structure.guess import Guess
 from lightning_recon.structure.moments import MOMENTS
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
+from lightning_recon.structure.voices import class_code
 
 _WEIGHT, _WEIGHT_SIZE = 1e-5, 224  # brightness weight, and the picture size it was chosen for
 _LAPLACE = stats.laplace(loc=0.003, scale=0.003 / math.sqrt(2))
@@ -39,6 +39,7 @@ class SeedPaper:
         moments: bool = False,
         subjects: bool = True,
         false_alarm: float = 0.01,
+        statistics: str | None = None,
     ) -> None:
         """Choose the variant; the defaults are those of the paper.
 
@@ -50,11 +51,13 @@ class SeedPaper:
                 row, the public mean image.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); rows are chosen without an
                 oracle.
+            statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
         self.units = units
         self.interval_filter = interval_filter
         self.moments = moments
         self.subjects = subjects
+        self.statistics_file = statistics
         self.false_alarm = false_alarm
 
     @property
@@ -64,7 +67,7 @@ class SeedPaper:
 
     def statistics(self, task: Task) -> PublicStatistics:
         """The public mean image; the decoding itself uses no statistics."""
-        return public_statistics(*task.image_shape[1:], self.subjects)
+        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """The structure with brightness weights and Laplace thresholds."""
@@ -125,6 +128,8 @@ class SeedPaper:
         noise = half_normal_std(rows[:, -pixels:]) if len(rows) else noise
         if self.interval_filter:
             pictures = interval_filtered(pictures, noise / voices.abs())
+        if task.per_layer and task.max_grad_norm is not None:
+            pictures = pictures * self._usual_ratio(task)
         pictures = pictures.view(-1, *task.image_shape).clamp(0, 1)
         leaked = (rows[:, pixels:-pixels] / voices).view(-1, len(MOMENTS), 3) if self.moments else None
         return Guess(
@@ -134,6 +139,15 @@ class SeedPaper:
             posterior=None,
             moments=leaked,
         )
+
+    def _usual_ratio(self, task: Task) -> float:
+        """By how much clipping weight and bias each by itself shrinks the weight more, for photographs in general.
+
+        Both come back with the same norm: the bias held δ in 100 copies, the weight δ times the picture.
+        """
+        statistics = self.statistics(task)
+        energy = float(statistics.mean.double().square().sum() + statistics.variance.double().sum())
+        return math.sqrt(energy / _COPIES)
 
 
 def half_normal_std(noise: Tensor) -> float:

@@ -13,11 +13,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 
+from lightning_recon.structure.alarms import active_threshold, bounded, usual_voices
 from lightning_recon.structure.decoding import RowPrior
-from lightning_recon.structure.evidence import Evidence, Rows
+from lightning_recon.structure.evidence import Evidence, Residual, Rows
 
 # A row counts as holding a victim's content if their whitened inner product is this share of the content's energy:
 # it is 1 if it does, 1/2 for the mean of two equals, which is no content at all.
@@ -29,10 +29,6 @@ _BRANCHES = 3
 _FOLLOWED = 24
 # Odds for a victim against noise, where it is clear that there are victims.
 _ODDS = 9.0
-# Least spread of the logarithm of victims' voices that is taken for granted under one clip.
-_VOICE_STD = 0.15
-# Fewer voices than this do not tell what is usual.
-_FEWEST_VOICES = 4
 
 
 @dataclass(frozen=True)
@@ -42,24 +38,12 @@ class Separation:
     Args:
         combine: Shape (V, K): weights that combine rows into each victim's contribution.
         unresolved: How many rows hold something that no single victim explains: collisions.
+        evident: Whether the rows show that the victims are there; a lone unit's row is combined even if it does not.
     """
 
     combine: Tensor
     unresolved: int
-
-
-def active_threshold(weights: Tensor, false_alarm: float) -> float:
-    """Weighted energy that pure unit-variance noise exceeds with probability `false_alarm`.
-
-    Args:
-        weights: Shape (m,): weight of each squared entry, non-negative.
-        false_alarm: Probability, in (0, 1).
-
-    Source: Satterthwaite (1946): a weighted sum of χ²₁ behaves like a scaled χ² of matching mean and variance.
-    """
-    total, squares = float(weights.sum()), float((weights**2).sum())
-    freedom = total**2 / squares
-    return float(stats.chi2.isf(false_alarm, freedom)) * squares / total
+    evident: bool = True
 
 
 def separate(
@@ -71,8 +55,9 @@ def separate(
         rows: The released rows.
         prior: What is expected of a lone victim's row.
         victims: Number of pictures in the client's batch, announced by the protocol.
-        false_alarm: Probability that a batch of empty rows shows any activity, and that a lone victim is taken for two
-            (by its energy at most; by its voice up to five times that in batches of few and very unequal voices).
+        false_alarm: Probability that a batch of empty rows shows any activity; that a lone victim is taken for two by
+            its energy; and that any victim of a batch is by its voice, see `usual_voices`. None is where all victims
+            were found.
         lone_energy: The most energy, pilot included, that clipping leaves a lone victim in a row; None if only all
             victims together are bounded, and a pair has to be told by its voice.
 
@@ -80,19 +65,24 @@ def separate(
         How to combine rows into victims, strongest evidence first, and what stayed unexplained.
     """
     units = len(rows.inputs)
-    if units == 1:
-        return Separation(combine=torch.ones(1, 1), unresolved=0)
     search = _Search(Evidence(rows, prior), victims, false_alarm, lone_energy)
+    if units == 1:
+        evident = bool(search.evident(torch.zeros(1, dtype=torch.int64)))
+        # A lone unit hears everyone: several victims collide in it, and a single one needs no finding.
+        if victims > 1:
+            return Separation(combine=torch.zeros(0, 1), unresolved=int(evident))
+        return Separation(combine=torch.ones(1, 1), unresolved=0, evident=evident)
     if len(rows.directions) == 1:
         return search.loudest()
-    members, _ = search.explain([], torch.eye(units, dtype=torch.float64))
+    members, _ = search.explain([], search.evidence.released())
     # Judged again with all victims fitted at once: estimates from single rows are subtracted with their noise.
     fitted = torch.eye(units, dtype=torch.float64)
     if members:
         combine = _least_squares(members, torch.zeros(units, dtype=torch.bool), units)
         for victim, held in enumerate(members):
             fitted[held] -= combine[victim]
-    leftover = search.active(fitted)
+    share = fitted.square().sum(dim=1)
+    leftover = search.energies(fitted) > search.spread * share
     combine = _least_squares(members, leftover, units)
     lone = search.lone(combine)
     for held, single in zip(members, lone.tolist(), strict=True):
@@ -116,17 +106,15 @@ def _least_squares(members: list[list[int]], leftover: Tensor, units: int) -> Te
 
 
 class _Search:
-    """Peeling: `mix`, shape (K, K), expresses the residual rows as combinations of the released ones."""
+    """Peeling: victims are found and subtracted until nothing is left."""
 
     def __init__(self, evidence: Evidence, victims: int, false_alarm: float, lone_energy: float | None) -> None:
         self.evidence, self.victims = evidence, victims
         self.false_alarm, self.lone_energy = false_alarm, lone_energy
-        self.total = float(evidence.weights.sum())
+        self.total, self.squares = float(evidence.weights.sum()), float(evidence.weights.square().sum())
         units = len(evidence.pilot)
         threshold = active_threshold(evidence.weights, false_alarm / (2 * units))
         self.spread = (threshold - self.total) * evidence.variance
-        # Rows of one picture differ little: where this holds, none with a convincing picture can look empty.
-        self.clear = self.total + 4 * evidence.count * (threshold - self.total) < evidence.surprise
         others = max(1, evidence.count - 1)
         self.misfit = active_threshold(evidence.weights.repeat(others), false_alarm / (2 * units))
         # Markov's inequality: averaged over all tuples, a Bayes factor seldom exceeds 1/α where there is no picture.
@@ -144,18 +132,23 @@ class _Search:
             return (combined.square() @ self.evidence.weights).double().cpu() - noise
         return ((mix @ self.evidence.gram) * mix).sum(dim=1) - noise
 
-    def active(self, mix: Tensor) -> Tensor:
+    def active(self, residual: Residual) -> Tensor:
         """Which residual rows hold more than noise, shape (K,), bool."""
-        return self.energies(mix) > self.spread * mix.square().sum(dim=1)
+        noise = self.total * self.evidence.variance + self.spread
+        return residual.energy.diagonal() > noise * residual.doubt.diagonal()
+
+    def evident(self, units: Tensor) -> Tensor:
+        """Which rows of one direction's units hold a picture, by their energy or by all that is known of one."""
+        score = self.evidence.single()
+        alone = torch.eye(len(score), dtype=torch.float64)[units]
+        return (self.energies(alone) > self.spread) | (score[units] > self.convincing)
 
     def loudest(self) -> Separation:
         """The rows of best evidence, where every victim has a single row and there is nothing to compare it with."""
         evidence = self.evidence
         score = evidence.single()
         best = score.topk(min(self.victims, len(score))).indices
-        evident = self.energies(torch.eye(len(score), dtype=torch.float64)[best]) > self.spread
-        evident |= score[best] > self.convincing
-        best = best[(score[best] > self.likely) & bool(evident.any())]
+        best = best[(score[best] > self.likely) & bool(self.evident(best).any())]
         combine = torch.zeros(len(best), len(score), dtype=torch.float64)
         combine[torch.arange(len(best)), best] = 1.0
         lone = self.lone(combine)
@@ -164,23 +157,19 @@ class _Search:
         leftover[best[lone]] = False
         return Separation(combine=combine[lone].float(), unresolved=int(leftover.sum()))
 
-    def explain(self, members: list[list[int]], mix: Tensor) -> tuple[list[list[int]], Tensor]:
+    def explain(self, members: list[list[int]], left: Residual) -> tuple[list[list[int]], Residual]:
         """Find and subtract victims until nothing convincing is left; returns all victims' rows and the residual."""
-        while len(members) < self.victims and (agreed := self._agreeing(mix, bool(members))):
-            mix = mix.clone()
+        while len(members) < self.victims and (agreed := self._agreeing(left, bool(members))):
             for held in agreed[: self.victims - len(members)]:
-                members = [*members, held]
-                mix[held] -= mix[held].mean(dim=0)
-        active = self.active(mix)
+                members, left = [*members, held], left.without(held, held)
+        active = self.active(left)
         if len(members) == self.victims or not bool(active.any()):
-            return members, mix
-        best: tuple[list[list[int]], Tensor] = members, mix
+            return members, left
+        best = members, left
         least = int(active.sum())
-        for held, alike in self._predicting(mix, active)[:_BRANCHES]:
+        for held, alike in self._predicting(left, active)[:_BRANCHES]:
             self.followed += 1
-            peeled = mix.clone()
-            peeled[held] -= mix[alike].mean(dim=0)
-            outcome = self.explain([*members, held], peeled)
+            outcome = self.explain([*members, held], left.without(held, alike))
             unexplained = int(self.active(outcome[1]).sum())
             if unexplained < least:
                 best, least = outcome, unexplained
@@ -188,10 +177,9 @@ class _Search:
                 break
         return best
 
-    def _agreeing(self, mix: Tensor, anyone: bool) -> list[list[int]]:
+    def _agreeing(self, left: Residual, anyone: bool) -> list[list[int]]:
         """Disjoint tuples of rows that convincingly hold one picture each, strongest evidence first."""
-        heard = self.active(mix) if self.clear else torch.ones(len(mix), dtype=torch.bool)
-        found, score = self.evidence.tuples(mix, heard, self.misfit, self.likely)
+        found, score = self.evidence.tuples(left, self.misfit, self.likely)
         if not anyone and not bool((score > self.convincing).any()):
             return []
         chosen: list[list[int]] = []
@@ -202,19 +190,19 @@ class _Search:
                 used.update(held)
         return chosen
 
-    def _predicting(self, mix: Tensor, active: Tensor) -> list[tuple[list[int], list[int]]]:
+    def _predicting(self, left: Residual, active: Tensor) -> list[tuple[list[int], list[int]]]:
         """Victims that a single row gives away: all their rows, and those among them that hold nothing else."""
-        overlap = mix @ self.evidence.whitened @ mix.T
+        noise, overlap = self.total * self.evidence.variance, left.overlap
+        energy, share = left.energy.diagonal(), left.doubt.diagonal()
+        bounded = self._bounded(energy - noise * share, share)
+        difference = energy[:, None] + energy - 2 * left.energy
+        same = difference <= (noise + self.spread) * (share[:, None] + share - 2 * left.doubt)
         candidates = []
-        for unit in torch.nonzero(active).flatten().tolist():
-            if not bool(self._bounded(mix[unit : unit + 1])):
-                continue
-            held = self._rows_of(unit, mix, overlap, active)
+        for unit in torch.nonzero(active & bounded).flatten().tolist():
+            held = self._rows_of(unit, left, active)
             if held is None:
                 continue
-            difference = mix[held] - mix[unit]
-            same = self.energies(difference) <= self.spread * difference.square().sum(dim=1)
-            alike = [row for row, equal in zip(held, same.tolist(), strict=True) if equal]
+            alike = [row for row in held if row == unit or bool(same[unit, row])]
             # Rows that hold more than this victim should have more energy.
             doubt = float((overlap[unit, held] / overlap[unit, unit] - 1).abs().sum())
             candidates.append((-len(alike), doubt, held, alike))
@@ -222,18 +210,12 @@ class _Search:
         unique = {tuple(held): (held, alike) for _, _, held, alike in reversed(candidates)}
         return list(reversed(unique.values()))
 
-    def _rows_of(self, unit: int, mix: Tensor, overlap: Tensor, active: Tensor) -> list[int] | None:
+    def _rows_of(self, unit: int, left: Residual, active: Tensor) -> list[int] | None:
         """Rows that must hold the victim if `unit` holds it alone; None if the rows contradict that."""
-        evidence = self.evidence
-        noise = float(mix[unit].norm()) * math.sqrt(evidence.variance)
-        pilot = float(mix[unit] @ evidence.pilot)
-        if abs(pilot) < 2 * noise:
-            return None
-        measured = (mix[unit] @ evidence.measured) * evidence.prior.pilot_level / pilot
-        slack = _REACH * noise * (evidence.reach * evidence.prior.pilot_level + measured.abs()) / abs(pilot)
-        slack = slack + 1e-4 * measured.abs()
-        own = evidence.owner
-        possible = (evidence.lower <= (measured + slack)[own]) & (evidence.upper > (measured - slack)[own])
+        evidence, overlap, own = self.evidence, left.overlap, self.evidence.owner
+        possible = torch.ones(len(own), dtype=torch.bool)
+        if evidence.prior.pilot_level > 0:
+            possible = self._measured_inside(left.mix[unit])
         if not possible[unit]:
             return None
         share = torch.where(possible & active, overlap[unit] / overlap[unit, unit], -torch.inf)
@@ -242,29 +224,43 @@ class _Search:
         best = [int(group[share[group].argmax()]) for group in evidence.groups()]
         return best if bool((share[best] >= _MIN_OVERLAP).all()) else None
 
-    def _bounded(self, combine: Tensor) -> Tensor:
-        """Whether combinations of rows have no more energy than clipping leaves a lone victim, shape (V,), bool."""
+    def _measured_inside(self, weights: Tensor) -> Tensor:
+        """Units whose interval holds what a combination of rows, weights of shape (K,), measures; shape (K,), bool."""
+        evidence = self.evidence
+        noise = float(weights.norm()) * math.sqrt(evidence.variance)
+        pilot = float(weights @ evidence.pilot)
+        if abs(pilot) < 2 * noise:
+            return torch.zeros(len(weights), dtype=torch.bool)
+        measured = (weights @ evidence.measured) * evidence.prior.pilot_level / pilot
+        slack = _REACH * noise * (evidence.reach * evidence.prior.pilot_level + measured.abs()) / abs(pilot)
+        slack = (slack + 1e-4 * measured.abs())[evidence.owner]
+        measured = measured[evidence.owner]
+        inside: Tensor = (evidence.lower <= measured + slack) & (evidence.upper > measured - slack)
+        return inside
+
+    def _bounded(self, energy: Tensor, share: Tensor) -> Tensor:
+        """Which combinations of signal energies and squared weights, shapes (V,), may be lone victims by energy."""
         if self.lone_energy is None:
-            return torch.ones(len(combine), dtype=torch.bool)
-        share = combine.square().sum(dim=1) * self.evidence.variance
-        squares = float(self.evidence.weights.square().sum())
-        deviation = (2 * squares * share**2 + 4 * share * self.lone_energy).sqrt()
-        bound = self.lone_energy * (1 + 1e-3) + float(stats.norm.isf(self.false_alarm)) * deviation
-        return self.energies(combine) <= bound
+            return torch.ones(len(energy), dtype=torch.bool)
+        return bounded(energy, share * self.evidence.variance, self.squares, self.lone_energy, self.false_alarm)
 
     def lone(self, combine: Tensor) -> Tensor:
         """Which of the victims are one picture, not two that share all their rows; shape (V,), bool.
 
         Two victims have twice the energy that clipping leaves one. Where only the whole update is clipped, they have
-        twice the usual voice, as far as voices are alike.
+        twice the voice that the others let expect. There are no more pairs than victims missing, the loudest first.
         """
-        if self.lone_energy is not None or len(combine) < _FEWEST_VOICES:
-            return self._bounded(combine)
-        pilot = (combine @ self.evidence.pilot).abs().clamp(min=1e-30)
-        doubt = combine.norm(dim=1) * math.sqrt(self.evidence.variance) / pilot
-        voice = pilot.log()
-        usual = voice.median()
-        # The median absolute deviation of normal voices is 1/1.4826 of their standard deviation.
-        spread = (voice - usual).abs().median().mul(1.4826).clamp(min=_VOICE_STD)
-        reach = float(stats.t.isf(self.false_alarm, len(combine) - 1))
-        return voice - usual <= reach * torch.hypot(spread, doubt)
+        energy, share = self.energies(combine), combine.square().sum(dim=1)
+        voices = len(combine)
+        if self.lone_energy is not None:
+            loudness, single = energy, self._bounded(energy, share)
+        elif voices > 1 and self.evidence.prior.pilot_level > 0:
+            pilot = (combine @ self.evidence.pilot).abs().clamp(min=1e-30)
+            loudness = pilot.log()
+            single = usual_voices(loudness, (share * self.evidence.variance).sqrt() / pilot, self.false_alarm)
+        else:
+            return torch.ones(voices, dtype=torch.bool)
+        pairs = loudness.masked_fill(single, -torch.inf).topk(max(0, min(self.victims - voices, voices))).indices
+        unpaired = torch.ones(voices, dtype=torch.bool)
+        unpaired[pairs] = False
+        return single | unpaired

@@ -72,6 +72,7 @@ class TrapWeights:
         scaling: float | None = None,
         subjects: bool = True,
         false_alarm: float = 0.01,
+        statistics: str | None = None,
     ) -> None:
         """Choose the variant.
 
@@ -82,10 +83,12 @@ class TrapWeights:
                 picture excite two units in B, where the most victims are alone in some unit.
             subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
+            statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
         self.units = units
         self.scaling = scaling
         self.subjects = subjects
+        self.statistics_file = statistics
         self.false_alarm = false_alarm
 
     @property
@@ -95,7 +98,7 @@ class TrapWeights:
 
     def statistics(self, task: Task) -> PublicStatistics:
         """What the scaling is chosen from, and the guess for a victim without a row."""
-        return public_statistics(*task.image_shape[1:], self.subjects)
+        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """The recipe of the weights; thresholds are 0."""

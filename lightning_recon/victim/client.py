@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client: trains on its pictures and lets nothing out but the clipped, noisy update."""
 
-import math
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -9,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -19,42 +17,33 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
-from lightning_recon.victim.gradients import clipped_sum, exactly, mean_gradient
+from lightning_recon.victim.accountant import Accountant
+from lightning_recon.victim.gradients import exactly
 from lightning_recon.victim.networks import build_network, load_weights, without_batch_norm
-from lightning_recon.victim.privacy import Privacy, add_noise, clip, factors_of, noise_generator, tensor_norms
+from lightning_recon.victim.privacy import Privacy, add_noise, noise_generator
+from lightning_recon.victim.release import Clipped, Release, clipped_update, release_of
+from lightning_recon.victim.sampling import TRAINING, PoissonSampler, sampler_of
+from lightning_recon.victim.training import private_gradient
 
-# Stand for a client and a draw in `noise_generator`, so that these random numbers never repeat those of an update.
-TRAINING = -1
+# Stand for a draw and a client in `noise_generator`, so that these random numbers never repeat those of an update.
 DROPOUT = -1
-
-
-@dataclass(frozen=True)
-class Release:
-    """What a client would release, in numbers: for `recon validate`, never sent.
-
-    Args:
-        norms: Euclidean norm of the gradient before the clip, of each sample or of the update (one number).
-        clip_factors: by what the clip shrinks each of these norms, in (0, 1].
-        structure_share: the server's structure's part of the squared norm after the clip, in [0, 1].
-        noise_std: standard deviation of the noise on each number, zC.
-        noise_norm: expected norm of the noise, zC times the square root of `parameters`.
-        parameters: how many numbers the update holds.
-    """
-
-    norms: list[float]
-    clip_factors: list[float]
-    structure_share: float
-    noise_std: float
-    noise_norm: float
-    parameters: int
+ABSENCE = -2
 
 
 class VictimClient(LightningModule):
     """A client of federated learning under local differential privacy.
 
     It answers a server by `share`. Fitted itself (`recon fit --model VictimClient`), it trains the target network under
-    the same protection: "sample" is DP-SGD, "update" clips each batch's gradient once. The statistics of batch
-    normalisation are not protected by either; granularity "sample" has none.
+    the same protection, and the epsilon of all steps so far is logged after every epoch as `epsilon`:
+
+    - granularity "sample" is DP-SGD. Batches are Poisson samples whose expected size is the data module's batch size,
+      over all ranks; what is accounted is the presence of one picture ("add_remove") or which picture it is
+      ("replace_one"), with amplification by that sampling.
+    - granularity "update" clips the gradient of each shuffled batch once. What is accounted is one such release a step,
+      plainly composed, with each step's whole update as the record: no statement about single pictures.
+
+    Accounted are the steps of this training alone: not what `weights` cost, nor logged losses and accuracies, nor the
+    statistics of batch normalisation (granularity "sample" has none).
     """
 
     def __init__(
@@ -64,6 +53,7 @@ class VictimClient(LightningModule):
         weights: str | None = None,
         privacy: Privacy = Privacy(),  # noqa: B008 - frozen
         batch_norm: Literal["train", "eval"] = "train",
+        participation: float = 1.0,
         chunk_size: int = 1,
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -77,6 +67,9 @@ class VictimClient(LightningModule):
             privacy: clipping and noise.
             batch_norm: under granularity "update", whether batch normalisation uses the batch ("train") or its running
                 statistics ("eval").
+            participation: probability, above 0, with which a client answers a round on its batch; otherwise it answers
+                on other pictures (another client's batch stands in), as one does that goes through its pictures batch
+                by batch. Neither announced to the server nor counted in the client's favour by the accounting.
             chunk_size: under granularity "sample", pictures differentiated at once; memory grows by one copy of all
                 parameters (the server's structure included) for each.
             seed: seed of the untrained weights and of the noise.
@@ -85,15 +78,18 @@ class VictimClient(LightningModule):
         super().__init__()
         if chunk_size < 1:
             raise UserError(f"--model.client.chunk_size is {chunk_size}: give a whole number of at least 1")
+        if not 0 < participation <= 1:
+            raise UserError(f"--model.client.participation is {participation}: give a probability above 0, up to 1")
         self.automatic_optimization = False
         self.network_name, self.num_classes = network, num_classes
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
-        self.optimizer = optimizer
+        self.participation, self.optimizer = participation, optimizer
         self.network = build_network(network, num_classes, seed=seed)
         if privacy.granularity == "sample":
             self.network = without_batch_norm(self.network)
         if weights is not None:
             load_weights(self.network, weights)
+        self.accountant = Accountant(privacy)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._batches: list[ClientBatch] = []
         self._clean: _Clean | None = None
@@ -114,8 +110,13 @@ class VictimClient(LightningModule):
             batches: one batch for each client, all of one size and shape.
 
         Raises:
-            UserError: a label that the network has no class for.
+            UserError: a label that the network has no class for, or nobody to stand in for an absent client.
         """
+        if self.participation < 1 and len(batches) < 2:
+            raise UserError(
+                f"--model.client.participation is {self.participation}, but there are no other pictures to answer on: "
+                "raise --data.clients"
+            )
         for batch in batches:
             if not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < self.num_classes:
                 raise UserError(
@@ -145,6 +146,7 @@ class VictimClient(LightningModule):
             max_grad_norm=self.privacy.max_grad_norm,
             noise_multiplier=self.privacy.noise_multiplier,
             rounds=self.privacy.rounds,
+            parameter_tensors=len(list(self.network.parameters())),
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -165,8 +167,8 @@ class VictimClient(LightningModule):
         Raises:
             UserError: a gradient holds NaN or infinity.
         """
-        clean = self._clean_update(payload, client)
-        gradient = {name: tensor.clone() for name, tensor in clean.gradient.items()}
+        clean = self._clean_update(payload, self._answering(client, draw, round))
+        gradient = {name: tensor.clone() for name, tensor in clean.clipped.gradient.items()}
         add_noise(gradient, self.privacy.noise_std, noise_generator(self.seed, client, draw, round))
         return ClientUpdate(client=client, draw=draw, round=round, gradient=gradient, payload=clean.payload)
 
@@ -177,47 +179,49 @@ class VictimClient(LightningModule):
             payload: what the server adds to the network.
             client: index of the client, from 0.
         """
-        clean = self._clean_update(payload, client)
-        before, after, structure = [], [], 0.0
-        for norms in clean.norms:
-            factors = factors_of(norms, self.privacy.max_grad_norm, self.privacy.per_layer)
-            clipped = {name: norm * factors[name] for name, norm in norms.items()}
-            before.append(math.hypot(*norms.values()))
-            after.append(math.hypot(*clipped.values()))
-            structure += sum(norm**2 for name, norm in clipped.items() if name.startswith("structure."))
-        parameters = sum(tensor.numel() for tensor in clean.gradient.values())
-        return Release(
-            norms=before,
-            clip_factors=[a / b if b > 0 else 1.0 for a, b in zip(after, before, strict=True)],
-            structure_share=structure / max(sum(norm**2 for norm in after), 1e-300),
-            noise_std=self.privacy.noise_std,
-            noise_norm=self.privacy.noise_std * math.sqrt(parameters),
-            parameters=parameters,
-        )
+        return release_of(self._clean_update(payload, client).clipped, self.privacy)
+
+    def sampler(self, count: int, batch_size: int) -> PoissonSampler | None:
+        """How batches are to be drawn when the network itself is trained: asked by the data module.
+
+        Args:
+            count: pictures to train on.
+            batch_size: their expected number in a step.
+
+        Returns:
+            The sampler of DP-SGD; None under granularity "update", which goes through shuffled batches.
+        """
+        if self.privacy.granularity == "update":
+            return None
+        place = self.trainer.global_rank, self.trainer.world_size
+        return PoissonSampler(count, batch_size, self.seed, lambda: self.global_step, *place)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The accountant of the training; an attack, whose client this is, does without."""
+        return [self.accountant]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """One step of DP training: clip, sum over ranks, add noise, step."""
         images, labels = batch
-        privacy, ranks, reduce = self.privacy, self.trainer.world_size, self.trainer.strategy.reduce
-        bound = privacy.max_grad_norm, privacy.per_layer
-        with self._seeded(TRAINING, self.global_step):
-            if privacy.granularity == "sample":
-                summed, _, loss = clipped_sum(self.network, F.cross_entropy, images, labels, *bound, self.chunk_size)
-                gradient = {name: reduce(tensor, reduce_op="sum") for name, tensor in summed.items()}
-                divisor = len(images) * ranks
-            else:
-                buffers = dict(self.network.named_buffers())
-                mean, loss = mean_gradient(self.network, F.cross_entropy, images, labels, buffers)
-                gradient = clip({name: reduce(tensor, reduce_op="mean") for name, tensor in mean.items()}, *bound)
-                divisor = 1
-        # Every rank adds the same noise to the same sum, so that the networks stay equal and the noise counts once.
-        add_noise(gradient, privacy.noise_std, noise_generator(self.seed, TRAINING, 0, self.global_step))
+        sampled, step = self.privacy.granularity == "sample", self.global_step
+        with self._seeded(TRAINING, step):
+            gradient, loss = private_gradient(
+                self.network,
+                images,
+                labels,
+                self.privacy,
+                expected=sampler_of(self.trainer).expected if sampled else len(images),
+                chunk_size=self.chunk_size,
+                noise=noise_generator(self.seed, TRAINING, 0, step),
+                reduce=lambda tensor, how: self.trainer.strategy.reduce(tensor, reduce_op=how),
+            )
         for name, parameter in self.network.named_parameters():
-            parameter.grad = gradient[name].div_(divisor)
+            parameter.grad = gradient[name]
         optimizer: Any = self.optimizers()
         optimizer.step()
         optimizer.zero_grad()
-        self.log("train_loss", loss, prog_bar=True, sync_dist=ranks > 1)
+        if not loss.isnan():  # a Poisson sample may be empty
+            self.log("train_loss", loss, prog_bar=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy on pictures that were not trained on."""
@@ -229,6 +233,13 @@ class VictimClient(LightningModule):
         """The optimiser of training the network itself."""
         return self.optimizer(self.network.parameters())
 
+    def _answering(self, client: int, draw: int, round: int) -> int:
+        """Whose pictures a client's answer is about: its own, or those of one that stands in for its others."""
+        generator = noise_generator(self.seed, ABSENCE - client, draw, round)
+        if self.participation == 1 or float(torch.rand((), generator=generator)) < self.participation:
+            return client
+        return (client + int(torch.randint(1, len(self._batches), (), generator=generator))) % len(self._batches)
+
     def _clean_update(self, payload: ServerPayload, client: int) -> "_Clean":
         """The clipped update before noise, computed once for all draws and rounds of the same payload."""
         digest, parameters = payload.digest(), list(self.network.parameters())
@@ -236,21 +247,12 @@ class VictimClient(LightningModule):
         key = (digest, client, str(self.device), sum(parameter._version for parameter in parameters))
         if self._clean is None or self._clean.key != key:
             self._clean = None  # frees the memory first
-            bound = self.privacy.max_grad_norm, self.privacy.per_layer
             with self._seeded(client, 0):
                 # Clones, because tensors that were made in inference mode cannot be differentiated.
                 images = self._batches[client].images.to(self.device, torch.float32).clone()
                 labels = self._batches[client].labels.to(self.device).clone()
-                model = self._tampered(payload)
-                if self.privacy.granularity == "sample":
-                    gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, *bound, self.chunk_size)
-                else:
-                    gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
-                    norms = [tensor_norms(gradient)]
-                    factors = factors_of(norms[0], *bound)
-                    for name, tensor in gradient.items():
-                        tensor.mul_(factors[name])
-            self._clean = _Clean(key, digest, gradient, norms)
+                clipped = clipped_update(self._tampered(payload), images, labels, self.privacy, self.chunk_size)
+            self._clean = _Clean(key, digest, clipped)
         return self._clean
 
     def _tampered(self, payload: ServerPayload) -> nn.Module:
@@ -274,5 +276,4 @@ class _Clean:
 
     key: tuple[str, int, str, int]
     payload: str
-    gradient: dict[str, Tensor]
-    norms: list[dict[str, float]]
+    clipped: Clipped

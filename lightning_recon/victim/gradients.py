@@ -88,7 +88,7 @@ def clipped_sum(
     Args:
         model: network, images to logits, that treats samples one by one.
         loss: mean loss of logits and labels.
-        images: (B, channels, height, width), floating point.
+        images: (B, channels, height, width), floating point; B may be 0, as a Poisson sample may be empty.
         labels: (B,), int64.
         max_grad_norm: clipping norm C, above 0; None for no clipping.
         per_layer: whether each of the L tensors keeps within C/sqrt(L) on its own.
@@ -96,21 +96,25 @@ def clipped_sum(
 
     Returns:
         The sum by parameter name; each sample's norms by parameter name, before the clip; and the mean loss, a scalar.
+        Without samples: zeros, no norms, and 0.
 
     Raises:
         UserError: the network mixes the samples of a batch, or a gradient holds NaN or infinity.
 
     Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1.
     """
-    total: dict[str, Tensor] = {}
+    total = {
+        name: torch.zeros_like(parameter.detach(), memory_format=torch.contiguous_format)
+        for name, parameter in model.named_parameters()
+    }
     norms: list[dict[str, float]] = []
     losses: list[Tensor] = []
+    if not len(images):
+        return total, norms, images.new_zeros(())
     for gradient, value in _one_by_one(model, loss, images, labels, chunk_size):
         norms.append(tensor_norms(gradient))
         losses.append(value)
         factors = factors_of(norms[-1], max_grad_norm, per_layer)
-        if not total:
-            total = {name: torch.zeros_like(tensor) for name, tensor in gradient.items()}
         for name, tensor in gradient.items():
             total[name].add_(tensor, alpha=factors[name])
         del gradient, tensor  # before the next one is made

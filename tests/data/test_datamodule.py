@@ -255,6 +255,32 @@ def test_a_damaged_training_picture_is_replaced_by_the_next(folder: Path, caplog
     assert len(caplog.records) == 1
 
 
+class Drawing(Target):
+    """A network that says which pictures take part in each step."""
+
+    def sampler(self, count: int, batch_size: int) -> list[list[int]]:
+        self.asked = count, batch_size
+        return [[0, 3], [], [1]]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        self.received["train"].append(batch)
+        return self.layer.weight.sum()
+
+
+def test_a_target_may_draw_its_own_batches(trainer: Trainer, folder: Path) -> None:
+    target, data = Drawing(), ClientDataModule(root=str(folder), image_size=16, batch_size=2, masks=NoMasks())
+    rest = data._rest()
+    (folder / rest.pictures.names[rest.order[3]]).write_bytes(b"gone")
+    expected = rest[0][0], rest[1][0]
+    trainer.fit(target, data)
+    drawn = [images for images, _ in target.received["train"]]
+    assert target.asked == (9, 2)
+    assert [len(images) for images in drawn] == [1, 0, 1]  # the damaged one takes part in no step, nor does another
+    assert torch.equal(drawn[0][0], expected[0])
+    assert drawn[1].shape == (0, 3, 16, 16)
+    assert torch.equal(drawn[2][0], expected[1])
+
+
 def test_too_few_pictures_to_train_on(folder: Path, trainer: Trainer) -> None:
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=12, masks=NoMasks())
     with pytest.raises(UserError, match="too few pictures to train on"):

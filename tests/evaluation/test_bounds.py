@@ -12,6 +12,8 @@ from lightning_recon.evaluation.bounds import (
     gaussian_distortion,
     gaussian_reference_psnr,
     noise_law_psnr,
+    noise_law_quantile,
+    noise_law_tail,
 )
 
 
@@ -100,3 +102,44 @@ def test_noise_law_is_what_a_simulated_channel_does(granularity: str) -> None:
     measured = -10 * math.log10(float((read - images).square().mean()))
     law = noise_law_psnr(z, energies[None], granularity, rounds)  # type: ignore[arg-type]
     assert law == pytest.approx(measured, abs=0.1)
+
+
+@pytest.mark.parametrize(("z", "rounds", "energy", "dimension"), [(0.02, 1, 40.0, 12), (0.1, 7, 9.0, 192)])
+def test_the_noise_law_s_tail_is_what_a_simulated_channel_does(
+    z: float, rounds: int, energy: float, dimension: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(20_000, dimension, generator=generator, dtype=torch.float64)
+    psnr = -10 * (z**2 * energy / rounds * noise.square().mean(1)).log10()
+    for probability in (0.02, 0.5, 0.95):
+        reached = noise_law_quantile(probability, z, energy, dimension, rounds)
+        assert float((psnr >= reached).double().mean()) == pytest.approx(probability, abs=0.015)
+        assert noise_law_tail(reached, z, energy, dimension, rounds) == pytest.approx(probability)
+
+
+def test_one_pixel_s_tail_is_the_error_function() -> None:
+    # |z sqrt(energy) n| <= 10^(-psnr/20)
+    expected = math.erf(10 ** (-12 / 20) / (0.3 * math.sqrt(2.0) * math.sqrt(2)))
+    assert noise_law_tail(12.0, 0.3, 2.0, 1, 1) == pytest.approx(expected)
+
+
+def test_luck_is_rarer_the_higher_the_psnr_and_little_in_a_whole_picture() -> None:
+    chances = [noise_law_tail(psnr, 0.01, 100.0, 48, 1) for psnr in (0, 18, 20, 22, 40)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(chances))
+    assert chances[0] == pytest.approx(1.0)
+    assert chances[-1] == pytest.approx(0.0, abs=1e-12)
+    lucky, unlucky = (noise_law_quantile(p, 0.01, 100.0, 3 * 64**2, 1) for p in (0.01, 0.99))
+    law = noise_law_psnr(0.01, torch.tensor([[100.0]]), "sample", 1)
+    assert law - 0.15 < unlucky < law < lucky < law + 0.15
+
+
+def test_without_noise_every_reading_is_exact() -> None:
+    assert noise_law_tail(99.0, 0.0, 100.0, 48, 1) == 1.0
+    assert noise_law_quantile(0.5, 0.0, 100.0, 48, 1) == 100.0
+
+
+def test_a_channel_s_capacity_bounds_what_a_gaussian_input_says() -> None:
+    # One number sent over n outputs with unit power altogether: I = log(1 + 1/z^2)/2 whatever n.
+    for z in (0.05, 0.5, 5.0):
+        assert 0.5 * math.log1p(1 / z**2) <= channel_nats(z, "sample", 1, 1)
+    assert 0.5 * math.log1p(1 / 50.0**2) == pytest.approx(channel_nats(50.0, "sample", 1, 1), rel=1e-3)

@@ -44,6 +44,15 @@ def test_a_long_heading_stays_in_its_column() -> None:
     assert head.getextrema() == (255, 255)
 
 
+def test_a_note_stands_below_everything_else() -> None:
+    columns = [("a", plain(RED, size=80), None)]
+    without, noted = (comparison_figure(columns, tile=80, note=note).convert("L") for note in ("", "a release"))
+    assert noted.width == without.width
+    assert noted.crop((0, 0, *without.size)).tobytes() == without.tobytes()
+    below = noted.crop((0, without.height, noted.width, noted.height))
+    assert below.getextrema()[0] < 200  # type: ignore[operator]
+
+
 def test_readme_width() -> None:
     columns = [(name, plain(RED, GREEN), None) for name in ("truth", "subject", "paper", "ours")]
     assert 800 <= comparison_figure(columns).width <= 1200

@@ -22,12 +22,13 @@ from lightning_recon.evaluation.scoring import Attacked, Scored, VictimScore, sc
 
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "baselines bounds victims summary",
+    "participation baselines bounds victims summary",
     "privacy": "granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency epsilon_nominal "
-    "epsilon_accounted accountant mu rero_gamma",
+    "epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma",
     "baselines": "black_psnr mean_image_psnr",
-    "bounds": "noise_law_psnr gaussian_reference_psnr",
-    "victims": "client index draw detected collision psnr bit_exact ssim psnr_initial psnr_photograph image",
+    "bounds": "channel_nats noise_law_psnr gaussian_reference_psnr",
+    "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
+    "psnr_photograph image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
     "psnr_of_mean_mse ssim_mean seconds steps steps_per_second structure_bytes",
 }
@@ -59,13 +60,13 @@ def paper(**changes: object) -> Record:
     return privacy_record(**(settings | changes))  # type: ignore[arg-type]
 
 
-def scores(psnr: dict[tuple[int, int, int], float], false_detections: int = 0) -> list[Scored]:
+def scores(psnr: dict[tuple[int, int, int], float], false: int = 0) -> list[Scored]:
     nothing = torch.zeros(0)
     victims = [
-        VictimScore(client, index, draw, True, False, value, False, 0.5, value, value)
-        for (client, draw, index), value in psnr.items()
+        VictimScore(client, index, draw, True, False, number < false, value, False, 0.5, value, value)
+        for number, ((client, draw, index), value) in enumerate(psnr.items())
     ]
-    return [Scored(nothing, nothing, victims, false_detections)]
+    return [Scored(nothing, nothing, victims)]
 
 
 def test_a_record_has_the_documented_keys_and_survives_json(tmp_path: Path) -> None:
@@ -85,6 +86,7 @@ def test_a_record_has_the_documented_keys_and_survives_json(tmp_path: Path) -> N
         oracles=[],
         public_statistics="power-law v1",
         batchnorm="train",
+        participation=1.0,
         truths=truths,
         scored=scored,
         mean_image=mean,
@@ -114,6 +116,7 @@ def test_the_paper_s_protection_as_documented() -> None:
     assert record["epsilon_accounted"] == pytest.approx(1.25e7, rel=3e-3)
     assert record["mu"] == pytest.approx(5000.0)
     assert record["rero_gamma"] == {"0.1": 1.0}
+    assert record["epsilon_by_adjacency"] == pytest.approx({"add_remove": 1.25e7, "replace_one": 5.0e7}, rel=3e-3)
     assert record["accountant"] == "gaussian-exact"
 
 
@@ -121,6 +124,9 @@ def test_the_robustness_bound_does_not_depend_on_the_stated_adjacency() -> None:
     one, other = paper(noise_multiplier=0.6), paper(noise_multiplier=0.6, adjacency="replace_one")
     assert one["rero_gamma"] == other["rero_gamma"]
     assert other["mu"] == pytest.approx(2 / 0.6)
+    assert one["epsilon_by_adjacency"] == other["epsilon_by_adjacency"]
+    for record in (one, other):
+        assert record["epsilon_accounted"] == record["epsilon_by_adjacency"][record["adjacency"]]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("changes", [{"noise_multiplier": 0.0}, {"max_grad_norm": None}])
@@ -133,7 +139,7 @@ def test_no_promise_without_noise_or_clip(changes: dict[str, object]) -> None:
 def test_averages_over_victims_and_draws() -> None:
     # client, draw, victim
     psnr = {(0, 0, 0): 10.0, (0, 0, 1): 20.0, (0, 1, 0): 14.0, (0, 1, 1): 24.0}
-    summary = summary_record(scores(psnr, false_detections=1), seconds=1.0, steps=0, structure_bytes=0)
+    summary = summary_record(scores(psnr, false=1), seconds=1.0, steps=0, structure_bytes=0)
     assert summary["victims"] == 2
     assert summary["draws"] == 2
     assert summary["detected"] == 2
@@ -158,6 +164,7 @@ def test_no_noise_law_is_invented_for_per_layer_clipping() -> None:
     whole = bounds_record([Batch(0)], SPECTRUM, per_layer=False, **arguments)  # type: ignore[arg-type]
     assert per_layer["noise_law_psnr"] is None
     assert per_layer["gaussian_reference_psnr"] == whole["gaussian_reference_psnr"]
+    assert per_layer["channel_nats"] == whole["channel_nats"] == pytest.approx(50.0)
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every victim is scored, whatever the attacker hands over."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_a_perfect_attack() -> None:
     assert all((v.client, v.draw, v.psnr, v.bit_exact, v.detected) == (3, 1, 100.0, True, True) for v in scored.victims)
     assert [v.psnr_initial for v in scored.victims] == pytest.approx([20.0] * 4, rel=1e-5)
     assert all(v.psnr_photograph < 20 for v in scored.victims)
-    assert scored.false_detections == 0
+    assert not any(v.false_detection for v in scored.victims)
 
 
 def test_a_victim_without_a_picture_scores_with_the_mean_image() -> None:
@@ -62,4 +62,13 @@ def test_a_victim_without_a_picture_collided_if_rows_stayed_unexplained(unresolv
 def test_a_claim_no_better_than_the_mean_image_is_false() -> None:
     truth = batch(2)
     pictures = torch.stack([truth.images[1], torch.ones(3, 16, 16)])
-    assert score(truth, attacked(pictures), MEAN).false_detections == 1
+    assert [v.false_detection for v in score(truth, attacked(pictures), MEAN).victims] == [True, False]
+    # A victim without a picture is no claim.
+    assert not any(v.false_detection for v in score(truth, attacked(pictures[:0]), MEAN).victims)
+
+
+def test_a_picture_that_the_attacker_does_not_vouch_for_counts_but_is_no_detection() -> None:
+    truth = batch()
+    scored = score(truth, replace(attacked(truth.images), evident=False), MEAN)
+    assert not any(v.detected or v.collision or v.false_detection for v in scored.victims)
+    assert all(v.psnr == 100 for v in scored.victims)

@@ -14,6 +14,7 @@ from torch import Tensor
 import lightning_recon.data
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure import InferenceStructure
+from lightning_recon.structure.release import weight_names
 
 OTHER_LAYERS = 3  # parameter tensors of the imagined target network; their gradient is drowned by the structure's
 
@@ -52,6 +53,7 @@ def task() -> Callable[..., Task]:
             max_grad_norm=10.0,
             noise_multiplier=noise,
             rounds=1,
+            parameter_tensors=OTHER_LAYERS,
         )
 
     return announce
@@ -66,13 +68,15 @@ def release() -> Callable[..., ClientUpdate]:
         """
         structure = InferenceStructure(payload)
         inputs = structure.encode(images)
-        measured = inputs @ structure.weight.detach().T
+        measured = inputs @ structure.matrix.detach().T
         excited = ((structure.lower <= measured) & (measured < structure.upper)).float()
         labels = torch.arange(len(images)) % task.num_classes
         delta = structure.strength * (structure.code.mean() - structure.code[labels])
         if voices is not None:
             delta = delta * voices
-        single = {"structure.weight": torch.einsum("b,bk,bm->bkm", delta, excited, inputs)}
+        whole = torch.einsum("b,bk,bm->bkm", delta, excited, inputs)
+        widths = [tensor.shape[1] for tensor in (structure.weight if structure.blocks > 1 else [structure.weight])]
+        single = dict(zip(weight_names(payload), whole.split(widths, dim=2), strict=True))
         if structure.bias is not None:
             single["structure.bias"] = torch.einsum("b,bk,p->bkp", delta, excited, structure.bias_constants)
         if task.granularity == "update":
@@ -80,10 +84,10 @@ def release() -> Callable[..., ClientUpdate]:
         assert task.max_grad_norm is not None
         bound = task.max_grad_norm / (math.sqrt(len(single) + OTHER_LAYERS) if task.per_layer else 1.0)
         norms = {name: gradient.flatten(1).norm(dim=1) for name, gradient in single.items()}
-        whole = torch.stack(list(norms.values())).norm(dim=0)
+        total = torch.stack(list(norms.values())).norm(dim=0)
         released = {}
         for name, gradient in single.items():
-            factor = bound / (norms[name] if task.per_layer else whole)
+            factor = bound / (norms[name] if task.per_layer else total)
             clipped = torch.einsum("b,bkm->km", factor, gradient)
             released[name] = clipped + task.noise_multiplier * task.max_grad_norm * torch.randn_like(clipped)
         others = {f"network.{index}": {"shape": [1], "sha256": ""} for index in range(OTHER_LAYERS)}

@@ -14,8 +14,8 @@ from lightning_recon.evaluation.fidelity import psnr_per_image
 from lightning_recon.evaluation.matching import match
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure import Feedback, InferenceStructure, WaterFilling
-from lightning_recon.structure.gating import class_code
 from lightning_recon.structure.guess import Guess, Structure
+from lightning_recon.structure.voices import class_code
 from lightning_recon.victim import VictimClient
 from lightning_recon.victim.privacy import Privacy
 
@@ -79,7 +79,7 @@ def test_noise_that_hides_the_sign_takes_a_longer_opening(photographs: Photograp
 
 def shipped_residual(size: int, units: int) -> ServerPayload:
     torch.manual_seed(1)
-    task = Task((3, size, size), 10, 1, 1, "none", "sample", False, 1.0, 0.01, 1)
+    task = Task((3, size, size), 10, 1, 1, "none", "sample", False, 1.0, 0.01, 1, 1)
     payload = WaterFilling(units=units, directions=1).payload(task)
     inputs = payload.tensors["index"].numel()
     return ServerPayload(payload.settings, payload.tensors | {"offset": torch.randn(units, inputs)})

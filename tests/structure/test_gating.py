@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_recon.structure.gating import class_code, intervals, measurement_directions
+from lightning_recon.structure.gating import intervals, measurement_directions
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.structure.transform import analyse
 
@@ -80,17 +80,3 @@ def test_directions_hear_only_low_frequencies_of_two_channels_alike() -> None:
     assert not bool(directions[:, 2].any())
     contribution = (directions.square() * statistics.variance)[:, :2, frequency < 6].mean(dim=0)
     assert bool(((contribution > 0.6) & (contribution < 1.5)).all())
-
-
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
-def test_the_class_code_is_balanced(classes: int) -> None:
-    code = class_code(classes)
-    assert code.abs().tolist() == [1.0] * classes
-    assert float(code.sum()) == 0
-    # An undecided network then lends every label the same voice, |δ| = 1.
-    assert bool(((code.mean() - code).abs() == 1).all())
-
-
-def test_an_odd_number_of_classes_leaves_one_over() -> None:
-    assert abs(float(class_code(101).sum())) == 1
-    assert torch.equal(class_code(101), class_code(101))

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torchvision.models import resnet18
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure import InferenceStructure, SeedPaper, TamperedNetwork, WaterFilling
 from lightning_recon.structure.moments import moments
+from lightning_recon.structure.voices import balanced_code
 from lightning_recon.victim.gradients import mean_gradient, per_sample_gradients
 from lightning_recon.victim.networks import ConvNet
 
@@ -31,12 +33,14 @@ def theory(model: TamperedNetwork, images: Tensor, labels: Tensor) -> tuple[Tens
     measured = inputs @ structure.weight.detach().T
     excited = (structure.lower <= measured) & (measured < structure.upper)
     with torch.no_grad():
-        share = model(images).softmax(dim=1) - F.one_hot(labels, CLASSES)
-    return structure.strength * share @ structure.code.to(share), excited.to(inputs), inputs
+        logits = model(images)
+    share = logits.softmax(dim=1) - F.one_hot(labels, CLASSES)
+    code = balanced_code(logits) if structure.balanced else structure.code.to(share)
+    return structure.strength * (share * code).sum(dim=1), excited.to(inputs), inputs
 
 
-def water_filled(task: Task) -> ServerPayload:
-    return WaterFilling(units=24, directions=3, nulls=16).payload(task)
+def water_filled(task: Task, voices: Literal["balanced", "fixed"] = "balanced") -> ServerPayload:
+    return WaterFilling(units=24, directions=3, nulls=16, voices=voices).payload(task)
 
 
 def with_open_ends(payload: ServerPayload, cancel: bool, strength: float) -> ServerPayload:
@@ -77,15 +81,16 @@ def test_neither_does_the_gradient_of_the_target_network(task: MakeTask, images:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("voices", ["balanced", "fixed"])
 def test_the_weight_gradient_is_delta_times_the_inputs(
-    task: MakeTask, images: Tensor, network: str, training: bool
+    task: MakeTask, images: Tensor, network: str, training: bool, voices: Literal["balanced", "fixed"]
 ) -> None:
     target = NETWORKS[network]().double().train(training)
-    structure = InferenceStructure(water_filled(task(SIZE, BATCH, 1e-3))).double()
+    structure = InferenceStructure(water_filled(task(SIZE, BATCH, 1e-3), voices)).double()
     model = TamperedNetwork(target, structure).train(training)
     images = images.double()
     delta, excited, inputs = theory(model, images, LABELS)
-    assert float(delta.abs().min()) > 0.05 * structure.strength
+    assert float(delta.abs().min()) > (0.8 if voices == "balanced" else 0.05) * structure.strength
     assert excited.sum(dim=1).tolist() == [3.0] * BATCH
     found, _ = mean_gradient(model, F.cross_entropy, images, LABELS)
     expected = torch.einsum("b,bk,bm->km", delta, excited, inputs) / BATCH

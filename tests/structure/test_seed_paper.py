@@ -72,6 +72,21 @@ def test_without_noise_isolated_pictures_come_back(
     assert float(errors.max()) < 1e-5
 
 
+def test_clipping_by_layer_leaves_the_usual_brightness(
+    task: MakeTask, release: Release, photographs: Photographs
+) -> None:
+    structure = SeedPaper(UNITS, subjects=False)
+    images = isolated(photographs(SIZE), structure, task(SIZE, 16, 0.0))
+    announced = task(SIZE, len(images), 0.0, "update", per_layer=True)
+    payload = structure.payload(announced)
+    # What comes back is the picture times a factor that the batch has in common: near 1, since photographs are alike.
+    pictures = structure.decode(payload, announced, release(payload, announced, images)).pictures
+    _, match = nearest(pictures, images)
+    factors = pictures.flatten(1).norm(dim=1) / images[match].flatten(1).norm(dim=1)
+    assert float(factors.min()) > 0.75
+    assert float(factors.max()) < 1.3
+
+
 def test_only_excited_rows_are_read(task: MakeTask, release: Release, photographs: Photographs) -> None:
     structure, announced = SeedPaper(UNITS), task(SIZE, 16, 1e-4)
     payload = structure.payload(announced)
@@ -182,4 +197,4 @@ def test_it_is_a_structure_whose_mean_image_knows_of_subjects(task: MakeTask) ->
     announced = replace(task(SIZE, 2, 0.0), num_classes=2)
     assert isinstance(SeedPaper(), Structure)
     assert SeedPaper(subjects=True).statistics(announced).mean[0, 0, 0] < 0.1
-    assert SeedPaper(subjects=False).statistics(announced).mean[0, 0, 0] == pytest.approx(0.49)
+    assert SeedPaper(subjects=False).statistics(announced).mean[0, 0, 0] > 0.4

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Victims whose rows are known in advance: isolated, colliding, and colliding for good."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
+from lightning_recon.structure.alarms import active_threshold
 from lightning_recon.structure.decoding import RowPrior
 from lightning_recon.structure.evidence import Rows
-from lightning_recon.structure.separation import Separation, active_threshold, separate
+from lightning_recon.structure.separation import Separation, separate
 
 INPUTS, LEVEL = 400, 0.3
 # Every input has the same expected energy, together 1.
@@ -168,8 +171,8 @@ def test_a_pair_in_all_its_rows_is_reported_by_its_energy(noise: float, count: i
     found = separate(rows, PRIOR, 4, 0.01, lone_energy=bound)
     assert sorted(order(found.combine @ rows.inputs, contributions)) == [2, 3]
     assert found.unresolved == count
-    # The mean of two pictures lies between them, so no other test sees anything wrong.
-    assert len(search(rows, 4).combine) == 3
+    # Where nobody is missing, there is no room for a pair.
+    assert len(separate(rows, PRIOR, 3, 0.01, lone_energy=bound).combine) == 3
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.01])
@@ -179,6 +182,8 @@ def test_a_pair_in_all_its_rows_is_reported_by_its_voice_under_one_clip(noise: f
     found = search(rows, 6)
     assert sorted(order(found.combine @ rows.inputs, contributions)) == [2, 3, 4, 5]
     assert found.unresolved == 3
+    # Where nobody is missing, there is no room for a pair.
+    assert len(search(rows, 5).combine) == 5
 
 
 def test_a_lone_victim_is_seldom_taken_for_a_pair() -> None:
@@ -187,7 +192,7 @@ def test_a_lone_victim_is_seldom_taken_for_a_pair() -> None:
     for _ in range(trials):
         rows, contributions, _ = released(places, 0.02)
         loudest = float(contributions.square().sum(dim=1).max()) + LEVEL**2
-        found = separate(rows, PRIOR, 5, 0.05, lone_energy=loudest)
+        found = separate(rows, PRIOR, 6, 0.05, lone_energy=loudest)
         flagged += 5 - len(found.combine)
     # At most the loudest of each batch is at its bound.
     assert flagged <= stats.binom.isf(1e-3, trials, 0.05)
@@ -211,11 +216,39 @@ def test_no_more_victims_than_announced() -> None:
     assert found.unresolved == 2
 
 
-def test_a_single_unit_is_taken_as_it_is() -> None:
+def lone_unit(rows: Rows) -> Rows:
+    return Rows(**{**vars(rows), **{name: getattr(rows, name)[:1] for name in ("inputs", "pilot", "lower", "upper")}})
+
+
+def test_a_single_victim_needs_no_finding_but_must_be_evident() -> None:
     rows, _, _ = released([(0,)], 0.1)
-    only = Rows(**{**vars(rows), **{name: getattr(rows, name)[:1] for name in ("inputs", "pilot", "lower", "upper")}})
-    found = search(only, 1)
-    assert (found.combine.tolist(), found.unresolved) == ([[1.0]], 0)
+    found = search(lone_unit(rows), 1)
+    assert (found.combine.tolist(), found.unresolved, found.evident) == ([[1.0]], 0, True)
+    alarms, trials = 0, 500
+    for _ in range(trials):
+        noise = 0.5 * torch.randn(len(rows.inputs), INPUTS + 1)
+        empty = Rows(**{**vars(rows), "inputs": noise[:, :-1], "pilot": noise[:, -1], "noise": 0.5})
+        found = separate(lone_unit(empty), PRIOR, 1, 0.05)
+        assert (found.combine.tolist(), found.unresolved) == ([[1.0]], 0)
+        alarms += found.evident
+    assert stats.binom.ppf(1e-3, trials, 0.025) <= alarms <= stats.binom.isf(1e-3, trials, 0.05)
+
+
+def test_several_victims_collide_in_a_single_unit() -> None:
+    rows, _, _ = released([(0,), (0,)], 0.1)
+    found = search(lone_unit(rows), 2)
+    assert (len(found.combine), found.unresolved) == (0, 1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_victims_are_separated_without_a_pilot_too(noise: float) -> None:
+    places = COLLISIONS["two shared rows of three"]
+    rows, contributions, membership = released(places, noise)
+    mute = Rows(**{**vars(rows), "pilot": noise * torch.randn(len(rows.pilot))})
+    found = separate(mute, replace(PRIOR, pilot_level=0.0), 3, 0.01)
+    victims = order(found.combine @ rows.inputs, contributions)
+    assert (sorted(victims), found.unresolved) == ([0, 1, 2], 0)
+    torch.testing.assert_close(found.combine, torch.linalg.pinv(membership.T)[victims], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
@@ -224,24 +257,3 @@ def test_with_one_direction_active_rows_are_victims_loudest_first(noise: float) 
     found = search(rows, 5)
     assert order(found.combine @ rows.inputs, contributions) == [1, 2, 0]
     assert len(search(rows, 2).combine) == 2
-
-
-@pytest.mark.parametrize("false_alarm", [0.1, 0.01, 0.001])
-@pytest.mark.parametrize("count", [1, 30, 500])
-def test_the_threshold_is_exact_for_equal_weights(count: int, false_alarm: float) -> None:
-    trials = 20_000
-    threshold = active_threshold(torch.full((count,), 0.3), false_alarm)
-    alarms = int((0.3 * torch.randn(trials, count).square().sum(dim=1) > threshold).sum())
-    low, high = stats.binom.ppf(1e-4, trials, false_alarm), stats.binom.isf(1e-4, trials, false_alarm)
-    assert low <= alarms <= high
-
-
-@pytest.mark.parametrize("false_alarm", [0.1, 0.01, 0.001])
-def test_the_threshold_is_close_for_wiener_weights(false_alarm: float) -> None:
-    trials = 40_000
-    power = torch.arange(1, 301) ** -1.5
-    weights = power / (power + 0.01)
-    alarms = int((torch.randn(trials, 300).square() @ weights > active_threshold(weights, false_alarm)).sum())
-    # Satterthwaite's χ² has the right mean and variance; its far tail is a little too light.
-    assert stats.binom.ppf(1e-4, trials, 0.7 * false_alarm) <= alarms
-    assert alarms <= stats.binom.isf(1e-4, trials, 1.6 * false_alarm)

@@ -164,4 +164,4 @@ def test_it_is_a_structure_whose_mean_image_knows_of_subjects(task: MakeTask) ->
     announced = task(SIZE, 2, 0.0)
     assert isinstance(TrapWeights(), Structure)
     assert TrapWeights(subjects=True).statistics(announced).mean[0, 0, 0] < 0.1
-    assert TrapWeights(subjects=False).statistics(announced).mean[0, 0, 0] == pytest.approx(0.49)
+    assert TrapWeights(subjects=False).statistics(announced).mean[0, 0, 0] > 0.4

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure import InferenceStructure, Structure, WaterFilling
-from lightning_recon.structure.transform import analyse
+from lightning_recon.structure.transform import analyse, synthesise
 from lightning_recon.structure.water_filling import layout
 
 MakeTask = Callable[..., Task]
@@ -100,9 +100,10 @@ def test_blind_decoding_is_near_the_oracle_with_private_rows(
     power = gain**2 * statistics.variance.flatten()[payload.tensors["index"]]
     contrast = inputs.square().sum(dim=1, keepdim=True) / power.sum()
     estimate = heard * contrast * power / (contrast * power + (noise * scale) ** 2)
-    error = ((estimate - inputs) / gain).square().sum(dim=1)
-    unsent = (images - statistics.mean).square().sum(dim=(1, 2, 3)) - truth.square().sum(dim=1)
-    oracle = -10 * ((error + unsent) / images[0].numel()).log10()
+    known = torch.zeros_like(images).flatten(1)
+    known[:, payload.tensors["index"]] = estimate / gain
+    pictures = synthesise(known.view_as(images), statistics.mean, statistics.colour).clamp(0, 1)
+    oracle = -10 * (images - pictures).square().mean(dim=(1, 2, 3)).log10()
     assert len(guess.pictures) == batch
     # Undoing collisions costs some noise, and 16 victims have several.
     assert abs(float(matched_psnr(guess.pictures, images).mean() - oracle.mean())) < loss
@@ -148,7 +149,7 @@ def test_the_posterior_describes_the_error(task: MakeTask, release: Release, pho
 
 def test_the_noise_is_designed_for_as_it_will_be_shared() -> None:
     def gains(granularity: str, batch: int, noise: float, rounds: int, assumed: float | None = None) -> ServerPayload:
-        announced = Task((3, 16, 16), 10, batch, 1, "none", granularity, False, 1.0, noise, rounds)  # type: ignore[arg-type]
+        announced = Task((3, 16, 16), 10, batch, 1, "none", granularity, False, 1.0, noise, rounds, 1)  # type: ignore[arg-type]
         return WaterFilling(units=8, directions=1, assumed_noise=assumed).payload(announced)
 
     alone = gains("sample", 4, 0.1, 1).digest()
@@ -175,7 +176,7 @@ def test_units_and_directions_follow_the_batch_unless_told(task: MakeTask) -> No
         return len(tensors["unit_direction"]), len(tensors["directions"])
 
     assert shape(WaterFilling(), 1) == (1, 1)
-    assert shape(WaterFilling(), 2) == (32, 3)
+    assert shape(WaterFilling(), 2) == (64, 3)
     assert shape(WaterFilling(), 16) == (128, 3)
     assert shape(WaterFilling(units=40, directions=2), 16) == (40, 2)
 
@@ -245,7 +246,17 @@ def test_a_pair_is_not_passed_off_as_a_picture(
     assert guess.unresolved >= 3
 
 
-@pytest.mark.parametrize("arguments", [{"nulls": 0}, {"units": 0}, {"directions": 0}, {"units": 2, "directions": 3}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"nulls": -1},
+        {"pilot_power": 1.0},
+        {"pilot_power": -0.1},
+        {"units": 0},
+        {"directions": 0},
+        {"units": 2, "directions": 3},
+    ],
+)
 def test_impossible_parameters_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(UserError):
         WaterFilling(**arguments)
@@ -261,7 +272,7 @@ def test_high_noise_means_many_short_rows_and_low_noise_few_long_ones() -> None:
     assert layout(1, 100, 12288) == (1, 1)
     assert layout(16, 100, 12288) == (1024, 1)
     assert layout(16, 12288, 12288) == (128, 3)
-    assert layout(2, 12288, 12288) == (32, 3)
+    assert layout(2, 12288, 12288) == (64, 3)
     # The upload never exceeds that of the full-length rows.
     for inputs in range(1, 12289, 97):
         assert layout(16, inputs, 12288)[0] * inputs <= 128 * 12288

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audience: callbacks that know the truth, the loggers and the run folder, and tell the attack nothing."""
+"""What a run comes to: pictures, `results.json`, and the last lines on the terminal."""
 
+import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import save_image
 
 from lightning_recon.attack import Reconstruction, ReconstructionAttack
-from lightning_recon.attack.conversation import converse
+from lightning_recon.callbacks.truth import scored_one, truths_of
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.comparison import comparison_figure
 from lightning_recon.evaluation.fidelity import lpips_per_image
 from lightning_recon.evaluation.results import (
     Record,
@@ -28,66 +28,13 @@ from lightning_recon.evaluation.results import (
     results_record,
     write_json,
 )
-from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
-from lightning_recon.storage import readable, write_tensors
-from lightning_recon.structure import Structure
+from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.storage import readable, sha256, write_tensors
 from lightning_recon.structure.inference import structure_bytes
-from lightning_recon.terminal import show_release, show_results
+from lightning_recon.terminal import show_release, show_results, training_line
 from lightning_recon.victim import VictimClient
 
 PICTURES = "reconstructions"
-
-
-class ImageGrid(Callback):
-    """Shows each attacked batch in TensorBoard as it is refined: truth, first decoding, present state."""
-
-    def __init__(self, every_n_steps: int = 20, clients: int = 4) -> None:
-        """Choose how much to show.
-
-        Args:
-            every_n_steps: Steps between two grids.
-            clients: At most so many client batches are shown, the first draw of each.
-        """
-        self.every_n_steps = every_n_steps
-        self.clients = clients
-        self._shown = -1
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the first decoding."""
-        self._show(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        """Show the present state now and then."""
-        if trainer.global_step % self.every_n_steps == 0:
-            self._show(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the last state, if no step has."""
-        if trainer.global_step != self._shown:
-            self._show(trainer, pl_module)
-
-    def _show(self, trainer: Trainer, module: LightningModule) -> None:
-        truths = truths_of(trainer)
-        if not isinstance(module, ReconstructionAttack) or not truths:
-            return
-        self._shown = trainer.global_step
-        found = module.gathered()
-        if not trainer.is_global_zero:
-            return
-        scored = [scored_one(one, truths, module) for one in found if one.client < self.clients]
-        victims = [victim for one in scored for victim in one.victims]
-        for logger in trainer.loggers:
-            logger.log_metrics({"psnr": sum(v.psnr for v in victims) / len(victims)}, trainer.global_step)
-            if not isinstance(logger, TensorBoardLogger):
-                continue
-            for one in scored:
-                client, draw = one.victims[0].client, one.victims[0].draw
-                if draw == 0:
-                    rows = torch.cat([truths[client].images.cpu(), one.initial.cpu(), one.pictures.cpu()])
-                    grid = make_grid(rows, nrow=len(one.victims))
-                    logger.experiment.add_image(f"client_{client}/truth_decoded_refined", grid, trainer.global_step)
 
 
 class ResultsWriter(Callback):
@@ -101,17 +48,48 @@ class ResultsWriter(Callback):
         """
         self.show = show
         self._started = time.monotonic()
+        self._spent = 0.0
+        self._origin: dict[str, object] = {}
         self._record: Record | None = None
+        self._training = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock: what the clients and the decoding take counts as well."""
-        self._started = time.monotonic()
+        self._started, self._spent = time.monotonic(), 0.0
+        self._origin = origin(trainer, pl_module) if stage == "fit" else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far and whose noise and pictures they were about, for the checkpoint."""
+        return {"seconds": self._seconds(), "origin": self._origin}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint was written; a resumed run is scored as the run that it was.
+
+        Args:
+            state_dict: What `state_dict` gave.
+
+        Raises:
+            UserError: The noise or the pictures configured now are not those of the recorded run.
+        """
+        for name, value in state_dict["origin"].items():
+            if name in self._origin and self._origin[name] != value:
+                raise UserError(
+                    f"{name} is {self._origin[name]}, but the run to be resumed had {value}: use the config.yaml of "
+                    "that run"
+                )
+        self._spent = float(state_dict["seconds"])
+
+    def _seconds(self) -> float:
+        """Seconds of all parts of this run, but for those that were lost after the last checkpoint."""
+        return self._spent + time.monotonic() - self._started
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the attacker's pictures, and how good they are if the truth is at hand."""
+        if isinstance(pl_module, VictimClient):
+            self._training = training_line(pl_module, trainer.global_step)
         if not isinstance(pl_module, ReconstructionAttack):
             return
-        seconds = time.monotonic() - self._started
+        seconds = self._seconds()
         found = pl_module.gathered()
         if not trainer.is_global_zero:
             return
@@ -132,10 +110,10 @@ class ResultsWriter(Callback):
             return
         root = Path(trainer.default_root_dir)
         final = finished_pictures(root)
-        found = [Reconstruction(o.client, o.draw, final[_key(o)], o.initial, o.unresolved) for o in decoded]
+        found = [replace(one, pictures=final[_key(one)]) for one in decoded]
         old = json.loads((root / "results.json").read_text()) if (root / "results.json").exists() else {"summary": {}}
         cost = {name: old["summary"].get(name) or 0 for name in ("seconds", "steps")}
-        self._score(trainer, pl_module, found, cost)
+        self._score(trainer, pl_module, found, cost | {name: old[name] for name in old.keys() & {"seed"}})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the pictures of a finished run, in the attacker's order."""
@@ -176,65 +154,9 @@ class ResultsWriter(Callback):
         """Print the table once the progress bar is gone."""
         if self.show and self._record is not None:
             show_results(self._record, Path(trainer.default_root_dir))
-        self._record = None
-
-
-class Comparison(Callback):
-    """Attacks the first client with a second structure too, and draws `comparison.png`."""
-
-    def __init__(self, structure: Structure, title: str = "seed paper", victims: int = 8) -> None:
-        """Choose the rival.
-
-        Args:
-            structure: The structure to compare with; same client, same protection, same seed of the noise.
-            title: Heading of its column.
-            victims: At most so many rows are drawn.
-        """
-        self.structure = structure
-        self.title = title
-        self.victims = victims
-        self._report = ""
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw photograph, subject, the rival's and our pictures of the first client."""
-        truths = truths_of(trainer)
-        if not isinstance(pl_module, ReconstructionAttack) or not truths or not trainer.is_global_zero:
-            return
-        path = Path(trainer.default_root_dir) / "comparison.png"
-        if pl_module.resumed and path.exists():
-            return  # a resumed run asks no client again
-        ours = scored_one(pl_module.reconstructions()[0], truths, pl_module)
-        client = pl_module.client
-        guess = converse(client, self.structure, self.structure.payload(client.task), 0, 0, None)
-        mean = self.structure.statistics(client.task).mean
-        theirs = score(truths[0], Attacked(0, 0, guess.pictures, guess.pictures, guess.unresolved), mean)
-        columns: list[tuple[str, Tensor, list[float] | None]] = [
-            ("photograph", truths[0].photographs, None),
-            ("what the client used", truths[0].images, None),
-            (self.title, theirs.pictures, [victim.psnr for victim in theirs.victims]),
-            ("lightning_recon", ours.pictures, [victim.psnr for victim in ours.victims]),
-        ]
-        comparison_figure([(name, images[: self.victims], psnr) for name, images, psnr in columns]).save(path)
-        means = [sum(v.psnr for v in one.victims) / len(one.victims) for one in (theirs, ours)]
-        scores = f"{self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB"
-        self._report = f"same client and protection: {scores}; {path}"
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the comparison once the progress bar is gone."""
-        if self._report:
-            Console().print(self._report)
-        self._report = ""
-
-
-def truths_of(trainer: Trainer) -> list[Truth]:
-    """The clients' batches; none in a replay, which has no data."""
-    return list(getattr(getattr(trainer, "datamodule", None), "client_batches", []))
-
-
-def scored_one(one: Reconstruction, truths: list[Truth], module: ReconstructionAttack) -> Scored:
-    """Match one client's pictures to its victims and score them."""
-    attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved)
-    return score(truths[one.client], attacked, module.mean_image)
+        if self.show and self._training and trainer.is_global_zero:
+            Console().print(self._training)
+        self._record, self._training = None, ""
 
 
 def run_record(
@@ -249,18 +171,37 @@ def run_record(
     return results_record(
         attack=module.structure.name,
         config="config.yaml",
-        seed=client.seed,
         privacy=privacy_record(**privacy, batch_size=module.task.batch_size),
         oracles=[],
         public_statistics=statistics.name,
         batchnorm=client.batch_norm if client.normalises_batches else None,
+        participation=client.participation,
         truths=truths,
         scored=scored,
         mean_image=statistics.mean,
         bounds=bounds_record(truths, statistics.variance, **clipping),
         structure_bytes=structure_bytes(module.payload),
-        **cost,
+        **({"seed": client.seed} | cost),
     )
+
+
+def origin(trainer: Trainer, module: LightningModule) -> dict[str, object]:
+    """Whose noise and whose pictures a run is about: what resuming it must find unchanged.
+
+    The server is not told either, so the exchange cannot hold them.
+
+    Args:
+        trainer: The trainer, with its data module set up.
+        module: The attack.
+
+    Returns:
+        The client's seed and a hash of the pictures, as far as the run has a client of its own and pictures.
+    """
+    client = getattr(module, "client", None)
+    found: dict[str, object] = {"client.seed": client.seed} if isinstance(client, VictimClient) else {}
+    if truths := truths_of(trainer):
+        found["hash of the clients' pictures"] = _digest(truths)
+    return found
 
 
 def finished_pictures(root: Path) -> dict[str, Tensor]:
@@ -276,6 +217,10 @@ def export(pictures: dict[str, Tensor], folder: Path) -> None:
     for name, batch in pictures.items():
         for number, picture in enumerate(batch):
             save_image(picture, folder / f"{name}-{number:03d}.png")
+
+
+def _digest(truths: list[Truth]) -> str:
+    return hashlib.sha256("".join(sha256(truth.images) for truth in truths).encode()).hexdigest()[:12]
 
 
 def _key(one: Reconstruction) -> str:

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audience: callbacks that know the truth, the loggers and the run folder, and tell the attack nothing."""
+
+from lightning_recon.callbacks.pictures import Comparison, ImageGrid
+from lightning_recon.callbacks.results import ResultsWriter
+
+__all__ = ["Comparison", "ImageGrid", "ResultsWriter"]

