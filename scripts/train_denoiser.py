@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recon.attack.denoiser import SmallDenoiser
-from lightning_recon.attack.objectives import _DECAY as DECAY
 from lightning_recon.attack.objectives import PlugAndPlay
 from lightning_recon.structure.encoding import water_filling
 from lightning_recon.structure.guess import Posterior
@@ -42,6 +41,8 @@ WHITE_SHARE = (1.0, 0.25)
 WHITE_UNTIL = (0.2, 0.45)
 # Later the network learns from what the attack's first steps make of the decoding too.
 UNROLLED, UNROLLED_FROM = 6, 0.55
+# Learned with a slower decay than the attack's, so that later steps see noise as well.
+DECAY = 0.75
 FLOOR = 1 / 255  # errors below this do not matter
 PILOT_POWER = 0.08
 RUNGS = 64  # noise multipliers for which the code is tabulated
@@ -216,7 +217,7 @@ class Training(LightningModule):
         """Take some steps of refinement as the attack does, and learn from the next."""
         posterior = Posterior(batch.mean, batch.variance, batch.prior_variance)
         splitting = PlugAndPlay(posterior, batch.expected, self.colour, self.denoised)
-        splitting.sigma = batch.sigma
+        splitting.sigma, splitting.decay = batch.sigma, DECAY
         dummies = torch.zeros_like(batch.mean)
         for step in range(batch.steps):
             dummies = splitting.stepped(dummies, step)

@@ -14,9 +14,10 @@ from lightning_recon.structure.transform import analyse, synthesise
 # How far the present pictures may be off, as a share of the variance that decoding left; how this standard deviation,
 # and the denoiser's, fall from step to step, so that refinement comes to rest.
 _TRUST = 0.5
-_DECAY = 0.75
-# Denoisers are not made for errors of a grey level or two: there their opinion counts for less.
-_GREY_LEVEL = 1.5 / 255
+_DECAY = 0.5
+# Denoisers are not made for errors of a grey level or two, nor for those as strong as the pictures: there their opinion
+# counts for less.
+_GREY_LEVEL, _HARDLY_A_PICTURE = 1.5 / 255, 38 / 255
 _CHUNK = 16  # pictures denoised at a time
 # Weights of the squared deviations of mean, variance and total variation; beyond the limit the guess is kept.
 _MOMENT_WEIGHTS = (1e6, 2e4, 1e-6)
@@ -44,7 +45,7 @@ class PlugAndPlay:
             colour: Public colour axes, shape (3, 3).
             denoiser: What pictures look like.
         """
-        self.mean_image, self.colour, self.denoiser = mean_image, colour, denoiser
+        self.mean_image, self.colour, self.denoiser, self.decay = mean_image, colour, denoiser, _DECAY
         self.mean, self.std = posterior.mean, posterior.variance.sqrt()
         # Root of the mean squared error that decoding left, in pixel values: the transform is an isometry.
         self.sigma = posterior.variance.mean(dim=(1, 2, 3)).sqrt()
@@ -58,18 +59,27 @@ class PlugAndPlay:
 
     def fitted(self, dummies: Tensor, step: int) -> Tensor:
         """The minimiser of the row's misfit + ½‖θ − dummies‖² / trust, exactly: all coefficients are independent."""
-        trust = _TRUST * _DECAY ** (2 * step)
+        trust = self.trust(step)
         return (dummies + trust * self.pull) / (1 + trust * self.certainty)
+
+    def trust(self, step: int) -> Tensor:
+        """How uncertain the present pictures are, as a share of the decoding's variance, shape (M, 1, 1, 1)."""
+        return _TRUST * self.decay ** (2 * step) * self._heard(step)
+
+    def _heard(self, step: int) -> Tensor:
+        """How much the denoiser's opinion counts, in [0, 1], shape (M, 1, 1, 1)."""
+        sigma = self.sigma * self.decay**step
+        fine = (sigma**2 / (sigma**2 + _GREY_LEVEL**2)) ** 2
+        return (fine / (1 + (self.sigma / _HARDLY_A_PICTURE) ** 6))[:, None, None, None]
 
     @torch.no_grad()
     def stepped(self, dummies: Tensor, step: int) -> Tensor:
         """Where a step moves the dummies: fitted to the rows, then denoised."""
         noisy = self.pictures(self.fitted(dummies, step)).clamp(0, 1)
-        sigma = self.sigma * _DECAY**step
+        sigma = self.sigma * self.decay**step
         chunks = zip(torch.split(noisy, _CHUNK), torch.split(sigma, _CHUNK), strict=True)
         clean = torch.cat([noisy[:0], *(self.denoiser(x, s) for x, s in chunks if len(x))])
-        heard = (sigma**2 / (sigma**2 + _GREY_LEVEL**2)) ** 2
-        clean = torch.lerp(noisy, clean, heard[:, None, None, None])
+        clean = torch.lerp(noisy, clean, self._heard(step))
         return (analyse(clean, self.mean_image, self.colour) - self.mean) / self.std
 
     def losses(self, dummies: Tensor, step: int) -> Tensor:

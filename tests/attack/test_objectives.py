@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lightning_recon.attack import SmallDenoiser, TotalVariation
 from lightning_recon.attack.denoising import Denoiser
-from lightning_recon.attack.objectives import _DECAY as DECAY
 from lightning_recon.attack.objectives import _TRUST as TRUST
 from lightning_recon.attack.objectives import MomentMatching, PlugAndPlay
 from lightning_recon.structure.guess import Posterior
@@ -59,9 +58,10 @@ def gradient(of: PlugAndPlay | MomentMatching, dummies: Tensor) -> Tensor:
 def test_the_fit_is_the_exact_minimiser(step: int) -> None:
     posterior, data, noise = channel()
     dummies = torch.randn_like(posterior.mean)
-    found = splitting(posterior).fitted(dummies, step)
+    steps = splitting(posterior)
+    found, trust = steps.fitted(dummies, step), steps.trust(step)
     deviation = posterior.variance.sqrt()
-    guess, trust = posterior.mean + deviation * dummies, TRUST * DECAY ** (2 * step)
+    guess = posterior.mean + deviation * dummies
 
     def energy(coefficients: Tensor) -> Tensor:
         misfit = (coefficients - data) ** 2 / noise
@@ -82,7 +82,8 @@ def test_without_a_row_the_identity_changes_nothing() -> None:
 
 
 def test_a_gaussian_denoiser_comes_to_the_posterior_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_recon.attack.objectives._GREY_LEVEL", 0.0)  # hear it out however small the errors
+    monkeypatch.setattr("lightning_recon.attack.objectives._GREY_LEVEL", 0.0)  # hear it out whatever the errors
+    monkeypatch.setattr("lightning_recon.attack.objectives._HARDLY_A_PICTURE", float("inf"))
     # A white Gaussian source behind even white noise, inside [0, 1]: everything is known in closed form.
     variance, noise = torch.full((COUNT, 3, SIZE, SIZE), 4e-4, dtype=torch.float64), 3e-4
     mean_image = torch.full((3, SIZE, SIZE), 0.5, dtype=torch.float64)
