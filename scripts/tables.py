@@ -10,6 +10,7 @@ measurement goes on where it was. `--jobs 2` measures two cells at once; give ea
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -215,11 +216,20 @@ def voices() -> Iterator[Cell]:
             yield cell(setting, structure, z=2e-4, pictures="labelled", voices=kind, batch_norm=mode)
 
 
+def denoisers() -> Iterator[Cell]:
+    """Refinement at 224 x 224 by our denoiser and by FFDNet, where FFDNET names the file of its weights."""
+    setting = f"{photographs()} {SAMPLE} {CONVNET} --data.batch_size 1 --data.clients 8 --model.record false"
+    for z in (0.03, 0.01, 0.003):
+        yield cell(setting, z=z, denoiser="ours")
+        if "FFDNET" in os.environ:
+            yield cell(setting, "--model.denoiser ffdnet.FFDNet", z=z, denoiser="FFDNet")
+
+
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
         headline, seed_sweep, peers, curve, sample64, batch_size, ablation, rounds, mismatch, per_layer, networks,
-        voices,
+        voices, denoisers,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: their rows are made by a script of their own.

