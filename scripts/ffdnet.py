@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recon.errors import UserError
+
 
 class FFDNet(nn.Module):
     """FFDNet for colour pictures: twelve convolutions at half the resolution, told the strength of the noise.
@@ -28,7 +30,10 @@ class FFDNet(nn.Module):
         for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
         self.model = nn.Sequential(*layers[:-1])
-        self.load_state_dict(torch.load(os.environ["FFDNET"], map_location="cpu", weights_only=True))
+        weights = os.environ.get("FFDNET")
+        if weights is None:
+            raise UserError("FFDNET is not set: let it name the file ffdnet_color.pth")
+        self.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Remove noise of standard deviation sigma, shape (M,), from pictures of shape (M, 3, H, W) in [0, 1]."""

@@ -22,7 +22,7 @@ from lightning_recon.evaluation.bounds import noise_law_psnr
 from lightning_recon.evaluation.fidelity import mse_per_image, psnr_from_mse, ssim_per_image
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.structure import InferenceStructure, SeedPaper
-from lightning_recon.structure.gating import class_code
+from lightning_recon.structure.voices import class_code
 from lightning_recon.victim import Privacy, VictimClient
 
 CLASSES, DRAWS, DELTA, MAX_GRAD_NORM = 64, 5, 1e-5, 10.0

@@ -236,7 +236,7 @@ class Training(LightningModule):
         return found.float()
 
     def configure_optimizers(self) -> dict[str, object]:
-        """Adam, whose step rises for 200 steps and falls as a cosine."""
+        """Adam, whose step rises for 100 steps and falls as a cosine."""
         adam = torch.optim.Adam(self.parameters(), lr=1e-3)
 
         def rate(step: int) -> float:

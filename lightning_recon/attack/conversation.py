@@ -78,7 +78,8 @@ def converse(
     while True:
         for number in range(heard, opening):
             update = client.share(payload, index, draw, number)
-            read = {name: value for name, value in update.gradient.items() if name.startswith("structure.")}
+            # Decoding takes a second where the payload is: in host memory, with float64 at hand.
+            read = {name: value.cpu() for name, value in update.gradient.items() if name.startswith("structure.")}
             total = {name: total[name] + value for name, value in read.items()} if total else read
             if folder is not None and task.rounds > 1:
                 # Which rows matter is known only once all rounds are in, so all rows of each are kept.

@@ -151,6 +151,11 @@ class ReconstructionAttack(LightningModule):
                     f"{type(self.structure).__name__} leaves nothing to refine: set --trainer.max_steps 0"
                     + (", or --model.structure.moments true" if hasattr(self.structure, "moments") else "")
                 )
+            if isinstance(self.objective, MomentMatching) and self.optimizer is whole_way:
+                raise UserError(
+                    "leaked moments are matched by small steps: give --model.optimizer torch.optim.Adam and "
+                    "--model.optimizer.lr 5e-3, or set --trainer.max_steps 0"
+                )
         except UserError:
             shutil.rmtree(self.staged, ignore_errors=True)
             raise

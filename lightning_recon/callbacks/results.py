@@ -113,7 +113,12 @@ class ResultsWriter(Callback):
         found = [replace(one, pictures=final[_key(one)]) for one in decoded]
         old = json.loads((root / "results.json").read_text()) if (root / "results.json").exists() else {"summary": {}}
         cost = {name: old["summary"].get(name) or 0 for name in ("seconds", "steps")}
-        self._score(trainer, pl_module, found, cost | {name: old[name] for name in old.keys() & {"seed"}})
+        self._score(
+            trainer,
+            pl_module,
+            found,
+            cost | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm"}},
+        )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the pictures of a finished run, in the attacker's order."""
@@ -195,10 +200,13 @@ def origin(trainer: Trainer, module: LightningModule) -> dict[str, object]:
         module: The attack.
 
     Returns:
-        The client's seed and a hash of the pictures, as far as the run has a client of its own and pictures.
+        What the client does that the server does not know, and a hash of the pictures, as far as the run has a client
+        of its own and pictures.
     """
     client = getattr(module, "client", None)
-    found: dict[str, object] = {"client.seed": client.seed} if isinstance(client, VictimClient) else {}
+    found: dict[str, object] = {}
+    if isinstance(client, VictimClient):
+        found = {f"client.{name}": getattr(client, name) for name in ("seed", "participation", "batch_norm")}
     if truths := truths_of(trainer):
         found["hash of the clients' pictures"] = _digest(truths)
     return found

@@ -12,6 +12,7 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.encoding import water_filling
 from lightning_recon.structure.guess import Guess, Knowledge, Posterior
 from lightning_recon.structure.release import budget_share, released_rows, weight_names
+from lightning_recon.structure.spreading import distortion
 from lightning_recon.structure.statistics import PublicStatistics
 from lightning_recon.structure.transform import synthesise
 from lightning_recon.structure.water_filling import WaterFilling
@@ -22,6 +23,8 @@ _STRANGENESS = -(_MISMATCH.log() ** 2) / (2 * 0.5**2)
 _MEMORY = 0.97
 # The least encoder gain of a coefficient that units measure, as a share of the greatest.
 _MEASURING_GAIN = 1e-3
+# A coefficient whose variance fell to this share of what it was is known.
+_EXACT = 1e-10
 
 
 class Feedback:
@@ -45,6 +48,8 @@ class Feedback:
         self.opening = WaterFilling(pilot_power=0.2) if opening is None else opening
         if self.opening.pilot_power == 0:
             raise UserError("--model.structure.opening.pilot_power is 0: feedback needs a pilot to settle signs")
+        if not 0 < pilot_power < 1:
+            raise UserError(f"--model.structure.pilot_power is {pilot_power}: it is a share of the power, in (0, 1)")
         self.pilot_power = pilot_power
         self._opened: tuple[Task, ServerPayload] | None = None
 
@@ -165,9 +170,12 @@ class Feedback:
         inputs, pilot, std = released_rows(update, replace(task, rounds=1), payload)
         sign = knowledge.scales[own].sign()[:, None]
         inputs, pilot = sign * inputs.cpu(), sign * pilot.cpu()[:, None]
-        noise, level = max(std, 1e-7), float(shipped["constants"][0])
-        index, gain = shipped["index"], shipped["gain"]
-        expected = (gain**2 * _believed(task, knowledge)[own][:, index]).sum(dim=1, keepdim=True)
+        level, index, gain = float(shipped["constants"][0]), shipped["index"], shipped["gain"]
+        energies = gain**2 * _believed(task, knowledge)[own][:, index]
+        expected = energies.sum(dim=1, keepdim=True)
+        power = torch.cat([energies.mean(dim=0), energies.new_tensor([level**2])])
+        distorted = distortion(power / power.sum(), len(weight_names(payload))) / math.sqrt(_sharers(task))
+        noise = max(math.hypot(std, distorted), 1e-7)
         # The scale S for every mismatch, and what the pilot c/S says of it. Clipped alone, a victim's S is the norm of
         # its own residual; under one clip the others' count as well, and the mismatch is that of S itself.
         if task.granularity == "sample":
@@ -185,6 +193,8 @@ class Feedback:
         rows, columns = torch.nonzero(own), index[None]
         mean[rows, columns] += kept * scale * inputs / gain
         remaining[rows, columns] *= 1 - kept
+        # Residuals beyond the digits of float32 would be rounding, loudly amplified.
+        remaining = remaining.maximum(_EXACT * knowledge.prior_variance.flatten(1))
         return replace(heard, mean=mean, variance=remaining)
 
     def conclude(self, task: Task, knowledge: Knowledge, guess: Guess) -> Guess:

@@ -84,7 +84,7 @@ class InferenceStructure(nn.Module):
         self.bias: nn.Parameter | None = None
         if "bias_constants" in tensors:
             self.register_buffer("bias_constants", tensors["bias_constants"].clone())
-            self.bias = nn.Parameter(torch.zeros(len(self.weight), tensors["bias_constants"].numel()))
+            self.bias = nn.Parameter(torch.zeros(self.lower.numel(), tensors["bias_constants"].numel()))
 
     def encode(self, images: Tensor) -> Tensor:
         """Inputs of the layer: the scaled coefficients of each picture, its moments if wanted, then the constants.

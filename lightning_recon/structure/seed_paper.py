@@ -128,10 +128,9 @@ class SeedPaper:
         noise = half_normal_std(rows[:, -pixels:]) if len(rows) else noise
         if self.interval_filter:
             pictures = interval_filtered(pictures, noise / voices.abs())
-        if task.per_layer and task.max_grad_norm is not None:
-            pictures = pictures * self._usual_ratio(task)
-        pictures = pictures.view(-1, *task.image_shape).clamp(0, 1)
-        leaked = (rows[:, pixels:-pixels] / voices).view(-1, len(MOMENTS), 3) if self.moments else None
+        ratio = self._usual_ratio(task) if task.per_layer and task.max_grad_norm is not None else 1.0
+        pictures = (ratio * pictures).view(-1, *task.image_shape).clamp(0, 1)
+        leaked = (ratio * rows[:, pixels:-pixels] / voices).view(-1, len(MOMENTS), 3) if self.moments else None
         return Guess(
             pictures=pictures,
             unresolved=0,

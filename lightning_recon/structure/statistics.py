@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What anyone knows about photographs before seeing a client's: mean, colour axes, spectrum, spread of contrast."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -95,7 +96,10 @@ def public_statistics(height: int, width: int, subjects: bool, file: str | None 
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r} instead of {FORMAT!r}")
-        name = content["name"] if file is None else f"{path.name} ({content['photographs']} photographs)"
+        name = content["name"]
+        if file is not None:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+            name = f"{path.name} ({content['photographs']} photographs, {digest})"
         ellipses = _elliptic(content["ellipses"] or json.loads(_BUNDLED.read_text(encoding="utf-8"))["ellipses"])
         colour = _numbers(content["colour"], (3, 3))
         if not torch.allclose(colour @ colour.T, torch.eye(3), atol=1e-3):

@@ -20,7 +20,7 @@ from lightning_recon.structure.separation import separate
 from lightning_recon.structure.spreading import block_count, distortion
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 from lightning_recon.structure.transform import synthesise
-from lightning_recon.structure.voices import class_code
+from lightning_recon.structure.voices import LOUDEST, class_code
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
@@ -86,6 +86,12 @@ class WaterFilling:
             raise UserError(f"--model.structure.nulls is {nulls}: give 0 to believe the announced noise, or more")
         if not 0 <= pilot_power < 1:
             raise UserError(f"--model.structure.pilot_power is {pilot_power}: it is a share of the power, in [0, 1)")
+        if not 0 < false_alarm < 1:
+            raise UserError(f"--model.structure.false_alarm is {false_alarm}: it is a probability, in (0, 1)")
+        if strength <= 0:
+            raise UserError(f"--model.structure.strength is {strength}: give a number above 0")
+        if assumed_noise is not None and assumed_noise < 0:
+            raise UserError(f"--model.structure.assumed_noise is {assumed_noise}: give a number of at least 0")
         for name, value in (("units", units), ("directions", directions)):
             if value is not None and value < 1:
                 raise UserError(f"--model.structure.{name} is {value}: give at least 1, or leave it out")
@@ -129,10 +135,15 @@ class WaterFilling:
         sent = (power > 0).view_as(statistics.variance)
         gain = (power / statistics.variance.flatten()).sqrt()[index]
         units, count = layout(task.batch_size, len(index), sent.numel(), self.units, self.directions)
+        if count > units:
+            raise UserError(
+                f"--model.structure.directions is {count}, more than the {units} units: lower it, or give more units"
+            )
         directions = measurement_directions(statistics, count) * sent
         lower, upper, unit_direction = intervals(statistics, directions, units)
         if not self.cancel:
-            directions, lower, upper = faint(statistics, directions, lower, upper, _FOOTPRINT / self.strength)
+            footprint = _FOOTPRINT / (LOUDEST if self.voices == "balanced" else 1.0)
+            directions, lower, upper = faint(statistics, directions, lower, upper, footprint / self.strength)
         constants = torch.zeros(1 + self.nulls)
         constants[0] = math.sqrt(self.pilot_power)
         return ServerPayload(

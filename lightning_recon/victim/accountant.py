@@ -30,7 +30,10 @@ class Accountant(Callback):
 
     def epsilon(self, steps: int) -> float | None:
         """Accounted epsilon of so many steps, at `privacy.delta`; None where nothing is promised."""
-        noise, rate = float(self.mechanism["noise_multiplier"]), float(self.mechanism["sample_rate"])
+        mechanism = self.state_dict()
+        if not mechanism:  # no step was taken
+            return 0.0
+        noise, rate = float(mechanism["noise_multiplier"]), float(mechanism["sample_rate"])
         return training_epsilon(noise, rate, steps, self.privacy.delta, self.privacy.adjacency)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,7 +58,7 @@ class Accountant(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the steps were, for the checkpoint."""
-        return dict(self.mechanism)
+        return dict(self.mechanism or self._resumed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what the checkpoint's steps were.

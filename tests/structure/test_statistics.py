@@ -137,7 +137,8 @@ def test_a_file_without_subjects_cuts_ellipses(tmp_path: Path) -> None:
     pictures = gaussian_pictures(50, power_law(SIZE), colour)
     file = written(fit_statistics({SIZE: pictures}, None, "mine"), tmp_path)
     whole, cut = (public_statistics(SIZE, SIZE, subjects, file) for subjects in (False, True))
-    assert (whole.name, cut.name) == ("mine.json (50 photographs)", "mine.json (50 photographs), elliptic subjects")
+    assert whole.name.startswith("mine.json (50 photographs, ")
+    assert cut.name == f"{whole.name}, elliptic subjects"
     assert torch.equal(cut.variance, whole.variance)
     assert float(cut.mean[0, 0, 0]) < 0.15 < float(cut.mean[0, 8, 8])
     torch.testing.assert_close(cut.mean, synthetic_pictures(cut, 2000, SIZE).mean(dim=0), rtol=0, atol=0.06)
@@ -234,7 +235,8 @@ def test_masked_pictures_have_their_own_mean_and_spectrum(tmp_path: Path, task: 
     pictures = gaussian_pictures(80, power_law(SIZE) * 0.1, torch.eye(3))
     file = written(fit_statistics({SIZE: pictures}, {SIZE: masks}, "mine"), tmp_path)
     cut = WaterFilling(subjects=True, statistics=file).statistics(task(SIZE, 4, 0.01))
-    assert cut.name == "mine.json (80 photographs), subjects"
+    assert cut.name.startswith("mine.json (80 photographs, ")
+    assert cut.name.endswith("), subjects")
     torch.testing.assert_close(cut.mean, (pictures * masks).mean(dim=0), rtol=0, atol=0.06)
     found = analyse(pictures * masks, cut.mean, cut.colour).square().mean(dim=0).sum()
     assert float(cut.variance.sum() / found) == pytest.approx(1, abs=0.25)
@@ -284,7 +286,7 @@ def test_the_script_writes_what_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.argv", words.split())
     runpy.run_path(str(SCRIPTS / "fit_statistics.py"), run_name="__main__")
     statistics = public_statistics(SIZE, SIZE, False, str(output))
-    assert statistics.name == "mine.json (16 photographs)"
+    assert statistics.name.startswith("mine.json (16 photographs, ")
     bundled = public_statistics(SIZE, SIZE, False).variance[0].log()
     assert float((statistics.variance[0].log() - bundled).abs().mean()) < 1
     monkeypatch.setattr("sys.argv", words.replace(str(samples), str(tmp_path / "nowhere")).split())

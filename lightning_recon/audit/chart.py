@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PSNR and SSIM against accounted epsilon, with yardsticks and baselines: a drawing for one setting."""
+
+import base64
+import io
+import statistics
+from collections.abc import Sequence
+
+from lightning_recon.audit.points import Point
+
+_COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#0e7490", "#4d4d4d")
+_MARKS = "osD^vPX*"
+
+
+def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
+    """Draw one setting.
+
+    Args:
+        points: All attacks under all noises of the setting.
+        colours: Colour of each attack, see `colours_of`.
+
+    Returns:
+        SVG as a data URI; empty where no noise gives a finite epsilon.
+    """
+    # Imported here: half a second that only reports need.
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    shown = [point for point in points if point.privacy["epsilon_accounted"]]
+    if not shown:
+        return ""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "recon", "font.size": 9}):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        FigureCanvasSVG(figure)
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        for place, attack in enumerate(colours):
+            curve = sorted((p for p in shown if p.attack == attack), key=_epsilon)
+            if not curve:
+                continue
+            at, mark = [_epsilon(p) for p in curve], _MARKS[place % len(_MARKS)]
+            line = {"color": colours[attack], "marker": mark, "markersize": 4, "linewidth": 1.6}
+            left.plot(at, [p.psnr.mean for p in curve], label=attack, **line)
+            right.plot(at, [p.ssim for p in curve], **line)
+            ends = [(p.psnr.mean if p.psnr.low is None else p.psnr.low, p.psnr.high or p.psnr.mean) for p in curve]
+            left.fill_between(at, *zip(*ends, strict=True), color=colours[attack], alpha=0.12, linewidth=0)
+        top = max(point.psnr.high or point.psnr.mean for point in shown)
+        black = _mean(shown, "baselines", "black_psnr")
+        left.axhline(_mean(shown, "baselines", "mean_image_psnr"), color="#444", linestyle="--", label="mean image")
+        left.axhline(black, color="#999", linestyle="--", linewidth=1, label="black image")
+        for name, label, dots in (
+            ("noise_law_psnr", "noise law (no prior)", ":"),
+            ("gaussian_reference_psnr", "Gaussian reference", "-."),
+        ):
+            known = {_epsilon(p): p.mean_of("bounds", name) for p in sorted(shown, key=_epsilon)}
+            if None not in known.values():
+                left.plot(known.keys(), known.values(), color="#444", linestyle=dots, linewidth=1.2, label=label)
+        left.set_ylim(max(0.0, black - 5), top + 4)
+        right.set_ylim(0, 1)
+        for axes, label in ((left, "PSNR, dB"), (right, "SSIM")):
+            axes.set_xscale("log")
+            axes.set_xlabel("accounted ε of all rounds (less noise to the right)")
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.25, linewidth=0.5)
+            axes.spines[["top", "right"]].set_visible(False)
+        left.legend(fontsize=7.5, frameon=False, loc="upper left")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
+
+
+def colours_of(attacks: Sequence[str]) -> dict[str, str]:
+    """A colour for each attack, the same in all drawings."""
+    return {attack: _COLOURS[place % len(_COLOURS)] for place, attack in enumerate(dict.fromkeys(attacks))}
+
+
+def _epsilon(point: Point) -> float:
+    return float(point.privacy["epsilon_accounted"])
+
+
+def _mean(points: Sequence[Point], part: str, name: str) -> float:
+    return statistics.fmean(float(point.mean_of(part, name) or 0.0) for point in points)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recon audit` and `recon report`: from the command line to the files."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from lightning_recon.audit.outcome import PLAN, cell_folder, read_outcome, read_runs
+from lightning_recon.audit.plan import Cell, Sweep, base_path, cells_of
+from lightning_recon.audit.report import Judgement, remarks_of, write_report
+from lightning_recon.audit.table import write_hparams, write_text
+from lightning_recon.errors import UserError
+from lightning_recon.victim import Privacy
+
+AUDIT = """Attack your clients under every protection that you consider, and write a report.
+
+Every cell of the sweep is a `recon fit` of its own, kept in OUTPUT/cells; the same command goes on where it was
+stopped, and several may share one OUTPUT. All arguments of `recon fit` can be given too (--data.root DIR,
+--model.client.network NAME, --trainer.accelerator gpu, ...); they hold for all cells."""
+
+REPORT = "Write the report of an audit from finished runs."
+
+_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results")
+
+
+def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]]) -> bool:
+    """Run `recon audit`.
+
+    Args:
+        args: Command line after the subcommand.
+        resolve: Gives the whole config that `recon fit` would run with, from its command line.
+
+    Returns:
+        Whether all cells finished.
+
+    Raises:
+        UserError: For whatever can be told before the first cell runs, or where files cannot be written.
+    """
+    from lightning_recon.audit.running import Runner, claimed, failure  # Unix only, unlike reports
+
+    configs, flags, own = split(args)
+    sections, bases = read_configs(configs)
+    parser = ArgumentParser(prog="recon audit", description=AUDIT, exit_on_error=False)
+    parser.add_argument("--config", help="config of an audit, or of recon fit; may be repeated")
+    parser.add_argument("--output", required=True, help="folder for cells, results.csv and report.html")
+    parser.add_class_arguments(Sweep, "audit")
+    chosen = parser.instantiate(parser.parse_args([*(["--audit", json.dumps(sections)] if sections else []), *own]))
+    sweep, output = chosen.audit, Path(chosen.output)
+    cells = cells_of(sweep, bases, output / "configs", flags)
+    runner = Runner(output, sweep.jobs)
+    for base in bases:
+        write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
+    check_cells(cells, resolve)
+    write_text(output / PLAN, json.dumps({"cells": {cell.name: cell.attack for cell in cells}}, indent=1) + "\n")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the cells end too
+    try:
+        runner.run(cells)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    found = {cell: read_outcome(cell_folder(output, cell.name), cell.attack) for cell in cells}
+    outcomes = [outcome for outcome in found.values() if outcome is not None]
+    failed = [(cell, failure(cell_folder(output, cell.name))) for cell, outcome in found.items() if outcome is None]
+    judgement = Judgement(sweep.tolerance, sweep.records)
+    with claimed(output / "locks" / "report"):
+        rows = write_report(output / "report.html", output / "results.csv", outcomes, failed, judgement)
+        write_hparams(output, rows)
+    console = Console()
+    for remark in remarks_of(outcomes, judgement):
+        console.print(f"warning: {remark}", markup=False, highlight=False)
+    done = f"{len(outcomes)} of {len(cells)} cells finished: {output / 'report.html'}, {output / 'results.csv'}; "
+    console.print(f"{done}tensorboard --logdir {output / 'hparams'}", markup=False, highlight=False)
+    return not failed
+
+
+def report(args: Sequence[str]) -> None:
+    """Run `recon report`.
+
+    Args:
+        args: Command line after the subcommand.
+    """
+    parser = ArgumentParser(prog="recon report", description=REPORT, exit_on_error=False)
+    parser.add_argument("runs", nargs="+", help="folders of finished runs, or of an audit")
+    parser.add_argument("--output", required=True, help="HTML file; a table (.csv) and JSON go beside it")
+    parser.add_class_arguments(Judgement)
+    chosen = parser.parse_args(list(args))
+    page = Path(chosen.output)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output {page} is no HTML file: give a name that ends in .html")
+    outcomes = read_runs([Path(run) for run in chosen.runs])
+    write_report(page, page.with_suffix(".csv"), outcomes, judgement=Judgement(chosen.tolerance, chosen.records))
+    Console().print(f"{len(outcomes)} runs: {page}", markup=False, highlight=False)
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Part a command line of `recon audit`.
+
+    Args:
+        args: Without the subcommand.
+
+    Returns:
+        Names of configs; arguments of `recon fit`; arguments of the audit itself.
+    """
+    configs: list[str] = []
+    flags: list[str] = []
+    own: list[str] = []
+    waiting: list[str] | None = None
+    for argument in args:
+        name, given, value = argument.partition("=")
+        if waiting is not None:
+            waiting.append(argument)
+            waiting = None
+        elif name in ("--config", "-c"):
+            if given:
+                configs.append(value)
+            else:
+                waiting = configs
+        elif name == "--seed_everything" or name.startswith(tuple(f"{part}." for part in _FIT)) or name in _FIT:
+            flags.append(argument)
+            waiting = None if given else flags
+        else:
+            own.append(argument)
+    return configs, flags, own
+
+
+def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read configs, each of which may have a section `audit` beside those of `recon fit`.
+
+    Args:
+        names: Files.
+
+    Returns:
+        The section `audit`, later files winning entry by entry; and what `recon fit` gets, file by file.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    sections: dict[str, Any] = {}
+    bases = []
+    for name in names:
+        try:
+            content = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
+            sections |= content.pop("audit", None) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
+            raise UserError(f"cannot read --config {name} ({' '.join(str(error).split())}): name a YAML file") from None
+        if content:
+            bases.append(content)
+    return sections, bases
+
+
+def check_cells(cells: Sequence[Cell], resolve: Callable[[Sequence[str]], dict[str, Any]]) -> None:
+    """Find out before the first cell what would stop all of them, or all of one attack.
+
+    Args:
+        cells: The plan.
+        resolve: Gives the whole config that `recon fit` would run with, from its command line.
+
+    Raises:
+        UserError: A config is wrong, a protection impossible, or there is no GPU where one is asked for.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        if cell.attack not in configs:
+            configs[cell.attack] = resolve(cell.arguments)
+        config = configs[cell.attack]
+        accelerator = config["trainer"]["accelerator"]
+        if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            raise UserError(
+                f"trainer.accelerator is {accelerator}, but there is no GPU here: use --trainer.accelerator auto"
+            )
+        with suppress(LookupError, TypeError):  # a client of another kind
+            privacy = config["model"]["init_args"]["client"]["init_args"]["privacy"]
+            own = {"noise_multiplier": cell.noise_multiplier, "granularity": cell.granularity, "rounds": cell.rounds}
+            Privacy(**(privacy | own))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells run as processes of their own: what one does to its memory, or fails by, is no other's business.
+
+A cell is claimed by a lock of the operating system, which ends with the process that holds it. So any number of audits
+(a SLURM array, say) may share one output folder, and none waits for one that was killed.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lightning_recon.audit.outcome import FAILED, cell_folder, read_record
+from lightning_recon.audit.plan import Cell
+from lightning_recon.errors import UserError
+
+PROGRAM = (sys.executable, "-m", "lightning_recon", "fit")
+
+
+class Runner:
+    """Runs the cells of an audit, a few at a time."""
+
+    def __init__(self, output: Path, jobs: int) -> None:
+        """Prepare the folder.
+
+        Args:
+            output: Folder of the audit.
+            jobs: Cells at a time.
+        """
+        self.output, self.jobs = output, jobs
+        self.locks = output / "locks"
+        self.started = time.time()
+        self._children: set[subprocess.Popen[str]] = set()
+        # Cells that run side by side share the cores.
+        self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
+        try:
+            self.locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {output} ({error.strerror}): choose another --output") from None
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Run all cells that are not finished yet; returns when every cell is finished or has failed.
+
+        Args:
+            cells: The plan, or a part of it.
+        """
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        left = [cell for cell in cells if read_record(cell_folder(self.output, cell.name)) is None]
+        # Time left is judged by all cells so far: they take seconds or hours.
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), speed_estimate_period=1e6) as progress:
+            task = progress.add_task("Auditing", total=len(cells), completed=len(cells) - len(left))
+            # What others have claimed comes last: it is looked at once they have let go of it.
+            for wait in (False, True):
+                taken: list[Cell] = []
+                with ThreadPoolExecutor(self.jobs) as pool:
+                    try:
+                        waiting = {pool.submit(self.settle, cell, wait): cell for cell in left}
+                        for future in as_completed(waiting):
+                            cell = waiting[future]
+                            if not future.result():
+                                taken.append(cell)
+                                continue
+                            progress.advance(task)
+                            if reason := failure(cell_folder(self.output, cell.name)):
+                                progress.console.print(f"failed: {cell.name}: {reason}", markup=False, highlight=False)
+                    except BaseException:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        for child in list(self._children):
+                            child.terminate()
+                        raise
+                left = taken
+
+    def settle(self, cell: Cell, wait: bool = True) -> bool:
+        """Run one cell unless it is finished, or failed since this audit began.
+
+        Args:
+            cell: The cell.
+            wait: Whether to wait for another audit that runs it.
+
+        Returns:
+            Whether it is settled; otherwise another audit runs it.
+        """
+        folder = cell_folder(self.output, cell.name)
+        with claimed(self.locks / cell.name, wait) as lock:
+            if lock is None:
+                return False
+            if read_record(folder) is not None or _failed_since(folder, self.started):
+                return True
+            shutil.rmtree(folder, ignore_errors=True)
+            # The child inherits the lock: if only this process is killed, the cell stays claimed until the child ends.
+            command = [*PROGRAM, *cell.arguments]
+            command += ["--results.show", "false", "--trainer.default_root_dir", str(folder)]
+            with subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=self.environment,
+                pass_fds=[lock],
+            ) as child:
+                self._children.add(child)
+                said, _ = child.communicate()
+                self._children.discard(child)
+            if read_record(folder) is None:
+                with suppress(OSError):  # a full disk: the cell is missing all the same
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / FAILED).write_text(said + f"\nexit status {child.returncode}\n", encoding="utf-8")
+        return True
+
+
+@contextmanager
+def claimed(path: Path, wait: bool = True) -> Iterator[int | None]:
+    """Hold a lock that ends with the processes that hold it.
+
+    Args:
+        path: File of the lock.
+        wait: Whether to wait for it.
+
+    Yields:
+        File descriptor, which child processes may inherit; None if another process holds the lock.
+    """
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): make room, then start the same audit again") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+        else:
+            yield file.fileno()
+
+
+def failure(folder: Path) -> str:
+    """Why a cell failed, in one line without absolute paths; empty if it did not."""
+    if read_record(folder) is not None:
+        return ""
+    try:
+        said = (folder / FAILED).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return "not run"
+    lines = [line.strip() for line in said if line.strip()]
+    last = lines[-2] if len(lines) > 1 else lines[-1]
+    return re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "…/", last.removeprefix("recon: error: "))
+
+
+def _failed_since(folder: Path, moment: float) -> bool:
+    try:
+        return (folder / FAILED).stat().st_mtime >= moment
+    except OSError:
+        return False

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit as a table: a row per cell with its victims aggregated, the same whenever it is made again."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_recon.audit.outcome import Outcome
+from lightning_recon.audit.plan import Cell
+from lightning_recon.audit.points import interval_of
+from lightning_recon.errors import UserError
+from lightning_recon.evaluation.accounting import epsilon_by_adjacency
+
+Value = str | float | None
+HPARAMS = "hparams"
+
+_SUMMARY = (
+    *("clients", "draws", "victims", "detected", "collided", "false_detections"),
+    *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "structure_bytes", "seconds"),
+)
+_PRIVACY = (
+    *("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds", "delta", "adjacency"),
+    *("epsilon_nominal", "epsilon_accounted", "mu"),
+)
+
+
+def row_of(outcome: Outcome) -> dict[str, Value]:
+    """The row of a finished cell.
+
+    Args:
+        outcome: The cell.
+
+    Returns:
+        Values by column; psnr and gain (PSNR above that of a mean image) in dB with the ends of their confidence
+        intervals over pictures, epsilon for both adjacencies of all rounds together and of one.
+    """
+    record = outcome.record
+    privacy, summary = record["privacy"], record["summary"]
+    psnr, gains = interval_of(outcome.by_picture(gain=False)), outcome.by_picture(gain=True)
+    gain = interval_of(gains) if gains else None
+    guess = record["baselines"]["mean_image_psnr"]
+    single = epsilon_by_adjacency(outcome.noise, 1, privacy["delta"])
+    together = epsilon_by_adjacency(outcome.noise, privacy["rounds"], privacy["delta"])
+    row: dict[str, Value] = {"cell": outcome.name, "status": "finished", "attack": outcome.attack}
+    row |= {"structure": record["attack"], "seed": outcome.seed, "oracles": " ".join(record["oracles"]) or "none"}
+    row |= {name: privacy[name] for name in _PRIVACY}
+    row |= {f"epsilon_{adjacency}": value for adjacency, value in together.items()}
+    row |= {f"epsilon_{adjacency}_one_round": value for adjacency, value in single.items()}
+    row |= {f"rero_gamma_{kappa}": value for kappa, value in privacy["rero_gamma"].items()}
+    row |= {name: record["bounds"].get(name) for name in ("channel_nats", "noise_law_psnr", "gaussian_reference_psnr")}
+    row |= {name: record["baselines"][name] for name in ("black_psnr", "mean_image_psnr")}
+    row |= {name: summary[name] for name in _SUMMARY[:-2]}
+    row |= {"psnr_low": psnr.low, "psnr_high": psnr.high, "psnr_best": max(v["psnr"] for v in record["victims"])}
+    row |= {"gain_mean": gain.mean if gain else psnr.mean - guess}
+    row |= {"gain_low": gain.low if gain else None, "gain_high": gain.high if gain else None}
+    row |= {name: record.get(name) for name in ("public_statistics", "subject_fraction", "batchnorm", "participation")}
+    return row | {name: summary[name] for name in _SUMMARY[-2:]}
+
+
+def failed_row(cell: Cell) -> dict[str, Value]:
+    """The row of a cell that failed: what was asked for."""
+    return {
+        "cell": cell.name,
+        "status": "failed",
+        "attack": cell.attack,
+        "seed": cell.seed,
+        "granularity": cell.granularity,
+        "noise_multiplier": cell.noise_multiplier,
+        "batch_size": cell.batch_size,
+        "rounds": cell.rounds,
+    }
+
+
+def table_text(rows: Sequence[Mapping[str, Value]]) -> str:
+    """Rows as CSV: floats with six significant digits, nothing where there is no value.
+
+    Args:
+        rows: At least one; the columns are those of all rows, in the order in which they come up.
+    """
+    full = max(rows, key=len)
+    columns = list(dict.fromkeys([*full, *(name for row in rows for name in row)]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_written(row.get(name)) for name in columns] for row in rows)
+    return text.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at one stroke: a reader finds the old one or the new one.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({error.strerror}): make room, or choose another --output") from None
+
+
+def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:
+    """Write TensorBoard's HParams view of the sweep.
+
+    Args:
+        folder: Folder of the audit; an earlier view in it is replaced.
+        rows: Rows of finished cells.
+    """
+    shutil.rmtree(folder / HPARAMS, ignore_errors=True)
+    varied = ("attack", "granularity", "noise_multiplier", "epsilon_accounted", "batch_size", "rounds", "seed")
+    metrics = ("psnr_mean", "gain_mean", "psnr_best", "ssim_mean", "detected")
+    with SummaryWriter(str(folder / HPARAMS)) as writer:
+        for row in rows:
+            chosen = {name: row[name] for name in varied if row[name] is not None}
+            measured = {f"audit/{name}": row[name] for name in metrics}
+            writer.add_hparams(chosen, measured, run_name=str(row["cell"]))
+
+
+def _written(value: Value) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps what the first victims looked like in the run folder, for reports: written for people, read by no attack."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torchvision.utils import save_image
+
+from lightning_recon.attack import ReconstructionAttack
+from lightning_recon.callbacks.truth import truths_of
+from lightning_recon.data.images import ClientBatch
+from lightning_recon.evaluation.fidelity import psnr_per_image
+from lightning_recon.evaluation.results import write_json
+
+FOLDER = "truth"
+INDEX = f"{FOLDER}/index.json"
+
+
+class Originals(Callback):
+    """Writes photographs, what the client trained on, and what a mean image scores on it."""
+
+    def __init__(self, pictures: int = 8) -> None:
+        """Choose how many.
+
+        Args:
+            pictures: At most so many victims get picture files; scores and names are kept of all.
+        """
+        self.pictures = pictures
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write before the attack starts: a run that has results has its originals."""
+        batches = [batch for batch in truths_of(trainer) if isinstance(batch, ClientBatch)]
+        if not isinstance(pl_module, ReconstructionAttack) or not batches or not trainer.is_global_zero:
+            return
+        root = Path(trainer.default_root_dir)
+        victims: list[dict[str, object]] = []
+        for client, batch in enumerate(batches):
+            guess = pl_module.mean_image.to(batch.images).expand_as(batch.images)
+            for index, score in enumerate(psnr_per_image(guess, batch.images).tolist()):
+                entry = {"client": client, "index": index, "name": batch.names[index], "mean_image_psnr": score}
+                if len(victims) < self.pictures:
+                    for kind, images in (("photograph", batch.photographs), ("used", batch.images)):
+                        entry[kind] = f"{FOLDER}/{len(victims):03d}-{kind}.png"
+                        (root / FOLDER).mkdir(parents=True, exist_ok=True)
+                        save_image(images[index], root / str(entry[kind]))
+                victims.append(entry)
+        write_json(root / INDEX, {"victims": victims})

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished runs made by hand: whatever an audit could come to, without attacking anything."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lightning_recon.evaluation.results import privacy_record
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    def make(
+        name: str,
+        attack: str = "ours",
+        z: float = 0.1,
+        rounds: int = 1,
+        seed: int = 0,
+        gains: Sequence[Sequence[float]] = ((20.0, 20.0), (22.0, 22.0)),
+        names: Sequence[str] | None = None,
+        ssim: float = 0.9,
+        delta: float = 1e-5,
+        detected: bool = True,
+        originals: bool = True,
+    ) -> Path:
+        """A run whose victims gain so many dB over a mean image of 12 dB: a row a picture, an entry a draw."""
+        folder = tmp_path / "runs" / name
+        (folder / "images").mkdir(parents=True)
+        (folder / "truth").mkdir()
+        victims: list[dict[str, Any]] = []
+        for draw in range(len(gains[0])):
+            for index, draws in enumerate(gains):
+                image = f"images/{len(victims):03d}.png"
+                Image.new("RGB", (8, 8), (200, 10 * len(victims), 0)).save(folder / image)
+                entry = {"client": 0, "index": index, "draw": draw, "detected": detected, "image": image}
+                victims.append(entry | {"psnr": 12.0 + draws[draw]})
+        privacy = privacy_record(
+            granularity="sample", per_layer=False, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
+            batch_size=len(gains), delta=delta, adjacency="add_remove",
+        )  # fmt: skip
+        psnr = sum(victim["psnr"] for victim in victims) / len(victims)
+        counts = {"clients": 1, "draws": len(gains[0]), "victims": len(gains), "detected": len(gains) * detected}
+        averages = {"psnr_mean": psnr, "psnr_std_over_draws": None, "psnr_median": psnr, "psnr_of_mean_mse": psnr}
+        summary = counts | averages | {"collided": 0, "false_detections": 0, "ssim_mean": ssim}
+        record = {
+            "schema_version": 1,
+            "attack": attack,
+            "seed": seed,
+            "privacy": privacy,
+            "oracles": [],
+            "public_statistics": "power law",
+            "subject_fraction": 0.3,
+            "batchnorm": None,
+            "participation": 1.0,
+            "baselines": {"black_psnr": 9.0, "mean_image_psnr": 12.0},
+            "bounds": {"channel_nats": 50.0, "noise_law_psnr": 5.0, "gaussian_reference_psnr": 17.0},
+            "victims": victims,
+            "summary": summary | {"seconds": 3.25, "structure_bytes": 1000},
+        }
+        (folder / "results.json").write_text(json.dumps(record))
+        if originals:
+            index_of = []
+            for index in range(len(gains)):
+                entry = {"client": 0, "index": index, "mean_image_psnr": 12.0}
+                entry["name"] = names[index] if names else f"cat/{seed}-{index}.jpg"
+                for kind in ("photograph", "used"):
+                    entry[kind] = f"truth/{index:03d}-{kind}.png"
+                    Image.new("RGB", (8, 8), (0, 0, 200)).save(folder / entry[kind])
+                index_of.append(entry)
+            (folder / "truth" / "index.json").write_text(json.dumps({"victims": index_of}))
+        return folder
+
+    return make

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cells of a sweep: how many, what they are called, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_recon.audit.plan import Attack, Cell, Sweep, cells_of
+from lightning_recon.errors import UserError
+from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of
+
+BASE = {"trainer": {"max_steps": 1}}
+
+
+def cells(flags: tuple[str, ...] = (), base: dict[str, Any] = BASE, **options: Any) -> list[Cell]:  # noqa: ANN401
+    options = {"attacks": {"ours": Attack()}, "noise_multiplier": [0.1]} | options
+    return cells_of(Sweep(**options), [base], Path("configs"), flags)
+
+
+def test_every_combination_is_one_cell() -> None:
+    found = cells(
+        attacks={"ours": Attack(), "the paper": Attack(["attack/paper.yaml"])},
+        noise_multiplier=[0.1, 1.0, 0.1],  # named twice: done once
+        granularity=["sample", "update"],
+        batch_size=[1, 8],
+        rounds=[1, 4],
+        seeds=[0, 1, 2],
+    )
+    assert len(found) == len({cell.name for cell in found}) == 2 * 2 * 2 * 2 * 2 * 3
+    assert all(Path(cell.name).name == cell.name for cell in found)
+
+
+def test_an_attack_may_ask_for_rounds() -> None:
+    attacks = {"ours": Attack(), "feedback": Attack(["attack/feedback.yaml"], least_rounds=2)}
+    found = cells(attacks=attacks, rounds=[1, 2])
+    assert [(cell.attack, cell.rounds) for cell in found] == [("ours", 1), ("ours", 2), ("feedback", 2)]
+    with pytest.raises(UserError, match="empty"):
+        cells(attacks={"feedback": attacks["feedback"]}, rounds=[1])
+
+
+@pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
+def test_epsilon_is_that_of_all_rounds(adjacency: Any) -> None:  # noqa: ANN401
+    for cell in cells(noise_multiplier=None, epsilon=[1.0, 8.0], rounds=[1, 100], adjacency=adjacency):
+        reached = gaussian_epsilon(mu_of(cell.noise_multiplier, cell.rounds, adjacency), 1e-5)
+        assert min(abs(reached - epsilon) for epsilon in (1.0, 8.0)) < 1e-6
+    assert cells(noise_multiplier=None, epsilon=[8.0])[0].noise_multiplier == pytest.approx(0.600, abs=5e-4)
+
+
+def test_whatever_changes_results_changes_the_name() -> None:
+    variants = [
+        cells(),
+        cells(base=BASE | {"data": {"init_args": {"image_size": 32}}}),
+        cells(flags=("--data.root", "photos")),
+        cells(attacks={"ours": Attack(["attack/robbing_the_fed.yaml"])}),
+        cells(delta=1e-6),
+    ]
+    names = [found[0].name for found in variants]
+    assert len(set(names)) == len(names)
+    # ... and nothing else does
+    assert cells(jobs=4, tolerance=1.0, records=100, rounds=[1, 2])[0].name == names[0]
+
+
+def test_a_cell_is_a_command_of_recon_fit() -> None:
+    (cell,) = cells(flags=("--data.root", "photos"), attacks={"paper": Attack(["attack/paper.yaml"])}, seeds=[3])
+    words = list(cell.arguments)
+    assert [words[place + 1].endswith(".yaml") for place, word in enumerate(words) if word == "--config"] == [True] * 2
+    for flag, value in {"--data.root": "photos", "--seed_everything": "3", "--data.batch_size": "8"}.items():
+        assert words[words.index(flag) + 1] == value
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epsilon": [8.0]}, "both set the noise"),
+        ({"noise_multiplier": None}, "no noise"),
+        ({"noise_multiplier": []}, "no noise"),
+        ({"attacks": {}}, "attacks is empty"),
+        ({"rounds": []}, "rounds is empty"),
+        ({"rounds": [0]}, "rounds has 0"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"jobs": 0}, "jobs has 0"),
+        ({"delta": 1.0}, "delta is 1.0"),
+        ({"tolerance": 0.0}, "tolerance is 0.0"),
+        ({"records": 0}, "records is 0"),
+        ({"attacks": {"x": Attack(["no/such.yaml"])}}, "no/such.yaml"),
+        ({"flags": ("--model.client.privacy.noise_multiplier=1",)}, "use --audit.noise_multiplier"),
+        ({"flags": ("--model.init_args.client.init_args.privacy.rounds", "3")}, "use --audit.rounds"),
+        ({"flags": ("--seed_everything", "3")}, "use --audit.seeds"),
+        ({"flags": ("--trainer.default_root_dir", "x")}, "use --output"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as told:
+        cells(**options)
+    assert "\n" not in str(told.value)

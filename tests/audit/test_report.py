@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: careful words, everything inside one file, nothing that a hostile name could do."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_recon.audit.outcome import Outcome, read_outcome
+from lightning_recon.audit.plan import Attack, Cell, Sweep, cells_of
+from lightning_recon.audit.report import Judgement, embedded, remarks_of, write_report
+from lightning_recon.audit.table import row_of, table_text, write_hparams, write_text
+from lightning_recon.audit.verdict import number
+from lightning_recon.errors import UserError
+
+MakeRun = Callable[..., Path]
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+HOSTILE = '<script>document.title="owned"</script>"><img src=x onerror=alert(1)>'
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects attributes and visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def outcome(folder: Path, attack: str | None = None) -> Outcome:
+    found = read_outcome(folder, attack)
+    assert found is not None
+    return found
+
+
+def written(folder: Path, *outcomes: Outcome, **options: object) -> str:
+    write_report(folder / "report.html", folder / "results.csv", outcomes, **options)  # type: ignore[arg-type]
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def sweep(make_run: MakeRun) -> list[Outcome]:
+    """Two attacks, four noises: recognisable, coarse, undecided, nothing."""
+    clear, coarse, wide, nothing = ((26.0, 27.0),), ((3.0, 3.0),), ((-2.0, -2.0),), ((0.1, 0.1),)
+    curves = {
+        "ours": {
+            2e-4: (clear[0], (25.0, 25.0)),
+            0.1: (coarse[0], (3.1, 3.0)),
+            0.3: (wide[0], (2.5, 2.5)),
+            0.6: nothing * 2,
+        },
+        "weak": {2e-4: (coarse[0], (3.1, 3.0)), 0.1: nothing * 2, 0.3: nothing * 2, 0.6: ((0.0, 0.0),) * 2},
+    }
+    folders = [
+        make_run(f"{attack}{z}", attack, z=z, gains=gains, ssim=0.9 if gains[0][0] > 20 else 0.2)
+        for attack, curve in curves.items()
+        for z, gains in curve.items()
+    ]
+    return [outcome(folder) for folder in folders]
+
+
+def test_the_verdict_says_what_was_measured(sweep: list[Outcome], tmp_path: Path) -> None:
+    text = Page(written(tmp_path, *sweep)).text
+    assert (
+        "4 protections were audited: pictures came back recognisable under 1; more than a mean image, but not a "
+        "recognisable picture, under 1; no attack beat a mean image by more than 0.5 dB under 1; these pictures are too "
+        "few to say under 1." in text
+    )
+    # 2e-4: what the paper's formula calls 10 is an accounted 1.25e7; 0.6 is 8.
+    assert "At the seed paper's nominal ε = 10 (accounted ε = 1.3e7, δ = 1e-05), z = 0.0002: subjects are recog" in text
+    assert "“ours” reaches 37.8 dB, 25.8 dB above a mean image" in text
+    assert (
+        "At accounted ε = 8, δ = 1e-05, z = 0.6: no attack in this audit beats a mean image by more than 0.5 dB" in text
+    )
+    assert "z = 0.3 (accounted ε = 19.1). With the whole 95 % interval over pictures and draws: z = 0.6 (acc" in text
+    assert "exceeded up to z = 0.1" in text
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["settings"][0]["smallest_noise"] == {"exceeded": 0.1, "mean": 0.3, "sure": 0.6}
+    assert len(told["cells"]) == 8
+
+
+@pytest.mark.parametrize("phrase", [" safe", "DP is broken", "privacy is broken", "impossible to", "guarantees that"])
+def test_the_report_never_promises(sweep: list[Outcome], tmp_path: Path, phrase: str) -> None:
+    assert phrase not in Page(written(tmp_path, *sweep)).text
+
+
+def test_where_nothing_was_isolated_it_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    blind = outcome(make_run("blind", gains=((0.0,), (0.0,)), detected=False, z=3.0))
+    text = Page(written(tmp_path, blind)).text
+    assert "no attack in this audit isolated a picture" in text
+    assert "12.0 dB, not isolated" in text
+
+
+def test_one_file_that_loads_nothing(sweep: list[Outcome], tmp_path: Path) -> None:
+    page = Page(written(tmp_path, *sweep))
+    sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
+    assert len(sources) == 1 + (2 + 8) * 2  # the chart; photographs, what the client used, eight cells with two victims
+    assert all(str(source).startswith("data:image/") for source in sources)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    assert not [
+        name for _, attributes in page.tags for name in attributes if name in ("href", "srcset") or name[:2] == "on"
+    ]
+    policy = [attributes["content"] for tag, attributes in page.tags if "content" in attributes and tag == "meta"]
+    assert any("default-src 'none'" in str(content) for content in policy)
+
+
+def test_hostile_names_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
+    name = f"{HOSTILE}/x.jpg"
+    folder = make_run("hostile", HOSTILE, names=[name, "cat/b.jpg"])
+    cell = cells_of(Sweep({HOSTILE: Attack()}, [0.1]), [], tmp_path)[0]
+    content = written(tmp_path, outcome(folder), failed=[(cell, HOSTILE)])
+    page = Page(content)
+    assert page.text.count(HOSTILE) >= 4  # under the photograph, attack in table and grid, reason
+    assert not [tag for tag, attributes in page.tags if tag == "script" or "onerror" in attributes]
+
+
+def test_pictures_are_read_from_the_run_alone(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("one")
+    assert embedded(folder, "images/000.png").startswith("data:image/png;base64,")
+    shutil.copy(folder / "images" / "000.png", folder.parent / "other.png")
+    for name in ("../other.png", str(folder.parent / "other.png"), "images/none.png", "results.json"):
+        assert embedded(folder, name) == ""
+
+
+def test_the_same_cells_make_the_same_files(sweep: list[Outcome], tmp_path: Path) -> None:
+    contents = []
+    for place in ("a", "b"):
+        written(tmp_path / place, *sweep)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / place).iterdir()})
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {"report.html", "report.json", "results.csv"}
+    assert not any(str(tmp_path).encode() in content for content in contents[0].values())
+
+
+def test_a_row_per_cell(sweep: list[Outcome], tmp_path: Path) -> None:
+    written(tmp_path, *sweep)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert len(rows) == len(sweep)
+    first = rows[0]
+    assert (first["attack"], first["status"], first["epsilon_nominal"]) == ("ours", "finished", "10")
+    assert float(first["epsilon_add_remove"]) == pytest.approx(1.252e7, rel=1e-3)
+    assert float(first["epsilon_replace_one"]) == pytest.approx(5.004e7, rel=1e-3)
+    assert float(first["gain_low"]) < float(first["gain_mean"]) == 25.75 < float(first["gain_high"])
+    assert first["seconds"] == "3.25"
+    wanted = {
+        "mu",
+        "rero_gamma_0.1",
+        "noise_law_psnr",
+        "gaussian_reference_psnr",
+        "channel_nats",
+        "oracles",
+        "ssim_mean",
+    }
+    assert wanted | {"black_psnr", "mean_image_psnr", "detected", "collided", "false_detections"} <= set(first)
+
+
+def test_failed_cells_have_a_row_and_a_line(sweep: list[Outcome], tmp_path: Path) -> None:
+    cell = cells_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path)[0]
+    page = Page(written(tmp_path, *sweep, failed=[(cell, "no voice")]))
+    assert "1 cell failed" in page.text
+    assert "no voice" in page.text
+    *_, last = csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))
+    assert (last["status"], last["attack"], last["psnr_mean"]) == ("failed", "theirs", "")
+
+
+def test_an_audit_without_any_result_is_still_a_page(tmp_path: Path) -> None:
+    cell: Cell = cells_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path)[0]
+    assert "No cell of this audit has finished." in Page(written(tmp_path, failed=[(cell, "why")])).text
+
+
+@pytest.mark.parametrize(("delta", "records", "warned"), [(1e-5, None, False), (0.5, None, True), (1e-5, 50_000, False),
+                                                          (1e-5, 100_000, True)])  # fmt: skip
+def test_a_delta_of_one_over_n_is_called_out(
+    make_run: MakeRun, delta: float, records: int | None, warned: bool
+) -> None:
+    remarks = remarks_of([outcome(make_run("one", delta=delta))], Judgement(records=records))
+    assert bool(remarks) is warned
+
+
+def test_numbers_are_written_as_people_read_them() -> None:
+    assert [number(value) for value in (None, 0, 8.0, 0.333, 970.4, 3540, 1.25e7, 2e-4)] == [
+        "–", "0", "8", "0.333", "970", "3540", "1.2e7", "2.0e-4"
+    ]  # fmt: skip
+
+
+def test_tensorboard_has_the_sweep(sweep: list[Outcome], tmp_path: Path) -> None:
+    for _ in range(2):  # an earlier view is replaced
+        write_hparams(tmp_path, [row_of(one) for one in sweep[:2]])
+    runs = sorted(path for path in (tmp_path / "hparams").iterdir() if path.is_dir())
+    assert [path.name for path in runs] == ["ours0.0002", "ours0.1"]
+    events = EventAccumulator(str(runs[0]))
+    events.Reload()
+    assert events.Scalars("audit/psnr_mean")[0].value == pytest.approx(37.75)
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "results.csv", "whole")
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        with self.open("w"):  # as much as fits
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_text(tmp_path / "results.csv", "half")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("results.csv", "whole")]
+
+
+def test_text_of_a_table() -> None:
+    assert table_text([{"a": 1 / 3, "b": None}, {"a": 12345678, "c": "x,y"}]) == 'a,b,c\n0.333333,,\n12345678,,"x,y"\n'
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+def test_a_browser_shows_it(make_run: MakeRun, tmp_path: Path) -> None:
+    written(tmp_path, outcome(make_run("hostile", HOSTILE, names=[f"{HOSTILE}/x.jpg", "cat/b.jpg"])))
+    page = tmp_path / "report.html"
+    shot = tmp_path / "shot.png"
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--window-size=1000,1400", f"--screenshot={shot}", "--virtual-time-budget=2000", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert shot.stat().st_size > 20_000  # a blank page of this size takes a tenth
+    command[-3:-1] = ["--dump-dom"]
+    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
+    assert "<title>Reconstruction audit</title>" in dom  # no script has changed it
+    assert dom.count("<img ") == 1 + (2 + 1) * 2
