@@ -88,10 +88,12 @@ def training_line(client: VictimClient, steps: int) -> str:
         client: The network that was trained.
         steps: Steps from the start, over interruptions too.
     """
+    if steps == 0:
+        return "no step of training was taken: nothing was released"
     privacy, epsilon = client.privacy, client.accountant.epsilon(steps)
     if epsilon is None:
         return f"{steps} steps of training without noise: no privacy guarantee"
-    rate = float(client.accountant.mechanism["sample_rate"])
+    rate = float(client.accountant.state_dict()["sample_rate"])
     sampling = f", sampling rate {rate:.3g}" if privacy.granularity == "sample" else ""
     return (
         f"{steps} steps of training, clip {privacy.max_grad_norm:g} per {privacy.granularity}, noise multiplier "

@@ -23,7 +23,7 @@ from lightning_recon.defense.checks import (
 THRESHOLDS = {
     "repeated_rows": 0.5,
     "constant_inputs": 0.5,
-    "energy_share": 0.98,
+    "energy_share": 0.99,
     "false_gradient": 0.1,
     "silent_layer": 0.5,
     "linear_gradient": 0.01,

@@ -30,8 +30,8 @@ def balanced_code(logits: Tensor) -> Tensor:
 
     With Σ p u = 0 the voice of label y is exactly −u_y. So the classes are parted into two sets of probability P and Q,
     as equal as can be, which get the weights 1 and −P/Q. A network that gives the likeliest class more than half
-    leaves P/Q > 1: should the label be another one, that victim is P/Q times as loud. Beyond 30 times, that is where the
-    network is surer than p = 0.968, it is whom the network gets right who becomes fainter, by 30 (1 − p)/p.
+    leaves P/Q > 1: should the label be another one, that victim is P/Q times as loud, but at most 30 times. A network
+    surer than p = 0.968 reaches that; from there on, whom it gets right becomes fainter, by 30 (1 − p)/p.
 
     Args:
         logits: Shape (B, classes), at least 2 classes.

@@ -31,8 +31,6 @@ class Accountant(Callback):
     def epsilon(self, steps: int) -> float | None:
         """Accounted epsilon of so many steps, at `privacy.delta`; None where nothing is promised."""
         mechanism = self.state_dict()
-        if not mechanism:  # no step was taken
-            return 0.0
         noise, rate = float(mechanism["noise_multiplier"]), float(mechanism["sample_rate"])
         return training_epsilon(noise, rate, steps, self.privacy.delta, self.privacy.adjacency)
 

@@ -89,8 +89,8 @@ def test_the_verdict_says_what_was_measured(sweep: list[Outcome], tmp_path: Path
     text = Page(written(tmp_path, *sweep)).text
     assert (
         "4 protections were audited: pictures came back recognisable under 1; more than a mean image, but not a "
-        "recognisable picture, under 1; no attack beat a mean image by more than 0.5 dB under 1; these pictures are too "
-        "few to say under 1." in text
+        "recognisable picture, under 1; no attack beat a mean image by more than 0.5 dB under 1; these pictures are "
+        "too few to say under 1." in text
     )
     # 2e-4: what the paper's formula calls 10 is an accounted 1.25e7; 0.6 is 8.
     assert "At the seed paper's nominal ε = 10 (accounted ε = 1.3e7, δ = 1e-05), z = 0.0002: subjects are recog" in text
@@ -105,9 +105,10 @@ def test_the_verdict_says_what_was_measured(sweep: list[Outcome], tmp_path: Path
     assert len(told["cells"]) == 8
 
 
-@pytest.mark.parametrize("phrase", [" safe", "DP is broken", "privacy is broken", "impossible to", "guarantees that"])
-def test_the_report_never_promises(sweep: list[Outcome], tmp_path: Path, phrase: str) -> None:
-    assert phrase not in Page(written(tmp_path, *sweep)).text
+def test_the_report_never_promises(sweep: list[Outcome], tmp_path: Path) -> None:
+    text = Page(written(tmp_path, *sweep)).text
+    for phrase in (" safe", "DP is broken", "privacy is broken", "impossible to", "guarantees that"):
+        assert phrase not in text
 
 
 def test_where_nothing_was_isolated_it_says_so(make_run: MakeRun, tmp_path: Path) -> None:

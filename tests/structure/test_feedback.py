@@ -22,12 +22,15 @@ from lightning_recon.victim.privacy import Privacy
 Photographs = Callable[[int], Tensor]
 
 
-def client_of(images: Tensor, noise: float, rounds: int, granularity: str = "sample") -> VictimClient:
+def client_of(
+    images: Tensor, noise: float, rounds: int, granularity: str = "sample", per_layer: bool = False
+) -> VictimClient:
     privacy = Privacy(
         max_grad_norm=1.0,
         noise_multiplier=noise,
         rounds=rounds,
         granularity="sample" if granularity == "sample" else "update",
+        per_layer=per_layer,
     )
     client = VictimClient("convnet", num_classes=10, privacy=privacy)
     masks = torch.ones_like(images[:, :1], dtype=torch.bool)
@@ -62,6 +65,22 @@ def test_every_victim_of_a_batch_gains(photographs: Photographs, granularity: st
     client = client_of(images, noise, rounds=12, granularity=granularity)
     averaged, fed_back = attack(client, WaterFilling()), attack(client, Feedback())
     assert float(scores(fed_back, images).mean() - scores(averaged, images).mean()) > 3
+
+
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_every_tensor_clipped_by_itself_leaves_feedback_its_gain(photographs: Photographs, granularity: str) -> None:
+    images = photographs(32)[:3]
+    client = client_of(images, noise=0.006, rounds=8, granularity=granularity, per_layer=True)
+    averaged, fed_back = attack(client, WaterFilling()), attack(client, Feedback())
+    assert float(scores(fed_back, images).mean() - scores(averaged, images).mean()) > 3
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5])
+def test_nothing_overflows_once_everything_is_known(photographs: Photographs, noise: float) -> None:
+    images = photographs(16)[:2]
+    guess = attack(client_of(images, noise, rounds=12), Feedback())
+    assert bool(guess.pictures.isfinite().all())
+    assert float(scores(guess, images).min()) > 60
 
 
 def test_a_single_round_is_the_opening(photographs: Photographs) -> None:

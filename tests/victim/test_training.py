@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of
 from lightning_recon.evaluation.subsampling import training_epsilon
+from lightning_recon.terminal import training_line
 from lightning_recon.victim import Privacy, VictimClient
 from lightning_recon.victim.sampling import PoissonSampler
 from lightning_recon.victim.training import private_gradient
@@ -145,6 +146,20 @@ def test_resumed_training_equals_uninterrupted_training(
     # A fitted client's checkpoint serves as weights.
     loaded = VictimClient(networks["linear"], CLASSES, weights=checkpoint).network.state_dict()
     assert all(torch.equal(part.network.state_dict()[name], tensor) for name, tensor in loaded.items())
+
+
+def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, networks: dict[str, str]) -> None:
+    def a_network() -> VictimClient:
+        return VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5, "sample"), optimizer=sgd)
+
+    trained, again, idle = a_network(), a_network(), a_network()
+    checkpoint = str(tmp_path / "done.ckpt")
+    fit(trained, tmp_path, 5).save_checkpoint(checkpoint)
+    fit(again, tmp_path, 5, checkpoint)
+    assert training_line(again, 5) == training_line(trained, 5)
+    assert again.accountant.state_dict() == trained.accountant.state_dict()
+    fit(idle, tmp_path, 0)
+    assert "nothing" in training_line(idle, 0)
 
 
 def test_an_empty_sample_gives_noise_alone() -> None:
