@@ -46,6 +46,7 @@ def test_two_real_cells(tiny: str, tmp_path: Path, fit: Callable[..., dict[str, 
     assert str(tmp_path) not in page
 
 
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 def test_the_shipped_audit_is_sound() -> None:
     assert SHIPPED.read_text().startswith("# ")
     section, bases = read_configs([str(SHIPPED)])

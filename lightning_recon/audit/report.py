@@ -173,7 +173,7 @@ def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
         if delta >= 1 / records:
             whose = "protected" if judgement.records else "attacked here alone"
             found.append(
-                f"δ = {delta:g} is not below 1/{records} for the {records} records {whose}: a mechanism that publishes "
+                f"δ = {number(delta)} is not below 1/{records} for the {records} records {whose}: a mechanism that publishes "
                 f"one record in full keeps such a promise. Choose δ well below {1 / records:.1g}."
             )
     return found
@@ -262,7 +262,7 @@ def _assumptions(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
         ),
         ("Target network and pictures", each([outcome.about or "not recorded" for outcome in outcomes])),
         ("Clipping norm C", each([r["privacy"]["max_grad_norm"] for r in records])),
-        ("δ and adjacency", each([f"{r['privacy']['delta']:g}, {r['privacy']['adjacency']}" for r in records])),
+        ("δ and adjacency", each([f"{number(r['privacy']['delta'])}, {r['privacy']['adjacency']}" for r in records])),
         (
             "Told to the attacks beyond what an attacker knows",
             "; ".join(f"{name}: {told}" for name, told in oracles.items()),

@@ -143,7 +143,7 @@ def promise(point: Point) -> str:
     if privacy["epsilon_accounted"] is None:
         return "without noise (no finite ε)"
     rounds = "" if privacy["rounds"] == 1 else f", {privacy['rounds']} rounds together"
-    text = f"accounted ε = {number(privacy['epsilon_accounted'])}, δ = {privacy['delta']:g}{rounds}"
+    text = f"accounted ε = {number(privacy['epsilon_accounted'])}, δ = {number(privacy['delta'])}{rounds}"
     nominal = privacy["epsilon_nominal"]
     if 0.1 <= nominal <= 100 and privacy["epsilon_accounted"] > 100 * nominal:
         return f"the seed paper's nominal ε = {nominal:.3g} ({text})"
@@ -151,13 +151,13 @@ def promise(point: Point) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number as people read it: 8.00, 970, 1.2e7."""
+    """A number as people read it: 8, 0.333, 970, 1.2e7, 1e-5."""
     if value is None:
         return "–"
     if value == 0 or 0.01 <= abs(value) < 1e4:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def _noise(noise: float, points: Sequence[Point]) -> str:

@@ -28,8 +28,10 @@ def training_epsilon(
         adjacency: "add_remove": the record may take part, or is not there; "replace_one": another is in its place.
 
     Returns:
-        epsilon >= 0, the least of all bounds that hold: exact at sample rate 1, else one or two hundredths above the
-        true value where numerical composition works; None without noise.
+        epsilon >= 0, the least of the known bounds: exact at sample rate 1, else one or two hundredths above the true
+        value where numerical composition works; None without noise. Numerical composition follows one pair of
+        distributions (adding a record is taken to be no worse than removing one, and replacing one to shift its
+        gradient by ±1), which no setting contradicted that was compared, and which is not proved.
 
     Raises:
         UserError: If delta is outside (0, 1), or the sample rate outside (0, 1].

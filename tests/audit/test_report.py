@@ -93,10 +93,10 @@ def test_the_verdict_says_what_was_measured(sweep: list[Outcome], tmp_path: Path
         "too few to say under 1." in text
     )
     # 2e-4: what the paper's formula calls 10 is an accounted 1.25e7; 0.6 is 8.
-    assert "At the seed paper's nominal ε = 10 (accounted ε = 1.3e7, δ = 1e-05), z = 0.0002: subjects are recog" in text
+    assert "At the seed paper's nominal ε = 10 (accounted ε = 1.3e7, δ = 1e-5), z = 0.0002: subjects are recog" in text
     assert "“ours” reaches 37.8 dB, 25.8 dB above a mean image" in text
     assert (
-        "At accounted ε = 8, δ = 1e-05, z = 0.6: no attack in this audit beats a mean image by more than 0.5 dB" in text
+        "At accounted ε = 8, δ = 1e-5, z = 0.6: no attack in this audit beats a mean image by more than 0.5 dB" in text
     )
     assert "z = 0.3 (accounted ε = 19.1). With the whole 95 % interval over pictures and draws: z = 0.6 (acc" in text
     assert "exceeded up to z = 0.1" in text
@@ -206,7 +206,7 @@ def test_a_delta_of_one_over_n_is_called_out(
 
 def test_numbers_are_written_as_people_read_them() -> None:
     assert [number(value) for value in (None, 0, 8.0, 0.333, 970.4, 3540, 1.25e7, 2e-4)] == [
-        "–", "0", "8", "0.333", "970", "3540", "1.2e7", "2.0e-4"
+        "–", "0", "8", "0.333", "970", "3540", "1.2e7", "2e-4"
     ]  # fmt: skip
 
 
