@@ -64,6 +64,9 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the cells end too
     try:
         runner.run(cells)
+    except KeyboardInterrupt:
+        Console().print("stopped; the same command goes on where this one was")
+        sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -173,8 +173,8 @@ def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
         if delta >= 1 / records:
             whose = "protected" if judgement.records else "attacked here alone"
             found.append(
-                f"δ = {number(delta)} is not below 1/{records} for the {records} records {whose}: a mechanism that publishes "
-                f"one record in full keeps such a promise. Choose δ well below {1 / records:.1g}."
+                f"δ = {number(delta)} is not below 1/{records} for the {records} records {whose}: a mechanism that "
+                f"publishes one record in full keeps such a promise. Choose δ well below {1 / records:.1g}."
             )
     return found
 
