@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report: one HTML file that carries everything it shows, with a table and JSON of the same beside it."""
 
-import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from lightning_recon import __version__
 from lightning_recon.audit.chart import chart, colours_of
-from lightning_recon.audit.outcome import Outcome, Setting
+from lightning_recon.audit.outcome import Outcome
+from lightning_recon.audit.pictures import grids_of
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.points import CONFIDENCE, RECOGNISABLE_GAIN, RECOGNISABLE_SSIM, points_of, smallest_noise
 from lightning_recon.audit.table import Value, failed_row, row_of, table_text, write_text
 from lightning_recon.audit.verdict import (
     NAMES,
-    Protection,
     noise_sentence,
     number,
     protections_of,
@@ -29,9 +26,6 @@ from lightning_recon.audit.verdict import (
     setting_name,
     summary_sentence,
 )
-
-SIDE = 112  # pixels of an embedded picture, at most
-COLUMNS = 6  # victims in a grid
 
 
 @dataclass(frozen=True)
@@ -45,21 +39,6 @@ class Judgement:
 
     tolerance: float = 0.5
     records: int | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a grid.
-
-    Args:
-        source: Data URI; empty where there is no file.
-        caption: Under it.
-        label: For those who cannot see it.
-    """
-
-    source: str
-    caption: str
-    label: str
 
 
 def write_report(
@@ -138,7 +117,7 @@ def content_of(outcomes: Sequence[Outcome], failed: Sequence[tuple[Cell, str]], 
                 "smallest_noise": asdict(threshold) if threshold else None,
                 "protections": protections,
                 "chart": chart(here, colours),
-                "grids": _grids(setting, protections),
+                "grids": grids_of(protections),
             }
         )
     return {
@@ -184,62 +163,6 @@ def _failures(failed: Sequence[tuple[Cell, str]]) -> list[str]:
         return []
     which = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
     return [f"{which} failed, listed below: the verdict does not speak of them. The same command tries again."]
-
-
-def _grids(setting: Setting, protections: Sequence[Protection]) -> list[dict[str, Any]]:
-    """For every seed the pictures of its first victims: photograph, what the client used, all reconstructions."""
-    outcomes = [outcome for one in protections for point in one.points for outcome in point.outcomes]
-    grids = []
-    for seed in sorted({outcome.seed for outcome in outcomes}):
-        cells = [outcome for outcome in outcomes if outcome.seed == seed]
-        known = next((outcome for outcome in cells if outcome.originals), cells[0])
-        firsts = [(v["client"], v["index"]) for v in known.record["victims"] if v["draw"] == 0]
-        places = [p for p in firsts if "used" in known.originals.get(p, {"used": ""})][:COLUMNS]
-        rows = []
-        for kind, label in (("photograph", "photograph"), ("used", "what the client trained on")):
-            found = [known.originals[place] for place in places if place in known.originals]
-            if found:
-                pictures = [
-                    Picture(embedded(known.folder, str(o[kind])), str(o["name"]) if kind == "photograph" else "", label)
-                    for o in found
-                ]
-                rows.append({"label": label, "note": "", "pictures": pictures})
-        for outcome in cells:
-            victims = {(v["client"], v["index"]): v for v in outcome.record["victims"] if v["draw"] == 0}
-            note = f"z = {outcome.noise:.3g}, ε = {number(outcome.record['privacy']['epsilon_accounted'])}"
-            pictures = [_reconstruction(outcome, victims[place]) for place in places if place in victims]
-            rows.append({"label": outcome.attack, "note": note, "pictures": pictures})
-        grids.append({"seed": seed, "rows": rows})
-    return grids
-
-
-def _reconstruction(outcome: Outcome, victim: Mapping[str, Any]) -> Picture:
-    told = f"{victim['psnr']:.1f} dB" if victim["detected"] else f"{victim['psnr']:.1f} dB, not isolated"
-    return Picture(embedded(outcome.folder, str(victim["image"])), told, f"reconstruction by {outcome.attack}: {told}")
-
-
-def embedded(folder: Path, name: str) -> str:
-    """A picture of a run as a data URI, made smaller if it is large.
-
-    Args:
-        folder: Folder of the run.
-        name: File below it; what lies elsewhere is not read.
-
-    Returns:
-        PNG as a data URI; empty if there is no such picture.
-    """
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return ""
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError):
-        return ""
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _assumptions(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:

@@ -148,9 +148,11 @@ def failure(folder: Path) -> str:
     try:
         said = (folder / FAILED).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
-        return "not run"
+        said = []
     lines = [line.strip() for line in said if line.strip()]
-    last = lines[-2] if len(lines) > 1 else lines[-1]
+    if not lines:
+        return "not run, or no room was left to say why it failed"
+    last = lines[-2] if len(lines) > 1 else lines[-1]  # the last of all is the exit status
     return re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "…/", last.removeprefix("recon: error: "))
 
 

@@ -137,6 +137,13 @@ def test_what_failed_a_moment_ago_elsewhere_is_not_tried_again(
     assert running.failure(tmp_path / "out" / "cells" / cell.name) == "no room in …/file"
 
 
+def test_a_cell_that_found_no_room_to_say_why_has_failed_all_the_same(tmp_path: Path) -> None:
+    assert "no room" in running.failure(tmp_path)
+    for said, told in [("", "no room"), ("\nexit status -9\n", "exit status -9"), ("a\nwhy\n\nexit status 1\n", "why")]:
+        (tmp_path / "failed.txt").write_text(said)
+        assert told in running.failure(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

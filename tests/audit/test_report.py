@@ -14,8 +14,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_recon.audit.outcome import Outcome, read_outcome
+from lightning_recon.audit.pictures import embedded
 from lightning_recon.audit.plan import Attack, Cell, Sweep, cells_of
-from lightning_recon.audit.report import Judgement, embedded, remarks_of, write_report
+from lightning_recon.audit.report import Judgement, remarks_of, write_report
 from lightning_recon.audit.table import row_of, table_text, write_hparams, write_text
 from lightning_recon.audit.verdict import number
 from lightning_recon.errors import UserError

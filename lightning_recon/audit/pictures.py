@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a report: truth, what the client trained on and every reconstruction, inside the page itself."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lightning_recon.audit.outcome import Outcome
+from lightning_recon.audit.verdict import Protection, number
+
+SIDE = 112  # pixels of an embedded picture, at most
+COLUMNS = 6  # victims in a grid
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a grid.
+
+    Args:
+        source: Data URI; empty where there is no file.
+        caption: Under it.
+        label: For those who cannot see it.
+    """
+
+    source: str
+    caption: str
+    label: str
+
+
+def grids_of(protections: Sequence[Protection]) -> list[dict[str, Any]]:
+    """For every seed the pictures of its first victims: photograph, what the client used, all reconstructions.
+
+    Args:
+        protections: Of one setting.
+
+    Returns:
+        The seed and the rows of each grid, as the template wants them.
+    """
+    outcomes = [outcome for one in protections for point in one.points for outcome in point.outcomes]
+    grids = []
+    for seed in sorted({outcome.seed for outcome in outcomes}):
+        cells = [outcome for outcome in outcomes if outcome.seed == seed]
+        known = next((outcome for outcome in cells if outcome.originals), cells[0])
+        firsts = [(v["client"], v["index"]) for v in known.record["victims"] if v["draw"] == 0]
+        places = [p for p in firsts if "used" in known.originals.get(p, {"used": ""})][:COLUMNS]
+        rows = []
+        for kind, label in (("photograph", "photograph"), ("used", "what the client trained on")):
+            found = [known.originals[place] for place in places if place in known.originals]
+            if found:
+                pictures = [
+                    Picture(embedded(known.folder, str(o[kind])), str(o["name"]) if kind == "photograph" else "", label)
+                    for o in found
+                ]
+                rows.append({"label": label, "note": "", "pictures": pictures})
+        for outcome in cells:
+            victims = {(v["client"], v["index"]): v for v in outcome.record["victims"] if v["draw"] == 0}
+            note = f"z = {outcome.noise:.3g}, ε = {number(outcome.record['privacy']['epsilon_accounted'])}"
+            pictures = [_reconstruction(outcome, victims[place]) for place in places if place in victims]
+            rows.append({"label": outcome.attack, "note": note, "pictures": pictures})
+        grids.append({"seed": seed, "rows": rows})
+    return grids
+
+
+def _reconstruction(outcome: Outcome, victim: Mapping[str, Any]) -> Picture:
+    told = f"{victim['psnr']:.1f} dB" if victim["detected"] else f"{victim['psnr']:.1f} dB, not isolated"
+    return Picture(embedded(outcome.folder, str(victim["image"])), told, f"reconstruction by {outcome.attack}: {told}")
+
+
+def embedded(folder: Path, name: str) -> str:
+    """A picture of a run as a data URI, made smaller if it is large.
+
+    Args:
+        folder: Folder of the run.
+        name: File below it; what lies elsewhere is not read.
+
+    Returns:
+        PNG as a data URI; empty if there is no such picture.
+    """
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return ""
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError):
+        return ""
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
