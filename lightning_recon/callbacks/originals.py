@@ -27,8 +27,8 @@ class Originals(Callback):
         """
         self.pictures = pictures
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write before the attack starts: a run that has results has its originals."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write once the attack is over: a refused one leaves an earlier run's folder as it was."""
         batches = [batch for batch in truths_of(trainer) if isinstance(batch, ClientBatch)]
         if not isinstance(pl_module, ReconstructionAttack) or not batches or not trainer.is_global_zero:
             return

@@ -173,20 +173,24 @@ def run_record(
         raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
     privacy = asdict(client.privacy)
     clipping = {name: privacy[name] for name in ("noise_multiplier", "granularity", "per_layer", "rounds")}
+    # A run that is scored again was made as its own record says.
+    own: dict[str, Any] = {
+        "seed": client.seed,
+        "batchnorm": client.batch_norm if client.normalises_batches else None,
+        "participation": client.participation,
+    }
     return results_record(
         attack=module.structure.name,
         config="config.yaml",
         privacy=privacy_record(**privacy, batch_size=module.task.batch_size),
         oracles=[],
         public_statistics=statistics.name,
-        batchnorm=client.batch_norm if client.normalises_batches else None,
-        participation=client.participation,
         truths=truths,
         scored=scored,
         mean_image=statistics.mean,
         bounds=bounds_record(truths, statistics.variance, **clipping),
         structure_bytes=structure_bytes(module.payload),
-        **({"seed": client.seed} | cost),
+        **(own | cost),
     )
 
 
