@@ -2,7 +2,6 @@
 """Refinement earns its place, moves each victim alone, and leaves everything but the dummies as it is."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +93,6 @@ def test_any_denoiser_may_be_plugged_in(attacked: Callable[..., ReconstructionAt
     assert roughness[1] < roughness[0]
 
 
-@pytest.mark.skipif(find_spec("deepinv") is None, reason="deepinv is an optional extra")
 def test_models_of_deepinv_take_part(attacked: Callable[..., ReconstructionAttack]) -> None:
     from deepinv.models import DRUNet
 
