@@ -13,6 +13,11 @@ import yaml
 
 from lightning_recon.cli import main
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There are as many workers as cores: more threads, here or in the runs that tests start, only get in their way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 TINY: dict[str, Any] = {
     "seed_everything": 0,
     "model": {
