@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,9 +23,9 @@ from lightning_recon import __version__
 from lightning_recon.attack import ReconstructionAttack  # noqa: F401
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
 from lightning_recon.callbacks.originals import Originals
-from lightning_recon.data import ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
+from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import RecordedClient  # noqa: F401
+from lightning_recon.exchange import RecordedClient
 from lightning_recon.storage import readable
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
 from lightning_recon.usage import check_checkpoint, configs_first, user_error, with_shipped_configs, writable
@@ -68,6 +68,17 @@ class ReconCLI(LightningCLI):
         if subcommand and (checkpoint := self.config[subcommand].get("ckpt_path")):
             root = Path(self.config[subcommand].trainer.default_root_dir)
             check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to run without pictures where somebody needs them: recorded and captured updates need none."""
+        arguments = self._get(self.config, "model").get("init_args", {})
+        client = arguments.get("client") or {}
+        recorded = client.get("class_path", "").rpartition(".")[2] == RecordedClient.__name__
+        if self._get(self.config, "data") is None and arguments.get("update") is None and not recorded:
+            raise UserError(
+                "there are no pictures: give --data, for instance by a config such as quickstart.yaml, or "
+                "--model.update with an update that was captured"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
         """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself."""
@@ -132,7 +143,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
     """
     return ReconCLI(
         LightningModule,
-        LightningDataModule if run else None,  # a replay has none
+        None,  # optional: recorded and captured updates come without pictures
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
@@ -166,9 +177,10 @@ def replay(run: str, output: str) -> None:
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from error
         kept = {name: config[name] for name in ("seed_everything", "model", "trainer", "image_grid", "results")}
-        client = kept["model"]["init_args"]["client"]
-        client["class_path"] = "lightning_recon.exchange.RecordedClient"
-        client["init_args"] = {"folder": str(folder / "exchange")}
+        recorded = {"folder": str(folder / "exchange")}
+        own: dict[str, Any] = kept["model"]["init_args"]
+        own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
+        own["update"] = None
         kept["trainer"]["default_root_dir"] = output
     cli = run_cli(kept, run=False)
     cli.trainer.fit(cli.model)

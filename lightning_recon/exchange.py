@@ -8,6 +8,7 @@ safetensors + JSON, so that reading them never executes code. A recorded exchang
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from lightning_recon.errors import UserError
 from lightning_recon.storage import describe, read_json, read_tensors, readable, sha256, write_json, write_tensors
 
+NoiseShare = Literal["full", "shared"]
 ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME
 
 
@@ -42,9 +44,14 @@ class Task:
         granularity: what is clipped: each sample's gradient, or the client's whole update.
         per_layer: whether each of the L tensors is clipped on its own, to C/sqrt(L).
         max_grad_norm: clipping norm C; None if nothing is clipped.
-        noise_multiplier: noise standard deviation divided by C (z).
+        noise_multiplier: noise standard deviation divided by C (z): of each client's own update, or of the sum, as
+            `noise_share` says.
         rounds: how often every client answers (T).
         parameter_tensors: how many parameter tensors the network has, without what the server adds to it.
+        aggregated: how many clients' updates reach the server as their sum alone, by secure aggregation (N); 1: each
+            by itself.
+        noise_share: what each of them adds: "full", noise of zC, so that the sum has zC sqrt(N); "shared",
+            zC / sqrt(N), so that the sum has zC.
     """
 
     image_shape: tuple[int, int, int]
@@ -58,6 +65,28 @@ class Task:
     noise_multiplier: float
     rounds: int
     parameter_tensors: int
+    aggregated: int = 1
+    noise_share: NoiseShare = "full"
+
+    @property
+    def updates(self) -> int:
+        """How many updates reach the server in a round: one of each client, or of each group of clients."""
+        return self.clients // self.aggregated
+
+    @property
+    def victims(self) -> int:
+        """How many pictures are in one of these updates."""
+        return self.aggregated * self.batch_size
+
+    @property
+    def sharers(self) -> int:
+        """How many of them share one clip: each client's batch, or none."""
+        return self.batch_size if self.granularity == "update" else 1
+
+    @property
+    def update_noise(self) -> float:
+        """Noise standard deviation of one of these updates, divided by C."""
+        return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share)
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into the folder."""
@@ -68,9 +97,13 @@ class Task:
         """Read `task.json` from the folder; a missing or damaged file is a `UserError`."""
         path = folder / "task.json"
         with readable(path):
-            content = read_json(path, "task 2")
-            channels, height, width = content.pop("image_shape")
-            return cls(image_shape=(int(channels), int(height), int(width)), **content)
+            return cls.from_record(read_json(path, "task 2"))
+
+    @classmethod
+    def from_record(cls, content: Mapping[str, Any]) -> Self:
+        """The task that `asdict` of one, read back from JSON, describes; a `TypeError` names what is missing."""
+        channels, height, width = content["image_shape"]
+        return cls(**{**content, "image_shape": (int(channels), int(height), int(width))})
 
 
 @dataclass(frozen=True)
@@ -131,7 +164,7 @@ class ClientUpdate:
     """What a client sends back after clipping and noise: the only thing an attacker may look at.
 
     Args:
-        client: index of the client, from 0.
+        client: index of the client, from 0; under secure aggregation of the group of clients whose sum it is.
         draw: index of the noise realisation, from 0.
         round: index of the round, from 0.
         gradient: privatised gradients, float32, by parameter name ("structure.weight", "network.<parameter>", ...).
@@ -242,6 +275,11 @@ class RecordedClient:
                 f"the server now ships {digest[:12]}: replay with the config.yaml of the same run"
             )
         return update
+
+
+def summed_noise(noise_multiplier: float, aggregated: int, noise_share: NoiseShare) -> float:
+    """Noise of a sum of clients' updates, as `Task` describes it, divided by the clipping norm."""
+    return noise_multiplier * (math.sqrt(aggregated) if noise_share == "full" else 1.0)
 
 
 def payload_name(round: int, client: int | None = None, draw: int | None = None) -> str:

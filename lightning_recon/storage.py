@@ -73,15 +73,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write `NAME.safetensors` atomically; no tensors, no file."""
+def write_tensors(
+    folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `NAME.safetensors` atomically, with text of one's own in its header; no tensors, no file."""
     own: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         flat = tensor.detach().cpu().contiguous()
         shared = any(flat.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in own.values())
         own[key] = flat.clone() if shared else flat  # safetensors refuses tensors that share memory
     if own:
-        _write(folder / f"{name}.safetensors", lambda partial: save_file(own, partial))
+        header = None if metadata is None else dict(metadata)
+        _write(folder / f"{name}.safetensors", lambda partial: save_file(own, partial, metadata=header))
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -34,12 +34,51 @@ def show_release(client: VictimClient, structure: Structure) -> None:
             f"each of {release.tensors} tensors is clipped to {bound:.3g}; the structure's make up "
             f"{100 * release.structure_bound:.3g} % of the squared clipping norm, its share is that of what is sent"
         )
-    console.print(privacy_line(privacy_record(**asdict(client.privacy), batch_size=client.task.batch_size)))
+    if client.aggregated > 1:
+        console.print(f"the server gets the sum of {client.aggregated} of these at a time")
+    task = client.task
+    shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
+    console.print(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
+
+
+def show_capture(privacy: Record, capture: Record) -> None:
+    """Print what a captured update promises: declared, and accounted for one round and for all.
+
+    Args:
+        privacy: section of `results.json`.
+        capture: section of `results.json`.
+    """
+    console = Console()
+    console.print(f"captured from {capture['source']}: {capture['convention']}; {privacy_line(privacy)}")
+    once, together = _plain(capture["epsilon_one_round"]), _plain(privacy["epsilon_by_adjacency"])
+    if any(value is not None for value in once.values()):
+        table = Table(title=f"Epsilon at delta {privacy['delta']:g}", title_justify="left")
+        for column in ("", "add_remove", "replace_one"):
+            table.add_column(column, justify="right" if column else "left")
+        rows = {"one round": once} | ({} if privacy["rounds"] == 1 else {f"all {privacy['rounds']} rounds": together})
+        for name, found in rows.items():
+            table.add_row(name, f"{found['add_remove']:.3g}", f"{found['replace_one']:.3g}")
+        console.print(table)
+    declared = {name: value for name, value in _plain(capture["declared"]).items() if value is not None}
+    said = ", ".join(f"{name} {value:g}" for name, value in declared.items())
+    console.print(f"declared by the program: {said or 'nothing'}")
+    remarks: Any = capture["remarks"]
+    for remark in remarks:
+        console.print(f"remark: {remark}", highlight=False, markup=False)
 
 
 def show_results(record: Record, root: Path) -> None:
     """Print the table that ends a run, and where to look."""
     summary, baselines, bounds = (_plain(record[part]) for part in ("summary", "baselines", "bounds"))
+    console = Console()
+    if summary["psnr_mean"] is None:
+        console.print(
+            f"{record['attack']}: pictures for {summary['detected']} of {summary['victims']} victims, "
+            f"{summary['draws']} noise draw(s), {summary['seconds']:.0f} s; no truth is known, so there are no scores"
+        )
+        show_capture(_plain(record["privacy"]), _plain(record["capture"]))
+        console.print(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+        return
     table = Table(title=f"{record['attack']}: {summary['victims']} victims, {summary['draws']} noise draw(s)")
     table.title_justify = "left"
     table.add_column("")
@@ -57,13 +96,15 @@ def show_results(record: Record, root: Path) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, "–" if value is None else f"{value:.1f}")
-    console = Console()
     console.print(table)
     console.print(
         f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
         f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
     )
-    console.print(privacy_line(_plain(record["privacy"])))
+    if "capture" in record:
+        show_capture(_plain(record["privacy"]), _plain(record["capture"]))
+    else:
+        console.print(privacy_line(_plain(record["privacy"])))
     console.print(f"pictures and results.json in {root}; tensorboard --logdir {root}")
 
 
@@ -72,6 +113,8 @@ def privacy_line(privacy: Record) -> str:
     norm = privacy["max_grad_norm"]
     clip = "no clipping" if norm is None else f"clip {norm:g} per {privacy['granularity']}"
     clip += " and layer" if privacy["per_layer"] and norm is not None else ""
+    if (count := privacy.get("aggregated", 1)) != 1:
+        clip += f", sums of {count} clients with {privacy['noise_share']} noise each"
     if privacy["epsilon_accounted"] is None:
         return f"{clip}, no noise: no privacy guarantee"
     return (

@@ -26,6 +26,7 @@ COLUMNS = [
     "black_psnr", "mean_image_psnr", "victims", "max_grad_norm", "network", "subject_fraction", "units", "directions",
     "lost_in_theory", "structure_bytes", "seconds", "options",
 ]  # fmt: skip
+SUMS = ("epsilon_of_one_client", "epsilon_of_sum")  # stated where secure aggregation is what the table is about
 PACKAGES = ("lightning_recon", "torch", "torchvision", "lightning", "torchmetrics", "opacus")
 
 
@@ -115,10 +116,11 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "max_grad_norm": privacy["max_grad_norm"],
             "network": config["model"]["init_args"]["client"]["init_args"]["network"].rpartition(".")[2],
             "subject_fraction": round(record["subject_fraction"], 4),
-            **rows_and_losses(folder, privacy["batch_size"]),
+            **rows_and_losses(folder, privacy["batch_size"] * privacy.get("aggregated", 1)),
             "structure_bytes": summary["structure_bytes"],
             "seconds": round(summary["seconds"], 2),
             "options": cell.options,
+            **{name: privacy[name] for name in SUMS if "aggregated" in dict(cell.columns)},
             **dict(cell.columns),
         }
 
@@ -128,7 +130,7 @@ def rows_and_losses(folder: Path, batch: int) -> dict[str, object]:
 
     Args:
         folder: Of the finished run; nothing is known where the exchange was not recorded, or a unit measures otherwise.
-        batch: Pictures a client.
+        batch: Pictures in an update.
     """
     shipped = folder / "exchange" / "payload-r0000.json"
     tensors = json.loads(shipped.read_text())["tensors"] if shipped.exists() else {}

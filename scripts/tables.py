@@ -124,6 +124,15 @@ def batch_size() -> Iterator[Cell]:
                 yield cell(small(batch, max(1, 32 // batch), photographs(), clip), CLOSED_FORM, z=z)
 
 
+def aggregation() -> Iterator[Cell]:
+    """Secure aggregation: sums of 1, 4 and 16 clients with 4 pictures each, noise of each in full and shared."""
+    for granularity, z in (("update", 0.001), ("sample", 0.03)):
+        clip = f"--model.client.privacy.granularity {granularity}"
+        for count, share in ((1, "full"), (4, "full"), (16, "full"), (4, "shared"), (16, "shared")):
+            options = f"--model.client.aggregated {count} --model.client.noise_share {share} {CLOSED_FORM}"
+            yield cell(small(4, 16, photographs(), clip), options, z=z, aggregated=count, noise_share=share)
+
+
 def ablation() -> Iterator[Cell]:
     """Each part taken away in turn: the paper's setting at 64 x 64, and one picture a client at higher noise."""
     without = (
@@ -228,8 +237,8 @@ def denoisers() -> Iterator[Cell]:
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
-        headline, seed_sweep, peers, curve, sample64, batch_size, ablation, rounds, mismatch, per_layer, networks,
-        voices, denoisers,
+        headline, seed_sweep, peers, curve, sample64, batch_size, aggregation, ablation, rounds, mismatch, per_layer,
+        networks, voices, denoisers,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: their rows are made by a script of their own.

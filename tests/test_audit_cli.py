@@ -3,31 +3,51 @@
 
 import csv
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from lightning_recon.audit.command import check_cells, read_configs
-from lightning_recon.audit.plan import Attack, Sweep, cells_of
+from lightning_recon.audit.command import check_plan, read_configs
+from lightning_recon.audit.plan import plan_of
+from lightning_recon.audit.sweep import Attack, Change, Reference, Sweep
 from lightning_recon.cli import main, resolved
 
 SHIPPED = Path(__file__).parent.parent / "configs" / "audit.yaml"
 
 
-def test_two_real_cells(tiny: str, tmp_path: Path, fit: Callable[..., dict[str, Any]]) -> None:
+@pytest.fixture(scope="module")
+def command(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """An audit of two real cells, but for its output."""
     audit = {"attacks": {"<ours>": {}}, "noise_multiplier": [0.01, 3.0], "batch_size": [4], "jobs": 2}
-    (tmp_path / "audit.yaml").write_text(yaml.safe_dump({"audit": audit}))
-    output = tmp_path / "out"
-    main(["audit", "--config", tiny, "--config", str(tmp_path / "audit.yaml"), "--output", str(output),
-          "--trainer.max_steps", "1"])  # fmt: skip
+    config = tmp_path_factory.mktemp("config") / "audit.yaml"
+    config.write_text(yaml.safe_dump({"audit": audit}))
+    return ["audit", "--config", tiny, "--config", str(config), "--trainer.max_steps", "1", "--output"]
+
+
+@pytest.fixture(scope="module")
+def output(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished audit."""
+    folder = tmp_path_factory.mktemp("audit")
+    main([*command, str(folder)])
+    return folder
+
+
+def test_two_real_cells(output: Path, tmp_path: Path, fit: Callable[..., dict[str, Any]]) -> None:
     rows = list(csv.DictReader((output / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["attack"], row["noise_multiplier"], row["status"]) for row in rows] == [
         ("<ours>", "0.01", "finished"),
         ("<ours>", "3", "finished"),
     ]
+    assert all("constant_inputs" in row["alarms"] for row in rows)  # the pilot
     # A cell is the same as `recon fit`: same pictures, same noise.
     alone = fit(tmp_path / "alone", "--trainer.max_steps", "1")
     cell = json.loads((output / "cells" / rows[0]["cell"] / "results.json").read_text())
@@ -46,13 +66,37 @@ def test_two_real_cells(tiny: str, tmp_path: Path, fit: Callable[..., dict[str, 
     assert str(tmp_path) not in page
 
 
+def measured(table: Path) -> list[dict[str, str]]:
+    """A table without what a clock told."""
+    rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+def test_an_audit_that_was_killed_at_random_comes_to_the_same(command: list[str], output: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    typed = [sys.executable, "-m", "lightning_recon", *command, str(again)]
+    wait = random.SystemRandom().uniform(1, 12)
+    process = subprocess.Popen(typed, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(wait)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the audit and its cells, as when a machine goes down
+    process.wait()
+    main([*command, str(again)])
+    assert measured(again / "results.csv") == measured(output / "results.csv"), f"killed after {wait} s"
+
+
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 def test_the_shipped_audit_is_sound() -> None:
     assert SHIPPED.read_text().startswith("# ")
     section, bases = read_configs([str(SHIPPED)])
     attacks = {name: Attack(**attack) for name, attack in section.pop("attacks").items()}
-    sweep = Sweep(attacks, **section)
-    cells = cells_of(sweep, bases, Path("configs"))
+    changes = {name: Change(**change) for name, change in section.pop("changes").items()}
+    plan = plan_of(
+        Sweep(attacks, changes=changes, reference=Reference(**section.pop("reference")), **section),
+        bases,
+        Path("configs"),
+    )
     structures = []
 
     def with_base(arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - a command line
@@ -60,6 +104,9 @@ def test_the_shipped_audit_is_sound() -> None:
         structures.append(config["model"]["init_args"]["structure"]["class_path"].rpartition(".")[2])
         return config
 
-    check_cells(cells, with_base)
-    assert structures == ["WaterFilling", "SeedPaper", "RobbingTheFed", "Feedback"]
-    assert len(cells) == 6 * 3 + 6 * 4
+    check_plan(plan, with_base)
+    assert structures == ["WaterFilling", "SeedPaper", "RobbingTheFed", "Feedback", *["WaterFilling"] * 4]
+    assert len(plan.sweep) == 5 * 3 + 5 * 4
+    # One of the changes is a cell of the sweep, and so is what all are compared with.
+    assert {cell.name for cell in plan.reference} <= {cell.name for cell in plan.sweep}
+    assert len(plan.cells) == len(plan.sweep) + 4 * 3

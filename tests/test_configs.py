@@ -20,7 +20,8 @@ from torchvision import datasets
 from lightning_recon.cli import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-BASES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "audit.yaml")  # see test_audit_cli.py
+ELSEWHERE = ("audit.yaml", "captured.yaml")  # see test_audit_cli.py and capture/
+BASES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in ELSEWHERE)
 OVERLAYS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml"))
 
 PICTURES = 8
@@ -144,7 +145,7 @@ def test_overlays_run_a_step_on_top_of_quickstart(name: str, tmp_path: Path) -> 
     assert str(record["summary"]["steps"]) == steps
 
 
-@pytest.mark.parametrize("name", [*BASES, *OVERLAYS])
+@pytest.mark.parametrize("name", [*BASES, *ELSEWHERE, *OVERLAYS])
 def test_every_file_says_first_what_it_is(name: str) -> None:
     assert (CONFIGS / name).read_text().startswith("# Overlay: " if name in OVERLAYS else "# ")
 

@@ -26,10 +26,19 @@ def assert_same_pictures(one: Path, other: Path) -> None:
         assert torch.allclose(pictures, there[name], rtol=0, atol=1e-5), name
 
 
-@pytest.mark.parametrize(("clients", "draws"), [(2, 1), (3, 2)], ids=["even", "uneven"])
-def test_two_ranks_are_one_process(clients: int, draws: int, tiny: str, tmp_path: Path, fit: Fit) -> None:
+@pytest.mark.parametrize(
+    ("updates", "draws", "further"),
+    [
+        (2, 1, ["--data.clients", "2"]),
+        (3, 2, ["--data.clients", "6", "--data.batch_size", "2", "--model.client.aggregated", "2"]),
+    ],
+    ids=["even", "uneven, sums of two clients"],
+)
+def test_two_ranks_are_one_process(
+    updates: int, draws: int, further: list[str], tiny: str, tmp_path: Path, fit: Fit
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = ["--data.clients", str(clients), "--model.draws", str(draws)]
+    flags = [*further, "--model.draws", str(draws)]
     command = [sys.executable, "-m", "lightning_recon", "fit", "--config", tiny, *flags, *TWO_RANKS]
     # Half of the steps on two ranks, the rest on one: neither the ranks nor the interruption may show.
     half = [*command, "--trainer.max_steps", "2", "--trainer.default_root_dir", str(two)]
@@ -42,10 +51,10 @@ def test_two_ranks_are_one_process(clients: int, draws: int, tiny: str, tmp_path
     for mine, other in zip(split["victims"], shared["victims"], strict=True):
         assert (mine["client"], mine["draw"], mine["index"]) == (other["client"], other["draw"], other["index"])
         assert mine["psnr"] == pytest.approx(other["psnr"], abs=1e-3)
-    assert len(list((two / "exchange").glob("update-*.json"))) == clients * draws
+    assert len(list((two / "exchange").glob("update-*.json"))) == updates * draws
     events = EventAccumulator(str(two), size_guidance={"images": 0})
     events.Reload()
-    assert events.Tags()["images"] == [f"client_{client}/truth_decoded_refined" for client in range(clients)]
+    assert events.Tags()["images"] == [f"client_{client}/truth_decoded_refined" for client in range(updates)]
     assert events.Scalars("psnr")[-1].value == pytest.approx(split["summary"]["psnr_mean"], abs=1e-3)
 
     fit(one, *flags, "--trainer.max_steps", "4")

@@ -2,10 +2,15 @@
 """The tables are what they say: their rows, their theory, and what their scripts take for granted."""
 
 import csv
+import itertools
+import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+
+from lightning_recon.cli import main
 
 ROOT = Path(__file__).parent.parent
 START = [
@@ -19,7 +24,9 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
-TABLES = [path for path in sorted((ROOT / "results").glob("*.csv")) if path.stem != "detector"]  # that one has no draws
+TABLES = [
+    path for path in sorted((ROOT / "results").glob("*.csv")) if path.stem not in ("detector", "rero")
+]  # without draws
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -36,6 +43,31 @@ def test_a_committed_table_names_its_command_and_has_five_draws_of_every_cell(pa
             draws.setdefault(key, set()).add(int(row["draw"]))
     assert draws
     assert all(found == set(range(max(found) + 1)) and len(found) >= 5 for found in draws.values())
+
+
+def test_matching_keeps_to_the_bound_and_to_theory() -> None:
+    with (ROOT / "results" / "rero.csv").open(newline="") as file:
+        next(file)
+        rows = list(csv.DictReader(file))
+    honest = [row for row in rows if row["server"] == "honest"]
+    assert {(int(row["candidates"]), int(row["epsilon_accounted"])) for row in honest} == set(
+        itertools.product((2, 10, 100), (1, 2, 4, 8))
+    )
+    for row in rows:
+        assert float(row["success"]) <= float(row["gamma"])
+        assert float(row["predicted_orthogonal"]) <= float(row["gamma"])
+    for row in honest:
+        assert float(row["success_low"]) <= float(row["predicted_orthogonal"]) <= float(row["success_high"])
+
+
+def test_candidates_and_what_comes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rero
+
+    monkeypatch.setattr(rero, "TRIALS", 40)
+    found = rero.candidates_of(20)
+    assert len({batch.images.sum().item() for batch in found}) == len({int(batch.labels) for batch in found}) == 20
+    row = rero.row("honest", 4, 1e4, 1)
+    assert (row["right"], row["trials"], row["gamma"]) == (40, 40, 1.0)  # without noise worth the name
 
 
 def test_every_cell_is_a_run_of_its_own() -> None:
@@ -129,3 +161,19 @@ def test_pictures_get_the_labels_of_imagenet(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photographs" / "n02056570" / "king_penguin.png")
     pictures = open_folder(with_true_labels(tmp_path / "photographs", tmp_path / "staged"))
     assert [pictures.fetch(index)[1] for index in range(len(pictures))] == [145]
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order is the largest alpha")
+def test_the_opacus_example_is_attacked_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import capture_opacus
+
+    given = ["--output", str(tmp_path / "captured"), "--image_size", "24", "--batch_size", "4", "--rounds", "2"]
+    monkeypatch.setattr("sys.argv", ["capture_opacus.py", *given, "--noise_multiplier", "0.01"])
+    with warnings.catch_warnings():
+        capture_opacus.main()
+    update = ["--model.update", str(tmp_path / "captured"), "--data", "CapturedPictures"]
+    place = ["--data.root", str(tmp_path / "captured"), "--trainer.default_root_dir", str(tmp_path / "run")]
+    main(["fit", "--config", "captured.yaml", *update, *place, "--results.show", "false"])
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert record["privacy"]["rounds"] == 2
+    assert record["summary"]["psnr_mean"] > record["baselines"]["mean_image_psnr"] + 8

@@ -80,6 +80,7 @@ def test_the_attacker_imports_no_room_that_knows_the_truth(module: str) -> None:
 
 def test_the_walk_sees_what_it_should() -> None:
     assert "lightning_recon.structure.water_filling" in reachable("lightning_recon.attack.reconstruction")
+    assert "lightning_recon.capture.update_file" in reachable("lightning_recon.attack.reconstruction")
     assert "lightning_recon.data.images" in reachable("lightning_recon.victim.client")
     assert len(ATTACKERS) > 10
 

@@ -88,7 +88,7 @@ def converse(
         mean = {name: value / heard for name, value in total.items()} if heard > 1 else total
         opened = _as_update(update, mean)
         guess = structure.decode(payload, task, opened)
-        if len(guess.pictures) == task.batch_size or heard == task.rounds:
+        if len(guess.pictures) == task.victims or heard == task.rounds:
             break
         # Feedback to some would drown in the voices of victims not yet found: listen on.
         opening = min(2 * heard, task.rounds)

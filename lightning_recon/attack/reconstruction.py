@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_recon.attack.conversation import converse, fingerprint, prepare, publish, record_payload
 from lightning_recon.attack.denoiser import SmallDenoiser
 from lightning_recon.attack.objectives import MomentMatching, PlugAndPlay
+from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
 from lightning_recon.structure.guess import Guess, Posterior, Structure
@@ -76,17 +77,19 @@ class ReconstructionAttack(LightningModule):
 
     def __init__(
         self,
-        client: Client,
+        client: Client | None,
         structure: Structure,
         draws: int = 1,
         denoiser: nn.Module | None = None,
         record: bool = True,
         optimizer: OptimizerCallable = whole_way,
+        update: str | None = None,
     ) -> None:
         """Set up the attack.
 
         Args:
-            client: Who answers the server: a `VictimClient`, or a `RecordedClient` that repeats a recorded exchange.
+            client: Who answers the server: a `VictimClient`, or a `RecordedClient` that repeats a recorded exchange;
+                null with `update`.
             structure: What the server adds to the model, and how it decodes the answer.
             draws: How many independent noise realisations of each client's update to attack.
             denoiser: What refinement knows about pictures: a module called with pictures (M, 3, H, W) in [0, 1] and
@@ -94,8 +97,17 @@ class ReconstructionAttack(LightningModule):
                 `deepinv.models.DRUNet`. Default: the small one that ships with the package.
             record: Whether to keep what crossed the wire, without which a run can be neither resumed nor replayed.
             optimizer: Moves the dummies.
+            update: File of a captured update, or a folder of them, to attack instead of asking `client`; see
+                `lightning_recon.capture`.
         """
         super().__init__()
+        if (client is None) == (update is None):
+            raise UserError(
+                "give either --model.client, who answers the server, or --model.update, what a client of another "
+                "program has answered" + ("" if client is None else ": not both (--model.client null)")
+            )
+        if update is not None:
+            client = CapturedClient(update)
         if draws < 1:
             raise UserError(f"--model.draws is {draws}: ask for at least one noise draw")
         # The client is another party, not a part of the attacker: out of its parameters, checkpoints and DDP.
@@ -138,7 +150,7 @@ class ReconstructionAttack(LightningModule):
             self._listen(self._recorded_client(), record=False)
         # Every rank holds all dummies, and moves its own clients': see `training_step`.
         self.dummies = nn.Parameter(
-            torch.zeros(self.task.clients * self.draws * self.task.batch_size, *self.task.image_shape)
+            torch.zeros(self.task.updates * self.draws * self.task.victims, *self.task.image_shape)
         )
 
     def on_fit_start(self) -> None:
@@ -194,14 +206,14 @@ class ReconstructionAttack(LightningModule):
             shutil.rmtree(self.staged, ignore_errors=True)
             record_payload(self.payload, self.structure, self.task, self.staged)
         self.trainer.strategy.barrier()
-        own = range(self.global_rank, self.task.clients, self.trainer.world_size)
+        own = range(self.global_rank, self.task.updates, self.trainer.world_size)
         self.guesses = {
             (index, draw): converse(client, self.structure, self.payload, index, draw, self.staged if record else None)
             for index in own
             for draw in range(self.draws)
         }
         self.objective = self._objective()
-        first = [(index * self.draws + draw) * self.task.batch_size for index, draw in self.guesses]
+        first = [(index * self.draws + draw) * self.task.victims for index, draw in self.guesses]
         sizes = [len(guess.pictures) for guess in self.guesses.values()]
         self.slots = torch.tensor([f + m for f, size in zip(first, sizes, strict=True) for m in range(size)]).long()
 
@@ -233,6 +245,14 @@ class ReconstructionAttack(LightningModule):
     def val_dataloader(self) -> DataLoader[int]:
         """One empty step, for a run without a data module."""
         return DataLoader(range(1))  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[int]:
+        """As for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        """As for validation."""
+        return self.val_dataloader()
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         """Move the dummies of all victims once.

@@ -14,9 +14,11 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from lightning_recon.audit.outcome import PLAN, cell_folder, read_outcome, read_runs
-from lightning_recon.audit.plan import Cell, Sweep, base_path, cells_of
+from lightning_recon.audit.outcome import cell_folder
+from lightning_recon.audit.plan import Plan, base_path, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
+from lightning_recon.audit.runs import read_audit, read_runs, write_plan
+from lightning_recon.audit.sweep import Sweep
 from lightning_recon.audit.table import write_hparams, write_text
 from lightning_recon.errors import UserError
 from lightning_recon.victim import Privacy
@@ -55,12 +57,13 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     parser.add_class_arguments(Sweep, "audit")
     chosen = parser.instantiate(parser.parse_args([*(["--audit", json.dumps(sections)] if sections else []), *own]))
     sweep, output = chosen.audit, Path(chosen.output)
-    cells = cells_of(sweep, bases, output / "configs", flags)
+    plan = plan_of(sweep, bases, output / "configs", flags)
+    cells = plan.cells
     runner = Runner(output, sweep.jobs)
     for base in bases:
         write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
-    check_cells(cells, resolve)
-    write_text(output / PLAN, json.dumps({"cells": {cell.name: cell.attack for cell in cells}}, indent=1) + "\n")
+    check_plan(plan, resolve)
+    write_plan(output, plan, sweep.changes)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the cells end too
     try:
         runner.run(cells)
@@ -70,17 +73,16 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     finally:
         signal.signal(signal.SIGTERM, before)
 
-    found = {cell: read_outcome(cell_folder(output, cell.name), cell.attack) for cell in cells}
-    outcomes = [outcome for outcome in found.values() if outcome is not None]
-    failed = [(cell, failure(cell_folder(output, cell.name))) for cell, outcome in found.items() if outcome is None]
-    judgement = Judgement(sweep.tolerance, sweep.records)
+    runs, reasons = read_audit(output), {cell: failure(cell_folder(output, cell.name)) for cell in cells}
+    failed = [(cell, reason) for cell, reason in reasons.items() if reason]
+    judgement = Judgement(sweep.tolerance, sweep.records, sweep.sampling_rate)
     with claimed(output / "locks" / "report"):
-        rows = write_report(output / "report.html", output / "results.csv", outcomes, failed, judgement)
+        rows = write_report(output / "report.html", output / "results.csv", runs, failed, judgement)
         write_hparams(output, rows)
     console = Console()
-    for remark in remarks_of(outcomes, judgement):
+    for remark in remarks_of(runs.outcomes, judgement):
         console.print(f"warning: {remark}", markup=False, highlight=False)
-    done = f"{len(outcomes)} of {len(cells)} cells finished: {output / 'report.html'}, {output / 'results.csv'}; "
+    done = f"{len(runs.outcomes)} of {len(cells)} cells finished: {output / 'report.html'}, {output / 'results.csv'}; "
     console.print(f"{done}tensorboard --logdir {output / 'hparams'}", markup=False, highlight=False)
     return not failed
 
@@ -99,9 +101,10 @@ def report(args: Sequence[str]) -> None:
     page = Path(chosen.output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {page} is no HTML file: give a name that ends in .html")
-    outcomes = read_runs([Path(run) for run in chosen.runs])
-    write_report(page, page.with_suffix(".csv"), outcomes, judgement=Judgement(chosen.tolerance, chosen.records))
-    Console().print(f"{len(outcomes)} runs: {page}", markup=False, highlight=False)
+    runs = read_runs([Path(run) for run in chosen.runs])
+    judgement = Judgement(chosen.tolerance, chosen.records, chosen.sampling_rate)
+    write_report(page, page.with_suffix(".csv"), runs, judgement=judgement)
+    Console().print(f"{len(runs.outcomes)} runs: {page}", markup=False, highlight=False)
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -160,27 +163,29 @@ def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, A
     return sections, bases
 
 
-def check_cells(cells: Sequence[Cell], resolve: Callable[[Sequence[str]], dict[str, Any]]) -> None:
-    """Find out before the first cell what would stop all of them, or all of one attack.
+def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]]) -> None:
+    """Find out before the first cell what would stop all of them, or all of one attack or change.
 
     Args:
-        cells: The plan.
+        plan: The cells.
         resolve: Gives the whole config that `recon fit` would run with, from its command line.
 
     Raises:
         UserError: A config is wrong, a protection impossible, or there is no GPU where one is asked for.
     """
     configs: dict[str, dict[str, Any]] = {}
-    for cell in cells:
+    for cell in plan.cells:
         if cell.attack not in configs:
             configs[cell.attack] = resolve(cell.arguments)
-        config = configs[cell.attack]
+    changed = [cells[0] for cells in plan.changes.values() if cells[0] not in plan.sweep]
+    for config in [*configs.values(), *(resolve(cell.arguments) for cell in changed)]:
         accelerator = config["trainer"]["accelerator"]
         if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
             raise UserError(
                 f"trainer.accelerator is {accelerator}, but there is no GPU here: use --trainer.accelerator auto"
             )
+    for cell in plan.cells:
         with suppress(LookupError, TypeError):  # a client of another kind
-            privacy = config["model"]["init_args"]["client"]["init_args"]["privacy"]
+            privacy = configs[cell.attack]["model"]["init_args"]["client"]["init_args"]["privacy"]
             own = {"noise_multiplier": cell.noise_multiplier, "granularity": cell.granularity, "rounds": cell.rounds}
             Privacy(**(privacy | own))

@@ -1,41 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a finished cell, or any finished run, came to: its record and the pictures that belong to it."""
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightning_recon.callbacks.originals import INDEX
-from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import SCHEMA_VERSION
-from lightning_recon.storage import readable
 
 FAILED = "failed.txt"
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a client's pictures are protected by, but for the noise.
+    """What was attacked, but for attack, noise and seed: runs that differ in any of it are never averaged.
 
     Args:
         granularity: "sample" or "update".
         per_layer: Whether each tensor is clipped by itself.
         batch_size: Pictures a client.
         rounds: Rounds with the same batch.
-        about: The network and the size of the pictures, in words; empty if not known.
+        aggregated: Clients whose updates reach the server as their sum alone.
+        noise_share: What each of them adds to the noise of the sum.
+        participation: Probability with which a client answers on the pictures under attack; None if not known.
+        delta: At which epsilon is accounted.
+        adjacency: Whose epsilon is named first.
+        about: The network, the pictures and their size, in words; empty if not known.
+        pictures: What marks the source of the pictures; empty if not known.
     """
 
     granularity: str
     per_layer: bool
     batch_size: int
     rounds: int
+    aggregated: int = 1
+    noise_share: str = "full"
+    participation: float | None = 1.0
+    delta: float = 1e-5
+    adjacency: str = "add_remove"
     about: str = ""
+    pictures: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +58,9 @@ class Outcome:
         folder: Of the run.
         record: Content of `results.json`.
         originals: What is known of the victims, by client and index; see `callbacks.originals`.
-        about: The network and the size of the pictures, in words; empty if not known.
+        about: The network, the pictures and their size, in words; empty if not known.
+        pictures: What marks the source of the pictures; empty if not known.
+        change: The change of a protection that the run was made for; empty for a run of the sweep itself.
     """
 
     attack: str
@@ -57,13 +69,32 @@ class Outcome:
     record: Mapping[str, Any]
     originals: Mapping[tuple[int, int], Mapping[str, Any]]
     about: str = ""
+    pictures: str = ""
+    change: str = ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether the truth was at hand, so that every victim has a PSNR; it is not for captured updates."""
+        victims = self.record["victims"]
+        return bool(victims) and all(victim.get("psnr") is not None for victim in victims)
 
     @property
     def setting(self) -> Setting:
-        """The protection but for the noise."""
+        """What was attacked, but for attack, noise and seed."""
         privacy = self.record["privacy"]
-        layers, batch_size, rounds = bool(privacy["per_layer"]), int(privacy["batch_size"]), int(privacy["rounds"])
-        return Setting(privacy["granularity"], layers, batch_size, rounds, self.about)
+        return Setting(
+            granularity=privacy["granularity"],
+            per_layer=bool(privacy["per_layer"]),
+            batch_size=int(privacy["batch_size"]),
+            rounds=int(privacy["rounds"]),
+            aggregated=int(privacy.get("aggregated", 1)),
+            noise_share=str(privacy.get("noise_share", "full")),
+            participation=self.record.get("participation", 1.0),
+            delta=float(privacy["delta"]),
+            adjacency=str(privacy["adjacency"]),
+            about=self.about,
+            pictures=self.pictures,
+        )
 
     @property
     def noise(self) -> float:
@@ -73,8 +104,8 @@ class Outcome:
 
     @property
     def seed(self) -> int:
-        """The seed of the run."""
-        return int(self.record["seed"])
+        """The seed of the run; 0 where another program drew the noise."""
+        return int(self.record["seed"] or 0)
 
     def by_picture(self, gain: bool) -> dict[object, list[float]]:
         """PSNR in dB of every draw by picture, so that one seen under several seeds counts as one.
@@ -112,12 +143,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if whole and record.get("schema_version") == SCHEMA_VERSION else None
 
 
-def read_outcome(folder: Path, attack: str | None = None) -> Outcome | None:
+def read_outcome(folder: Path, attack: str | None = None, change: str = "") -> Outcome | None:
     """A finished run; None if the folder holds none.
 
     Args:
         folder: Folder of the run.
         attack: Name that the report gives the attack; None for its own.
+        change: The change of a protection that the run was made for, if it was.
     """
     record = read_record(folder)
     if record is None:
@@ -127,35 +159,24 @@ def read_outcome(folder: Path, attack: str | None = None) -> Outcome | None:
         originals = {(entry["client"], entry["index"]): entry for entry in index}
     except (OSError, ValueError, LookupError, TypeError):
         originals = {}
-    return Outcome(attack or str(record["attack"]), folder.name, folder, record, originals, _about(folder))
+    about, pictures = _about(folder)
+    return Outcome(attack or str(record["attack"]), folder.name, folder, record, originals, about, pictures, change)
 
 
-def read_runs(folders: Sequence[Path]) -> list[Outcome]:
-    """The finished runs of some folders, each a run's or an audit's output.
-
-    Raises:
-        UserError: A folder holds neither.
-    """
-    found: list[Outcome] = []
-    for folder in folders:
-        outcomes = [read_outcome(folder)]
-        if (folder / PLAN).is_file():
-            with readable(folder / PLAN):
-                cells = json.loads((folder / PLAN).read_text(encoding="utf-8"))["cells"]
-                outcomes = [
-                    read_outcome(cell_folder(folder, Path(name).name), attack) for name, attack in cells.items()
-                ]
-        if not any(outcomes):
-            raise UserError(f"{folder} holds no results.json of a finished run: name folders of runs or of an audit")
-        found += [outcome for outcome in outcomes if outcome is not None]
-    return found
-
-
-def _about(folder: Path) -> str:
-    """The target network and the size of the pictures, from the run's config; empty if that is gone."""
+def _about(folder: Path) -> tuple[str, str]:
+    """The target network and the pictures in words, and a mark of the pictures' source; empty if the config is gone."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        client, size = config["model"]["init_args"]["client"]["init_args"], config["data"]["init_args"]["image_size"]
-    except (OSError, yaml.YAMLError, LookupError, TypeError):
-        return ""
-    return f"{client['network']}, {'trained' if client.get('weights') else 'untrained'}; {size} × {size} pixels"
+        client, data = config["model"]["init_args"]["client"]["init_args"], config["data"]["init_args"]
+        size, root, kind = data["image_size"], data.get("root"), data.get("source", "samples")
+        trained = "trained" if client.get("weights") else "untrained"
+        # Not the seed, which chooses among the pictures, nor how many are dealt to whom.
+        source = {"class": config["data"]["class_path"], "root": root, "source": kind, "masks": data.get("masks")}
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return "", ""
+    network = f"{client['network']}, {trained}" if "network" in client else "an update from elsewhere"
+    if "network" not in client:
+        source["client"] = client  # another file, other pictures
+    mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    named = f"pictures of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
+    return f"{network}; {named}, {size} × {size} pixels", mark

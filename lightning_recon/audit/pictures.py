@@ -57,13 +57,29 @@ def grids_of(protections: Sequence[Protection]) -> list[dict[str, Any]]:
                     for o in found
                 ]
                 rows.append({"label": label, "note": "", "pictures": pictures})
+        blind: dict[str, list[str]] = {}  # the noises at which an attack has nothing but the mean image
+        last: list[Picture] = []
         for outcome in cells:
             victims = {(v["client"], v["index"]): v for v in outcome.record["victims"] if v["draw"] == 0}
+            shown = [victims[place] for place in places if place in victims]
+            pictures = [_reconstruction(outcome, victim) for victim in shown]
+            if not any(victim["detected"] for victim in shown):
+                blind.setdefault(outcome.attack, []).append(f"{outcome.noise:.3g}")
+                last = pictures
+                continue
             note = f"z = {outcome.noise:.3g}, ε = {number(outcome.record['privacy']['epsilon_accounted'])}"
-            pictures = [_reconstruction(outcome, victims[place]) for place in places if place in victims]
             rows.append({"label": outcome.attack, "note": note, "pictures": pictures})
+        if blind:
+            note = "; ".join(f"{attack}: z = {', '.join(noises)}" for attack, noises in blind.items())
+            rows.append({"label": "none of these isolated: the mean image", "note": note, "pictures": last})
         grids.append({"seed": seed, "rows": rows})
     return grids
+
+
+def pictures_of(outcome: Outcome) -> list[Picture]:
+    """The first reconstructions of a run whose truth is not at hand."""
+    names = [str(victim.get("image")) for victim in outcome.record["victims"]][:COLUMNS]
+    return [Picture(embedded(outcome.folder, name), "", f"reconstruction by {outcome.attack}") for name in names]
 
 
 def _reconstruction(outcome: Outcome, victim: Mapping[str, Any]) -> Picture:

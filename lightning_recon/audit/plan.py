@@ -5,86 +5,19 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import yaml
 
 from lightning_recon import __version__
+from lightning_recon.audit.sweep import Attack, Sweep
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.accounting import noise_multiplier_for
 from lightning_recon.usage import with_shipped_configs
-
-AXES = ("granularity", "batch_size", "rounds", "seeds")
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One attack of an audit.
-
-    Args:
-        configs: overlays of `recon fit` that make it, in their order; none for what the audit's own config says.
-        least_rounds: it is left out where clients take part in fewer rounds.
-    """
-
-    configs: list[str] = field(default_factory=list)
-    least_rounds: int = 1
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What an audit varies, and how its report judges.
-
-    Args:
-        attacks: attacks by the names that the report gives them.
-        noise_multiplier: noise multipliers z (noise standard deviation / clipping norm); or give epsilon.
-        epsilon: accounted epsilons of all rounds together, from which the noise follows; or give noise_multiplier.
-        granularity: what is clipped, each "sample" or the whole "update".
-        batch_size: pictures in a client's batch.
-        rounds: rounds that a client takes part in with the same batch.
-        seeds: each one means other pictures, another untrained network and other noise.
-        delta: delta at which epsilon is accounted.
-        adjacency: neighbours of the epsilon that is asked for and named first: "add_remove" or "replace_one".
-        records: how many people's data the protection is about, to judge delta by; null: not known.
-        tolerance: PSNR in dB above a mean image that still counts as nothing seen.
-        jobs: cells that run at a time on this machine.
-    """
-
-    attacks: dict[str, Attack]
-    noise_multiplier: list[float] | None = None
-    epsilon: list[float] | None = None
-    granularity: list[Literal["sample", "update"]] = field(default_factory=lambda: ["update"])
-    batch_size: list[int] = field(default_factory=lambda: [8])
-    rounds: list[int] = field(default_factory=lambda: [1])
-    seeds: list[int] = field(default_factory=lambda: [0])
-    delta: float = 1e-5
-    adjacency: Literal["add_remove", "replace_one"] = "add_remove"
-    records: int | None = None
-    tolerance: float = 0.5
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what is empty, contradictory or out of range."""
-        if self.noise_multiplier is not None and self.epsilon is not None:
-            raise UserError(
-                "audit.noise_multiplier and audit.epsilon both set the noise: give one (null for the other)"
-            )
-        if not (self.noise_multiplier or self.epsilon):
-            raise UserError("no noise to audit: list some in audit.noise_multiplier or audit.epsilon")
-        for name in ("attacks", *AXES):
-            if not getattr(self, name):
-                raise UserError(f"audit.{name} is empty: name at least one")
-        for name, value in (("rounds", min(self.rounds)), ("batch_size", min(self.batch_size)), ("jobs", self.jobs)):
-            if value < 1:
-                raise UserError(f"audit.{name} has {value}: give whole numbers of at least 1")
-        if not 0 < self.delta < 1:
-            raise UserError(f"audit.delta is {self.delta}: give a probability between 0 and 1, for example 1e-5")
-        if self.records is not None and self.records < 1:
-            raise UserError(f"audit.records is {self.records}: say how many people's data are protected, or null")
-        if not self.tolerance > 0:
-            raise UserError(f"audit.tolerance is {self.tolerance}: give decibels above 0")
 
 
 @dataclass(frozen=True)
@@ -112,45 +45,92 @@ class Cell:
     arguments: tuple[str, ...]
 
 
-def cells_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: Sequence[str] = ()) -> list[Cell]:
-    """All cells of a sweep: pictures of one protection together, attacks side by side.
+@dataclass(frozen=True)
+class Plan:
+    """All cells of an audit, and what each is there for; a cell may be there for several things.
+
+    Args:
+        sweep: Cells of the sweep.
+        reference: Cells of the protection that is changed; none without changes.
+        changes: Cells of each change.
+    """
+
+    sweep: list[Cell]
+    reference: list[Cell]
+    changes: dict[str, list[Cell]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell once, in the order in which they run and stand in the tables."""
+        groups = [self.sweep, self.reference, *self.changes.values()]
+        return list({cell.name: cell for group in groups for cell in group}.values())
+
+
+def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: Sequence[str] = ()) -> Plan:
+    """All cells of an audit: pictures of one protection together, attacks side by side.
 
     Args:
         sweep: What is varied.
         bases: Configs of `recon fit` that all cells share, in their order.
-        folder: Where `write_bases` puts them.
+        folder: Where the bases are kept, see `base_path`.
         flags: Further arguments of `recon fit` for all cells.
 
     Returns:
-        Cells of different names, in the order in which they run and stand in the tables.
+        Cells of different names; two that would give the same results are one.
 
     Raises:
         UserError: A config is missing, a flag contradicts the sweep, or no cell is left.
     """
     overlays = {name: _overlays(attack) for name, attack in sweep.attacks.items()}
-    found: dict[str, Cell] = {}
-    for granularity, batch_size, rounds in itertools.product(sweep.granularity, sweep.batch_size, sweep.rounds):
-        for z, (name, attack), seed in itertools.product(_noises(sweep, rounds), sweep.attacks.items(), sweep.seeds):
+
+    def cells(
+        z: float, granularity: str, batch_size: int, rounds: int, more: Mapping[str, str] = MappingProxyType({})
+    ) -> list[Cell]:
+        found = []
+        for (name, attack), seed in itertools.product(sweep.attacks.items(), sweep.seeds):
             if rounds < attack.least_rounds:
                 continue
             own = _cell_flags(z, granularity, batch_size, rounds, seed, sweep)
-            _check_flags(flags, own)
+            _check_flags([*flags, *more], own)
+            own |= more
             content = [__version__, name, list(bases), list(overlays[name].values()), list(flags), own]
             digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
-            title = re.sub(r"[^\w.-]+", "_", name)
-            title += f"-{granularity}-b{batch_size}-t{rounds}-z{z:.3g}-s{seed}-{digest}"
+            title = re.sub(r"[^\w.-]+", "_", name) + f"-{granularity}-b{batch_size}-t{rounds}-z{z:.3g}"
             configs = [*(str(base_path(folder, base)) for base in bases), *overlays[name]]
             arguments = [word for config in configs for word in ("--config", config)]
             arguments += [*flags, *(word for pair in own.items() for word in pair)]
-            found.setdefault(title, Cell(title, name, z, granularity, batch_size, rounds, seed, tuple(arguments)))
+            place = name, z, granularity, batch_size, rounds, seed
+            found.append(Cell(f"{title}-s{seed}-{digest}", *place, tuple(arguments)))
+        return found
+
+    found = []
+    for granularity, batch_size, rounds in itertools.product(sweep.granularity, sweep.batch_size, sweep.rounds):
+        for z in _noises(sweep, rounds):
+            found += cells(z, granularity, batch_size, rounds)
     if not found:
         raise UserError("the sweep is empty: every attack asks for more rounds (least_rounds) than audit.rounds has")
-    return list(found.values())
+    chosen = sweep.reference
+    granularity, rounds = chosen.granularity or sweep.granularity[0], chosen.rounds or sweep.rounds[0]
+    noises, batch = sorted(_noises(sweep, rounds)), chosen.batch_size or sweep.batch_size[0]
+    z = chosen.noise_multiplier or noises[(len(noises) - 1) // 2]
+    reference = cells(z, granularity, batch, rounds) if sweep.changes else []
+    if sweep.changes and not reference:
+        raise UserError(f"no attack of this audit takes {rounds} round(s): give another audit.reference.rounds")
+    changes = {
+        name: cells(z * change.noise_times, granularity, batch * change.batch_times, rounds, _words(change.flags))
+        for name, change in sweep.changes.items()
+    }
+    return Plan(list({cell.name: cell for cell in found}.values()), reference, changes)
 
 
 def base_path(folder: Path, base: dict[str, Any]) -> Path:
     """Where a shared config is kept: other content, other name."""
     return folder / f"{hashlib.sha256(json.dumps(base, sort_keys=True, default=str).encode()).hexdigest()[:8]}.yaml"
+
+
+def _words(flags: dict[str, bool | int | float | str]) -> dict[str, str]:
+    """Flags as a command line has them, as YAML reads them."""
+    return {f"--{name}": value if isinstance(value, str) else json.dumps(value) for name, value in flags.items()}
 
 
 def _noises(sweep: Sweep, rounds: int) -> list[float]:

@@ -97,15 +97,16 @@ class Point:
 
     def mean_of(self, part: str, name: str) -> float | None:
         """Mean over seeds of a number of the record; None where one of them has none."""
-        values = [outcome.record[part][name] for outcome in self.outcomes]
-        return None if None in values else statistics.fmean(values)
+        values = [(outcome.record[part] or {}).get(name) for outcome in self.outcomes]
+        known = [float(value) for value in values if value is not None]
+        return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def points_of(outcomes: Sequence[Outcome]) -> list[Point]:
     """Pool cells that differ in their seed alone.
 
     Args:
-        outcomes: Finished cells.
+        outcomes: Finished cells whose truth was at hand.
 
     Returns:
         Points, in the order of the cells.
@@ -161,25 +162,28 @@ def _from(points: Sequence[Point], kept: Sequence[bool]) -> float | None:
     return min((point.noise for point in points if point.noise > broken), default=None)
 
 
+def by_picture(outcomes: Sequence[Outcome], gain: bool) -> dict[object, list[float]]:
+    """`Outcome.by_picture` of several seeds together; empty if one of them cannot tell."""
+    found: dict[object, list[float]] = defaultdict(list)
+    parts = [outcome.by_picture(gain) for outcome in outcomes]
+    for part in parts:
+        for picture, values in part.items():
+            found[picture] += values
+    return dict(found) if all(parts) else {}
+
+
 def _point(attack: str, setting: Setting, noise: float, outcomes: tuple[Outcome, ...]) -> Point:
-    pooled: dict[bool, dict[object, list[float]]] = {}
-    for gain in (False, True):
-        found: dict[object, list[float]] = defaultdict(list)
-        parts = [outcome.by_picture(gain) for outcome in outcomes]
-        for part in parts:
-            for picture, values in part.items():
-                found[picture] += values
-        pooled[gain] = found if all(parts) else {}
-    psnr = interval_of(pooled[False])
+    scores, gains = (by_picture(outcomes, gain) for gain in (False, True))
+    psnr = interval_of(scores)
     guess = statistics.fmean(outcome.record["baselines"]["mean_image_psnr"] for outcome in outcomes)
     return Point(
         attack=attack,
         setting=setting,
         noise=noise,
         psnr=psnr,
-        gain=interval_of(pooled[True]) if pooled[True] else Interval(psnr.mean - guess, None, None, psnr.pictures),
+        gain=interval_of(gains) if gains else Interval(psnr.mean - guess, None, None, psnr.pictures),
         ssim=statistics.fmean(outcome.record["summary"]["ssim_mean"] for outcome in outcomes),
-        best=max(value for values in pooled[False].values() for value in values),
+        best=max(value for values in scores.values() for value in values),
         oracles=tuple(sorted({oracle for outcome in outcomes for oracle in outcome.record["oracles"]})),
         outcomes=outcomes,
     )

@@ -4,27 +4,37 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from lightning_recon import __version__
+from lightning_recon.audit.advice import Advice, advice_of, advice_sentence, warned_of
+from lightning_recon.audit.assumptions import assumptions_of
 from lightning_recon.audit.chart import chart, colours_of
-from lightning_recon.audit.outcome import Outcome
-from lightning_recon.audit.pictures import grids_of
+from lightning_recon.audit.outcome import Outcome, Setting
+from lightning_recon.audit.pictures import grids_of, pictures_of
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.points import CONFIDENCE, RECOGNISABLE_GAIN, RECOGNISABLE_SSIM, points_of, smallest_noise
+from lightning_recon.audit.runs import Runs
 from lightning_recon.audit.table import Value, failed_row, row_of, table_text, write_text
+from lightning_recon.audit.theory import theory_of
 from lightning_recon.audit.verdict import (
     NAMES,
     noise_sentence,
     number,
+    promise,
     protections_of,
     sentences_of,
     setting_name,
     summary_sentence,
+)
+
+NO_TRUTH = (
+    "The pictures behind some of these updates are not at hand, so nothing can be scored there: what came back is "
+    "shown, and only someone who knows the pictures can say whether it shows them."
 )
 
 
@@ -35,16 +45,18 @@ class Judgement:
     Args:
         tolerance: PSNR in dB above a mean image that still counts as nothing seen.
         records: How many people's data the protection is about; None if that is not known.
+        sampling_rate: Probability with which a round uses a record, if Poisson sampling was announced; None if not.
     """
 
     tolerance: float = 0.5
     records: int | None = None
+    sampling_rate: float | None = None
 
 
 def write_report(
     page: Path,
     table: Path,
-    outcomes: Sequence[Outcome],
+    runs: Runs,
     failed: Sequence[tuple[Cell, str]] = (),
     judgement: Judgement = Judgement(),
 ) -> list[dict[str, Value]]:
@@ -53,7 +65,7 @@ def write_report(
     Args:
         page: HTML file.
         table: CSV file.
-        outcomes: Finished cells.
+        runs: Finished cells.
         failed: Cells that failed, with the reason.
         judgement: How to judge.
 
@@ -63,10 +75,10 @@ def write_report(
     Raises:
         UserError: If a file cannot be written.
     """
-    rows = [row_of(outcome) for outcome in outcomes]
+    rows = [row_of(outcome) for outcome in runs.outcomes]
     everything = [*rows, *(failed_row(cell) for cell, _ in failed)]
     write_text(table, table_text(everything))
-    content = content_of(outcomes, failed, judgement)
+    content = content_of(runs, failed, judgement)
     summary = {
         "schema_version": 1,
         "tolerance_db": judgement.tolerance,
@@ -74,35 +86,41 @@ def write_report(
         "remarks": content["remarks"],
         "settings": [
             {
-                **asdict(section["setting"]),
+                **{name: value for name, value in asdict(section["setting"]).items() if name != "pictures"},
+                "about": section["about"],
                 "verdict": [text for _, text in section["sentences"]],
                 "smallest_noise": section["smallest_noise"],
+                "theory": [asdict(theory) for theory in section["theory"]],
             }
             for section in content["sections"]
         ],
+        "changes": [_told(one) for one in content["advice"]],
+        "payload_check": [asdict(one) for one in content["warned"]],
         "cells": everything,
     }
     write_text(page.with_suffix(".json"), json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "decibels": _decibels, "share": _share}
     write_text(page, environment.from_string(template).render(content))
     return rows
 
 
-def content_of(outcomes: Sequence[Outcome], failed: Sequence[tuple[Cell, str]], judgement: Judgement) -> dict[str, Any]:
+def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], judgement: Judgement) -> dict[str, Any]:
     """Everything that the page says, as the template wants it.
 
     Args:
-        outcomes: Finished cells.
+        runs: Finished cells.
         failed: Cells that failed, with the reason.
         judgement: How to judge.
     """
     tolerance = judgement.tolerance
-    points = points_of(outcomes)
+    scored = [outcome for outcome in runs.outcomes if outcome.scored]
+    points = points_of([outcome for outcome in scored if not outcome.change])
     colours = colours_of([point.attack for point in points])
+    settings = list(dict.fromkeys(point.setting for point in points))
     sections, all_protections = [], []
-    for setting in dict.fromkeys(point.setting for point in points):
+    for setting in settings:
         here = [point for point in points if point.setting == setting]
         protections = protections_of(here, tolerance)
         all_protections += protections
@@ -111,28 +129,68 @@ def content_of(outcomes: Sequence[Outcome], failed: Sequence[tuple[Cell, str]], 
             {
                 "setting": setting,
                 "title": setting_name(setting),
-                "about": setting.about,
+                "about": _about(setting, settings),
                 "sentences": sentences_of(protections, tolerance),
                 "noise_sentence": noise_sentence(here, tolerance),
                 "smallest_noise": asdict(threshold) if threshold else None,
                 "protections": protections,
+                "theory": theory_of(protections, judgement.sampling_rate),
                 "chart": chart(here, colours),
                 "grids": grids_of(protections),
             }
         )
+    advice = [advice_of(trial, tolerance) for trial in runs.trials]
+    blind = [outcome for outcome in runs.outcomes if not outcome.scored]
+    summary = NO_TRUTH if blind else "No cell of this audit has finished."
+    if points:
+        summary = summary_sentence(all_protections, tolerance)
+    remarks = remarks_of(runs.outcomes, judgement) + _failures(failed)
     return {
         "version": __version__,
-        "summary": summary_sentence(all_protections, tolerance) if points else "No cell of this audit has finished.",
-        "remarks": remarks_of(outcomes, judgement) + _failures(failed),
+        "summary": summary,
+        "remarks": [remark for remark in remarks if remark != summary],
         "sections": sections,
+        "advice": advice,
+        "advice_sentence": advice_sentence(advice) if advice else "",
+        "reference_name": setting_name(advice[0].before.setting) if advice else "",
+        "warned": warned_of(runs.outcomes),
+        "blind": [{"outcome": outcome, "pictures": pictures_of(outcome)} for outcome in blind],
         "failed": [(cell.name, reason) for cell, reason in failed],
-        "assumptions": _assumptions(outcomes),
+        "assumptions": assumptions_of(scored),
         "names": NAMES,
+        "promise": promise,
         "tolerance": tolerance,
+        "sampling_rate": judgement.sampling_rate,
         "confidence": round(100 * CONFIDENCE),
         "recognisable_gain": RECOGNISABLE_GAIN,
         "recognisable_ssim": RECOGNISABLE_SSIM,
     }
+
+
+def _about(setting: Setting, settings: Sequence[Setting]) -> str:
+    """Network, pictures, delta and adjacency; a mark of the source only where nothing else tells two apart."""
+    adjacency = {"add_remove": "add/remove", "replace_one": "replace one"}.get(setting.adjacency, setting.adjacency)
+    text = f"{setting.about or 'network and pictures not recorded'}; δ = {number(setting.delta)}, {adjacency}"
+    if sum(replace(other, pictures=setting.pictures) == setting for other in settings) > 1:
+        text += f"; source {setting.pictures or 'not recorded'}"
+    return text
+
+
+def _decibels(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _told(one: Advice) -> dict[str, object]:
+    """A change for the JSON file."""
+    told: dict[str, object] = {"name": one.name, "cost": one.cost, "level": one.level, "bought_db": asdict(one.bought)}
+    for side, point, psnr in (("before", one.before, one.psnr_before), ("after", one.after, one.psnr_after)):
+        told |= {f"attack_{side}": point.attack, f"psnr_{side}": psnr}
+        told |= {f"epsilon_{side}": point.privacy["epsilon_accounted"]}
+    return told
 
 
 def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
@@ -147,7 +205,8 @@ def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
     """
     found = []
     for delta in sorted({float(outcome.record["privacy"]["delta"]) for outcome in outcomes}):
-        victims = max(o.record["summary"]["victims"] for o in outcomes if o.record["privacy"]["delta"] == delta)
+        here = [outcome.record["summary"] for outcome in outcomes if outcome.record["privacy"]["delta"] == delta]
+        victims = max(summary.get("victims") or 1 for summary in here)
         records = judgement.records or victims
         if delta >= 1 / records:
             whose = "protected" if judgement.records else "attacked here alone"
@@ -155,6 +214,8 @@ def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
                 f"δ = {number(delta)} is not below 1/{records} for the {records} records {whose}: a mechanism that "
                 f"publishes one record in full keeps such a promise. Choose δ well below {1 / records:.1g}."
             )
+    if any(not outcome.scored for outcome in outcomes):
+        found.append(NO_TRUTH)
     return found
 
 
@@ -163,38 +224,6 @@ def _failures(failed: Sequence[tuple[Cell, str]]) -> list[str]:
         return []
     which = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
     return [f"{which} failed, listed below: the verdict does not speak of them. The same command tries again."]
-
-
-def _assumptions(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """What this audit took for granted, as far as it is recorded."""
-
-    def each(values: Sequence[object]) -> str:
-        return ", ".join(dict.fromkeys(str(value) for value in values)) or "–"
-
-    records = [outcome.record for outcome in outcomes]
-    if not records:
-        return []
-    pictures = {picture for outcome in outcomes for picture in outcome.by_picture(gain=False)}
-    oracles = {outcome.attack: " and ".join(outcome.record["oracles"]) or "nothing" for outcome in outcomes}
-    draws = each([record["summary"]["draws"] for record in records])
-    participation = each([f"{record.get('participation', 1.0):g}" for record in records])
-    return [
-        (
-            "Pictures attacked",
-            f"{len(pictures)} different ones, each under {draws} independent noise draw(s)",
-        ),
-        ("Target network and pictures", each([outcome.about or "not recorded" for outcome in outcomes])),
-        ("Clipping norm C", each([r["privacy"]["max_grad_norm"] for r in records])),
-        ("δ and adjacency", each([f"{number(r['privacy']['delta'])}, {r['privacy']['adjacency']}" for r in records])),
-        (
-            "Told to the attacks beyond what an attacker knows",
-            "; ".join(f"{name}: {told}" for name, told in oracles.items()),
-        ),
-        ("Public statistics that the attacks rely on", each([r.get("public_statistics") or "none" for r in records])),
-        ("Share of a picture that its subject takes", each([f"{100 * r['subject_fraction']:.0f} %" for r in records])),
-        ("Batch normalisation of the client", each([r.get("batchnorm") or "none" for r in records])),
-        ("A client answers on the same pictures with probability", participation),
-    ]
 
 
 def _finite(value: object) -> object:

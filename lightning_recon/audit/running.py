@@ -98,7 +98,14 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
             # The child inherits the lock: if only this process is killed, the cell stays claimed until the child ends.
             command = [*PROGRAM, *cell.arguments]
-            command += ["--results.show", "false", "--trainer.default_root_dir", str(folder)]
+            command += [
+                "--results.show",
+                "false",
+                "--results.inspect",
+                "true",
+                "--trainer.default_root_dir",
+                str(folder),
+            ]
             with subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_recon.audit.outcome import Outcome
 from lightning_recon.audit.plan import Cell
-from lightning_recon.audit.points import interval_of
+from lightning_recon.audit.points import Interval, interval_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.accounting import epsilon_by_adjacency
 
@@ -23,9 +23,10 @@ _SUMMARY = (
     *("clients", "draws", "victims", "detected", "collided", "false_detections"),
     *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "structure_bytes", "seconds"),
 )
+_BOUNDS = (*("channel_nats", "noise_law_psnr", "noise_law_psnr_5_percent", "unbiased_psnr", "gaussian_reference_psnr"),)
 _PRIVACY = (
-    *("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds", "delta", "adjacency"),
-    *("epsilon_nominal", "epsilon_accounted", "mu"),
+    *("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds", "aggregated"),
+    *("noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),
 )
 
 
@@ -40,26 +41,37 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
         intervals over pictures, epsilon for both adjacencies of all rounds together and of one.
     """
     record = outcome.record
-    privacy, summary = record["privacy"], record["summary"]
-    psnr, gains = interval_of(outcome.by_picture(gain=False)), outcome.by_picture(gain=True)
-    gain = interval_of(gains) if gains else None
-    guess = record["baselines"]["mean_image_psnr"]
+    privacy, summary, baselines = record["privacy"], record["summary"], record["baselines"] or {}
+    bounds = record["bounds"] or {}
     single = epsilon_by_adjacency(outcome.noise, 1, privacy["delta"])
     together = epsilon_by_adjacency(outcome.noise, privacy["rounds"], privacy["delta"])
-    row: dict[str, Value] = {"cell": outcome.name, "status": "finished", "attack": outcome.attack}
-    row |= {"structure": record["attack"], "seed": outcome.seed, "oracles": " ".join(record["oracles"]) or "none"}
-    row |= {name: privacy[name] for name in _PRIVACY}
+    alarms = record.get("alarms")
+    row: dict[str, Value] = {"cell": outcome.name, "status": "finished", "change": outcome.change or None}
+    row |= {"attack": outcome.attack, "structure": record["attack"], "seed": record.get("seed")}
+    row |= {"oracles": " ".join(record["oracles"]) or "none"}
+    row |= {name: privacy.get(name) for name in _PRIVACY}
     row |= {f"epsilon_{adjacency}": value for adjacency, value in together.items()}
     row |= {f"epsilon_{adjacency}_one_round": value for adjacency, value in single.items()}
     row |= {f"rero_gamma_{kappa}": value for kappa, value in privacy["rero_gamma"].items()}
-    row |= {name: record["bounds"].get(name) for name in ("channel_nats", "noise_law_psnr", "gaussian_reference_psnr")}
-    row |= {name: record["baselines"][name] for name in ("black_psnr", "mean_image_psnr")}
-    row |= {name: summary[name] for name in _SUMMARY[:-2]}
-    row |= {"psnr_low": psnr.low, "psnr_high": psnr.high, "psnr_best": max(v["psnr"] for v in record["victims"])}
-    row |= {"gain_mean": gain.mean if gain else psnr.mean - guess}
-    row |= {"gain_low": gain.low if gain else None, "gain_high": gain.high if gain else None}
+    row |= {name: bounds.get(name) for name in _BOUNDS}
+    row |= {name: baselines.get(name) for name in ("black_psnr", "mean_image_psnr")}
+    row |= {name: summary.get(name) for name in _SUMMARY[:-2]}
+    row |= _scores(outcome)
     row |= {name: record.get(name) for name in ("public_statistics", "subject_fraction", "batchnorm", "participation")}
-    return row | {name: summary[name] for name in _SUMMARY[-2:]}
+    row["alarms"] = None if alarms is None else " ".join(alarms) or "none"
+    return row | {name: summary.get(name) for name in _SUMMARY[-2:]}
+
+
+def _scores(outcome: Outcome) -> dict[str, Value]:
+    """Intervals of PSNR and gain; nothing where no truth was at hand."""
+    names = ("psnr_low", "psnr_high", "psnr_best", "gain_mean", "gain_low", "gain_high")
+    if not outcome.scored:
+        return dict.fromkeys(names)
+    psnr, gains = interval_of(outcome.by_picture(gain=False)), outcome.by_picture(gain=True)
+    guess = outcome.record["baselines"]["mean_image_psnr"]
+    gain = interval_of(gains) if gains else Interval(psnr.mean - guess, None, None, psnr.pictures)
+    best = max(float(victim["psnr"]) for victim in outcome.record["victims"])
+    return dict(zip(names, (psnr.low, psnr.high, best, gain.mean, gain.low, gain.high), strict=True))
 
 
 def failed_row(cell: Cell) -> dict[str, Value]:
@@ -120,7 +132,7 @@ def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:
     with SummaryWriter(str(folder / HPARAMS)) as writer:
         for row in rows:
             chosen = {name: row[name] for name in varied if row[name] is not None}
-            measured = {f"audit/{name}": row[name] for name in metrics}
+            measured = {f"audit/{name}": row[name] for name in metrics if row[name] is not None}
             writer.add_hparams(chosen, measured, run_name=str(row["cell"]))
 
 

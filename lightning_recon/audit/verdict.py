@@ -68,7 +68,12 @@ def protections_of(points: Sequence[Point], tolerance: float) -> list[Protection
 
 
 def summary_sentence(protections: Sequence[Protection], tolerance: float) -> str:
-    """The whole audit in one sentence."""
+    """The whole audit in one sentence.
+
+    Args:
+        protections: At least one.
+        tolerance: Gain in dB over a mean image that still counts as nothing seen.
+    """
     count = {level: sum(one.level == level for one in protections) for level in _ORDER}
     parts = []
     if count["recognisable"]:
@@ -111,7 +116,11 @@ def setting_name(setting: Setting) -> str:
     batch = "one picture a client" if setting.batch_size == 1 else f"{setting.batch_size} pictures a client"
     rounds = "one round" if setting.rounds == 1 else f"{setting.rounds} rounds with the same pictures"
     layers = ", each tensor by itself" if setting.per_layer else ""
-    return f"{clip}{layers}; {batch}; {rounds}"
+    text = f"{clip}{layers}; {batch}; {rounds}"
+    if setting.aggregated > 1:
+        noise = "each with all of the noise" if setting.noise_share == "full" else "the noise shared among them"
+        text += f"; the sum of {setting.aggregated} clients, {noise}"
+    return text if setting.participation in (1, None) else f"{text} with probability {setting.participation:g}"
 
 
 def noise_sentence(points: Sequence[Point], tolerance: float) -> str:
@@ -144,6 +153,8 @@ def promise(point: Point) -> str:
         return "without noise (no finite ε)"
     rounds = "" if privacy["rounds"] == 1 else f", {privacy['rounds']} rounds together"
     text = f"accounted ε = {number(privacy['epsilon_accounted'])}, δ = {number(privacy['delta'])}{rounds}"
+    if privacy["adjacency"] == "replace_one":
+        text += ", one record replaced"
     nominal = privacy["epsilon_nominal"]
     if 0.1 <= nominal <= 100 and privacy["epsilon_accounted"] > 100 * nominal:
         return f"the seed paper's nominal ε = {nominal:.3g} ({text})"

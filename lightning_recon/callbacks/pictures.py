@@ -10,9 +10,11 @@ from rich.console import Console
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lightning_recon.attack import ReconstructionAttack
+from lightning_recon.attack import Reconstruction, ReconstructionAttack
 from lightning_recon.attack.conversation import converse
-from lightning_recon.callbacks.truth import scored_one, truths_of
+from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
+from lightning_recon.capture import CapturedClient
+from lightning_recon.errors import UserError
 from lightning_recon.evaluation.comparison import comparison_figure
 from lightning_recon.evaluation.scoring import Attacked, score
 from lightning_recon.structure import Structure
@@ -28,7 +30,8 @@ class ImageGrid(Callback):
 
         Args:
             every_n_steps: Steps between two grids.
-            clients: At most so many client batches are shown, the first draw of each.
+            clients: At most so many updates are shown, the first draw of each: a client's batch, or under secure
+                aggregation that of a group of clients.
         """
         self.every_n_steps = every_n_steps
         self.clients = clients
@@ -52,28 +55,41 @@ class ImageGrid(Callback):
 
     def _show(self, trainer: Trainer, module: LightningModule) -> None:
         truths = truths_of(trainer)
-        if not isinstance(module, ReconstructionAttack) or not truths:
+        if not isinstance(module, ReconstructionAttack):
             return
         self._shown = trainer.global_step
         found = module.gathered()
         if not trainer.is_global_zero:
             return
-        scored = [scored_one(one, truths, module) for one in found if one.client < self.clients]
+        shown = [one for one in found if one.client < self.clients]
+        if not truths:
+            _show_alone(trainer, shown)
+            return
+        scored = [scored_one(one, truths, module) for one in shown]
         victims = [victim for one in scored for victim in one.victims]
         for logger in trainer.loggers:
             logger.log_metrics({"psnr": sum(v.psnr for v in victims) / len(victims)}, trainer.global_step)
             if not isinstance(logger, TensorBoardLogger):
                 continue
-            for one in scored:
-                client, draw = one.victims[0].client, one.victims[0].draw
-                if draw == 0:
-                    rows = torch.cat([truths[client].images.cpu(), one.initial.cpu(), one.pictures.cpu()])
+            for found_one, one in zip(shown, scored, strict=True):
+                if found_one.draw == 0:
+                    truth, name = truth_of(truths, found_one.client, module), f"client_{found_one.client}"
+                    rows = torch.cat([truth.images.cpu(), one.initial.cpu(), one.pictures.cpu()])
                     grid = make_grid(rows, nrow=len(one.victims))
-                    logger.experiment.add_image(f"client_{client}/truth_decoded_refined", grid, trainer.global_step)
+                    logger.experiment.add_image(f"{name}/truth_decoded_refined", grid, trainer.global_step)
+
+
+def _show_alone(trainer: Trainer, shown: list[Reconstruction]) -> None:
+    """Show the attacker's pictures, first and present, where the truth is not known."""
+    for logger in trainer.loggers:
+        for one in shown:
+            if isinstance(logger, TensorBoardLogger) and one.draw == 0 and len(one.pictures):
+                grid = make_grid(torch.cat([one.initial.cpu(), one.pictures.cpu()]), nrow=len(one.pictures))
+                logger.experiment.add_image(f"client_{one.client}/decoded_refined", grid, trainer.global_step)
 
 
 class Comparison(Callback):
-    """Attacks the first client with a second structure too, and draws `comparison.png`.
+    """Attacks the first client (or group of clients) with a second structure too, and draws `comparison.png`.
 
     That takes a second, separate release of the same pictures, with noise of its own: the run's attack does not get it,
     it is not recorded, and the accounting of the run leaves it out.
@@ -92,6 +108,14 @@ class Comparison(Callback):
         self.victims = victims
         self._report = ""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a captured update, which is one release and cannot become a second."""
+        if isinstance(getattr(pl_module, "client", None), CapturedClient):
+            raise UserError(
+                "the comparison asks the client for a second release, which a captured update is not: give "
+                "--trainer.callbacks null"
+            )
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw photograph, subject, the rival's and our pictures of the first client."""
         truths = truths_of(trainer)
@@ -106,12 +130,11 @@ class Comparison(Callback):
         draw = pl_module.draws
         guess = converse(client, self.structure, self.structure.payload(client.task), 0, draw, None)
         mean = self.structure.statistics(client.task).mean
-        theirs = score(
-            truths[0], Attacked(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident), mean
-        )
+        truth = truth_of(truths, 0, pl_module)
+        theirs = score(truth, Attacked(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident), mean)
         columns: list[tuple[str, Tensor, list[float] | None]] = [
-            ("photograph", truths[0].photographs, None),
-            ("what the client used", truths[0].images, None),
+            ("photograph", truth.photographs, None),
+            ("what the client used", truth.images, None),
             (self.title, theirs.pictures, [victim.psnr for victim in theirs.victims]),
             ("lightning_recon", ours.pictures, [victim.psnr for victim in ours.victims]),
         ]

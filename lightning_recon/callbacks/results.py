@@ -17,7 +17,9 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from lightning_recon.attack import Reconstruction, ReconstructionAttack
-from lightning_recon.callbacks.truth import scored_one, truths_of
+from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
+from lightning_recon.callbacks.inspected import alarms_of
+from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.fidelity import lpips_per_image
 from lightning_recon.evaluation.results import (
@@ -31,7 +33,7 @@ from lightning_recon.evaluation.results import (
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.storage import readable, sha256, write_tensors
 from lightning_recon.structure.inference import structure_bytes
-from lightning_recon.terminal import show_release, show_results, training_line
+from lightning_recon.terminal import show_capture, show_release, show_results, training_line
 from lightning_recon.victim import VictimClient
 
 PICTURES = "reconstructions"
@@ -40,23 +42,29 @@ PICTURES = "reconstructions"
 class ResultsWriter(Callback):
     """Writes what a run came to: pictures, `results.json`, and a table on the terminal."""
 
-    def __init__(self, show: bool = True) -> None:
-        """Choose what to print.
+    def __init__(self, show: bool = True, inspect: bool = False) -> None:
+        """Choose what to print, and what to look at.
 
         Args:
             show: Whether to print the table of results.
+            inspect: Whether to note in `alarms` which checks of `lightning_recon.defense` would have warned a client of
+                the model that it is sent first; takes a few passes through that model in double precision.
         """
-        self.show = show
+        self.show, self.inspect = show, inspect
         self._started = time.monotonic()
         self._spent = 0.0
         self._origin: dict[str, object] = {}
         self._record: Record | None = None
+        self._examined: Examined | None = None
         self._training = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the clock: what the clients and the decoding take counts as well."""
+        """Start the clock: what the clients and the decoding take counts as well; look at a captured update."""
         self._started, self._spent = time.monotonic(), 0.0
+        self._examined = examine(trainer, pl_module) if isinstance(pl_module, ReconstructionAttack) else None
         self._origin = origin(trainer, pl_module) if stage == "fit" else {}
+        if self._examined is not None and stage == "fit":
+            self._origin["hash of the captured update"] = self._examined.fingerprint
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far and whose noise and pictures they were about, for the checkpoint."""
@@ -96,10 +104,16 @@ class ResultsWriter(Callback):
         root = Path(trainer.default_root_dir)
         pictures = {_key(one): one.pictures.contiguous() for one in found}
         write_tensors(root, PICTURES, pictures)
+        cost = {"seconds": seconds, "steps": trainer.global_step}
         if truths_of(trainer):
-            self._score(trainer, pl_module, found, {"seconds": seconds, "steps": trainer.global_step})
-        else:
-            export(pictures, root / "images")
+            self._score(trainer, pl_module, found, cost)
+            return
+        export(pictures, root / "images")
+        if self._examined is not None:
+            images = [[f"images/{name}-{n:03d}.png" for n in range(len(pictures[name]))] for name in pictures]
+            self._record = record_without_truth(pl_module, found, images, self._examined.privacy, cost)
+            self._record["capture"] = self._examined.capture
+            write_json(root / "results.json", self._record)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score a finished run again."""
@@ -108,6 +122,8 @@ class ResultsWriter(Callback):
         decoded = pl_module.gathered()
         if not trainer.is_global_zero:
             return
+        if not truths_of(trainer):
+            raise UserError("nobody knows what the clients trained on: give --data to score the run")
         root = Path(trainer.default_root_dir)
         final = finished_pictures(root)
         found = [replace(one, pictures=final[_key(one)]) for one in decoded]
@@ -117,7 +133,7 @@ class ResultsWriter(Callback):
             trainer,
             pl_module,
             found,
-            cost | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm"}},
+            cost | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm", "alarms"}},
         )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,6 +148,8 @@ class ResultsWriter(Callback):
             return
         if isinstance(pl_module, ReconstructionAttack) and isinstance(pl_module.client, VictimClient):
             show_release(pl_module.client, pl_module.structure)
+        if self._examined is not None:
+            show_capture(self._examined.privacy, self._examined.capture)
 
     def _score(
         self, trainer: Trainer, module: ReconstructionAttack, found: list[Reconstruction], cost: dict[str, Any]
@@ -139,13 +157,20 @@ class ResultsWriter(Callback):
         """Match with the truth, write `results.json` and the images, log, print."""
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
-        record = run_record(trainer, module, truths, scored, cost)
+        if self.inspect:
+            cost = cost | {"alarms": alarms_of(trainer, module)}
+        record = run_record(module, truths, scored, cost, self._examined)
+        if self._examined is not None:
+            record["capture"] = self._examined.capture
         for name, picture in named_pictures(scored):
             (root / name).parent.mkdir(exist_ok=True)
             save_image(picture.clamp(0, 1), root / name)
         summary: Any = record["summary"]
         privacy: Any = record["privacy"]
-        distances = [lpips_per_image(one.pictures, truths[one.victims[0].client].images.cpu()) for one in scored]
+        distances = [
+            lpips_per_image(one.pictures, truth_of(truths, attacked.client, module).images.cpu())
+            for attacked, one in zip(found, scored, strict=True)
+        ]
         if known := [distance for distance in distances if distance is not None]:
             summary["lpips_mean"] = float(torch.cat(known).mean())
         write_json(root / "results.json", record)
@@ -165,31 +190,37 @@ class ResultsWriter(Callback):
 
 
 def run_record(
-    trainer: Trainer, module: ReconstructionAttack, truths: list[Truth], scored: list[Scored], cost: dict[str, Any]
+    module: ReconstructionAttack,
+    truths: list[Truth],
+    scored: list[Scored],
+    cost: dict[str, Any],
+    examined: Examined | None,
 ) -> Record:
-    """The whole of `results.json`."""
-    client, statistics = module.client, module.structure.statistics(module.task)
-    if not isinstance(client, VictimClient) or module.payload is None:
-        raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
-    privacy = asdict(client.privacy)
-    clipping = {name: privacy[name] for name in ("noise_multiplier", "granularity", "per_layer", "rounds")}
+    """The whole of `results.json`, but for what is known of a captured update."""
+    client, task, statistics = module.client, module.task, module.structure.statistics(module.task)
     # A run that is scored again was made as its own record says.
-    own: dict[str, Any] = {
-        "seed": client.seed,
-        "batchnorm": client.batch_norm if client.normalises_batches else None,
-        "participation": client.participation,
-    }
+    own: dict[str, Any] = {"seed": None, "batchnorm": None, "participation": None}
+    if examined is not None:
+        privacy = examined.privacy
+    elif isinstance(client, VictimClient):
+        shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
+        privacy = privacy_record(**asdict(client.privacy), **shares)
+        normalised = client.batch_norm if client.normalises_batches else None
+        own = {"seed": client.seed, "batchnorm": normalised, "participation": client.participation}
+    else:
+        raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
+    clipping: Any = {name: getattr(task, name) for name in ("granularity", "per_layer", "rounds")}
     return results_record(
         attack=module.structure.name,
         config="config.yaml",
-        privacy=privacy_record(**privacy, batch_size=module.task.batch_size),
+        privacy=privacy,
         oracles=[],
         public_statistics=statistics.name,
         truths=truths,
         scored=scored,
         mean_image=statistics.mean,
-        bounds=bounds_record(truths, statistics.variance, **clipping),
-        structure_bytes=structure_bytes(module.payload),
+        bounds=bounds_record(truths, statistics.variance, noise_multiplier=task.update_noise, **clipping),
+        structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
         **(own | cost),
     )
 

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the audience has the truth from, and how it scores a client's pictures."""
+"""Where the audience has the truth from, and how it scores an update's pictures."""
 
+from dataclasses import dataclass, replace
+
+import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lightning_recon.attack import Reconstruction, ReconstructionAttack
 from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
@@ -12,7 +16,35 @@ def truths_of(trainer: Trainer) -> list[Truth]:
     return list(getattr(getattr(trainer, "datamodule", None), "client_batches", []))
 
 
+@dataclass(frozen=True)
+class Together:
+    """The batches of clients whose updates are summed, one after another; fields as in `Truth`."""
+
+    images: Tensor
+    photographs: Tensor
+    masks: Tensor
+
+
+def truth_of(truths: list[Truth], update: int, module: ReconstructionAttack) -> Truth:
+    """All victims of an update: one client's batch, or those of a group of clients."""
+    count = module.task.aggregated
+    if count == 1:
+        return truths[update]
+    members = truths[update * count : (update + 1) * count]
+    images, photographs, masks = (
+        torch.cat([getattr(one, part) for one in members]) for part in ("images", "photographs", "masks")
+    )
+    return Together(images, photographs, masks)
+
+
 def scored_one(one: Reconstruction, truths: list[Truth], module: ReconstructionAttack) -> Scored:
-    """Match one client's pictures to its victims and score them."""
+    """Match an update's pictures to its victims and score them; each victim is then named by its own client."""
     attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident)
-    return score(truths[one.client], attacked, module.mean_image)
+    scored = score(truth_of(truths, one.client, module), attacked, module.mean_image)
+    task = module.task
+    places = [divmod(one.client * task.victims + number, task.batch_size) for number in range(len(scored.victims))]
+    victims = [
+        replace(victim, client=client, index=index)
+        for victim, (client, index) in zip(scored.victims, places, strict=True)
+    ]
+    return replace(scored, victims=victims)

@@ -122,7 +122,7 @@ class ClientDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """One empty step for an attack; for a target network, a tenth of the pictures that it may see."""
-        return self._loader(validation=True) if self._trains_target() else _one_step()
+        return self._loader(validation=True) if self._trains_target() else one_step()
 
     def test_dataloader(self) -> DataLoader[Any]:
         """As for validation."""
@@ -132,6 +132,10 @@ class ClientDataModule(LightningDataModule):
         """As for validation."""
         return self.val_dataloader()
 
+    def pictures(self) -> Pictures:
+        """All pictures that clients may hold; a data module for another source overrides this alone."""
+        return open_source(self.source, self.root, self.num_classes)
+
     def _trains_target(self) -> bool:
         """Whether the model is a network to be trained, not an attack on a client's update."""
         return self.trainer is not None and not hasattr(self.trainer.lightning_module, "client")
@@ -139,7 +143,7 @@ class ClientDataModule(LightningDataModule):
     def _choose(self) -> tuple[Pictures, Selection, list[int]]:
         """The source, the clients' pictures, and the order of all others; read once per process."""
         if self._chosen is None:
-            pictures = open_source(self.source, self.root, self.num_classes)
+            pictures = self.pictures()
             if pictures.ignored:
                 names, more = ", ".join(pictures.ignored[:5]), len(pictures.ignored) - 5
                 warn(f"{pictures.origin}: not pictures, ignored: {names}{f' and {more} more' if more > 0 else ''}")
@@ -180,5 +184,6 @@ class ClientDataModule(LightningDataModule):
         return DataLoader(rest, self.batch_size, shuffle=not validation, num_workers=self.num_workers)
 
 
-def _one_step() -> DataLoader[int]:
+def one_step() -> DataLoader[int]:
+    """What a validation of an attack runs over: one step without content."""
     return DataLoader(range(1))  # type: ignore[arg-type]

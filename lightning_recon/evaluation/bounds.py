@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 import torch
+from scipy.optimize import brentq
 from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
@@ -75,6 +76,42 @@ def noise_law_quantile(
     variance = noise_multiplier**2 * energy / rounds
     mse = 2 * variance * float(gammaincinv(dimension / 2, probability)) / dimension
     return float(psnr_from_mse(torch.tensor(mse, dtype=torch.float64)))
+
+
+def noise_law_luck(
+    probability: float,
+    noise_multiplier: float,
+    energies: Tensor,
+    granularity: Granularity,
+    dimension: int,
+    rounds: int,
+) -> float:
+    """PSNR that the reading of `noise_law_psnr` passes with a given probability, by luck of picture and noise.
+
+    Args:
+        probability: Of passing it, of a victim drawn at random; in (0, 1).
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
+        energies: Squared norm of each victim's image, values in [0, 1]; shape (clients, B).
+        granularity: "sample" clips each image's gradient, "update" the batch as a whole.
+        dimension: Values of an image (N), 3 H W.
+        rounds: Looks at the same images, averaged.
+
+    Returns:
+        PSNR in dB; at most 100.
+
+    Source: the mean over victims of `noise_law_tail`, solved for the PSNR.
+    """
+    shared = energies.double() if granularity == "sample" else energies.double().sum(-1)
+    every = shared.flatten().tolist()
+    alone = [noise_law_quantile(probability, noise_multiplier, energy, dimension, rounds) for energy in every]
+    if max(alone) - min(alone) < 1e-6 or max(alone) >= 100:  # one energy; or there is no noise, or a black picture
+        return max(alone)
+
+    def excess(psnr: float) -> float:
+        tails = [noise_law_tail(psnr, noise_multiplier, energy, dimension, rounds) for energy in every]
+        return sum(tails) / len(tails) - probability
+
+    return float(brentq(excess, min(alone) - 1e-6, max(alone) + 1e-6, xtol=1e-6))
 
 
 def channel_nats(noise_multiplier: float, granularity: Granularity, batch_size: int, rounds: int) -> float:

@@ -16,17 +16,27 @@ from lightning_recon.evaluation.accounting import (
     ACCOUNTANT,
     Adjacency,
     epsilon_by_adjacency,
+    gaussian_epsilon,
     mu_of,
     nominal_epsilon,
 )
-from lightning_recon.evaluation.bounds import Granularity, channel_nats, gaussian_reference_psnr, noise_law_psnr
+from lightning_recon.evaluation.bounds import (
+    Granularity,
+    channel_nats,
+    gaussian_reference_psnr,
+    noise_law_luck,
+    noise_law_psnr,
+)
 from lightning_recon.evaluation.fidelity import psnr_per_image
 from lightning_recon.evaluation.robustness import rero_gamma
 from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.evaluation.unbiased import unbiased_psnr
+from lightning_recon.exchange import NoiseShare, summed_noise
 
 SCHEMA_VERSION = 1
 _KAPPAS = (0.1,)
-_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "opacus")
+_LUCK = 0.05
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "opacus")
 
 Record = dict[str, object]
 
@@ -35,12 +45,12 @@ def results_record(
     *,
     attack: str,
     config: str,
-    seed: int,
+    seed: int | None,
     privacy: Record,
     oracles: Sequence[str],
     public_statistics: str | None,
     batchnorm: str | None,
-    participation: float,
+    participation: float | None,
     truths: Sequence[Truth],
     scored: Sequence[Scored],
     mean_image: Tensor,
@@ -48,18 +58,20 @@ def results_record(
     seconds: float,
     steps: int,
     structure_bytes: int,
+    alarms: Sequence[str] | None = None,
 ) -> Record:
     """Everything that a run comes to, as `results.json` holds it.
 
     Args:
         attack: Name of the attack.
         config: File in the run folder that repeats the run.
-        seed: Seed of the run.
+        seed: Seed of the run's noise; None if another program drew it.
         privacy: From `privacy_record`.
         oracles: What the attack was told that no attacker knows; empty for an honest one.
         public_statistics: Where the attacker's prior knowledge came from; None if it used none.
         batchnorm: Mode of the target's batch normalisation; None if it has none.
-        participation: Probability with which a client answered a round on the batch that is scored.
+        participation: Probability with which a client answered a round on the batch that is scored; None if not
+            known.
         truths: Each client's batch, once.
         scored: Every client and draw, in the order of `named_pictures`.
         mean_image: Public mean image, shape (3, H, W).
@@ -67,6 +79,7 @@ def results_record(
         seconds: Wall time of the attack.
         steps: Refinement steps; one step moves every dummy of every victim once.
         structure_bytes: What the server's structure adds to one client's upload in one round.
+        alarms: Which checks of the shipped model would have warned a client; None if it was not looked at.
 
     Returns:
         A record for `write_json`.
@@ -77,7 +90,7 @@ def results_record(
         "schema_version": SCHEMA_VERSION,
         "attack": attack,
         "config": config,
-        "versions": {"lightning_recon": __version__} | {package: version(package) for package in _PACKAGES},
+        "versions": {"lightning_recon": __version__} | {package: version(package) for package in PACKAGES},
         "seed": seed,
         "privacy": privacy,
         "oracles": list(oracles),
@@ -85,6 +98,7 @@ def results_record(
         "subject_fraction": float(torch.cat([truth.masks for truth in truths]).double().mean()),
         "batchnorm": batchnorm,
         "participation": participation,
+        "alarms": None if alarms is None else list(alarms),
         "baselines": baselines_record(truths, mean_image),
         "bounds": bounds,
         "victims": [asdict(victim) | {"image": name} for victim, name in zip(victims, names, strict=True)],
@@ -108,6 +122,8 @@ def privacy_record(
     batch_size: int,
     delta: float,
     adjacency: Adjacency,
+    aggregated: int = 1,
+    noise_share: NoiseShare = "full",
 ) -> Record:
     """The protection that was attacked, with what it promises.
 
@@ -120,13 +136,19 @@ def privacy_record(
         batch_size: Images a client.
         delta: Privacy parameter, in (0, 1).
         adjacency: "add_remove" or "replace_one": whose epsilon is `epsilon_accounted`; both are stated.
+        aggregated: Clients whose updates reach the server as their sum alone (N).
+        noise_share: "full": each adds noise of zC; "shared": zC / sqrt(N), so that the sum has zC.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
-        `adjacency` epsilon is stated for.
+        `adjacency` epsilon is stated for. What is accounted, like mu and the robustness bound, rests on the noise
+        multiplier: with full shares each client's own promise, which needs no aggregation; with shared ones that of
+        the sum, which needs every client's share. `epsilon_of_one_client` speaks of one client's update where the
+        server sees it by itself, `epsilon_of_sum` of what the server sees if the aggregation holds.
     """
     z = 0.0 if max_grad_norm is None else noise_multiplier
     accounted = epsilon_by_adjacency(z, rounds, delta)
+    of_sum = summed_noise(z, aggregated, noise_share)
     return {
         "granularity": granularity,
         "per_layer": per_layer,
@@ -139,6 +161,10 @@ def privacy_record(
         "epsilon_nominal": nominal_epsilon(z),
         "epsilon_accounted": accounted[adjacency],
         "epsilon_by_adjacency": accounted,
+        "aggregated": aggregated,
+        "noise_share": noise_share,
+        "epsilon_of_one_client": gaussian_epsilon(mu_of(of_sum / math.sqrt(aggregated), rounds, adjacency), delta),
+        "epsilon_of_sum": gaussian_epsilon(mu_of(of_sum, rounds, adjacency), delta),
         "accountant": ACCOUNTANT,
         "mu": mu_of(z, rounds, adjacency),
         "rero_gamma": {str(kappa): rero_gamma(kappa, mu_of(z, rounds, "add_remove")) for kappa in _KAPPAS},
@@ -163,25 +189,33 @@ def bounds_record(
     granularity: Granularity,
     per_layer: bool,
     rounds: int,
+    batch_size: int = 1,
 ) -> Record:
     """The yardsticks of `bounds` for the victims at hand.
 
     Args:
-        truths: Each client's batch, all of one shape.
+        truths: Each client's batch, all of one shape; none where they are not known, for which no noise law is stated.
         variances: Public variance of each decorrelated coefficient of an image, shape (3, H, W).
-        noise_multiplier: Standard deviation of the noise divided by the clipping norm.
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm, of what the server sees: under
+            secure aggregation of the sum.
         granularity: "sample" or "update".
         per_layer: Whether each tensor is clipped by itself, for which no noise law is stated.
         rounds: Releases of the same images.
+        batch_size: Images a client, where `truths` do not say.
 
     Returns:
         The `bounds` section.
     """
-    energies = torch.stack([truth.images.double().square().sum((1, 2, 3)) for truth in truths])
+    known = [truth.images.double().square().sum((1, 2, 3)) for truth in truths]
+    energies = torch.stack(known) if known else torch.zeros(1, batch_size)
     nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds)
+    law, lawless = (noise_multiplier, energies, granularity), per_layer or not known
+    lucky = None if lawless else noise_law_luck(_LUCK, *law, dimension=variances.numel(), rounds=rounds)
     return {
         "channel_nats": nats,
-        "noise_law_psnr": None if per_layer else noise_law_psnr(noise_multiplier, energies, granularity, rounds),
+        "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
+        "noise_law_psnr_5_percent": lucky,
+        "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds),
         "gaussian_reference_psnr": gaussian_reference_psnr(variances, nats, variances.numel()),
     }
 

@@ -65,8 +65,8 @@ class Feedback:
     def opening_rounds(self, task: Task) -> int:
         """How many averaged rounds bring the pilot to four standard deviations of the noise, at most all."""
         # At most so many directions share a voice; should the pilots still be too faint, the opening is prolonged.
-        directions = 1 if task.batch_size == 1 else self.opening.directions or 3
-        noise = task.noise_multiplier * math.sqrt(_sharers(task) * directions)
+        directions = 1 if task.victims == 1 else self.opening.directions or 3
+        noise = task.update_noise * math.sqrt(task.sharers * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
 
     def payload(self, task: Task) -> ServerPayload:
@@ -135,7 +135,7 @@ class Feedback:
         first = self.payload(task)
         own = knowledge.units >= 0
         variance = _believed(task, knowledge)[own].mean(dim=0)
-        noise = task.noise_multiplier * math.sqrt(_sharers(task)) / budget_share(task, len(weight_names(first)))
+        noise = task.update_noise * math.sqrt(task.sharers) / budget_share(task, len(weight_names(first)))
         power = water_filling(variance, noise, 1 - self.pilot_power)
         gain = (power / variance).sqrt()
         # What the units measure must be sent, be it ever so faintly.
@@ -174,7 +174,7 @@ class Feedback:
         energies = gain**2 * _believed(task, knowledge)[own][:, index]
         expected = energies.sum(dim=1, keepdim=True)
         power = torch.cat([energies.mean(dim=0), energies.new_tensor([level**2])])
-        distorted = distortion(power / power.sum(), len(weight_names(payload))) / math.sqrt(_sharers(task))
+        distorted = distortion(power / power.sum(), len(weight_names(payload))) / math.sqrt(task.sharers)
         noise = max(math.hypot(std, distorted), 1e-7)
         # The scale S for every mismatch, and what the pilot c/S says of it. Clipped alone, a victim's S is the norm of
         # its own residual; under one clip the others' count as well, and the mismatch is that of S itself.
@@ -215,8 +215,3 @@ def _mismatch(knowledge: Knowledge) -> Tensor:
 def _believed(task: Task, knowledge: Knowledge) -> Tensor:
     """Posterior variances, shape (V, n), corrected by what the pilots said of them."""
     return knowledge.variance * (_mismatch(knowledge)[:, None] if task.granularity == "sample" else 1.0)
-
-
-def _sharers(task: Task) -> int:
-    """How many victims share one clip."""
-    return task.batch_size if task.granularity == "update" else 1

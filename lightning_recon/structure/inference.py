@@ -121,7 +121,7 @@ class InferenceStructure(nn.Module):
             activation = activation + self.bias @ self.bias_constants.to(inputs)
         excited = (self.lower <= measured) & (measured < self.upper)
         output = torch.where(excited, activation - twin, 0.0).sum(dim=1, keepdim=True)
-        code = balanced_code(logits.detach()) if self.balanced and logits is not None else self.code
+        code = balanced_code(logits) if self.balanced and logits is not None else self.code
         return self.strength * output * code.to(output)
 
     def _known(self, weight: Tensor) -> Tensor | float:
@@ -157,7 +157,8 @@ class TamperedNetwork(nn.Module):
             output: Tensor = self.structure(images)
         else:
             logits = self.structure.target_scale * self.network(images)
-            output = logits + self.structure(images, logits)
+            # Detached out here, or hooks that wait for the gradient of every input, as Opacus's do, wait for ever.
+            output = logits + self.structure(images, logits.detach())
         return output
 
 

@@ -52,7 +52,7 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     budget = task.max_grad_norm * share if task.max_grad_norm else float(weight.norm())
     entries, zeros = torch.split(weight / budget, [weight.shape[1] - nulls, nulls], dim=1)
     rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))
-    announced = (task.noise_multiplier / share) ** 2 / task.rounds if task.max_grad_norm else None
+    announced = (task.update_noise / share) ** 2 / task.rounds if task.max_grad_norm else None
     measured = float(zeros.square().mean()) if nulls else announced or 0.0
     reach = _NULL_REACH * math.sqrt(2 / zeros.numel()) if nulls else 0.0
     if announced is not None and abs(measured - announced) <= reach * announced:

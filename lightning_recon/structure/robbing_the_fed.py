@@ -105,13 +105,13 @@ class RobbingTheFed:
         inputs, voices = rows[:, :-1], rows[:, -1]
         if self.row_choice == "upstream":
             present = voices.nonzero().flatten()
-            chosen = present[inputs[present].norm(dim=1).argsort()[: task.batch_size]]
+            chosen = present[inputs[present].norm(dim=1).argsort()[: task.victims]]
         else:
             # A difference carries the noise of two rows; the last row is its own.
             spread = torch.full_like(voices, math.sqrt(2))
             spread[-1] = 1.0
             heard = audible(inputs / spread[:, None], voices / spread, self.false_alarm)
-            chosen = heard[: task.batch_size]
+            chosen = heard[: task.victims]
         pictures = (inputs[chosen] / voices[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
         return Guess(pictures, unresolved=0, rows={"structure.weight": None}, posterior=None)
 

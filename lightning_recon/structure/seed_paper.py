@@ -121,7 +121,7 @@ class SeedPaper:
         voices = bias[:, :_COPIES].mean(dim=1)
         noise = half_normal_std(bias[:, _COPIES:])
         threshold = stats.norm.isf(self.false_alarm / (2 * self.units)) * noise / math.sqrt(_COPIES)
-        loudest = voices.abs().argsort(descending=True)[: task.batch_size]
+        loudest = voices.abs().argsort(descending=True)[: task.victims]
         chosen = loudest[voices.abs()[loudest] > threshold]
         rows, voices = weight[chosen], voices[chosen, None]
         pictures = rows[:, :pixels] / voices

@@ -54,7 +54,7 @@ def separate(
     Args:
         rows: The released rows.
         prior: What is expected of a lone victim's row.
-        victims: Number of pictures in the client's batch, announced by the protocol.
+        victims: Number of pictures in the update, announced by the protocol.
         false_alarm: Probability that a batch of empty rows shows any activity; that a lone victim is taken for two by
             its energy; and that any victim of a batch is by its voice, see `usual_voices`. None is where all victims
             were found.

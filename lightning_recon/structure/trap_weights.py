@@ -105,7 +105,7 @@ class TrapWeights:
         pixels = math.prod(task.image_shape)
         scaling = self.scaling
         if scaling is None:
-            scaling = typical_scaling(self.statistics(task), pixels, min(_MOST_OFTEN, _HEARD / task.batch_size))
+            scaling = typical_scaling(self.statistics(task), pixels, min(_MOST_OFTEN, _HEARD / task.victims))
         return relu_payload(
             task,
             settings={
@@ -131,7 +131,7 @@ class TrapWeights:
         inputs, voices = weight[:, :-1], weight[:, -1]
         heard = audible(inputs, voices, self.false_alarm)
         noise = quietest_std(inputs) / voices[heard].abs()
-        chosen = heard[corners(inputs[heard] / voices[heard, None], noise, task.batch_size)]
+        chosen = heard[corners(inputs[heard] / voices[heard, None], noise, task.victims)]
         pictures = (inputs[chosen] / voices[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
         # The noise is estimated from the quietest row, so a recording must keep it too.
         quietest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]

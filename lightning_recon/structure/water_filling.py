@@ -71,7 +71,7 @@ class WaterFilling:
                 a pilot the sign stays unknown, and the mean over both signs is the mean image.
             nulls: Inputs that are always zero, from which the noise is measured. With 0 it is believed as announced.
             strength: How much louder the structure is than the network, so that it takes the whole clipping budget.
-            assumed_noise: Noise multiplier to design for. Default: the announced one.
+            assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             spread: Whether to spread the rows over many tensors where each is clipped by itself, see `spreading`.
             voices: What makes victims about equally loud: "balanced", head weights chosen for each picture from the
@@ -125,16 +125,15 @@ class WaterFilling:
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""
         statistics = self.statistics(task)
-        noise = task.noise_multiplier if self.assumed_noise is None else self.assumed_noise
-        sharers = task.batch_size if task.granularity == "update" else 1
-        effective, blocks = noise * math.sqrt(sharers / task.rounds), 1
+        noise = task.update_noise if self.assumed_noise is None else self.assumed_noise
+        effective, blocks = noise * math.sqrt(task.sharers / task.rounds), 1
         if task.per_layer and self.spread:
             power, index = self._code(statistics, effective)
             blocks = block_count(task.parameter_tensors, self._with_pilot(power[index]), effective)
         power, index = self._code(statistics, effective / budget_share(task, blocks))
         sent = (power > 0).view_as(statistics.variance)
         gain = (power / statistics.variance.flatten()).sqrt()[index]
-        units, count = layout(task.batch_size, len(index), sent.numel(), self.units, self.directions)
+        units, count = layout(task.victims, len(index), sent.numel(), self.units, self.directions)
         if count > units:
             raise UserError(
                 f"--model.structure.directions is {count}, more than the {units} units: lower it, or give more units"
@@ -198,7 +197,8 @@ class WaterFilling:
         inputs, pilot, noise = released_rows(update, task, payload)
         level = float(shipped["constants"][0])
         count = len(shipped["directions"])
-        sharers = task.batch_size if task.granularity == "update" or task.max_grad_norm is None else 1
+        # Without a clip the whole update's norm stands for the budget, which all victims share.
+        sharers = task.victims if task.max_grad_norm is None else task.sharers
         scale = math.sqrt(count * sharers)
         power = shipped["gain"] ** 2 * statistics.variance.flatten()[shipped["index"]]
         rows = Rows(
@@ -219,7 +219,7 @@ class WaterFilling:
         )
         # Clipped alone, a victim has the whole budget, spread evenly over its rows.
         bound = 1 / count if sharers == 1 else None
-        found = separate(rows, prior, task.batch_size, self.false_alarm, bound)
+        found = separate(rows, prior, task.victims, self.false_alarm, bound)
         combined, pilots = found.combine.to(inputs) @ inputs, found.combine.to(pilot) @ pilot
         noises = rows.noise * found.combine.norm(dim=1)
         decoded = [
@@ -248,7 +248,7 @@ def layout(
     them, at most 1.6 %, and up to 3 % of those photographs, which fill the intervals less evenly.
 
     Args:
-        batch: Pictures in the client's batch.
+        batch: Pictures in an update.
         inputs: How many coefficients are sent.
         coefficients: How many there are.
         units: How many units the user wants, if he cares.

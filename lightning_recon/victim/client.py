@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client: trains on its pictures and lets nothing out but the clipped, noisy update."""
 
+import math
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,13 +16,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
 from lightning_recon.victim.accountant import Accountant
 from lightning_recon.victim.gradients import exactly
 from lightning_recon.victim.networks import build_network, load_weights, without_batch_norm
 from lightning_recon.victim.privacy import Privacy, add_noise, noise_generator
-from lightning_recon.victim.release import Clipped, Release, clipped_update, release_of
+from lightning_recon.victim.release import Clipped, Release, clipped_update, release_of, summed
 from lightning_recon.victim.sampling import TRAINING, PoissonSampler, sampler_of
 from lightning_recon.victim.training import private_gradient
 
@@ -54,6 +55,8 @@ class VictimClient(LightningModule):
         privacy: Privacy = Privacy(),  # noqa: B008 - frozen
         batch_norm: Literal["train", "eval"] = "train",
         participation: float = 1.0,
+        aggregated: int = 1,
+        noise_share: NoiseShare = "full",
         chunk_size: int = 1,
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -70,6 +73,12 @@ class VictimClient(LightningModule):
             participation: probability, above 0, with which a client answers a round on its batch; otherwise it answers
                 on other pictures (another client's batch stands in), as one does that goes through its pictures batch
                 by batch. Neither announced to the server nor counted in the client's favour by the accounting.
+            aggregated: how many clients' updates the server gets as their sum alone, as by secure aggregation (N);
+                must divide the number of clients. Each clips its own update and adds its own noise.
+            noise_share: noise of each of the aggregated clients. "full" (local DP): zC, so that every client's
+                promise holds whatever becomes of the sum, which has zC sqrt(N). "shared" (distributed DP):
+                zC / sqrt(N), so that the sum has zC: the accounted epsilon is that of the sum, and holds only while
+                all N clients add their share and the server sees nothing but the sum.
             chunk_size: under granularity "sample", pictures differentiated at once; memory grows by one copy of all
                 parameters (the server's structure included) for each.
             seed: seed of the untrained weights and of the noise.
@@ -80,10 +89,13 @@ class VictimClient(LightningModule):
             raise UserError(f"--model.client.chunk_size is {chunk_size}: give a whole number of at least 1")
         if not 0 < participation <= 1:
             raise UserError(f"--model.client.participation is {participation}: give a probability above 0, up to 1")
+        if aggregated < 1:
+            raise UserError(f"--model.client.aggregated is {aggregated}: give a whole number of at least 1")
         self.automatic_optimization = False
         self.network_name, self.num_classes = network, num_classes
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
+        self.aggregated, self.noise_share = aggregated, noise_share
         self.network = build_network(network, num_classes, seed=seed)
         if privacy.granularity == "sample":
             self.network = without_batch_norm(self.network)
@@ -95,11 +107,13 @@ class VictimClient(LightningModule):
         self._clean: _Clean | None = None
 
     def setup(self, stage: str) -> None:
-        """Refuse a training without an end.
+        """Refuse a training without an end, or of a sum: this client trains alone.
 
         Args:
             stage: The trainer's stage.
         """
+        if stage == "fit" and self.aggregated > 1:
+            raise UserError(f"--model.aggregated is {self.aggregated}: leave it out where a target network is trained")
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the training has no end: give --trainer.max_epochs or --trainer.max_steps")
 
@@ -110,9 +124,15 @@ class VictimClient(LightningModule):
             batches: one batch for each client, all of one size and shape.
 
         Raises:
-            UserError: a label that the network has no class for, or nobody to stand in for an absent client.
+            UserError: a label that the network has no class for, clients that do not part into groups of
+                `aggregated`, or nobody to stand in for an absent client.
         """
-        if self.participation < 1 and len(batches) < 2:
+        if len(batches) % self.aggregated:
+            raise UserError(
+                f"--model.client.aggregated is {self.aggregated}, which does not divide the {len(batches)} client(s): "
+                f"set --data.clients to a multiple of {self.aggregated}"
+            )
+        if self.participation < 1 and len(batches) < 2 * self.aggregated:
             raise UserError(
                 f"--model.client.participation is {self.participation}, but there are no other pictures to answer on: "
                 "raise --data.clients"
@@ -147,14 +167,23 @@ class VictimClient(LightningModule):
             noise_multiplier=self.privacy.noise_multiplier,
             rounds=self.privacy.rounds,
             parameter_tensors=len(list(self.network.parameters())),
+            aggregated=self.aggregated,
+            noise_share=self.noise_share,
         )
+
+    @property
+    def own_noise_multiplier(self) -> float:
+        """Standard deviation of the noise that each client adds itself, divided by the clipping norm."""
+        shared = self.noise_share == "shared"
+        return self.privacy.noise_multiplier / (math.sqrt(self.aggregated) if shared else 1.0)
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """Answer one round's payload with a privatised update, in float32 whatever the trainer's precision.
 
         Args:
             payload: what the server adds to the network; an empty one adds nothing.
-            client: index of the client, from 0.
+            client: index of the client, from 0; under secure aggregation of the group: number i is the sum of
+                clients iN to iN + N - 1.
             draw: index of the noise realisation, from 0.
             round: index of the round, from 0.
 
@@ -162,24 +191,28 @@ class VictimClient(LightningModule):
             The update, on the module's device: the same for the same arguments. The noise is independent between
             clients, draws and rounds; another payload in the same place meets the same noise, as in a second run.
             Granularity "sample": the sum of the clipped gradients plus noise; "update": the clipped gradient of the
-            mean loss plus noise.
+            mean loss plus noise. Of several clients the sum of what each would answer alone.
 
         Raises:
             UserError: a gradient holds NaN or infinity.
         """
-        clean = self._clean_update(payload, self._answering(client, draw, round))
+        members = range(client * self.aggregated, (client + 1) * self.aggregated)
+        clean = self._clean_update(payload, tuple(self._answering(member, draw, round) for member in members))
         gradient = {name: tensor.clone() for name, tensor in clean.clipped.gradient.items()}
-        add_noise(gradient, self.privacy.noise_std, noise_generator(self.seed, client, draw, round))
+        std = self.own_noise_multiplier * (self.privacy.max_grad_norm or 0.0)
+        for member in members:
+            add_noise(gradient, std, noise_generator(self.seed, member, draw, round))
         return ClientUpdate(client=client, draw=draw, round=round, gradient=gradient, payload=clean.payload)
 
     def preview(self, payload: ServerPayload, client: int) -> Release:
-        """Say in numbers what the client would answer, without answering.
+        """Say in numbers what one client would answer alone, without answering.
 
         Args:
             payload: what the server adds to the network.
             client: index of the client, from 0.
         """
-        return release_of(self._clean_update(payload, client).clipped, self.privacy)
+        own = replace(self.privacy, noise_multiplier=self.own_noise_multiplier)
+        return release_of(self._clean_update(payload, (client,)).clipped, own)
 
     def sampler(self, count: int, batch_size: int) -> PoissonSampler | None:
         """How batches are to be drawn when the network itself is trained: asked by the data module.
@@ -238,22 +271,28 @@ class VictimClient(LightningModule):
         generator = noise_generator(self.seed, ABSENCE - client, draw, round)
         if self.participation == 1 or float(torch.rand((), generator=generator)) < self.participation:
             return client
-        return (client + int(torch.randint(1, len(self._batches), (), generator=generator))) % len(self._batches)
+        # A member of another group: nobody answers twice in one sum.
+        groups = len(self._batches) // self.aggregated
+        away = self.aggregated * int(torch.randint(1, groups, (), generator=generator))
+        return (client + away) % len(self._batches)
 
-    def _clean_update(self, payload: ServerPayload, client: int) -> "_Clean":
-        """The clipped update before noise, computed once for all draws and rounds of the same payload."""
+    def _clean_update(self, payload: ServerPayload, clients: tuple[int, ...]) -> "_Clean":
+        """The sum of clipped updates before noise, computed once for all draws and rounds of the same payload."""
         digest, parameters = payload.digest(), list(self.network.parameters())
         # The version counters change with every step of training.
-        key = (digest, client, str(self.device), sum(parameter._version for parameter in parameters))
+        key = (digest, clients, str(self.device), sum(parameter._version for parameter in parameters))
         if self._clean is None or self._clean.key != key:
             self._clean = None  # frees the memory first
-            with self._seeded(client, 0):
-                # Clones, because tensors that were made in inference mode cannot be differentiated.
-                images = self._batches[client].images.to(self.device, torch.float32).clone()
-                labels = self._batches[client].labels.to(self.device).clone()
-                clipped = clipped_update(self._tampered(payload), images, labels, self.privacy, self.chunk_size)
-            self._clean = _Clean(key, digest, clipped)
+            self._clean = _Clean(key, digest, summed(self._clipped(payload, client) for client in clients))
         return self._clean
+
+    def _clipped(self, payload: ServerPayload, client: int) -> Clipped:
+        """One client's own update after the clip, before noise."""
+        with self._seeded(client, 0):
+            # Clones, because tensors that were made in inference mode cannot be differentiated.
+            images = self._batches[client].images.to(self.device, torch.float32).clone()
+            labels = self._batches[client].labels.to(self.device).clone()
+            return clipped_update(self._tampered(payload), images, labels, self.privacy, self.chunk_size)
 
     def _tampered(self, payload: ServerPayload) -> nn.Module:
         model: nn.Module
@@ -274,6 +313,6 @@ class VictimClient(LightningModule):
 class _Clean:
     """An update before noise, with what it belongs to: never leaves the client."""
 
-    key: tuple[str, int, str, int]
+    key: tuple[str, tuple[int, ...], str, int]
     payload: str
     clipped: Clipped

@@ -2,6 +2,7 @@
 """One client's update before noise, and what it would look like to the client who wonders what it gives away."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -73,6 +74,20 @@ def clipped_update(model: nn.Module, images: Tensor, labels: Tensor, privacy: Pr
     whole = tensor_norms(gradient)
     factors = factors_of(whole, *bound)
     return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
+
+
+def summed(updates: Iterator[Clipped]) -> Clipped:
+    """Sum of several clients' clipped updates, made one by one; each keeps its own bound, the sum has none of its own.
+
+    Args:
+        updates: at least one; the memory of the first is reused.
+    """
+    total = next(updates)
+    for update in updates:
+        for name, tensor in update.gradient.items():
+            total.gradient[name].add_(tensor)
+        total.norms.extend(update.norms)
+    return total
 
 
 def release_of(clipped: Clipped, privacy: Privacy) -> Release:

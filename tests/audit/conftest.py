@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from lightning_recon.evaluation.results import privacy_record
@@ -28,6 +29,10 @@ def make_run(tmp_path: Path) -> MakeRun:
         delta: float = 1e-5,
         detected: bool = True,
         originals: bool = True,
+        adjacency: str = "add_remove",
+        per_layer: bool = False,
+        alarms: Sequence[str] | None = None,
+        data: dict[str, Any] | None = None,
     ) -> Path:
         """A run whose victims gain so many dB over a mean image of 12 dB: a row a picture, an entry a draw."""
         folder = tmp_path / "runs" / name
@@ -39,10 +44,10 @@ def make_run(tmp_path: Path) -> MakeRun:
                 image = f"images/{len(victims):03d}.png"
                 Image.new("RGB", (8, 8), (200, 10 * len(victims), 0)).save(folder / image)
                 entry = {"client": 0, "index": index, "draw": draw, "detected": detected, "image": image}
-                victims.append(entry | {"psnr": 12.0 + draws[draw]})
+                victims.append(entry | {"psnr": 12.0 + draws[draw], "ssim": ssim})
         privacy = privacy_record(
-            granularity="sample", per_layer=False, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
-            batch_size=len(gains), delta=delta, adjacency="add_remove",
+            granularity="sample", per_layer=per_layer, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
+            batch_size=len(gains), delta=delta, adjacency=adjacency,
         )  # fmt: skip
         psnr = sum(victim["psnr"] for victim in victims) / len(victims)
         counts = {"clients": 1, "draws": len(gains[0]), "victims": len(gains), "detected": len(gains) * detected}
@@ -58,12 +63,18 @@ def make_run(tmp_path: Path) -> MakeRun:
             "subject_fraction": 0.3,
             "batchnorm": None,
             "participation": 1.0,
+            "alarms": alarms,
             "baselines": {"black_psnr": 9.0, "mean_image_psnr": 12.0},
             "bounds": {"channel_nats": 50.0, "noise_law_psnr": 5.0, "gaussian_reference_psnr": 17.0},
             "victims": victims,
             "summary": summary | {"seconds": 3.25, "structure_bytes": 1000},
         }
         (folder / "results.json").write_text(json.dumps(record))
+        if data is not None:
+            client = {"init_args": {"network": "convnet"}}
+            section = {"class_path": "lightning_recon.data.ClientDataModule", "init_args": {"image_size": 8} | data}
+            config = {"model": {"init_args": {"client": client}}, "data": section}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
         if originals:
             index_of = []
             for index in range(len(gains)):

@@ -14,7 +14,8 @@ import yaml
 
 from lightning_recon.audit import running
 from lightning_recon.audit.command import split
-from lightning_recon.audit.plan import Attack, Sweep, cells_of
+from lightning_recon.audit.plan import plan_of
+from lightning_recon.audit.sweep import Attack, Sweep
 from lightning_recon.cli import main
 
 MakeRun = Callable[..., Path]
@@ -108,8 +109,29 @@ def test_a_failed_cell_is_told_and_stops_no_other(
     assert "failed" not in (output / "results.csv").read_text()
 
 
+def test_a_disk_that_is_full_at_the_end_costs_no_cell(
+    config: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, write = tmp_path / "out", Path.write_text
+
+    def full(self: Path, *given: str, **named: str) -> int:
+        if "results.csv" in self.name:
+            raise OSError(28, "No space left on device")
+        return write(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert status(*config, str(output)) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.endswith("(No space left on device): make room, or choose another --output")
+    assert "\n" not in told
+    main([*config, str(output)])
+    assert len(calls(tmp_path)) == 4  # none had to run again
+    assert (output / "results.csv").exists()
+
+
 def test_several_audits_share_a_folder(config: list[str], tmp_path: Path) -> None:
-    cell = cells_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path)[0]
+    cell = plan_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path).cells[0]
     runner = running.Runner(tmp_path / "out", jobs=1)
     with running.claimed(runner.locks / cell.name):  # another audit runs it
         assert not runner.settle(cell, wait=False)
@@ -128,7 +150,7 @@ def test_what_failed_a_moment_ago_elsewhere_is_not_tried_again(
     config: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "ours")
-    cell = cells_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path)[0]
+    cell = plan_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path).cells[0]
     mine, other = (running.Runner(tmp_path / "out", jobs=1) for _ in range(2))
     mine.started = other.started = 0.0
     assert mine.settle(cell)
@@ -152,6 +174,9 @@ def test_a_cell_that_found_no_room_to_say_why_has_failed_all_the_same(tmp_path: 
         (["--audit.noise_multiplier", "[-1]"], "noise_multiplier is -1"),
         (["--audit.delta", "1"], "audit.delta is 1"),
         (["--audit.wrong", "1"], "wrong"),
+        (["--audit.changes", "{x: {cost: much}}"], "“x” changes nothing"),
+        (["--audit.changes", "{x: {flags: {data.batch_size: 2}}}"], "use --audit.batch_size"),
+        (["--audit.changes", "{x: {flags: {data.wrong: 2}}}"], "wrong"),
         (["--audit.granularity", "[batch]"], "granularity"),
         (["--data.batch_size", "2"], "use --audit.batch_size"),
         (["--data.wrong", "2"], "wrong"),

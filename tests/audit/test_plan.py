@@ -6,16 +6,21 @@ from typing import Any
 
 import pytest
 
-from lightning_recon.audit.plan import Attack, Cell, Sweep, cells_of
+from lightning_recon.audit.plan import Cell, Plan, plan_of
+from lightning_recon.audit.sweep import Attack, Change, Reference, Sweep
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of
 
 BASE = {"trainer": {"max_steps": 1}}
 
 
-def cells(flags: tuple[str, ...] = (), base: dict[str, Any] = BASE, **options: Any) -> list[Cell]:  # noqa: ANN401
+def planned(flags: tuple[str, ...] = (), base: dict[str, Any] = BASE, **options: Any) -> Plan:  # noqa: ANN401
     options = {"attacks": {"ours": Attack()}, "noise_multiplier": [0.1]} | options
-    return cells_of(Sweep(**options), [base], Path("configs"), flags)
+    return plan_of(Sweep(**options), [base], Path("configs"), flags)
+
+
+def cells(**options: Any) -> list[Cell]:  # noqa: ANN401
+    return planned(**options).cells
 
 
 def test_every_combination_is_one_cell() -> None:
@@ -69,6 +74,48 @@ def test_a_cell_is_a_command_of_recon_fit() -> None:
         assert words[words.index(flag) + 1] == value
 
 
+def words(cell: Cell, flag: str) -> list[str]:
+    """All values that a cell's command line gives a flag; the last one counts."""
+    return [cell.arguments[place + 1] for place, word in enumerate(cell.arguments) if word == flag]
+
+
+def test_a_change_is_cells_of_its_own() -> None:
+    changes = {
+        "twice the noise": Change(noise_times=2.0),
+        "a larger batch": Change(batch_times=4, flags={"data.clients": 1}),
+        "per layer": Change(flags={"model.client.privacy.per_layer": True}, cost="nothing"),
+        "z = 1": Change(noise_times=5.0),
+    }
+    found = planned(
+        noise_multiplier=[0.05, 0.2, 1.0, 6.0], batch_size=[2, 4], rounds=[1, 3], seeds=[0, 1], changes=changes
+    )
+    assert {(cell.noise_multiplier, cell.batch_size, cell.rounds) for cell in found.reference} == {(0.2, 2, 1)}
+    assert {cell.name for cell in found.reference} <= {cell.name for cell in found.sweep}
+    assert [len(group) for group in found.changes.values()] == [2] * 4  # two seeds
+    assert {cell.noise_multiplier for cell in found.changes["twice the noise"]} == {0.4}
+    larger = found.changes["a larger batch"][0]
+    assert (larger.batch_size, words(larger, "--data.clients")) == (8, ["1"])
+    assert words(found.changes["per layer"][0], "--model.client.privacy.per_layer") == ["true"]
+    # What the sweep attacks anyway is attacked once.
+    assert found.changes["z = 1"] == [cell for cell in found.sweep if cell.noise_multiplier == 1.0][:2]
+    assert len(found.cells) == len({cell.name for cell in found.cells}) == 2 * (4 * 2 * 2) + 3 * 2
+
+
+def test_the_reference_can_be_named() -> None:
+    attacks = {"ours": Attack(), "feedback": Attack(least_rounds=2)}
+    named = Reference(noise_multiplier=0.3, granularity="sample", batch_size=2, rounds=4)
+    found = planned(attacks=attacks, changes={"more": Change(noise_times=2.0)}, reference=named)
+    place = (0.3, "sample", 2, 4)
+    assert [(c.attack, c.noise_multiplier, c.granularity, c.batch_size, c.rounds) for c in found.reference] == [
+        ("ours", *place),
+        ("feedback", *place),
+    ]
+    assert [cell.attack for cell in found.changes["more"]] == ["ours", "feedback"]
+    assert planned(reference=named).reference == []  # no change, nothing to compare
+    by_epsilon = planned(epsilon=[1.0, 8.0, 32.0], noise_multiplier=None, changes={"more": Change(noise_times=2.0)})
+    assert [round(cell.noise_multiplier, 2) for cell in by_epsilon.reference] == [0.6]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -83,6 +130,19 @@ def test_a_cell_is_a_command_of_recon_fit() -> None:
         ({"delta": 1.0}, "delta is 1.0"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
         ({"records": 0}, "records is 0"),
+        ({"sampling_rate": 0.0}, "sampling_rate is 0.0"),
+        ({"changes": {"x": Change()}}, "“x” changes nothing"),
+        ({"changes": {"x": Change(noise_times=-1.0)}}, "noise_times above 0"),
+        ({"changes": {"x": Change(flags={"model.client.privacy.rounds": 3})}}, "use --audit.rounds"),
+        (
+            {
+                "changes": {"x": Change(noise_times=2.0)},
+                "attacks": {"x": Attack(least_rounds=2)},
+                "rounds": [2],
+                "reference": Reference(rounds=1),
+            },
+            "another audit.reference.rounds",
+        ),
         ({"attacks": {"x": Attack(["no/such.yaml"])}}, "no/such.yaml"),
         ({"flags": ("--model.client.privacy.noise_multiplier=1",)}, "use --audit.noise_multiplier"),
         ({"flags": ("--model.init_args.client.init_args.privacy.rounds", "3")}, "use --audit.rounds"),

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,3 +77,26 @@ def test_the_smallest_noise_is_an_audited_one(make_run: MakeRun) -> None:
 def test_less_noise_that_happens_to_keep_within_does_not_count(make_run: MakeRun) -> None:
     odd = curve(make_run, "odd", {0.1: (0.0, 0.0), 0.3: (5.0, 5.0), 1.0: (0.0, 0.0)})
     assert smallest_noise(odd, 0.5) == Threshold(exceeded=0.3, mean=1.0, sure=1.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"delta": 1e-6},
+        {"adjacency": "replace_one"},
+        {"per_layer": True},
+        {"rounds": 2},
+        {"data": {"root": "/elsewhere/photos"}},
+        {"data": {"root": "/home/photos", "masks": {"class_path": "lightning_recon.data.NoMasks"}}},
+        {"data": {"root": "/home/photos", "image_size": 16}},
+        {"data": {"root": "/home/photos", "source": "cifar100"}},
+    ],
+)
+def test_what_is_not_the_same_is_not_pooled(make_run: MakeRun, other: dict[str, Any]) -> None:
+    base = {"data": {"root": "/home/photos"}}
+    one, two = outcome(make_run("one", **base)), outcome(make_run("two", seed=1, **(base | other)))
+    assert len(points_of([one, two])) == 2
+    assert one.setting != two.setting
+    # Seeds and the number of clients are.
+    same = outcome(make_run("same", seed=1, data={"root": "/home/photos", "seed": 1, "clients": 7}))
+    assert len(points_of([one, same])) == 1

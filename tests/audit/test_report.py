@@ -6,7 +6,8 @@ import io
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_recon.audit.outcome import Outcome, read_outcome
 from lightning_recon.audit.pictures import embedded
-from lightning_recon.audit.plan import Attack, Cell, Sweep, cells_of
+from lightning_recon.audit.plan import Cell, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
+from lightning_recon.audit.runs import Runs, Trial
+from lightning_recon.audit.sweep import Attack, Sweep
 from lightning_recon.audit.table import row_of, table_text, write_hparams, write_text
 from lightning_recon.audit.verdict import number
+from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 
 MakeRun = Callable[..., Path]
@@ -60,8 +64,9 @@ def outcome(folder: Path, attack: str | None = None) -> Outcome:
     return found
 
 
-def written(folder: Path, *outcomes: Outcome, **options: object) -> str:
-    write_report(folder / "report.html", folder / "results.csv", outcomes, **options)  # type: ignore[arg-type]
+def written(folder: Path, *outcomes: Outcome, trials: Sequence[Trial] = (), **options: object) -> str:
+    runs = Runs(list(outcomes), list(trials))
+    write_report(folder / "report.html", folder / "results.csv", runs, **options)  # type: ignore[arg-type]
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -135,11 +140,93 @@ def test_one_file_that_loads_nothing(sweep: list[Outcome], tmp_path: Path) -> No
 def test_hostile_names_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
     name = f"{HOSTILE}/x.jpg"
     folder = make_run("hostile", HOSTILE, names=[name, "cat/b.jpg"])
-    cell = cells_of(Sweep({HOSTILE: Attack()}, [0.1]), [], tmp_path)[0]
+    cell = plan_of(Sweep({HOSTILE: Attack()}, [0.1]), [], tmp_path).cells[0]
     content = written(tmp_path, outcome(folder), failed=[(cell, HOSTILE)])
     page = Page(content)
     assert page.text.count(HOSTILE) >= 4  # under the photograph, attack in table and grid, reason
     assert not [tag for tag, attributes in page.tags if tag == "script" or "onerror" in attributes]
+
+
+def test_hostile_changes_and_alarms_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
+    before = outcome(make_run("before", names=["cat/a", "cat/b"], data={"root": f"/x/{HOSTILE.replace('/', '')}"}))
+    after = outcome(make_run("after", names=["cat/a", "cat/b"], alarms=[HOSTILE]))
+    page = Page(written(tmp_path, before, after, trials=[Trial(HOSTILE, HOSTILE, (before,), (after,))]))
+    assert page.text.count(HOSTILE) >= 3  # name, cost, alarm
+    assert not [tag for tag, attributes in page.tags if tag == "script" or "onerror" in attributes]
+
+
+def test_what_a_change_buys_stands_in_the_page_and_beside_it(make_run: MakeRun, tmp_path: Path) -> None:
+    names = ["cat/a", "cat/b"]
+    before = outcome(make_run("before", gains=((20.0,), (21.0,)), names=names, alarms=["energy_share"]))
+    after = outcome(make_run("after", z=1.0, gains=((10.0,), (11.0,)), names=names, alarms=[]), "ours")
+    after = replace(after, change="ten times the noise")
+    text = Page(
+        written(tmp_path, before, after, trials=[Trial("ten times the noise", "time", (before,), (after,))])
+    ).text
+    assert "1 protection was audited" in text  # what was tried is no part of the sweep
+    assert "“ten times the noise” buys the most: the best attack loses 10.0 dB" in text
+    assert "32.5 → 22.5" in text
+    assert "1 of 2 runs" in text
+    assert "That is no protection against a server that adapts" in text
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["changes"][0]["bought_db"]["mean"] == 10.0
+    assert told["payload_check"] == [
+        {"attack": "ours", "refused": 1, "runs": 2, "checks": ["one layer that takes nearly all of the gradient"]}
+    ]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert [(row["change"], row["alarms"]) for row in rows] == [("", "energy_share"), ("ten times the noise", "none")]
+
+
+def test_without_a_truth_nothing_is_judged(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("captured", originals=False)
+    record = json.loads((folder / "results.json").read_text())
+    for part in ("victims", "baselines", "summary"):
+        entries = record[part] if part == "victims" else [record[part]]
+        for entry in entries:
+            entry |= {name: None for name in entry if "psnr" in name or name in ("ssim_mean", "index", "detected")}
+    record |= {"seed": None, "participation": None, "subject_fraction": None}
+    record["capture"] = {
+        "source": HOSTILE,
+        "epsilon_one_round": {"add_remove": 4.0, "replace_one": 8.0},
+        "remarks": ["odd"],
+    }
+    (folder / "results.json").write_text(json.dumps(record))
+    main(["report", str(folder), "--output", str(tmp_path / "report.html")])
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.text.count("nothing can be scored there") == 1
+    assert "there is no PSNR, and no verdict" in page.text
+    assert HOSTILE in page.text
+    assert "recognisable under" not in page.text
+    assert len([1 for tag, _ in page.tags if tag == "img"]) == 4
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text()))
+    assert (row["psnr_mean"], row["gain_mean"], row["epsilon_accounted"]) == ("", "", "91.8173")
+    # Beside a run that can be judged, it is judged.
+    text = Page(written(tmp_path, outcome(folder), outcome(make_run("known")))).text
+    assert "1 protection was audited" in text
+    assert "nothing can be scored there" in text
+
+
+def test_sampling_is_stated_only_where_it_was_announced(sweep: list[Outcome], tmp_path: Path) -> None:
+    assert "if sampling" not in Page(written(tmp_path, *sweep)).text
+    text = Page(written(tmp_path, *sweep, judgement=Judgement(sampling_rate=0.01))).text
+    assert "a malicious server need not sample at all" in text
+    theory = json.loads((tmp_path / "report.json").read_text())["settings"][0]["theory"]
+    for row in theory:
+        assert row["epsilon_sampled"] <= row["epsilon"]
+        assert 0.1 < row["gamma_sampled"] <= 1
+    strong = theory[-1]
+    assert strong["epsilon"] == pytest.approx(8.0, abs=0.01)
+    assert strong["epsilon_sampled"] < 4
+    # One round: with probability 0.01 the bound without sampling holds, else there is only guessing.
+    assert strong["gamma_sampled"] == pytest.approx(0.99 * 0.1 + 0.01 * strong["gamma"], abs=0.02)
+
+
+def test_settings_that_read_alike_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [outcome(make_run(name, data={"root": f"/{name}/photos"})) for name in ("a", "b")]
+    text = Page(written(tmp_path, *runs)).text
+    assert "2 protections were audited" in text
+    assert text.count("; source ") == 2
+    assert "/photos" not in text
 
 
 def test_pictures_are_read_from_the_run_alone(make_run: MakeRun, tmp_path: Path) -> None:
@@ -183,7 +270,7 @@ def test_a_row_per_cell(sweep: list[Outcome], tmp_path: Path) -> None:
 
 
 def test_failed_cells_have_a_row_and_a_line(sweep: list[Outcome], tmp_path: Path) -> None:
-    cell = cells_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path)[0]
+    cell = plan_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path).cells[0]
     page = Page(written(tmp_path, *sweep, failed=[(cell, "no voice")]))
     assert "1 cell failed" in page.text
     assert "no voice" in page.text
@@ -192,7 +279,7 @@ def test_failed_cells_have_a_row_and_a_line(sweep: list[Outcome], tmp_path: Path
 
 
 def test_an_audit_without_any_result_is_still_a_page(tmp_path: Path) -> None:
-    cell: Cell = cells_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path)[0]
+    cell: Cell = plan_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path).cells[0]
     assert "No cell of this audit has finished." in Page(written(tmp_path, failed=[(cell, "why")])).text
 
 

@@ -11,6 +11,7 @@ from lightning_recon.evaluation.bounds import (
     channel_nats,
     gaussian_distortion,
     gaussian_reference_psnr,
+    noise_law_luck,
     noise_law_psnr,
     noise_law_quantile,
     noise_law_tail,
@@ -143,3 +144,21 @@ def test_a_channel_s_capacity_bounds_what_a_gaussian_input_says() -> None:
     for z in (0.05, 0.5, 5.0):
         assert 0.5 * math.log1p(1 / z**2) <= channel_nats(z, "sample", 1, 1)
     assert 0.5 * math.log1p(1 / 50.0**2) == pytest.approx(channel_nats(50.0, "sample", 1, 1), rel=1e-3)
+
+
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_luck_of_picture_and_noise_is_what_a_simulated_channel_does(granularity: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    energies, z, rounds, dimension = torch.tensor([[4.0, 9.0], [40.0, 80.0]]), 0.05, 3, 48
+    shared = energies if granularity == "sample" else energies.sum(-1, keepdim=True).expand(2, 2)
+    noise = torch.randn(20_000, 4, dimension, generator=generator, dtype=torch.float64).square().mean(-1)
+    psnr = -10 * (z**2 / rounds * shared.flatten() * noise).log10()
+    for probability in (0.05, 0.4, 0.9):
+        reached = noise_law_luck(probability, z, energies, granularity, dimension, rounds)  # type: ignore[arg-type]
+        assert float((psnr >= reached).double().mean()) == pytest.approx(probability, abs=0.01)
+
+
+def test_luck_at_the_limits() -> None:
+    same = torch.full((1, 3), 9.0)
+    assert noise_law_luck(0.05, 0.1, same, "sample", 192, 1) == noise_law_quantile(0.05, 0.1, 9.0, 192, 1)
+    assert noise_law_luck(0.05, 0.0, same, "sample", 192, 1) == 100.0

@@ -22,11 +22,12 @@ from lightning_recon.evaluation.scoring import Attacked, Scored, VictimScore, sc
 
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "participation baselines bounds victims summary",
+    "participation alarms baselines bounds victims summary",
     "privacy": "granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency epsilon_nominal "
-    "epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma",
+    "epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share epsilon_of_one_client "
+    "epsilon_of_sum",
     "baselines": "black_psnr mean_image_psnr",
-    "bounds": "channel_nats noise_law_psnr gaussian_reference_psnr",
+    "bounds": "channel_nats noise_law_psnr noise_law_psnr_5_percent unbiased_psnr gaussian_reference_psnr",
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
     "psnr_photograph image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
@@ -134,6 +135,16 @@ def test_no_promise_without_noise_or_clip(changes: dict[str, object]) -> None:
     record = paper(**changes)
     assert [record[key] for key in ("epsilon_nominal", "epsilon_accounted", "mu")] == [None, None, None]
     assert record["rero_gamma"] == {"0.1": None}
+
+
+def test_a_sum_s_promise_is_told_from_that_of_each_client() -> None:
+    alone, louder, quieter = (paper(noise_multiplier=z)["epsilon_accounted"] for z in (0.6, 1.2, 0.3))
+    full, shared = (paper(noise_multiplier=0.6, aggregated=4, noise_share=share) for share in ("full", "shared"))
+    assert full["epsilon_accounted"] == shared["epsilon_accounted"] == alone
+    assert (full["epsilon_of_one_client"], full["epsilon_of_sum"]) == (alone, louder)
+    assert (shared["epsilon_of_one_client"], shared["epsilon_of_sum"]) == (quieter, alone)
+    own = paper(noise_multiplier=0.6, adjacency="replace_one")
+    assert own["epsilon_of_one_client"] == own["epsilon_of_sum"] == own["epsilon_accounted"] != alone
 
 
 def test_averages_over_victims_and_draws() -> None:

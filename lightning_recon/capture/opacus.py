@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates of real Opacus training: the clipped, noised gradient that `DPOptimizer` is about to step with.
+
+The client trains the server's model, `TamperedNetwork`, wrapped by `PrivacyEngine.make_private` in its default
+`grad_sample_mode="hooks"`. Opacus computes the gradients of each sample layer by layer and refuses layers with buffers
+that it does not know, in "functorch" mode too; importing this module tells it how by Opacus's own
+`register_grad_sampler`. Its blanket refusal of buffers has to be lifted as well, by wrapping the model before:
+`make_private(module=GradSampleModule(model, strict=False), ...)`. Networks with batch normalisation are then no longer
+refused either: convert them, see `opacus.validators.ModuleValidator`.
+
+Beyond Opacus's hooks are a structure that is spread over several tensors (`spread`, under per-layer clipping), one that
+silences the network (`voices: flattened`), and networks that change a layer's output in place, as torchvision's ResNets
+add their residuals.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from opacus.grad_sample import register_grad_sampler
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from lightning_recon.capture.update_file import CapturedUpdate, Convention, Declared, save_captured
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import ServerPayload, Task, update_name
+from lightning_recon.structure.inference import InferenceStructure
+
+# What wrappers put before the names of a model's own parameters.
+_PREFIXES = ("_module.", "module.")
+
+
+@register_grad_sampler(InferenceStructure)  # type: ignore[untyped-decorator]
+def structure_grad_sample(
+    layer: InferenceStructure, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Gradient of every sample with respect to the structure's parameters, as Opacus asks for it.
+
+    Args:
+        layer: the structure.
+        activations: what it was called with: images (B, 3, H, W) and, if given, logits (B, classes).
+        backprops: gradient of the loss with respect to its output, of each sample, (B, classes).
+
+    Returns:
+        (B, *parameter shape) by parameter.
+    """
+    unhooked = _Unhooked(layer)
+    parameters = dict(unhooked.named_parameters())
+
+    def spoken(values: dict[str, Tensor], inputs: tuple[Tensor, ...], backprop: Tensor) -> Tensor:
+        output: Tensor = functional_call(unhooked, values, tuple(value.unsqueeze(0) for value in inputs))
+        return (output.squeeze(0) * backprop).sum()
+
+    plain = {name: parameter.detach() for name, parameter in parameters.items()}
+    found = vmap(grad(spoken), in_dims=(None, 0, 0))(plain, tuple(activations), backprops)
+    return {parameters[name]: found[name] for name in parameters}
+
+
+class _Unhooked(nn.Module):
+    """A layer without its hooks: Opacus's own would take the calls in here for more training."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.layer.forward(*inputs)
+        return output
+
+
+def task_of(optimizer: DPOptimizer, like: Task) -> Task:
+    """What the optimiser really does, in the place of what was announced.
+
+    Args:
+        optimizer: from `PrivacyEngine.make_private`.
+        like: what was announced; of it are kept pictures, classes, network, clients and rounds.
+
+    Raises:
+        UserError: its clipping has no counterpart here.
+    """
+    norm = optimizer.max_grad_norm
+    layers = isinstance(norm, list | tuple)
+    if layers and max(norm) - min(norm) > 1e-6 * max(norm):
+        raise UserError(
+            "the optimiser clips each tensor to a norm of its own: give one norm for all, C/sqrt(L) for each of L"
+        )
+    return replace(
+        like,
+        granularity="sample",
+        per_layer=layers,
+        max_grad_norm=math.hypot(*norm) if layers else float(norm),
+        noise_multiplier=float(optimizer.noise_multiplier),
+        batch_size=like.batch_size if optimizer.expected_batch_size is None else int(optimizer.expected_batch_size),
+    )
+
+
+def capture(
+    optimizer: DPOptimizer,
+    model: nn.Module,
+    path: str | Path,
+    task: Task,
+    payload: ServerPayload,
+    client: int = 0,
+    round: int = 0,
+    draw: int = 0,
+    declared: Declared | None = None,
+) -> None:
+    """Write the noised gradient of one step; to be called between `optimizer.pre_step()` and the step itself.
+
+    Args:
+        optimizer: from `PrivacyEngine.make_private`.
+        model: what it trains, with the gradients in place; wrapped or not.
+        path: file to write, see `capture.update_file`.
+        task: what was announced; it must be what the optimiser does.
+        payload: what the client was shipped.
+        client: index of the client, from 0.
+        round: index of the round, from 0.
+        draw: index of the noise realisation, from 0.
+        declared: what the client's program promises, from `PrivacyEngine.get_epsilon`, say.
+
+    Raises:
+        UserError: there is no gradient, or the announced task is not what the optimiser does.
+    """
+    actual = task_of(optimizer, task)
+    for name in ("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size"):
+        announced, done = getattr(task, name), getattr(actual, name)
+        number = isinstance(announced, float) and isinstance(done, float)
+        if not (math.isclose(announced, done, rel_tol=1e-6) if number else announced == done):
+            raise UserError(
+                f"{name} is {announced} in the task, but the optimiser has {done}: announce that, and make the "
+                "payload for it"
+            )
+    convention: Convention = "gradient_mean" if optimizer.loss_reduction == "mean" else "gradient_sum"
+    try:
+        batches = optimizer.accumulated_iterations
+    except ValueError as error:
+        raise UserError(
+            "the step has no gradients: capture after backward() and pre_step(), before zero_grad()"
+        ) from error
+    # Opacus divides by both; the file speaks of the mean over the expected batch.
+    factor = float(batches) if convention == "gradient_mean" else 1.0
+    tensors = {name: factor * gradient for name, gradient in _gradients(model).items()}
+    source = f"opacus {version('opacus')}"
+    place = {"client": client, "round": round, "draw": draw}
+    captured = CapturedUpdate(task, tensors, convention, payload.digest(), **place, source=source, declared=declared)
+    save_captured(path, captured)
+
+
+def capture_steps(
+    optimizer: DPOptimizer,
+    model: nn.Module,
+    folder: str | Path,
+    task: Task,
+    payload: ServerPayload,
+    client: int = 0,
+    declared: Declared | None = None,
+) -> None:
+    """From now on write the noised gradient of each of the first `task.rounds` steps.
+
+    Opacus calls a step hook once noise is added and before the step; one that is there already (its accountant's) is
+    called first.
+
+    Args:
+        optimizer: from `PrivacyEngine.make_private`.
+        model: what it trains.
+        folder: where to write a file for each step, a round each.
+        task: what was announced.
+        payload: what the client was shipped.
+        client: index of the client, from 0.
+        declared: what the client's program promises.
+    """
+    before: Callable[[DPOptimizer], None] | None = optimizer.step_hook
+    steps = iter(range(task.rounds))
+
+    def hook(stepping: DPOptimizer) -> None:
+        if before is not None:
+            before(stepping)
+        if (round := next(steps, None)) is not None:
+            path = Path(folder) / f"{update_name(client, 0, round)}.safetensors"
+            capture(stepping, model, path, task, payload, client, round, declared=declared)
+
+    optimizer.attach_step_hook(hook)
+
+
+def _gradients(model: nn.Module) -> Mapping[str, Tensor]:
+    """Gradients by the names that the server's model gives its parameters; zeros where a parameter is frozen."""
+    found: dict[str, Tensor] = {}
+    for wrapped, parameter in model.named_parameters():
+        name = wrapped
+        for prefix in _PREFIXES:
+            name = name.removeprefix(prefix)
+        gradient: Any = parameter.grad
+        if gradient is None and parameter.requires_grad:
+            raise UserError(f"{name} has no gradient: give the model that the optimiser trains, after its pre_step()")
+        found[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach()
+    return found

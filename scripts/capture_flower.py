@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Flower app under local differential privacy, its server malicious: run it on this machine and keep what leaves it.
+
+    python scripts/capture_flower.py runs/flower --epsilon 20000
+    recon fit --config captured.yaml --model.update runs/flower --data CapturedPictures --data.root runs/flower
+
+Flower copies this file to server and clients, as it does with the code of any app: there it is imported as a module,
+whose `server_app` and `client_app` they run. Here it starts a SuperLink and a SuperNode for each client, which talk
+HTTP over 127.0.0.1, and ends them. Flower's telemetry, its search for updates and its installing of dependencies are
+switched off.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
+from flwr.serverapp import Grid, ServerApp
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lightning_recon.capture.flower import FlowerAudit, SameArrays
+from lightning_recon.structure import WaterFilling
+
+SETTINGS = "CAPTURE_FLOWER"  # environment variable that tells the apps what the command line said
+CLASSES = 16  # of the bundled photographs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run: LocalDpMod's four numbers, the pictures, and the client's local training.
+
+    Args:
+        folder: where captured updates and the truth go.
+        clipping_norm: LocalDpMod's clip of the update.
+        sensitivity: LocalDpMod's, from which its noise follows.
+        epsilon: LocalDpMod's, of one round.
+        delta: LocalDpMod's.
+        image_size: side of the pictures, in pixels.
+        batch_size: pictures of each client.
+        clients: how many clients take part.
+        rounds: how often each of them answers.
+        lr: learning rate of the client's SGD.
+        momentum: its momentum.
+        batches: into how many batches the client divides its pictures; each is one local step.
+        epochs: how often it goes through them.
+    """
+
+    folder: str = "runs/flower"
+    clipping_norm: float = 10.0
+    sensitivity: float = 10.0
+    epsilon: float = 2e4
+    delta: float = 1e-5
+    image_size: int = 64
+    batch_size: int = 8
+    clients: int = 1
+    rounds: int = 1
+    lr: float = 0.1
+    momentum: float = 0.0
+    batches: int = 1
+    epochs: int = 1
+
+
+class Net(nn.Module):
+    """The app's own network."""
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        """Build it with random weights."""
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(4)
+        )
+        self.classifier = nn.Linear(16 * 4 * 4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of pictures (B, 3, height, width)."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+def audit_of(settings: Settings) -> FlowerAudit:
+    """The server's model code, which both sides run."""
+    return FlowerAudit(
+        network=Net(),
+        structure=WaterFilling(),
+        protection=LocalDpMod(settings.clipping_norm, settings.sensitivity, settings.epsilon, settings.delta),
+        image_size=settings.image_size,
+        num_classes=CLASSES,
+        batch_size=settings.batch_size,
+        clients=settings.clients,
+        rounds=settings.rounds,
+    )
+
+
+def pictures_file(settings: Settings, client: int) -> Path:
+    """Where a client has its pictures; for the attack's scorer they are the truth."""
+    return Path(settings.folder, f"truth-c{client:03d}.safetensors")
+
+
+def write_pictures(settings: Settings) -> None:
+    """Deal the bundled photographs to the clients."""
+    # Not at the top: server and clients, who import this file, do without the data module and all that it needs.
+    from lightning_recon.data import ClientDataModule, NoMasks
+    from lightning_recon.data.captured import save_truth
+
+    data = ClientDataModule(
+        image_size=settings.image_size, batch_size=settings.batch_size, clients=settings.clients, masks=NoMasks()
+    )
+    data.prepare_data()
+    data.setup()
+    for client, batch in enumerate(data.client_batches):
+        save_truth(pictures_file(settings, client), batch.images, batch.labels, client)
+
+
+def client_app_of(settings: Settings, audit: FlowerAudit) -> ClientApp:
+    """An ordinary client app but for the two lines that mention `audit`."""
+    app = ClientApp()
+
+    @app.train(mods=[audit.capture(settings.folder), audit.protection])
+    def train(message: Message, context: Context) -> Message:
+        model = audit.model()
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        own = load_file(pictures_file(settings, int(context.node_config["partition-id"])))
+        optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
+        for batch in list(torch.arange(len(own["labels"])).chunk(settings.batches)) * settings.epochs:
+            optimizer.zero_grad()
+            F.cross_entropy(model(own["images"][batch]), own["labels"][batch]).backward()
+            optimizer.step()
+        content = {
+            "arrays": ArrayRecord(model.state_dict()),
+            "metrics": MetricRecord({"num-examples": len(own["labels"])}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+def server_app_of(settings: Settings, audit: FlowerAudit) -> ServerApp:
+    """A server that ships its structure within the model, every round anew."""
+    app = ServerApp()
+
+    @app.main()
+    def serve(grid: Grid, context: Context) -> None:
+        nodes = settings.clients
+        strategy = SameArrays(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
+        strategy.start(grid, audit.arrays(), num_rounds=settings.rounds)
+        Path(settings.folder, "done").touch()
+
+    return app
+
+
+PROJECT = """
+[project]
+name = "capture-flower"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "local"
+[tool.flwr.app.components]
+serverapp = "capture_flower:server_app"
+clientapp = "capture_flower:client_app"
+"""
+
+
+def run(settings: Settings, seconds: float) -> None:
+    """Run the app: SuperLink, SuperNodes and all that they start, over loopback, until every update is there.
+
+    Args:
+        settings: what to run.
+        seconds: how long it may take.
+
+    Raises:
+        RuntimeError: it took longer, or a process failed.
+    """
+    folder = Path(settings.folder).resolve()
+    (folder / "done").unlink(missing_ok=True)
+    link, *nodes = _free_ports(1 + settings.clients)
+    with tempfile.TemporaryDirectory() as scratch:
+        app = Path(scratch, "capture_flower")
+        app.mkdir()
+        shutil.copy(__file__, app / "capture_flower.py")
+        (app / "pyproject.toml").write_text(PROJECT)
+        home = Path(scratch, "home")
+        home.mkdir()
+        (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{link}"\ninsecure = true\n')
+        environment = os.environ | {
+            SETTINGS: json.dumps(asdict(settings) | {"folder": str(folder)}),
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        server = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)]
+        commands = [[*server, "--disable-runtime-dependency-installation"]]
+        for index, port in enumerate(nodes):
+            node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}", "--host", "127.0.0.1"]
+            commands.append([*node, "--port", str(port), "--node-config", f"partition-id={index}"])
+        with _running(commands, environment, folder / "flower.log") as processes:
+            deadline = time.monotonic() + seconds
+            _wait(lambda: _listens(link), processes, deadline)
+            submit = ["flwr", "run", str(app), "loopback"]
+            subprocess.run(submit, env=environment, check=True, timeout=seconds, stdout=subprocess.DEVNULL)
+            _wait((folder / "done").exists, processes, deadline)
+    (folder / "done").unlink()
+    if len(list(folder.glob("update-*"))) != settings.clients * settings.rounds:
+        raise RuntimeError(f"not every client answered every round: see {folder / 'flower.log'}")
+
+
+@contextmanager
+def _running(
+    commands: list[list[str]], environment: dict[str, str], log: Path
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that end with the block in any case, and all that they started with them."""
+    processes: list[subprocess.Popen[bytes]] = []
+    with log.open("wb") as output:
+        try:
+            for command in commands:
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                    )
+                )
+            yield processes
+        finally:
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                for process in processes:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, sign)  # a group of our own making: its leader's id is its name
+                with suppress(subprocess.TimeoutExpired):
+                    for process in processes:
+                        process.wait(timeout=3)
+
+
+def _wait(done: Callable[[], bool], processes: list[subprocess.Popen[bytes]], deadline: float) -> None:
+    """Wait until something is so, as long as the processes live and there is time."""
+    while not done():
+        if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+            raise RuntimeError("Flower stopped or took too long: see flower.log in the output folder")
+        time.sleep(0.1)
+
+
+def _listens(port: int) -> bool:
+    """Whether something answers on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports on the loopback interface that nobody uses now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def main() -> None:
+    """Run the app, write the pictures behind it for scoring, and say what its users do not see."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", help="gets the captured updates and the truth")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long the run may take")
+    for field in fields(Settings):
+        if field.name != "folder":
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    given = vars(parser.parse_args())
+    seconds = given.pop("seconds")
+    settings = Settings(**given)
+    if list(Path(settings.folder).glob("update-*")):
+        parser.error(f"{settings.folder} holds captured updates already: give a new folder")
+    write_pictures(settings)
+    run(settings, seconds)
+    print(audit_of(settings).privacy)
+
+
+if SETTINGS in os.environ:  # imported by Flower
+    settings = Settings(**json.loads(os.environ[SETTINGS]))
+    server_app = server_app_of(settings, audit_of(settings))
+    client_app = client_app_of(settings, audit_of(settings))
+elif __name__ == "__main__":
+    main()

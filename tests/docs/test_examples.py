@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples of extending.md run as they are typed there, do what they say, and are short."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from lightning_recon.cli import main
+from lightning_recon.exchange import Task
+from lightning_recon.structure import WaterFilling
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+# Small enough for a second: added to what the page says.
+TINY = (
+    "--data.image_size 24 --data.masks lightning_recon.data.NoMasks --model.client.network convnet "
+    "--trainer.callbacks null --trainer.accelerator cpu --results.show false"
+)
+
+
+def typed(example: str) -> list[str]:
+    """What the page says to type for an example, without the program."""
+    page = (DOCS / "extending.md").read_text(encoding="utf-8")
+    block = re.search(rf"PYTHONPATH=docs/examples recon ([^`]*\b{example}\.[^`]*)```", page)
+    assert block, f"extending.md does not run {example}"
+    return shlex.split(block[1].replace("\\\n", " "))
+
+
+def read(path: Path) -> Tensor:
+    """Picture from a file, shape (3, H, W), values in [0, 1]."""
+    with Image.open(path) as picture:
+        pixels: Tensor = pil_to_tensor(picture)
+    return pixels.float() / 255
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - a function
+    monkeypatch.syspath_prepend(str(DOCS / "examples"))
+
+    def of(arguments: list[str], flags: str, name: str = "run") -> tuple[dict[str, Any], Path]:
+        root = tmp_path / name
+        main([*arguments, *shlex.split(TINY), *shlex.split(flags), "--trainer.default_root_dir", str(root)])
+        return json.loads((root / "results.json").read_text()), root
+
+    return of
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_short_and_shown_whole(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 40
+    assert f"```{{literalinclude}} examples/{path.name}\n:language: python\n```" in (DOCS / "extending.md").read_text()
+
+
+def test_an_encoder_gives_luminance_more_of_the_same_power(run: Any) -> None:  # noqa: ANN401
+    record, root = run(typed("luminance_first"), "--model.client.privacy.noise_multiplier 0.003 --trainer.max_steps 0")
+    assert record["attack"] == "luminance_first"
+    assert record["summary"]["detected"] == 8
+    assert record["summary"]["psnr_mean"] > record["baselines"]["mean_image_psnr"] + 10
+
+    from luminance_first import LuminanceFirst  # the fixture made it importable
+
+    shares, task = [], Task.load(root / "exchange")
+    for structure in (WaterFilling(subjects=True), LuminanceFirst(subjects=True)):
+        shipped = structure.payload(task).tensors
+        power = shipped["gain"] ** 2 * structure.statistics(task).variance.flatten()[shipped["index"]]
+        assert float(power.sum()) == pytest.approx(1 - structure.pilot_power, rel=1e-4)
+        shares.append(float(power[shipped["index"] < 24 * 24].sum() / power.sum()))
+        measured = shipped["directions"] * shipped["gain"]
+    assert shares[0] + 0.05 < shares[1] < 1
+    # What units measure is what they measured before: else intervals would be filled unevenly.
+    usual = WaterFilling(subjects=True).payload(task).tensors
+    torch.testing.assert_close(measured, usual["directions"] * usual["gain"])
+
+
+def test_an_attack_without_a_prior_scores_the_noise_law(run: Any) -> None:  # noqa: ANN401
+    flags = "--model.client.privacy.noise_multiplier 0.003 --data.clients 4 --model.draws 2"
+    record, _ = run(typed("plain_pixels"), flags)
+    assert (record["attack"], record["summary"]["detected"]) == ("plain_pixels", 4)
+    # The pilot takes a share of the budget, and clamping gives some back.
+    assert abs(record["summary"]["psnr_of_mean_mse"] - record["bounds"]["noise_law_psnr"]) < 0.5
+
+
+def test_a_prior_refines(run: Any) -> None:  # noqa: ANN401
+    record, _ = run(typed("bilateral"), "--model.client.privacy.noise_multiplier 0.003")
+    initial = sum(victim["psnr_initial"] for victim in record["victims"]) / len(record["victims"])
+    assert record["summary"]["steps"] == 6
+    assert record["summary"]["psnr_mean"] > initial + 0.2
+
+
+def test_a_data_source_is_attacked(run: Any) -> None:  # noqa: ANN401
+    record, root = run(typed("digits"), "--data.batch_size 2")
+    names = [victim["name"] for victim in json.loads((root / "truth" / "index.json").read_text())["victims"]]
+    assert len(set(names)) == 2
+    assert all(0 <= int(name) < 1797 for name in names)
+    truth = read(root / "truth" / "000-used.png")
+    assert bool((truth == truth[:1]).all())
+    assert float(truth.std()) > 0.1
+    assert record["summary"]["psnr_mean"] > record["baselines"]["mean_image_psnr"] + 10
