@@ -151,7 +151,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     record = json.loads((quickstart / "results.json").read_text())
     assert set(record) == {
         *("schema_version", "attack", "config", "versions", "seed", "privacy", "oracles", "public_statistics"),
-        *("subject_fraction", "batchnorm", "participation", "baselines", "bounds", "victims", "summary"),
+        *("subject_fraction", "batchnorm", "participation", "alarms", "baselines", "bounds", "victims", "summary"),
     }
     assert record["schema_version"] == 1
     assert record["oracles"] == []
@@ -159,7 +159,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert set(record["privacy"]) == {
         *("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds", "batch_size", "delta"),
         *("adjacency", "epsilon_nominal", "epsilon_accounted", "epsilon_by_adjacency", "accountant", "mu"),
-        "rero_gamma",
+        *("rero_gamma", "aggregated", "noise_share", "epsilon_of_one_client", "epsilon_of_sum"),
     }
     assert record["privacy"]["epsilon_nominal"] == pytest.approx(10.0)
     assert set(record["summary"]) == {

@@ -93,10 +93,13 @@ def declared_privacy(
     )
 
 
-def _remarks(
-    clipping_norm: float, sensitivity: float, epsilon: float, accounted: Mapping[Adjacency, float | None]
-) -> list[str]:
-    """What is wrong with a declaration."""
+def sensitivity_remarks(clipping_norm: float, sensitivity: float) -> list[str]:
+    """What is wrong with a sensitivity that noise was computed from.
+
+    Args:
+        clipping_norm: C, above 0.
+        sensitivity: at least 0, in the same unit.
+    """
     remarks = []
     if sensitivity == 0:
         remarks.append("sensitivity 0 adds no noise at all, whatever epsilon says")
@@ -115,6 +118,14 @@ def _remarks(
             f"sensitivity {sensitivity:g} is above {2 * clipping_norm:g}, the most by which two clipped updates "
             "differ: there is more noise than epsilon asks for"
         )
+    return remarks
+
+
+def _remarks(
+    clipping_norm: float, sensitivity: float, epsilon: float, accounted: Mapping[Adjacency, float | None]
+) -> list[str]:
+    """What is wrong with a declaration."""
+    remarks = sensitivity_remarks(clipping_norm, sensitivity)
     replaced = accounted["replace_one"]
     if sensitivity >= 2 * clipping_norm * (1 - 1e-9) and replaced is not None and replaced > epsilon:
         remarks.append(

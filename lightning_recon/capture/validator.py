@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_recon.capture.local_dp import sensitivity_remarks
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
@@ -220,13 +221,7 @@ def remarks_of(captured: CapturedUpdate) -> list[str]:
     Args:
         captured: the file's content, or its header.
     """
-    remarks: list[str] = []
     task, declared = captured.task, captured.declared
-    if declared is None or task.max_grad_norm is None:
-        return remarks
-    if declared.sensitivity is not None and not math.isclose(declared.sensitivity, task.max_grad_norm, rel_tol=1e-6):
-        remarks.append(
-            f"the declared sensitivity {declared.sensitivity:g} is not the clip {task.max_grad_norm:g}, whatever "
-            "epsilon was computed from it: what counts is noise over clip"
-        )
-    return remarks
+    if declared is None or declared.sensitivity is None or task.max_grad_norm is None:
+        return []
+    return sensitivity_remarks(task.max_grad_norm, declared.sensitivity)

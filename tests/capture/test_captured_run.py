@@ -112,7 +112,7 @@ def test_validate_says_what_an_update_promises(
     assert "accounted epsilon 5.43e+03" in said
     assert "2.09e+04" in said
     assert "declared by the program: epsilon 8, delta 1e-05, sensitivity 5" in said
-    assert "the declared sensitivity 5 is not the clip 10" in said
+    assert "sensitivity 5 is below the clipping norm 10: the noise is 2 times too small" in said
     assert not (tmp_path / "run" / "reconstructions.safetensors").exists()
 
 

@@ -147,11 +147,14 @@ def test_an_average_is_recognised(good: CapturedUpdate, payload: ServerPayload, 
         check_update(mean, payload, None)
 
 
-def test_a_sensitivity_that_is_not_the_clip_is_remarked_on(good: CapturedUpdate) -> None:
-    assert remarks_of(replace(good, declared=Declared(sensitivity=10.0))) == []
+def test_a_sensitivity_that_does_not_fit_is_remarked_on(good: CapturedUpdate) -> None:
     assert remarks_of(replace(good, declared=None)) == []
-    (remark,) = remarks_of(replace(good, declared=Declared(sensitivity=5.0)))
-    assert "declared sensitivity 5 is not the clip 10" in remark
+    assert remarks_of(replace(good, declared=Declared(epsilon=8.0))) == []
+    # Two updates clipped to 10 differ by up to 20: local differential privacy takes that, and no more.
+    for sensitivity, parts in {20.0: [], 10.0: ["takes sensitivity 20"], 5.0: ["2 times too small", "20"]}.items():
+        remarks = remarks_of(replace(good, declared=Declared(sensitivity=sensitivity)))
+        assert len(remarks) == len(parts)
+        assert all(part in remark for part, remark in zip(parts, remarks, strict=True))
 
 
 SHAPES = {"conv.weight": (4, 3), "conv.bias": (4,), "norm.running_mean": (5,)}
