@@ -34,7 +34,7 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_recon.capture.flower import FlowerAudit, SameArrays
+from lightning_recon.capture.flower import FlowerAudit
 from lightning_recon.structure import WaterFilling
 
 SETTINGS = "CAPTURE_FLOWER"  # environment variable that tells the apps what the command line said
@@ -156,9 +156,7 @@ def server_app_of(settings: Settings, audit: FlowerAudit) -> ServerApp:
 
     @app.main()
     def serve(grid: Grid, context: Context) -> None:
-        nodes = settings.clients
-        strategy = SameArrays(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
-        strategy.start(grid, audit.arrays(), num_rounds=settings.rounds)
+        audit.strategy().start(grid, audit.arrays(), num_rounds=audit.rounds)
         Path(settings.folder, "done").touch()
 
     return app

@@ -194,7 +194,7 @@ def _told(one: Advice) -> dict[str, object]:
 
 
 def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
-    """What is wrong with the parameters themselves.
+    """What is wrong with the parameters themselves, and what a captured update's program does not tell its users.
 
     A delta of 1/n or more is kept by publishing one of n records as it is: a warning, not a refusal, since an audit is
     there to look at parameters that may be bad.
@@ -214,6 +214,11 @@ def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
                 f"δ = {number(delta)} is not below 1/{records} for the {records} records {whose}: a mechanism that "
                 f"publishes one record in full keeps such a promise. Choose δ well below {1 / records:.1g}."
             )
+    for outcome in outcomes:
+        capture = outcome.record.get("capture")
+        if capture and outcome.scored:  # the others are shown with theirs
+            told = ". ".join(remark[0].upper() + remark[1:] for remark in capture["remarks"])
+            found.append(f"{outcome.name} was made by {capture['source']}. {told}{'.' if told else ''}".rstrip())
     if any(not outcome.scored for outcome in outcomes):
         found.append(NO_TRUTH)
     return found

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_recon.audit.outcome import Setting
-from lightning_recon.audit.points import Point, smallest_noise
+from lightning_recon.audit.points import CONFIDENCE, Point, smallest_noise
 from lightning_recon.evaluation.accounting import epsilon_by_adjacency
+from lightning_recon.evaluation.robustness import binomial_interval
 
 Level = Literal["recognisable", "something", "nothing", "open"]
 NAMES: dict[Level, str] = {
@@ -136,14 +137,26 @@ def noise_sentence(points: Sequence[Point], tolerance: float) -> str:
         text += " The intervals over pictures and draws reach further up under every noise: more pictures would tell."
     elif found.sure > found.mean:
         text += f" With the whole 95 % interval over pictures and draws: {_noise(found.sure, points)}."
-    else:
+    elif _isolated(points, found.sure):
         text += " The whole 95 % interval over pictures and draws keeps within it too."
+    else:
+        pictures = min(point.psnr.pictures for point in points)
+        rare = binomial_interval(0, pictures, CONFIDENCE)[1]
+        text += (
+            f" No attack isolated any of the {pictures} pictures there; seen on so few, up to {100 * rare:.0f} % of "
+            "such pictures might still be (95 % interval)."
+        )
     below = [point.noise for point in points if 0 < point.noise < found.mean]
     if not below:
         return text + " Less noise was not tried."
     if found.exceeded is None:
         return text + " No smaller noise that was tried exceeds it with the whole interval."
     return text + f" With the whole interval it is exceeded up to z = {found.exceeded:.3g}: the threshold lies between."
+
+
+def _isolated(points: Sequence[Point], noise: float) -> bool:
+    """Whether any attack handed over a picture of its own under this noise or more."""
+    return any(point.mean_of("summary", "detected") for point in points if point.noise >= noise)
 
 
 def promise(point: Point) -> str:
@@ -182,7 +195,10 @@ def _sentence(one: Protection, tolerance: float) -> str:
     between = "" if best.gain.low is None else f" (95 % interval {best.gain.low:+.1f} to {best.gain.high:+.1f} dB)"
     start = f"At {promise(best)}, z = {one.noise:.3g}: "
     if not any(point.mean_of("summary", "detected") for point in one.points):
-        return f"{start}no attack in this audit isolated a picture; all that is left to them is the mean image."
+        return (
+            f"{start}no attack in this audit isolated any of {best.psnr.pictures} pictures; all that is left to them "
+            "is the mean image."
+        )
     if one.level == "nothing":
         return (
             f"{start}no attack in this audit beats a mean image by more than {tolerance:g} dB on average; the best, "

@@ -119,6 +119,10 @@ class FlowerAudit:
         """The payload as Flower ships it: the initial arrays of a strategy."""
         return ArrayRecord({name: tensor.detach().clone() for name, tensor in self.model().state_dict().items()})
 
+    def strategy(self) -> "SameArrays":
+        """A strategy that asks `clients` clients (Flower itself wants two at least) and evaluates nothing."""
+        return SameArrays(fraction_evaluate=0.0, min_train_nodes=self.clients, min_available_nodes=self.clients)
+
     def capture(self, folder: str | Path) -> "CaptureMod":
         """A mod that keeps what leaves the client; it goes before the LocalDpMod: `mods=[capture, protection]`."""
         return CaptureMod(Path(folder), self)
@@ -148,10 +152,13 @@ class CaptureMod:
         sent = {} if reply.has_error() else _tensors(reply)
         if received and sent:
             client, round = _place(message, context)
-            save_captured(
-                self.folder / f"{update_name(client, 0, round)}{ENDING}",
-                captured_update(self.audit, received, sent, client, round),
-            )
+            path = self.folder / f"{update_name(client, 0, round)}{ENDING}"
+            if path.exists():
+                raise UserError(
+                    f"{path} was captured already: empty the folder before another run, and number the nodes by "
+                    "partition-id where there are several"
+                )
+            save_captured(path, captured_update(self.audit, received, sent, client, round))
         return reply
 
 
@@ -171,8 +178,15 @@ def captured_update(
         The parameters' deltas; buffers of batch normalisation are left out, for they are no gradients.
 
     Raises:
-        UserError: the client trained another model, or what is seen here was not protected yet.
+        UserError: the client trained another model, what is seen here was not protected yet, or there are more clients
+            or rounds than the audit is of.
     """
+    for what, index, count in (("client", client, audit.clients), ("round", round, audit.rounds)):
+        if index >= count:
+            raise UserError(
+                f"{what} number {index + 1} answers, and the audit is of {count}: give FlowerAudit {what}s={index + 1} "
+                "or more"
+            )
     for arrays in (received, sent):
         if missing := [name for name in audit.names if name not in arrays]:
             raise UserError(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_recon.capture.local_dp import sensitivity_remarks
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
@@ -213,6 +212,34 @@ def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapp
     update = captured.update()
     check_noise(captured, update, payload)
     return update
+
+
+def sensitivity_remarks(clipping_norm: float, sensitivity: float) -> list[str]:
+    """What is wrong with a sensitivity that noise was computed from.
+
+    Args:
+        clipping_norm: C, above 0.
+        sensitivity: at least 0, in the same unit.
+    """
+    remarks = []
+    if sensitivity == 0:
+        remarks.append("sensitivity 0 adds no noise at all, whatever epsilon says")
+    elif sensitivity < clipping_norm * (1 - 1e-9):
+        remarks.append(
+            f"sensitivity {sensitivity:g} is below the clipping norm {clipping_norm:g}: the noise is "
+            f"{clipping_norm / sensitivity:.3g} times too small even for an update that is there or is not"
+        )
+    if 0 < sensitivity < 2 * clipping_norm * (1 - 1e-9):
+        remarks.append(
+            f"two updates clipped to {clipping_norm:g} differ by up to {2 * clipping_norm:g}, and local differential "
+            f"privacy compares any two (replace_one): it takes sensitivity {2 * clipping_norm:g}, not {sensitivity:g}"
+        )
+    if sensitivity > 2 * clipping_norm * (1 + 1e-9):
+        remarks.append(
+            f"sensitivity {sensitivity:g} is above {2 * clipping_norm:g}, the most by which two clipped updates "
+            "differ: there is more noise than epsilon asks for"
+        )
+    return remarks
 
 
 def remarks_of(captured: CapturedUpdate) -> list[str]:

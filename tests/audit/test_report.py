@@ -120,7 +120,9 @@ def test_the_report_never_promises(sweep: list[Outcome], tmp_path: Path) -> None
 def test_where_nothing_was_isolated_it_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     blind = outcome(make_run("blind", gains=((0.0,), (0.0,)), detected=False, z=3.0))
     text = Page(written(tmp_path, blind)).text
-    assert "no attack in this audit isolated a picture" in text
+    assert "no attack in this audit isolated any of 2 pictures" in text
+    # Clopper and Pearson's: 1 - 0.025 ** (1 / 2).
+    assert "No attack isolated any of the 2 pictures there; seen on so few, up to 84 % of such pictures might" in text
     assert "12.0 dB, not isolated" in text
 
 
@@ -290,6 +292,14 @@ def test_a_delta_of_one_over_n_is_called_out(
 ) -> None:
     remarks = remarks_of([outcome(make_run("one", delta=delta))], Judgement(records=records))
     assert bool(remarks) is warned
+
+
+def test_what_a_program_did_not_say_stands_beside_the_scores(make_run: MakeRun, tmp_path: Path) -> None:
+    one = outcome(make_run("one"))
+    capture = {"source": "flwr 1.42", "remarks": ["the program declares epsilon 8"]}
+    told = replace(one, record={**one.record, "capture": capture})
+    assert "one was made by flwr 1.42. The program declares epsilon 8." in written(tmp_path, told)
+    assert "was made by" not in written(tmp_path, one)
 
 
 def test_numbers_are_written_as_people_read_them() -> None:

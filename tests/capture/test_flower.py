@@ -151,12 +151,15 @@ def test_three_captured_draws_show_what_our_own_client_shows(script: ModuleType,
     received = {name: array.numpy() for name, array in audit.arrays().items()}
     noises = []
     np.random.seed(0)  # Flower's noise comes from numpy's global generator, which nothing seeds otherwise
-    for draw in range(3):
+    for draw in (2, 1, 0):  # each is captured as draw 0, and moved away before the next
         app(message_of(received), context(0))
         first = Path(settings.folder, "update-c000-d000-r0000.safetensors")
         update = load_captured(first)
         noises.append(nulls_of(update.tensors))
+        first.unlink()
         save_captured(first.with_stem(f"update-c000-d{draw:03d}-r0000"), replace(update, draw=draw))
+    with pytest.raises(UserError, match="was captured already: empty the folder"):
+        app(message_of(received), context(0))
     noise = torch.cat(noises)
     assert float(noise.std()) == pytest.approx(10 * np.sqrt(2 * np.log(1.25e5)) / 2e4, rel=0.03)
     assert abs(float(torch.corrcoef(torch.stack([part.flatten() for part in noises]))[0, 1])) < 0.05
@@ -231,6 +234,15 @@ def test_a_client_that_trains_another_model_is_refused(tmp_path: Path) -> None:
     own = dict(tiny_network().state_dict())
     with pytest.raises(UserError, match=r"lack network\.1\.weight: ship FlowerAudit\.arrays\(\)"):
         captured_update(audit, own, own, client=0, round=0)
+
+
+@pytest.mark.parametrize(("place", "message"), [((1, 0), "FlowerAudit clients=2"), ((0, 1), "FlowerAudit rounds=2")])
+def test_more_than_was_announced_is_refused(place: tuple[int, int], message: str) -> None:
+    audit = audit_of(tiny_network(), LocalDpMod(1.0, 1.0, 1.0, 1e-5))
+    own = dict(audit.model().state_dict())
+    assert captured_update(audit, own, own, client=0, round=0).place == (0, 0, 0)
+    with pytest.raises(UserError, match=message):
+        captured_update(audit, own, own, *place)
 
 
 def test_messages_without_arrays_pass(tmp_path: Path) -> None:
