@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 from lightning_recon.data.masks import NoMasks, SubjectMasks
@@ -46,9 +46,10 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
     if isinstance(masks, NoMasks):
         return 0
     keys: list[Path] = []
+    bar = Progress(transient=True)
 
     def missing() -> Iterator[Tensor]:
-        for image in track(images, "subject masks", total=total, transient=True):
+        for image in bar.track(images, total=total, description="subject masks"):
             path = _path(image, masks, folder)
             if path not in seen and _load(path, image) is None:
                 seen.add(path)
@@ -56,8 +57,9 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
                 yield image
 
     seen: set[Path] = set()
-    for count, mask in enumerate(masks(missing())):
-        _store(keys[count], mask)
+    with bar:  # out here, where it is closed at once whatever goes wrong
+        for count, mask in enumerate(masks(missing())):
+            _store(keys[count], mask)
     return len(keys)
 
 
