@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objective of an honest server's attack, for many independent guesses at once."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.func import grad, vmap
+
+from lightning_recon.attack.dummies import Coordinates
+from lightning_recon.attack.local import Model, Update, client_update
+from lightning_recon.attack.matching import Distance, cosine_distance, noise_std, squared_distance
+from lightning_recon.attack.priors import Penalties, batch_statistics, revealed_features, total_variation
+from lightning_recon.exchange import Task
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """P guesses at what clients hold; every guess is alone with its own update.
+
+    Args:
+        dummies: (P, B, 3, H, W), in the coordinates of the search.
+        logits: (P, B, classes): labels that are searched too; None if they are taken as known.
+        labels: (P, B), int64: labels that are not searched.
+        seen: updates as received, each tensor (P, ...).
+        weights: what each tensor of an update counts, (P,) each; None: 1.
+        centre: where restarts agree, like `dummies`; None without that penalty.
+    """
+
+    dummies: Tensor
+    logits: Tensor | None
+    labels: Tensor
+    seen: Update
+    weights: Update | None
+    centre: Tensor | None
+
+
+class UpdateMatching:
+    """Distance between updates plus penalties, a sum over guesses that do not influence one another."""
+
+    def __init__(
+        self, model: Model, task: Task, coordinates: Coordinates, distance: Distance, penalties: Penalties
+    ) -> None:
+        """Prepare the objective.
+
+        Args:
+            model: the network that the server shipped.
+            task: what was announced.
+            coordinates: of the search.
+            distance: between updates; only "likelihood" reckons with clip and noise.
+            penalties: what pictures look like.
+        """
+        # The published distances know nothing of clipping.
+        self.task = task if distance == "likelihood" else replace(task, max_grad_norm=None)
+        self.scale = 2 * noise_std(task) ** 2 if distance == "likelihood" else 1.0
+        self.model, self.coordinates = model, coordinates
+        self.distance, self.penalties = distance, penalties
+        watch = list(model.running) if penalties.batch_norm else []
+        if penalties.features and model.head is not None:
+            watch.append(model.head)
+        self.watch = tuple(watch)
+
+    def __call__(self, guesses: Guesses) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Objective and its gradients.
+
+        Args:
+            guesses: P of them; with more than one, all are computed side by side, which takes P times the memory.
+
+        Returns:
+            Objective (P,), its gradients with respect to dummies and, if they are searched, logits.
+        """
+        searched = (0, 1) if guesses.logits is not None else (0,)
+        function = grad(self._value, argnums=searched, has_aux=True)
+        arguments = (guesses.dummies, guesses.logits, guesses.labels, guesses.seen, guesses.weights, guesses.centre)
+        if len(guesses.dummies) == 1:
+            alone = [_first(argument) for argument in arguments]
+            gradients, value = function(*alone)
+            gradients, value = tuple(gradient[None] for gradient in gradients), value[None]
+        else:
+            dims = tuple(None if argument is None else 0 for argument in arguments)
+            gradients, value = vmap(function, in_dims=dims)(*arguments)
+        return value, gradients[0], gradients[1] if len(gradients) > 1 else None
+
+    def _value(
+        self,
+        dummies: Tensor,
+        logits: Tensor | None,
+        labels: Tensor,
+        seen: Update,
+        weights: Update | None,
+        centre: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Objective of one guess, twice: what is differentiated, and what is handed over."""
+        targets = labels if logits is None else logits.softmax(-1)
+        pictures = self.coordinates.pictures(dummies)
+        value = self._distance(pictures, targets, seen, weights) + self._prior(dummies, pictures, centre)
+        return value, value.detach()
+
+    def _distance(self, pictures: Tensor, targets: Tensor, seen: Update, weights: Update | None) -> Tensor:
+        penalties = self.penalties
+        update, inputs = client_update(self.model, pictures, targets, self.task, self.watch)
+        distance = cosine_distance if self.distance == "cosine" else squared_distance
+        value = distance(update, seen, weights) / self.scale
+        if penalties.batch_norm:
+            shown = {name: inputs[name] for name in self.model.running}
+            value = value + penalties.batch_norm * batch_statistics(shown, self.model.running)
+        if penalties.features and self.model.head is not None:
+            head = self.model.head
+            revealed = revealed_features(seen[f"{head}.weight"], seen[f"{head}.bias"])
+            value = value + penalties.features * (inputs[head].float().mean(0) - revealed).square().mean()
+        return value
+
+    def _prior(self, dummies: Tensor, pictures: Tensor, centre: Tensor | None) -> Tensor:
+        penalties = self.penalties
+        value = dummies.new_zeros(())
+        if penalties.total_variation:
+            standardised = (pictures - self.coordinates.centre) / self.coordinates.scale
+            value = value + penalties.total_variation * total_variation(standardised, penalties.opponents)
+        if penalties.norm:
+            value = value + penalties.norm * dummies.square().mean()
+        if penalties.spectrum:
+            value = value + penalties.spectrum * 0.5 * dummies.square().sum()
+        if penalties.consensus and centre is not None:
+            value = value + penalties.consensus * (dummies - centre).square().mean()
+        return value
+
+
+def _first(argument: Tensor | Update | None) -> Tensor | Update | None:
+    if isinstance(argument, dict):
+        return {name: tensor[0] for name, tensor in argument.items()}
+    return None if argument is None else argument[0]
