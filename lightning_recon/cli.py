@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 # Classes that may be given by their bare names on the command line.
 from lightning_recon import __version__
-from lightning_recon.attack import ReconstructionAttack  # noqa: F401
+from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
 from lightning_recon.callbacks.originals import Originals
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_recon.evaluation.results import Record, privacy_record
-from lightning_recon.structure import Structure
+from lightning_recon.exchange import ServerPayload
 from lightning_recon.victim import VictimClient
 
 
-def show_release(client: VictimClient, structure: Structure) -> None:
+def show_release(client: VictimClient, payload: ServerPayload) -> None:
     """Print, for every client, what it would release to this server."""
-    payload = structure.payload(client.task)
     table = Table(title="What each client would release", title_justify="left")
     for column in ("client", "gradient norm", "clip factor", "structure's share", "noise std", "noise norm"):
         table.add_column(column, justify="right")

@@ -32,7 +32,7 @@ from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFe
 from lightning_recon.structure.guess import Structure
 from lightning_recon.structure.inference import TamperedNetwork
 from lightning_recon.victim import Privacy, VictimClient
-from lightning_recon.victim.networks import Normalized, build_network
+from lightning_recon.networks import Normalized, build_network
 
 CLASSES, PICTURES, SIZE, VICTIM_SIZE = 1000, 8, 64, 32
 # Networks whose picture size is fixed when they are built.

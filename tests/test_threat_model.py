@@ -211,7 +211,7 @@ def test_clients_are_no_part_of_the_attackers_checkpoint(finished: Path) -> None
 WITHOUT_DATA = """
 import sys
 import lightning_recon.data.datamodule, lightning_recon.data.images, lightning_recon.data.mask_cache
-import lightning_recon.data.masks, lightning_recon.victim.client, lightning_recon.victim.networks
+import lightning_recon.data.masks, lightning_recon.victim.client, lightning_recon.networks
 from lightning_recon.cli import main
 
 def refuse(*args, **kwargs):

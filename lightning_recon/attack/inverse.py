@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The objective of an honest server's attack, for many independent guesses at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -34,6 +35,23 @@ class Guesses:
     centre: Tensor | None
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What the objective says of P guesses.
+
+    Args:
+        value: (P,).
+        dummies: gradient with respect to the dummies, (P, B, 3, H, W).
+        logits: gradient with respect to the logits; None if labels are not searched.
+        residual: squared distance of the updates, (P,); only the likelihood's means anything beside the noise.
+    """
+
+    value: Tensor
+    dummies: Tensor
+    logits: Tensor | None
+    residual: Tensor
+
+
 class UpdateMatching:
     """Distance between updates plus penalties, a sum over guesses that do not influence one another."""
 
@@ -59,26 +77,26 @@ class UpdateMatching:
             watch.append(model.head)
         self.watch = tuple(watch)
 
-    def __call__(self, guesses: Guesses) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, guesses: Guesses) -> Evaluated:
         """Objective and its gradients.
 
         Args:
             guesses: P of them; with more than one, all are computed side by side, which takes P times the memory.
 
         Returns:
-            Objective (P,), its gradients with respect to dummies and, if they are searched, logits.
+            Both, for every guess.
         """
         searched = (0, 1) if guesses.logits is not None else (0,)
         function = grad(self._value, argnums=searched, has_aux=True)
         arguments = (guesses.dummies, guesses.logits, guesses.labels, guesses.seen, guesses.weights, guesses.centre)
         if len(guesses.dummies) == 1:
             alone = [_first(argument) for argument in arguments]
-            gradients, value = function(*alone)
-            gradients, value = tuple(gradient[None] for gradient in gradients), value[None]
+            gradients, (value, residual) = function(*alone)
+            gradients, value, residual = tuple(one[None] for one in gradients), value[None], residual[None]
         else:
             dims = tuple(None if argument is None else 0 for argument in arguments)
-            gradients, value = vmap(function, in_dims=dims)(*arguments)
-        return value, gradients[0], gradients[1] if len(gradients) > 1 else None
+            gradients, (value, residual) = vmap(function, in_dims=dims)(*arguments)
+        return Evaluated(value, gradients[0], gradients[1] if len(gradients) > 1 else None, residual)
 
     def _value(
         self,
@@ -88,23 +106,23 @@ class UpdateMatching:
         seen: Update,
         weights: Update | None,
         centre: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Objective of one guess, twice: what is differentiated, and what is handed over."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Objective of one guess; and handed over beside it, the same and the residual."""
         targets = labels if logits is None else logits.softmax(-1)
         pictures = self.coordinates.pictures(dummies)
-        value = self._distance(pictures, targets, seen, weights) + self._prior(dummies, pictures, centre)
-        return value, value.detach()
-
-    def _distance(self, pictures: Tensor, targets: Tensor, seen: Update, weights: Update | None) -> Tensor:
-        penalties = self.penalties
         update, inputs = client_update(self.model, pictures, targets, self.task, self.watch)
         distance = cosine_distance if self.distance == "cosine" else squared_distance
-        value = distance(update, seen, weights) / self.scale
-        if penalties.batch_norm:
+        residual = distance(update, seen, weights)
+        value = residual / self.scale + self._inside(inputs, seen) + self._prior(dummies, pictures, centre)
+        return value, (value.detach(), residual.detach())
+
+    def _inside(self, inputs: Mapping[str, Tensor], seen: Update) -> Tensor | float:
+        """Penalties on what the network's layers see of a guess."""
+        penalties, head, value = self.penalties, self.model.head, 0.0
+        if penalties.batch_norm and self.model.running:
             shown = {name: inputs[name] for name in self.model.running}
             value = value + penalties.batch_norm * batch_statistics(shown, self.model.running)
-        if penalties.features and self.model.head is not None:
-            head = self.model.head
+        if penalties.features and head is not None:
             revealed = revealed_features(seen[f"{head}.weight"], seen[f"{head}.bias"])
             value = value + penalties.features * (inputs[head].float().mean(0) - revealed).square().mean()
         return value

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from lightning_recon.attack import Reconstruction, ReconstructionAttack
+from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
 from lightning_recon.callbacks.inspected import alarms_of
 from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
@@ -61,7 +61,7 @@ class ResultsWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock: what the clients and the decoding take counts as well; look at a captured update."""
         self._started, self._spent = time.monotonic(), 0.0
-        self._examined = examine(trainer, pl_module) if isinstance(pl_module, ReconstructionAttack) else None
+        self._examined = examine(trainer, pl_module) if isinstance(pl_module, Server) else None
         self._origin = origin(trainer, pl_module) if stage == "fit" else {}
         if self._examined is not None and stage == "fit":
             self._origin["hash of the captured update"] = self._examined.fingerprint
@@ -95,7 +95,7 @@ class ResultsWriter(Callback):
         """Write the attacker's pictures, and how good they are if the truth is at hand."""
         if isinstance(pl_module, VictimClient):
             self._training = training_line(pl_module, trainer.global_step)
-        if not isinstance(pl_module, ReconstructionAttack):
+        if not isinstance(pl_module, Server):
             return
         seconds = self._seconds()
         found = pl_module.gathered()
@@ -117,7 +117,7 @@ class ResultsWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score a finished run again."""
-        if not isinstance(pl_module, ReconstructionAttack):
+        if not isinstance(pl_module, Server):
             return
         decoded = pl_module.gathered()
         if not trainer.is_global_zero:
@@ -138,7 +138,7 @@ class ResultsWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the pictures of a finished run, in the attacker's order."""
-        if isinstance(pl_module, ReconstructionAttack) and trainer.is_global_zero:
+        if isinstance(pl_module, Server) and trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
             export(finished_pictures(root), root / "predictions")
 
@@ -146,14 +146,12 @@ class ResultsWriter(Callback):
         """Show what the client would release, for `recon validate`."""
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
-        if isinstance(pl_module, ReconstructionAttack) and isinstance(pl_module.client, VictimClient):
-            show_release(pl_module.client, pl_module.structure)
+        if isinstance(pl_module, Server) and isinstance(pl_module.client, VictimClient):
+            show_release(pl_module.client, pl_module.design(pl_module.client))
         if self._examined is not None:
             show_capture(self._examined.privacy, self._examined.capture)
 
-    def _score(
-        self, trainer: Trainer, module: ReconstructionAttack, found: list[Reconstruction], cost: dict[str, Any]
-    ) -> None:
+    def _score(self, trainer: Trainer, module: Server, found: list[Reconstruction], cost: dict[str, Any]) -> None:
         """Match with the truth, write `results.json` and the images, log, print."""
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
@@ -190,14 +188,14 @@ class ResultsWriter(Callback):
 
 
 def run_record(
-    module: ReconstructionAttack,
+    module: Server,
     truths: list[Truth],
     scored: list[Scored],
     cost: dict[str, Any],
     examined: Examined | None,
 ) -> Record:
     """The whole of `results.json`, but for what is known of a captured update."""
-    client, task, statistics = module.client, module.task, module.structure.statistics(module.task)
+    client, task, statistics = module.client, module.task, module.statistics
     # A run that is scored again was made as its own record says.
     own: dict[str, Any] = {"seed": None, "batchnorm": None, "participation": None}
     if examined is not None:
@@ -211,10 +209,10 @@ def run_record(
         raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
     clipping: Any = {name: getattr(task, name) for name in ("granularity", "per_layer", "rounds")}
     return results_record(
-        attack=module.structure.name,
+        attack=module.name,
         config="config.yaml",
         privacy=privacy,
-        oracles=[],
+        oracles=module.oracles,
         public_statistics=statistics.name,
         truths=truths,
         scored=scored,

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_recon.attack import Reconstruction, ReconstructionAttack
+from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
 
 
@@ -25,7 +25,7 @@ class Together:
     masks: Tensor
 
 
-def truth_of(truths: list[Truth], update: int, module: ReconstructionAttack) -> Truth:
+def truth_of(truths: list[Truth], update: int, module: Server) -> Truth:
     """All victims of an update: one client's batch, or those of a group of clients."""
     count = module.task.aggregated
     if count == 1:
@@ -37,7 +37,7 @@ def truth_of(truths: list[Truth], update: int, module: ReconstructionAttack) -> 
     return Together(images, photographs, masks)
 
 
-def scored_one(one: Reconstruction, truths: list[Truth], module: ReconstructionAttack) -> Scored:
+def scored_one(one: Reconstruction, truths: list[Truth], module: Server) -> Scored:
     """Match an update's pictures to its victims and score them; each victim is then named by its own client."""
     attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident)
     scored = score(truth_of(truths, one.client, module), attacked, module.mean_image)

@@ -22,7 +22,7 @@ from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFe
 from lightning_recon.structure.guess import Structure
 from lightning_recon.structure.inference import TamperedNetwork
 from lightning_recon.victim import Privacy, VictimClient
-from lightning_recon.victim.networks import Normalized
+from lightning_recon.networks import Normalized
 
 SIZE, CLASSES = 24, 16
 Count = Literal[1, 4]

@@ -15,7 +15,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from lightning_recon.errors import UserError
 from lightning_recon.victim.gradients import mixing_layer
-from lightning_recon.victim.networks import (
+from lightning_recon.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Normalized,
