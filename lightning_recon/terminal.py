@@ -100,6 +100,10 @@ def show_results(record: Record, root: Path) -> None:
         f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
         f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
     )
+    if summary["label_accuracy"] is not None:
+        oracles: Any = record["oracles"]
+        told = "told by an oracle" if "labels" in oracles else f"{100 * summary['label_accuracy']:.0f} % right"
+        console.print(f"labels: {told}")
     if "capture" in record:
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
     else:

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 import lightning_recon
-from lightning_recon.attack import ReconstructionAttack
+from lightning_recon.attack import GradientInversion, ReconstructionAttack
 from lightning_recon.cli import main
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.exchange import Client, ClientUpdate, RecordedClient, ServerPayload, Task
@@ -160,6 +160,28 @@ def test_the_update_is_all_that_reaches_the_attack(tmp_path: Path) -> None:
         assert set(spy.updates[0].gradient) >= {"structure.weight"}
         assert not (found.pictures == found.initial).all()
     assert all(torch.equal(honest, blind) for honest, blind in zip(*results, strict=True))
+
+
+@with_library_noise
+def test_the_update_is_all_that_reaches_an_honest_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees the network, which it shipped; pictures and labels are gone once the client has answered."""
+    share, results = VictimClient.share, []
+
+    def forget(self: VictimClient, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        update = share(self, payload, client, draw, round)
+        for batch in self._batches:
+            for tensor in (batch.images, batch.photographs, batch.labels):
+                tensor.zero_()
+        return update
+
+    for door in (share, forget):
+        monkeypatch.setattr(VictimClient, "share", door)
+        attack = GradientInversion(bound_client(), distance="likelihood", basis="spectrum", start="mean", boxed=False)
+        trainer(tmp_path / door.__name__).fit(attack)
+        (found,) = attack.reconstructions()
+        assert not torch.equal(found.pictures, found.initial)
+        results.append((found.pictures, found.labels))
+    assert all(torch.equal(seeing, blind) for seeing, blind in zip(*results, strict=True))
 
 
 @with_library_noise

@@ -3,7 +3,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -86,17 +88,32 @@ class UpdateMatching:
         Returns:
             Both, for every guess.
         """
+        if len(guesses.dummies) == 1 and not torch.compiler.is_compiling():
+            return self._alone(guesses)
         searched = (0, 1) if guesses.logits is not None else (0,)
         function = grad(self._value, argnums=searched, has_aux=True)
         arguments = (guesses.dummies, guesses.logits, guesses.labels, guesses.seen, guesses.weights, guesses.centre)
         if len(guesses.dummies) == 1:
-            alone = [_first(argument) for argument in arguments]
+            alone: list[Any] = [_first(argument) for argument in arguments]
             gradients, (value, residual) = function(*alone)
             gradients, value, residual = tuple(one[None] for one in gradients), value[None], residual[None]
         else:
             dims = tuple(None if argument is None else 0 for argument in arguments)
             gradients, (value, residual) = vmap(function, in_dims=dims)(*arguments)
         return Evaluated(value, gradients[0], gradients[1] if len(gradients) > 1 else None, residual)
+
+    def _alone(self, guesses: Guesses) -> Evaluated:
+        """The same for a single guess, by plain autograd: what `torch.func` adds to every operation counts there."""
+        arguments = (guesses.dummies, guesses.logits, guesses.labels, guesses.seen, guesses.weights, guesses.centre)
+        dummies, logits, *rest = (_first(argument) for argument in arguments)
+        searched: list[Any] = [one.detach().requires_grad_() for one in (dummies, logits) if isinstance(one, Tensor)]
+        given: list[Any] = [*searched, *([] if logits is not None else [None]), *rest, False]
+        with torch.enable_grad():
+            value, (shown, residual) = self._value(*given)
+            gradients = torch.autograd.grad(value, searched)
+        return Evaluated(
+            shown[None], gradients[0][None], gradients[1][None] if len(gradients) > 1 else None, residual[None]
+        )
 
     def _value(
         self,
@@ -106,11 +123,12 @@ class UpdateMatching:
         seen: Update,
         weights: Update | None,
         centre: Tensor | None,
+        mapped: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Objective of one guess; and handed over beside it, the same and the residual."""
         targets = labels if logits is None else logits.softmax(-1)
         pictures = self.coordinates.pictures(dummies)
-        update, inputs = client_update(self.model, pictures, targets, self.task, self.watch)
+        update, inputs = client_update(self.model, pictures, targets, self.task, self.watch, mapped)
         distance = cosine_distance if self.distance == "cosine" else squared_distance
         residual = distance(update, seen, weights)
         value = residual / self.scale + self._inside(inputs, seen) + self._prior(dummies, pictures, centre)
@@ -118,13 +136,14 @@ class UpdateMatching:
 
     def _inside(self, inputs: Mapping[str, Tensor], seen: Update) -> Tensor | float:
         """Penalties on what the network's layers see of a guess."""
-        penalties, head, value = self.penalties, self.model.head, 0.0
+        penalties, head = self.penalties, self.model.head
+        value: Tensor | float = 0.0
         if penalties.batch_norm and self.model.running:
             shown = {name: inputs[name] for name in self.model.running}
             value = value + penalties.batch_norm * batch_statistics(shown, self.model.running)
         if penalties.features and head is not None:
             revealed = revealed_features(seen[f"{head}.weight"], seen[f"{head}.bias"])
-            value = value + penalties.features * (inputs[head].float().mean(0) - revealed).square().mean()
+            value = value + penalties.features * (inputs[head].to(revealed).mean(0) - revealed).square().mean()
         return value
 
     def _prior(self, dummies: Tensor, pictures: Tensor, centre: Tensor | None) -> Tensor:
@@ -136,7 +155,7 @@ class UpdateMatching:
         if penalties.norm:
             value = value + penalties.norm * dummies.square().mean()
         if penalties.spectrum:
-            value = value + penalties.spectrum * 0.5 * dummies.square().sum()
+            value = value + penalties.spectrum * 0.5 * self.coordinates.whitened(dummies).square().sum()
         if penalties.consensus and centre is not None:
             value = value + penalties.consensus * (dummies - centre).square().mean()
         return value

@@ -2,36 +2,36 @@
 """The honest server's attack as a LightningModule: nothing is added to the network, the update itself is inverted."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_recon.attack.closed_form import revealed_picture
 from lightning_recon.attack.dummies import Basis, Coordinates, Start
-from lightning_recon.attack.inverse import Guesses, UpdateMatching
-from lightning_recon.attack.labels import label_counts
-from lightning_recon.attack.local import Update, take_apart
-from lightning_recon.attack.matching import Distance, fit_is_visible, noise_std, signal_weights
+from lightning_recon.attack.hearing import Heard, Place, counted_labels, expected_prediction, lay_out, mean_update
+from lightning_recon.attack.information import information
+from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
+from lightning_recon.attack.local import take_apart
+from lightning_recon.attack.matching import Distance, explained, noise_std
+from lightning_recon.attack.moving import Moves, Schedule, Signed
 from lightning_recon.attack.priors import Penalties, consensus
+from lightning_recon.attack.search import Search
 from lightning_recon.attack.server import Reconstruction, Server
 from lightning_recon.attack.shipped import keep_network, network_of, told_labels
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, ServerPayload, payload_name, update_name
+from lightning_recon.exchange import Client, ServerPayload, payload_name
+from lightning_recon.networks import twice_differentiable
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
-from lightning_recon.structure.transform import synthesise
 
 Labels = Literal["counted", "joint", "known"]
-Schedule = Literal["constant", "steps", "cosine"]
-PREFIX = "network."  # of the network's own parameters in an update
-_WARM_UP = 50
-_PUBLIC_PICTURES = 64  # from which the network's mean prediction is estimated
-_SIDE_BY_SIDE = 16  # guesses at a time on an accelerator; a CPU is busy with one
+_SIDE_BY_SIDE = 16  # guesses at a time, at most
+_BUSY = 2**21  # numbers of as many guesses keep a CPU busy: more side by side are slower there
 
 
 def adam(params: ParamsT) -> Optimizer:
@@ -55,7 +55,7 @@ class GradientInversion(Server):
         start: Start = "noise",
         labels: Labels = "counted",
         penalties: Penalties = Penalties(),  # noqa: B008 - frozen
-        signed: Literal["no", "hard", "soft"] = "no",
+        signed: Signed = "no",
         boxed: bool = True,
         weigh_tensors: bool = False,
         discrepancy: bool = False,
@@ -66,6 +66,7 @@ class GradientInversion(Server):
         statistics: str | None = None,
         seed: int = 0,
         chunk_size: int | None = None,
+        network: str | None = None,
         compile: bool = False,
         draws: int = 1,
         record: bool = True,
@@ -79,9 +80,11 @@ class GradientInversion(Server):
             name: Name of the attack in `results.json`.
             distance: Between the guess's update and the received one: "cosine" and "euclidean" as published, or
                 "likelihood", the channel's own: squared distance after the announced clip, in units of the noise.
-            basis: In which coordinates to search: "pixels", or "spectrum", decorrelated cosine coefficients in units of
-                their public standard deviation.
-            start: Where to begin: "noise", "patches" of noise, or the public "mean" image.
+            basis: In which coordinates to search: "pixels", or decorrelated cosine coefficients, in units of their
+                public standard deviation ("spectrum"), or in units that also reckon with what the update tells of them
+                ("balanced").
+            start: Where to begin: "noise", "patches" of noise, the public "mean" image, or the picture "revealed" by
+                the gradient of a fully connected first layer, for updates of a single picture, not in pixels.
             labels: "counted" from the last layer's gradient (for one picture the sign rule), searched "joint" with the
                 pictures, or "known": an oracle, told by the client and named in `results.json`.
             penalties: What pictures look like.
@@ -97,8 +100,10 @@ class GradientInversion(Server):
             subjects: Whether the server knows that clients cut the subject out on black.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             seed: Of the starts.
-            chunk_size: Guesses differentiated side by side, which takes memory for as many updates. Default: 1 on a
-                CPU, 16 elsewhere.
+            chunk_size: Guesses differentiated side by side, which takes memory for as many updates. Default: 16; on a
+                CPU fewer, down to 1, for larger networks and pictures.
+            network: Name or class path of the network that was shipped, if nobody is asked who has it. Default: what
+                the recorded or captured task says, which may not be a class path, since that would run code.
             compile: Whether to compile the objective with its gradient (`torch.compile`): minutes at the start.
             draws: How many independent noise realisations of each client's update to attack.
             record: Whether to keep what crossed the wire, without which a run can be neither resumed nor replayed.
@@ -107,10 +112,17 @@ class GradientInversion(Server):
         """
         super().__init__(client, draws, record, update)
         self.automatic_optimization = False
+        if start == "revealed" and basis == "pixels":
+            raise UserError("--model.start revealed needs --model.basis spectrum or balanced")
         if restarts < 1:
             raise UserError(f"--model.restarts is {restarts}: give at least 1")
         if chunk_size is not None and chunk_size < 1:
             raise UserError(f"--model.chunk_size is {chunk_size}: give at least 1")
+        if compile and (penalties.features or penalties.batch_norm):
+            raise UserError(
+                "--model.compile cannot look into the network: set --model.penalties.features and batch_norm to 0, or "
+                "leave it out"
+            )
         if penalties.consensus and restarts < 2:
             raise UserError("--model.penalties.consensus is about several restarts: set --model.restarts to 2 or more")
         self.title, self.distance, self.basis, self.begin, self.labelled = name, distance, basis, start, labels
@@ -118,6 +130,8 @@ class GradientInversion(Server):
         self.discrepancy, self.langevin, self.schedule, self.restarts = discrepancy, langevin, schedule, restarts
         self.subjects, self.statistics_file, self.seed = subjects, statistics, seed
         self.chunk_size, self.compile_objective, self.optimizer = chunk_size, compile, optimizer
+        self.network = network
+        self.along_lines = False  # until the optimiser is known
 
     @property
     def name(self) -> str:
@@ -141,118 +155,91 @@ class GradientInversion(Server):
     def announce(self, folder: Path) -> None:
         """Write down the task and the network, which the server ships as it is."""
         self.task.save(folder)
-        keep_network(self.client, folder)
+        keep_network(self.client, self.client, folder, self.network)
         for number in range(self.task.rounds):
             ServerPayload().save(folder, payload_name(number))
 
     def allocate(self) -> None:
-        """Make room for the dummies of all ranks, and for the best of them so far."""
-        shape = (self.task.victims, *self.task.image_shape)
+        """Make room for the guesses of all ranks, and for the best of them so far."""
+        classes = self.task.num_classes if self.labelled == "joint" else None
         count = self.task.updates * self.draws * self.restarts
-        self.dummies = nn.ParameterList(torch.zeros(shape) for _ in range(count))
-        joint = self.labelled == "joint"
-        self.logits = nn.ParameterList(
-            torch.zeros(self.task.victims, self.task.num_classes) for _ in range(count if joint else 0)
-        )
-        self.best: Tensor
-        self.lowest: Tensor
-        self.register_buffer("best", torch.zeros(count, *shape))
-        self.register_buffer("lowest", torch.full((count,), math.inf))
+        self.search = Search(count, (self.task.victims, *self.task.image_shape), classes)
 
     def hear(self, client: Client, folder: Path | None) -> None:
         """Let every client of this rank answer, read the labels, and lay out the guesses."""
         device = self.trainer.strategy.root_device
-        self.model = take_apart(network_of(client).to(device), self.task.batch_norm == "train")
+        network = network_of(client, self.client, self.network).to(device)
+        self.model = take_apart(network, self.task.batch_norm == "train")
         self.coordinates = Coordinates(self.basis, self.statistics, device)
-        self.matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties)
-        self.evaluate = torch.compile(self.matching) if self.compile_objective else self.matching
+        if self.basis == "balanced":
+            self.coordinates.balance(information(self.model, self.task, self.coordinates))
+        matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties)
+        self.matching = torch.compile(matching) if self.compile_objective else matching
+        self.moves = Moves(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
-        self.seen = {place: self._mean_update(client, place, folder) for place in places}
-        self.classes = {place: self._labels(client, place, folder).to(device) for place in places}
-        own = [(place, self._slot(place, restart)) for place in places for restart in range(self.restarts)]
-        size = self.chunk_size or (1 if device.type == "cpu" else _SIDE_BY_SIDE)
-        self.chunks = [self._chunk(own[first : first + size]) for first in range(0, len(own), size)]
-        self.slots = [slot for _, slot in own]
-        if not self.resumed:
-            self._begin()
+        self.heard = {place: self._answer(client, place, folder) for place in places}
+        own = [(slot, heard) for place, heard in self.heard.items() for slot in self._slots(place)]
+        size = 1 if self.along_lines else self.chunk_size or self._side_by_side(device)
+        parts = [own[first : first + size] for first in range(0, len(own), size)]
+        self.chunks = [lay_out(part, self.task, self.weigh_tensors) for part in parts]
+        self.slots = torch.tensor([slot for slot, _ in own], dtype=torch.int64, device=device)
+        if self.trainer.state.fn == "fit" and not self.resumed:
+            self.search.begin(self.coordinates, self.begin, self.seed)
+            if self.begin == "revealed":
+                self._reveal()
 
-    def _slot(self, place: tuple[int, int], restart: int) -> int:
+    def _side_by_side(self, device: torch.device) -> int:
+        """How many guesses at a time are quickest: on a CPU one that fills the caches is best left alone."""
+        if device.type != "cpu":
+            return _SIDE_BY_SIDE
+        # Activations hold about 16 numbers for each of a picture's, in a network that is small enough to matter.
+        pictures = 16 * self.task.victims * math.prod(self.task.image_shape)
+        numbers = pictures + sum(parameter.numel() for parameter in self.model.parameters.values())
+        return max(1, min(_SIDE_BY_SIDE, _BUSY // numbers))
+
+    def _slots(self, place: Place) -> list[int]:
+        """Places among all guesses of those at one update: its restarts."""
         index, draw = place
-        return (index * self.draws + draw) * self.restarts + restart
+        first = (index * self.draws + draw) * self.restarts
+        return list(range(first, first + self.restarts))
 
-    def _mean_update(self, client: Client, place: tuple[int, int], folder: Path | None) -> Update:
-        """Mean over the rounds of what one client answered, by the names of the network's parameters."""
-        total: Update = {}
-        for number in range(self.task.rounds):
-            update = client.share(ServerPayload(), *place, number)
-            if folder is not None:
-                update.save(folder, update_name(*place, number), keep=dict.fromkeys(update.gradient))
-            read = {name.removeprefix(PREFIX): tensor.float() for name, tensor in update.gradient.items()}
-            total = {name: total[name] + tensor for name, tensor in read.items()} if total else read
-        if total.keys() != self.model.parameters.keys():
-            raise UserError(
-                "the update does not hold the parameters of the network that was shipped: name that network"
-            )
-        return {
-            name: total[name].to(self.trainer.strategy.root_device) / self.task.rounds for name in self.model.parameters
-        }
-
-    def _labels(self, client: Client, place: tuple[int, int], folder: Path | None) -> Tensor:
-        """The labels of one update, (victims,)."""
+    def _answer(self, client: Client, place: Place, folder: Path | None) -> Heard:
+        """What a client answers, and the labels that the server takes it to be about."""
+        update = mean_update(client, place, self.model, folder)
         if self.labelled == "known":
-            return told_labels(client, place[0], folder)
-        if self.model.head is None or f"{self.model.head}.bias" not in self.seen[place]:
-            if self.labelled == "joint":
-                return torch.zeros(self.task.victims, dtype=torch.int64)
-            raise UserError(
-                "labels cannot be read from a network whose last layer is not linear with a bias: set --model.labels "
-                "joint"
-            )
-        gradient = self.seen[place][f"{self.model.head}.bias"]
-        noise = noise_std(self.task)
-        return label_counts(gradient, self.task.victims, self._expected_prediction(), noise)
+            labels = told_labels(client, place[0], folder)
+        elif self.labelled == "joint":
+            labels = torch.zeros(self.task.victims, dtype=torch.int64)
+        else:
+            prediction = expected_prediction(self.model, self.statistics, self.seed)
+            labels = counted_labels(update, self.model, self.task, prediction)
+        return Heard(update, labels.to(self.coordinates.mean.device))
 
-    def _expected_prediction(self) -> Tensor:
-        """What the network says on average of pictures as the server imagines them, (classes,)."""
-        statistics, generator = self.statistics, torch.Generator().manual_seed(self.seed)
-        waves = torch.randn(_PUBLIC_PICTURES, *self.task.image_shape, generator=generator)
-        imagined = synthesise(waves * statistics.variance.sqrt(), statistics.mean, statistics.colour).clamp(0, 1)
-        with torch.no_grad():
-            return self.model.network(imagined.to(self.coordinates.mean)).softmax(-1).mean(0)
-
-    def _chunk(self, members: list[tuple[tuple[int, int], int]]) -> "Chunk":
-        """What some guesses are compared with, side by side."""
-        seen = [self.seen[place] for place, _ in members]
-        joined = {
-            name: torch.stack([one[name] for one in seen]) if len(seen) > 1 else seen[0][name][None] for name in seen[0]
-        }
-        weights = None
-        if self.weigh_tensors:
-            each = [signal_weights(one, noise_std(self.task)) for one in seen]
-            weights = {name: torch.stack([one[name] for one in each]) for name in joined}
-        labels = torch.stack([self.classes[place] for place, _ in members])
-        return Chunk([slot for _, slot in members], labels, joined, weights)
-
-    def _begin(self) -> None:
-        """Every rank starts all guesses, its own and the others', from numbers that depend on their place alone."""
-        for slot, dummies in enumerate(self.dummies):
-            generator = torch.Generator().manual_seed(hash((self.seed, slot)) % 2**63)
-            dummies.data.copy_(self.coordinates.start(self.begin, self.task.victims, generator))
-            if len(self.logits):
-                self.logits[slot].data.copy_(torch.randn(self.logits[slot].shape, generator=generator))
+    def _reveal(self) -> None:
+        """Start every own guess from what the first layer's gradient reveals, and let every rank know."""
+        if self.task.victims > 1:
+            raise UserError("start revealed is for updates of a single picture: set --model.start mean")
+        found, std = torch.zeros_like(self.search.best), noise_std(self.task)
+        for place, heard in self.heard.items():
+            found[self._slots(place)] = revealed_picture(self.model, heard.update, std, self.coordinates)
+        self.search.begin_at(self._over_ranks(found))
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimiser for all guesses; L-BFGS looks along lines, which must be every guess's own."""
-        together = self.optimizer([*self.dummies, *self.logits])
-        if not isinstance(together, torch.optim.LBFGS):
-            self.rate = float(together.param_groups[0]["lr"])
+        dummies, logits = list(self.search.dummies), list(self.search.logits)
+        together = self.optimizer([*dummies, *logits])
+        self.rate, self.along_lines = float(together.param_groups[0]["lr"]), isinstance(together, torch.optim.LBFGS)
+        if not self.along_lines:
             return [together]
         if self.trainer.world_size > 1:
             raise UserError("L-BFGS searches on one rank only: set --trainer.devices 1, or another --model.optimizer")
-        parts = [list(pair) for pair in zip(self.dummies, self.logits or self.dummies, strict=True)]
-        alone = [self.optimizer(pair if len(self.logits) else pair[:1]) for pair in parts]
-        self.rate = float(alone[0].param_groups[0]["lr"])
-        return alone
+        if self.signed != "no" or self.langevin or self.discrepancy or self.penalties.consensus:
+            raise UserError(
+                "L-BFGS moves every guess along lines of its own: leave out --model.signed, langevin, discrepancy and "
+                "penalties.consensus, or give another --model.optimizer"
+            )
+        pairs = zip(dummies, logits, strict=True) if logits else ((one,) for one in dummies)
+        return [self.optimizer(list(pair)) for pair in pairs]
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Move every guess once.
@@ -265,143 +252,62 @@ class GradientInversion(Server):
         many = optimizers if isinstance(optimizers, list) else [optimizers]
         for optimizer in many:
             for group in optimizer.param_groups:
-                group["lr"] = self.rate * rate_factor(self.schedule, self.global_step, self.trainer.max_steps)
-        if isinstance(many[0].optimizer, torch.optim.LBFGS):
+                group["lr"] = self.rate * self.moves.rate_factor(self.global_step)
+        if self.along_lines:
             self._search_lines(many)
         else:
             self._move_together(many[0])
         # Without a log the mean over guesses would cost a wait for the device in every step.
-        if self.global_step % self.trainer.log_every_n_steps == 0:
-            self.log("objective", self.lowest[self.slots].mean(), rank_zero_only=True)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("objective", self.search.lowest[self.slots].mean(), rank_zero_only=True)
 
     def _move_together(self, optimizer: LightningOptimizer) -> None:
-        before = torch.stack(list(self.dummies)).detach()
-        values, gradient = torch.zeros_like(self.lowest), torch.zeros_like(before)
-        residuals = torch.full_like(self.lowest, math.inf)
-        logits = torch.stack(list(self.logits)).detach() if len(self.logits) else None
-        logits_gradient = None if logits is None else torch.zeros_like(logits)
-        for chunk in self.chunks:
-            found = self.evaluate(self._guesses(chunk, before, logits))
-            values[chunk.slots], gradient[chunk.slots] = found.value, found.dummies
-            residuals[chunk.slots] = found.residual
-            if logits_gradient is not None and found.logits is not None:
-                logits_gradient[chunk.slots] = found.logits
-        if self.trainer.world_size > 1:  # every rank moves all guesses, so that any of them can be resumed from
-            for tensor in (values, gradient) if logits_gradient is None else (values, gradient, logits_gradient):
-                self.trainer.strategy.reduce(tensor, reduce_op="sum")
-            self.trainer.strategy.reduce(residuals, reduce_op="min")
-        self._remember(values, before)
-        gradient = self._shaped(gradient)
-        for slot, dummies in enumerate(self.dummies):
-            dummies.grad = gradient[slot]
-            if logits_gradient is not None:
-                self.logits[slot].grad = logits_gradient[slot]
-        optimizer.step()
-        rest = self._explained(residuals).view(-1, *[1] * (before.dim() - 1))
-        for slot, dummies in enumerate(self.dummies):
-            moved = self.coordinates.boxed(dummies.data) if self.boxed else dummies.data
-            dummies.data.copy_(torch.where(rest[slot], before[slot], moved))
-
-    def _search_lines(self, optimizers: list[LightningOptimizer]) -> None:
-        for chunk in self.chunks:
-            slot = chunk.slots[0]
-
-            def closure(chunk: Chunk = chunk, slot: int = slot) -> Tensor:
-                dummies = self.dummies[slot].detach()[None]
-                logits = self.logits[slot].detach()[None] if len(self.logits) else None
-                found = self.evaluate(Guesses(dummies, logits, chunk.labels, chunk.seen, chunk.weights, None))
-                values = torch.full_like(self.lowest, math.inf)
-                values[slot] = found.value[0]
-                self.best[slot] = torch.where(found.value[0] < self.lowest[slot], dummies[0], self.best[slot])
-                self.lowest = torch.minimum(self.lowest, values.nan_to_num(math.inf))
-                self.dummies[slot].grad = found.dummies[0]
-                if found.logits is not None:
-                    self.logits[slot].grad = found.logits[0]
-                return found.value[0]
-
-            # Only the first one counts as a step of the trainer's.
-            (optimizers[slot] if slot == self.slots[0] else optimizers[slot].optimizer).step(closure)
-
-    def _guesses(self, chunk: "Chunk", dummies: Tensor, logits: Tensor | None) -> Guesses:
+        """A step of all ranks' guesses on every rank, so that any of them can be resumed from."""
+        before, logits = self.search.now()
         centre = None
         if self.penalties.consensus:
-            restarts = dummies.unflatten(0, (-1, self.restarts))
-            centre = torch.cat([consensus(group) for group in restarts])[chunk.slots]
-        chosen = None if logits is None else logits[chunk.slots]
-        return Guesses(dummies[chunk.slots], chosen, chunk.labels, chunk.seen, chunk.weights, centre)
-
-    def _remember(self, values: Tensor, dummies: Tensor) -> None:
-        """Keep the best of all guesses so far, by the attacker's own objective."""
-        better = (values < self.lowest).view(-1, *[1] * (dummies.dim() - 1))
-        self.best.copy_(torch.where(better, dummies, self.best))
-        self.lowest.copy_(torch.where(better.flatten(), values, self.lowest))
-
-    def _shaped(self, gradient: Tensor) -> Tensor:
-        """The gradient as the optimiser gets it: with Langevin's noise, or its sign."""
-        step, total = self.global_step, max(1, self.trainer.max_steps)
-        if self.langevin:
-            generator = torch.Generator().manual_seed(hash((self.seed, step)) % 2**63)
-            gradient = gradient + self.langevin * torch.randn(gradient.shape, generator=generator).to(gradient)
-        if self.signed == "hard":
-            return gradient.sign()
-        if self.signed == "soft":
-            sharpness = max(1 - step / total, 1e-3)
-            return (gradient * sharpness).tanh() / sharpness
-        return gradient
-
-    def _explained(self, residuals: Tensor) -> Tensor:
-        """Which guesses leave no more than what noise explains, (guesses,), bool."""
+            centre = torch.cat([consensus(restarts) for restarts in torch.split(before, self.restarts)])
+        found = self.search.evaluated(self._evaluate, self.chunks, before, logits, centre)
+        value = self._over_ranks(found.value)
+        self.search.remember(value, before, logits)
+        rate = optimizer.param_groups[0]["lr"]
+        gradient = self.moves.shaped(self._over_ranks(found.dummies), self.global_step, rate)
+        self.search.follow(gradient, None if found.logits is None else self._over_ranks(found.logits))
+        residual = self._over_ranks(found.residual)
+        optimizer.step(lambda: value)
         numbers = sum(parameter.numel() for parameter in self.model.parameters.values())
-        if not (self.discrepancy and self.distance == "likelihood" and fit_is_visible(self.task, numbers)):
-            return torch.zeros_like(residuals, dtype=torch.bool)
-        return residuals <= numbers * noise_std(self.task) ** 2
+        rest = torch.zeros_like(residual, dtype=torch.bool)
+        if self.discrepancy and self.distance == "likelihood":
+            rest = explained(residual, self.task, numbers)
+        self.search.settle(self.coordinates, self.boxed, before, rest)
+
+    def _search_lines(self, optimizers: list[LightningOptimizer]) -> None:
+        for number, chunk in enumerate(self.chunks):
+            slot = int(chunk.slots)
+            closure = self.search.along_line(self._evaluate, chunk, slot)
+            # Only the first one counts as a step of the trainer's.
+            (optimizers[slot] if number == 0 else optimizers[slot].optimizer).step(closure)
+        before, _ = self.search.now()
+        self.search.settle(self.coordinates, self.boxed, before, torch.zeros_like(self.search.lowest, dtype=torch.bool))
+
+    def _evaluate(self, guesses: Guesses) -> Evaluated:
+        with twice_differentiable(self.task.network):
+            return self.matching(guesses)
+
+    def _over_ranks(self, tensor: Tensor) -> Tensor:
+        """What each rank knows of its own guesses, and zero elsewhere, put together."""
+        if self.trainer.world_size > 1:
+            self.trainer.strategy.reduce(tensor, reduce_op="sum")  # in place
+        return tensor
 
     @torch.no_grad()
     def reconstructions(self) -> list[Reconstruction]:
         """This rank's pictures as they are now: of every update's restarts the one with the best objective."""
         found = []
-        for place in self.seen:
-            slots = [self._slot(place, restart) for restart in range(self.restarts)]
-            best = slots[int(self.lowest[slots].argmin())]
-            known = bool(self.lowest[best].isfinite())
-            dummies = self.best[best] if known else self.dummies[best].detach()
+        for place, heard in self.heard.items():
+            dummies, logits, known = self.search.best_of(self._slots(place))
+            known = known or (self.begin == "revealed" and bool(dummies.any()))
             pictures = self.coordinates.pictures(dummies).clamp(0, 1).float().cpu()
-            start = self.mean_image.expand_as(pictures)
-            labels = self.classes[place].cpu()
-            if len(self.logits):
-                labels = self.logits[best].detach().argmax(-1).cpu()
-            found.append(Reconstruction(*place, pictures, start, 0, known, labels))
+            start, labels = self.mean_image.expand_as(pictures), heard.labels if logits is None else logits.argmax(-1)
+            found.append(Reconstruction(*place, pictures, start, 0, known, labels.cpu()))
         return found
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Guesses that are computed side by side, with what they are compared with.
-
-    Args:
-        slots: Places of the guesses among all.
-        labels: (P, victims), int64.
-        seen: Each tensor of the update, (P, ...).
-        weights: What each tensor counts, (P,) each; None: 1.
-    """
-
-    slots: list[int]
-    labels: Tensor
-    seen: Update
-    weights: Update | None
-
-
-def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the learning rate is multiplied with.
-
-    Args:
-        schedule: see `GradientInversion`.
-        step: from 0.
-        steps: how many there are, at least 1.
-    """
-    if schedule == "steps":
-        return 0.1 ** sum(step >= share * steps for share in (3 / 8, 5 / 8, 7 / 8))
-    if schedule == "cosine":
-        warm = min(1.0, (step + 1) / _WARM_UP)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
-    return 1.0

@@ -8,7 +8,7 @@ many guesses at once.
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,11 @@ from torch.utils.hooks import RemovableHandle
 from lightning_recon.exchange import Task
 
 Update = dict[str, Tensor]
+
+# Named here, since `torch.compile` cannot trace inner functions whose annotations subscript a type.
+Inputs = tuple[Tensor, ...]
+LossAndSeen = tuple[Tensor, dict[str, Tensor]]
+UpdateAndSeen = tuple[Update, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def inputs_of(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tenso
     handles: list[RemovableHandle] = []
     for name in layers:
 
-        def keep(module: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
+        def keep(module: nn.Module, given: Inputs, name: str = name) -> None:
             seen[name] = given[0]
 
         handles.append(network.get_submodule(name).register_forward_pre_hook(keep))
@@ -80,8 +85,29 @@ def inputs_of(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tenso
             handle.remove()
 
 
+@contextmanager
+def exact_normalisation(network: nn.Module) -> Iterator[None]:
+    """Within it batch normalisation takes float32 under autocast too: mapped over guesses, it cannot mix types."""
+
+    def widen(module: nn.Module, given: Inputs) -> Inputs:
+        return tuple(tensor.float() for tensor in given)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    handles = [layer.register_forward_pre_hook(widen) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def mean_gradient_of(
-    model: Model, parameters: Mapping[str, Tensor], images: Tensor, targets: Tensor, watch: tuple[str, ...] = ()
+    model: Model,
+    parameters: Mapping[str, Tensor],
+    images: Tensor,
+    targets: Tensor,
+    watch: tuple[str, ...] = (),
+    mapped: bool = True,
 ) -> tuple[Update, dict[str, Tensor]]:
     """Gradient of a batch's mean cross-entropy.
 
@@ -91,18 +117,31 @@ def mean_gradient_of(
         images: (B, 3, H, W).
         targets: labels (B,), int64; or probabilities (B, classes).
         watch: layers whose inputs are wanted too.
+        mapped: whether a transform of `torch.func` is around the call; without one, plain autograd has less to do.
 
     Returns:
         The gradient by parameter name, and the inputs of the watched layers by their names.
     """
 
-    def loss(values: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(values: Update) -> LossAndSeen:
         with inputs_of(model.network, list(watch)) as seen:
             logits = functional_call(model.network, values, (images,))
-        return F.cross_entropy(logits.float(), targets), seen
+        return F.cross_entropy(logits, targets), seen  # in full precision under autocast too
 
-    gradient, seen = grad(loss, has_aux=True)(dict(parameters))
-    return gradient, seen
+    if mapped:
+        mixed = torch.is_autocast_enabled(images.device.type)
+        with exact_normalisation(model.network) if mixed else nullcontext():
+            gradient, seen = grad(loss, has_aux=True)(dict(parameters))
+        return gradient, seen
+    # Views, because autocast keeps a copy of every leaf until the trainer's step ends.
+    values = {
+        name: value if value.requires_grad else value.detach().requires_grad_().view_as(value)
+        for name, value in parameters.items()
+    }
+    with torch.enable_grad():
+        value, seen = loss(values)
+        found = torch.autograd.grad(value, list(values.values()), create_graph=True, materialize_grads=True)
+    return dict(zip(values, found, strict=True)), seen
 
 
 def clipped(update: Update, task: Task) -> Update:
@@ -121,7 +160,7 @@ def clipped(update: Update, task: Task) -> Update:
 
 
 def local_training(
-    model: Model, images: Tensor, targets: Tensor, task: Task, watch: tuple[str, ...] = ()
+    model: Model, images: Tensor, targets: Tensor, task: Task, watch: tuple[str, ...] = (), mapped: bool = True
 ) -> tuple[Update, dict[str, Tensor]]:
     """What a client's own steps take from the weights, in units of its learning rate: one step gives the gradient.
 
@@ -131,21 +170,23 @@ def local_training(
         targets: (B,) or (B, classes).
         task: what was announced.
         watch: layers whose inputs in the last step are wanted too.
+        mapped: see `mean_gradient_of`.
 
     Returns:
         (Old minus new weights) / learning rate by parameter name, and the watched inputs.
     """
     if task.local_steps == 1:
-        return mean_gradient_of(model, model.parameters, images, targets, watch)
-    size, parameters, seen = len(images) // task.local_steps, dict(model.parameters), {}
-    for part, labels in zip(images.split(size), targets.split(size), strict=True):
-        gradient, seen = mean_gradient_of(model, parameters, part, labels, watch)
+        return mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
+    size, parameters = len(images) // task.local_steps, dict(model.parameters)
+    seen: dict[str, Tensor] = {}
+    for part, labels in zip(torch.split(images, size), torch.split(targets, size), strict=True):
+        gradient, seen = mean_gradient_of(model, parameters, part, labels, watch, mapped)
         parameters = {name: value - task.local_rate * gradient[name] for name, value in parameters.items()}
     return {name: (value - parameters[name]) / task.local_rate for name, value in model.parameters.items()}, seen
 
 
 def client_update(
-    model: Model, images: Tensor, targets: Tensor, task: Task, watch: tuple[str, ...] = ()
+    model: Model, images: Tensor, targets: Tensor, task: Task, watch: tuple[str, ...] = (), mapped: bool = True
 ) -> tuple[Update, dict[str, Tensor]]:
     """The update before noise, as clients are announced to make it; a sum over them under secure aggregation.
 
@@ -155,20 +196,22 @@ def client_update(
         targets: labels (V,), int64; or probabilities (V, classes).
         task: what was announced.
         watch: layers whose inputs are wanted too.
+        mapped: see `mean_gradient_of`.
 
     Returns:
         By parameter name the sum of the samples' clipped gradients, or of the clients' clipped updates; and the
         watched inputs.
     """
     if task.granularity == "sample" and task.max_grad_norm is None:
-        update, seen = mean_gradient_of(model, model.parameters, images, targets, watch)
+        update, seen = mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
         return {name: tensor * len(images) for name, tensor in update.items()}, seen
 
-    def of_one(pictures: Tensor, labels: Tensor) -> tuple[Update, dict[str, Tensor]]:
-        update, inputs = local_training(model, pictures, labels, task, watch)
+    def of_one(pictures: Tensor, labels: Tensor, mapped: bool = True) -> UpdateAndSeen:
+        update, inputs = local_training(model, pictures, labels, task, watch, mapped)
         return clipped(update, task), inputs
 
     if task.sharers == len(images):
-        return of_one(images, targets)
-    each, seen = vmap(of_one)(images.unflatten(0, (-1, task.sharers)), targets.unflatten(0, (-1, task.sharers)))
+        return of_one(images, targets, mapped)
+    parts = [one.reshape(-1, task.sharers, *one.shape[1:]) for one in (images, targets)]
+    each, seen = vmap(of_one)(parts[0], parts[1])
     return {name: tensor.sum(0) for name, tensor in each.items()}, {name: i.flatten(0, 1) for name, i in seen.items()}

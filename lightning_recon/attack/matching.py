@@ -78,4 +78,22 @@ def fit_is_visible(task: Task, numbers: int) -> bool:
     Returns:
         Whether z < (2 D)^(-1/4): then C² exceeds σ² √(2 D), one standard deviation of the noise's energy.
     """
-    return task.update_noise / math.sqrt(task.rounds) < (2 * numbers) ** -0.25
+    return bool(task.update_noise / math.sqrt(task.rounds) < (2 * numbers) ** -0.25)
+
+
+def explained(residuals: Tensor, task: Task, numbers: int) -> Tensor:
+    """Which guesses leave no more than what noise alone would, where that can be told at all.
+
+    Args:
+        residuals: squared distances of clipped updates, (P,).
+        task: what was announced.
+        numbers: how many numbers an update holds, D.
+
+    Returns:
+        (P,), bool: D σ² is reached, the discrepancy principle.
+
+    Source: Morozov 1966, the discrepancy principle.
+    """
+    if not fit_is_visible(task, numbers):
+        return torch.zeros_like(residuals, dtype=torch.bool)
+    return residuals <= numbers * noise_std(task) ** 2

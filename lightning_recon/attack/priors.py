@@ -70,8 +70,8 @@ def batch_statistics(seen: Mapping[str, Tensor], running: Mapping[str, tuple[Ten
     parts = []
     for name, (mean, variance) in running.items():
         dims = [dim for dim in range(seen[name].dim()) if dim != 1]
-        parts.append(torch.linalg.vector_norm(seen[name].float().mean(dims) - mean))
-        parts.append(torch.linalg.vector_norm(seen[name].float().var(dims, unbiased=False) - variance))
+        parts.append(torch.linalg.vector_norm(seen[name].to(mean).mean(dims) - mean))
+        parts.append(torch.linalg.vector_norm(seen[name].to(variance).var(dims, unbiased=False) - variance))
     return torch.stack(parts).sum()
 
 
@@ -85,7 +85,8 @@ def revealed_features(weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Shape (features,): least squares of weight = bias · features.
     """
-    return (bias @ weight) / bias.square().sum().clamp(min=1e-30)
+    with torch.autocast(bias.device.type, enabled=False):
+        return (bias @ weight) / bias.square().sum().clamp(min=1e-30)
 
 
 def consensus(dummies: Tensor) -> Tensor:
@@ -108,4 +109,5 @@ def consensus(dummies: Tensor) -> Tensor:
         angle = 2 * torch.pi * (rows[..., None, None] * phase_rows + columns[..., None, None] * phase_columns)
         shift = torch.polar(torch.ones_like(angle), angle)[:, :, None]
         mean = (spectrum * shift).mean(0, keepdim=True)
-        return torch.fft.irfft2(mean * shift.conj(), s=(height, width))
+        seen: Tensor = torch.fft.irfft2(mean * shift.conj(), s=(height, width))
+        return seen

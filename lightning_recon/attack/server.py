@@ -155,9 +155,9 @@ class Server(LightningModule, ABC):
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the search has no end: give a number of steps by --trainer.max_steps")
         self.task, self.resumed = self.client.task, False
+        self.allocate()
         if stage != "fit":
             self._listen(self._recorded_client(), record=False)
-        self.allocate()
 
     def on_fit_start(self) -> None:
         """Talk to the clients of this rank; a resumed run, known as such only now, repeats its recorded exchange."""

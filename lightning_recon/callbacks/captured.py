@@ -18,7 +18,7 @@ from lightning_recon.evaluation.results import Record, bounds_record, privacy_re
 from lightning_recon.evaluation.scoring import Attacked
 from lightning_recon.evaluation.unscored import unscored_record
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network, without_batch_norm
+from lightning_recon.networks import build_network, is_class_path, without_batch_norm
 from lightning_recon.structure.inference import structure_bytes
 
 # Where the program that made an update declares none.
@@ -47,7 +47,7 @@ def network_shapes(task: Task) -> dict[str, tuple[int, ...]] | None:
 
     The name comes from a file: a class path, which would run code of anyone's choice, counts as unknown.
     """
-    if "." in task.network:
+    if is_class_path(task.network):
         return None
     try:
         network = build_network(task.network, task.num_classes)
@@ -146,6 +146,7 @@ def record_without_truth(
         attack=module.name,
         config="config.yaml",
         privacy=privacy,
+        oracles=module.oracles,
         public_statistics=statistics.name,
         attacked=attacked,
         images=images,

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import save_image
@@ -19,7 +20,7 @@ from torchvision.utils import save_image
 from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
 from lightning_recon.callbacks.inspected import alarms_of
-from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
+from lightning_recon.callbacks.truth import label_accuracy, scored_one, truth_of, truths_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.fidelity import lpips_per_image
 from lightning_recon.evaluation.results import (
@@ -37,6 +38,7 @@ from lightning_recon.terminal import show_capture, show_release, show_results, t
 from lightning_recon.victim import VictimClient
 
 PICTURES = "reconstructions"
+BELIEFS = "beliefs"  # of the header: what the attacker says of its pictures
 
 
 class ResultsWriter(Callback):
@@ -103,7 +105,7 @@ class ResultsWriter(Callback):
             return
         root = Path(trainer.default_root_dir)
         pictures = {_key(one): one.pictures.contiguous() for one in found}
-        write_tensors(root, PICTURES, pictures)
+        write_tensors(root, PICTURES, pictures, {BELIEFS: beliefs_of(found)})
         cost = {"seconds": seconds, "steps": trainer.global_step}
         if truths_of(trainer):
             self._score(trainer, pl_module, found, cost)
@@ -126,7 +128,8 @@ class ResultsWriter(Callback):
             raise UserError("nobody knows what the clients trained on: give --data to score the run")
         root = Path(trainer.default_root_dir)
         final = finished_pictures(root)
-        found = [replace(one, pictures=final[_key(one)]) for one in decoded]
+        beliefs = finished_beliefs(root)
+        found = [replace(one, pictures=final[_key(one)], **beliefs.get(_key(one), {})) for one in decoded]
         old = json.loads((root / "results.json").read_text()) if (root / "results.json").exists() else {"summary": {}}
         cost = {name: old["summary"].get(name) or 0 for name in ("seconds", "steps")}
         self._score(
@@ -155,6 +158,7 @@ class ResultsWriter(Callback):
         """Match with the truth, write `results.json` and the images, log, print."""
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
+        cost = cost | {"label_accuracy": label_accuracy(found, truths, module)}
         if self.inspect:
             cost = cost | {"alarms": alarms_of(trainer, module)}
         record = run_record(module, truths, scored, cost, self._examined)
@@ -250,6 +254,22 @@ def finished_pictures(root: Path) -> dict[str, Tensor]:
     path = root / f"{PICTURES}.safetensors"
     with readable(path):
         return load_file(path)
+
+
+def beliefs_of(found: list[Reconstruction]) -> str:
+    """What the attacker says of its pictures beside them, as JSON: whether it vouches for them, and their labels."""
+    labels = {_key(one): None if one.labels is None else one.labels.tolist() for one in found}
+    return json.dumps({_key(one): {"evident": one.evident, "labels": labels[_key(one)]} for one in found})
+
+
+def finished_beliefs(root: Path) -> dict[str, dict[str, Any]]:
+    """What `beliefs_of` said when a run ended."""
+    path = root / f"{PICTURES}.safetensors"
+    with readable(path), safe_open(path, framework="pt") as file:
+        said: dict[str, dict[str, Any]] = json.loads((file.metadata() or {}).get(BELIEFS, "{}"))
+        for one in said.values():
+            one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
+    return said
 
 
 def export(pictures: dict[str, Tensor], folder: Path) -> None:

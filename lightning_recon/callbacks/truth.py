@@ -8,6 +8,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_recon.attack import Reconstruction, Server
+from lightning_recon.data import ClientBatch
+from lightning_recon.evaluation.matching import label_share
 from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
 
 
@@ -48,3 +50,15 @@ def scored_one(one: Reconstruction, truths: list[Truth], module: Server) -> Scor
         for victim, (client, index) in zip(scored.victims, places, strict=True)
     ]
     return replace(scored, victims=victims)
+
+
+def label_accuracy(found: list[Reconstruction], truths: list[Truth], module: Server) -> float | None:
+    """Share of the true labels that the attacker has, a mean over updates and draws; None if it cares for none."""
+    shares = [label_share(one.labels, _labels(truths, one.client, module)) for one in found if one.labels is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _labels(truths: list[Truth], update: int, module: Server) -> Tensor:
+    count = module.task.aggregated
+    members = truths[update * count : (update + 1) * count]
+    return torch.cat([one.labels.cpu() for one in members if isinstance(one, ClientBatch)])

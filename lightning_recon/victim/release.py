@@ -110,7 +110,7 @@ def local_descent(model: nn.Module, images: Tensor, labels: Tensor, steps: int, 
     optimizer = torch.optim.SGD(own.parameters(), lr=rate)
     for part, targets in zip(images.chunk(steps), labels.chunk(steps), strict=True):
         optimizer.zero_grad()
-        F.cross_entropy(own(part), targets).backward()
+        torch.autograd.backward(F.cross_entropy(own(part), targets))
         optimizer.step()
     new = dict(own.named_parameters())
     return {name: (old.detach() - new[name].detach()) / rate for name, old in model.named_parameters()}
