@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 # Classes that may be given by their bare names on the command line.
 from lightning_recon import __version__
-from lightning_recon.attack import ReconstructionAttack  # noqa: F401
+from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
 from lightning_recon.callbacks.originals import Originals
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
@@ -179,6 +179,8 @@ def replay(run: str, output: str) -> None:
         kept = {name: config[name] for name in ("seed_everything", "model", "trainer", "image_grid", "results")}
         recorded = {"folder": str(folder / "exchange")}
         own: dict[str, Any] = kept["model"]["init_args"]
+        if "network" in own and own["network"] is None:
+            own["network"] = (own["client"] or {}).get("init_args", {}).get("network")
         own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
         own["update"] = None
         kept["trainer"]["default_root_dir"] = output
@@ -212,6 +214,7 @@ def quieten() -> None:
         "Checkpoint directory .* exists and is not empty",  # as it is when a run is resumed or repeated
         "The dirpath has changed from",  # a run folder may be moved
         "You're resuming from a checkpoint that ended before the epoch ended",  # every step carries its own state
+        "Using ModelCheckpoint with manual optimization",  # the state after a step is the one to go on from
     ):
         warnings.filterwarnings("ignore", message=message)
 

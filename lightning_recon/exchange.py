@@ -52,6 +52,10 @@ class Task:
             by itself.
         noise_share: what each of them adds: "full", noise of zC, so that the sum has zC sqrt(N); "shared",
             zC / sqrt(N), so that the sum has zC.
+        batch_norm: whether clients normalise by their batch's statistics ("train") or by the running ones ("eval").
+        local_steps: plain gradient steps that a client takes, each on an equal part of its batch, before it sends what
+            they took from the weights, divided by the learning rate: with one step the gradient itself.
+        local_rate: their learning rate.
     """
 
     image_shape: tuple[int, int, int]
@@ -67,6 +71,9 @@ class Task:
     parameter_tensors: int
     aggregated: int = 1
     noise_share: NoiseShare = "full"
+    batch_norm: Literal["train", "eval"] = "train"
+    local_steps: int = 1
+    local_rate: float = 0.1
 
     @property
     def updates(self) -> int:

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_recon.evaluation.results import Record, privacy_record
-from lightning_recon.structure import Structure
+from lightning_recon.exchange import ServerPayload
 from lightning_recon.victim import VictimClient
 
 
-def show_release(client: VictimClient, structure: Structure) -> None:
+def show_release(client: VictimClient, payload: ServerPayload) -> None:
     """Print, for every client, what it would release to this server."""
-    payload = structure.payload(client.task)
     table = Table(title="What each client would release", title_justify="left")
     for column in ("client", "gradient norm", "clip factor", "structure's share", "noise std", "noise norm"):
         table.add_column(column, justify="right")
@@ -101,6 +100,10 @@ def show_results(record: Record, root: Path) -> None:
         f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
         f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
     )
+    if summary["label_accuracy"] is not None:
+        oracles: Any = record["oracles"]
+        told = "told by an oracle" if "labels" in oracles else f"{100 * summary['label_accuracy']:.0f} % right"
+        console.print(f"labels: {told}")
     if "capture" in record:
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
     else:

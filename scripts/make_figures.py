@@ -56,6 +56,19 @@ CURVES = (
 )
 BASELINES = (("mean_image_psnr", "mean image"), ("black_psnr", "black image"))
 LOWEST, HIGHEST = 4, 62
+HONEST = (
+    # attack, column, label, colour, dashes, mark, width
+    ("likelihood", "psnr_mean", "ours: the channel's likelihood", "#009E73", "-", "D", 2.8),
+    ("inverting_gradients", "psnr_mean", "Inverting Gradients", "#D55E00", "-", "s", 1.8),
+    ("inverting_gradients_modern", "psnr_mean", "the same, modern variant", "#E69F00", "-", "^", 1.8),
+    ("see_through_gradients", "psnr_mean", "See Through Gradients", "#CC79A7", "-", "v", 1.8),
+    ("dlg", "psnr_mean", "DLG", "#666666", "-", "P", 1.4),
+    ("idlg", "psnr_mean", "iDLG", "#666666", "--", "X", 1.4),
+    ("water_filling", "psnr_mean", "our structure (malicious server)", "#0072B2", "-", "o", 2.2),
+    ("water_filling", "gaussian_reference_psnr", "Gaussian limit", "#000000", "--", "", 1.4),
+    ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
+)
+NO_NOISE = 2e-5  # where a logarithmic axis shows z = 0
 
 
 def comparison() -> None:
@@ -121,6 +134,34 @@ def psnr_against_z() -> None:
     figure.savefig(FIGURES / "psnr_against_z.png", dpi=160)
 
 
+def honest() -> None:
+    """fig/honest.png: where an honest server's attacks die, beside our structure, theory and the mean image."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in read_table(RESULTS / "honest.csv") if not row["client"]]
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(figsize=(8.8, 6.0), layout="constrained")
+    for attack, column, label, colour, dashes, mark, width in HONEST:
+        found = [(z or NO_NOISE, value) for z, value in curve(rows, attack, column)]
+        axes.plot(
+            *zip(*found, strict=True), label=label, color=colour, linestyle=dashes, marker=mark, linewidth=width,
+            markersize=5, zorder=3 if mark else 4,
+        )  # fmt: skip
+    (_, mean_image), *_ = curve(rows, "water_filling", "mean_image_psnr")
+    axes.axhline(mean_image, color="#888888", linewidth=1, zorder=1)
+    axes.text(NO_NOISE, mean_image - 2.2, "mean image", color="#666666", fontsize=9.5)
+    multipliers = sorted({float(row["z"]) for row in rows})
+    axes.set(xscale="log", xlim=(0.8 * NO_NOISE, 1.2 * multipliers[-1]), ylim=(LOWEST, 82))
+    axes.set_xticks([z or NO_NOISE for z in multipliers], [f"{z:g}" for z in multipliers])
+    axes.minorticks_off()
+    setting = "32 × 32 photographs, one a client, clipped alone, small convolutional network"
+    axes.set(xlabel=f"noise multiplier z   ({setting})", ylabel="PSNR, mean over all victims (dB)")
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    figure.savefig(FIGURES / "honest.png", dpi=160)
+
+
 def curve(rows: list[dict[str, str]], attack: str, column: str) -> list[tuple[float, float]]:
     """Noise multipliers, ascending, and the mean of a column over the noise draws of an attack at each."""
     values: dict[float, list[float]] = {}
@@ -138,7 +179,7 @@ def power_of_ten(number: float) -> str:
     return f"${mantissa}\\cdot10^{{{int(exponent)}}}$"
 
 
-DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z)}
+DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z, honest)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

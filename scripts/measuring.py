@@ -27,6 +27,7 @@ COLUMNS = [
     "lost_in_theory", "structure_bytes", "seconds", "options",
 ]  # fmt: skip
 SUMS = ("epsilon_of_one_client", "epsilon_of_sum")  # stated where secure aggregation is what the table is about
+LABELS = ("label_accuracy", "steps")  # of all draws together, where an attack reads labels
 PACKAGES = ("lightning_recon", "torch", "torchvision", "lightning", "torchmetrics", "opacus")
 
 
@@ -121,6 +122,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "seconds": round(summary["seconds"], 2),
             "options": cell.options,
             **{name: privacy[name] for name in SUMS if "aggregated" in dict(cell.columns)},
+            **({name: summary[name] for name in LABELS} if "label_accuracy" in summary else {}),
             **dict(cell.columns),
         }
 

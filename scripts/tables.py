@@ -234,11 +234,61 @@ def denoisers() -> Iterator[Cell]:
             yield cell(setting, "--model.denoiser ffdnet.FFDNet", z=z, denoiser="FFDNet")
 
 
+def honest() -> Iterator[Cell]:
+    """An honest server's attacks over the noise, 300 evaluations each, and our structure; batch, FedAvg, ResNet-18."""
+    one = f"--data.batch_size 1 --data.clients 10 {SAMPLE} {ALIKE}"
+    budget = "--model.chunk_size 10 --trainer.max_steps 300"
+    for z in (0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1):
+        yield cell(CONVNET, one, photographs(), z=z)
+        for name in ("likelihood", "inverting_gradients"):
+            yield searched(name, CONVNET, one, budget, z=z)
+        if z in (0, 1e-3, 1e-2):
+            yield searched("inverting_gradients_modern", CONVNET, one, budget, z=z)
+            yield searched("see_through_gradients", CONVNET, one, budget, "--model.restarts 2", z=z)
+            for name in ("dlg", "idlg") if z < 1e-2 else ("dlg",):
+                yield searched(name, CONVNET, one, "--trainer.max_steps 15", z=z)  # each step evaluates 20 times
+    several = f"{CONVNET} --data.batch_size 4 --data.clients 2 {ALIKE} --model.chunk_size 2 --trainer.max_steps 300"
+    for name in ("likelihood", "inverting_gradients"):
+        yield searched(name, several, SAMPLE, z=0, client="batch")
+        yield searched(name, several, "--model.client.local_steps 4", z=0, client="FedAvg")
+    rough = f"{RESNET} --data.batch_size 1 --data.clients 2 {ALIKE}"
+    for name, options in (("likelihood", FIRST_ORDER), ("inverting_gradients", "")):
+        yield searched(name, rough, options, "--trainer.max_steps 100", z=0, client="ResNet-18")
+
+
+def searched(name: str, *options: str, z: float, **columns: object) -> Cell:
+    """An honest server's attack under one noise draw for each client, 32 x 32, C = 1."""
+    presets = f"--config imagenet.yaml --config attack/{name}.yaml"
+    line = " ".join((presets, *options, PHOTOGRAPHS, f"{Z} {fixed(z)}"))
+    return Cell(" ".join(line.split()), columns=tuple(columns.items()))
+
+
+# As small as pictures of published comparisons, 64 classes, and a clip that every gradient of these networks exceeds.
+ALIKE = (
+    "--data.image_size 32 --data.num_classes 64 --model.client.num_classes 64 "
+    "--model.client.privacy.max_grad_norm 1.0 --model.record false"
+)
+RESNET = "--model.client.network resnet18 --model.client.batch_norm eval"
+FIRST_ORDER = (
+    "--model.basis spectrum --model.schedule cosine --model.optimizer torch.optim.Adam --model.optimizer.lr 0.2"
+)
+
+
+def labels() -> Iterator[Cell]:
+    """Labels read from the last layer's gradient alone, 1 to 16 pictures a client, both clips."""
+    for granularity in ("sample", "update"):
+        for batch, clients in ((1, 64), (4, 16), (16, 4)):
+            clip = f"--model.client.privacy.granularity {granularity} --model.draws 5"
+            setting = f"{CONVNET} --data.batch_size {batch} --data.clients {clients} {ALIKE} {clip}"
+            for z in (0, 1e-3, 1e-2, 3e-2, 1e-1, 0.3):
+                yield searched("likelihood", setting, CLOSED_FORM, z=z)
+
+
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
         headline, seed_sweep, peers, curve, sample64, batch_size, aggregation, ablation, rounds, mismatch, per_layer,
-        networks, voices, denoisers,
+        networks, voices, denoisers, honest, labels,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: their rows are made by a script of their own.

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from lightning_recon import cli
 from lightning_recon.cli import main
 from lightning_recon.exchange import ClientUpdate, RecordedClient
-from lightning_recon.victim.networks import build_network
+from lightning_recon.networks import build_network
 
 Refused = Callable[..., str]
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 import lightning_recon
-from lightning_recon.attack import ReconstructionAttack
+from lightning_recon.attack import GradientInversion, ReconstructionAttack
 from lightning_recon.cli import main
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.exchange import Client, ClientUpdate, RecordedClient, ServerPayload, Task
@@ -163,6 +163,28 @@ def test_the_update_is_all_that_reaches_the_attack(tmp_path: Path) -> None:
 
 
 @with_library_noise
+def test_the_update_is_all_that_reaches_an_honest_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees the network, which it shipped; pictures and labels are gone once the client has answered."""
+    share, results = VictimClient.share, []
+
+    def forget(self: VictimClient, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        update = share(self, payload, client, draw, round)
+        for batch in self._batches:
+            for tensor in (batch.images, batch.photographs, batch.labels):
+                tensor.zero_()
+        return update
+
+    for door in (share, forget):
+        monkeypatch.setattr(VictimClient, "share", door)
+        attack = GradientInversion(bound_client(), distance="likelihood", basis="spectrum", start="mean", boxed=False)
+        trainer(tmp_path / door.__name__).fit(attack)
+        (found,) = attack.reconstructions()
+        assert not torch.equal(found.pictures, found.initial)
+        results.append((found.pictures, found.labels))
+    assert all(torch.equal(seeing, blind) for seeing, blind in zip(*results, strict=True))
+
+
+@with_library_noise
 def test_the_attack_hands_its_clients_public_tensors_only(tmp_path: Path) -> None:
     """The payload is fixed before any client answers: two clients with other pictures are shipped the same."""
     digests = []
@@ -211,7 +233,7 @@ def test_clients_are_no_part_of_the_attackers_checkpoint(finished: Path) -> None
 WITHOUT_DATA = """
 import sys
 import lightning_recon.data.datamodule, lightning_recon.data.images, lightning_recon.data.mask_cache
-import lightning_recon.data.masks, lightning_recon.victim.client, lightning_recon.victim.networks
+import lightning_recon.data.masks, lightning_recon.victim.client, lightning_recon.networks
 from lightning_recon.cli import main
 
 def refuse(*args, **kwargs):

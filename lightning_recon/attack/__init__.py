@@ -3,6 +3,18 @@
 
 from lightning_recon.attack.denoiser import SmallDenoiser
 from lightning_recon.attack.denoising import Denoiser, TotalVariation
-from lightning_recon.attack.reconstruction import Reconstruction, ReconstructionAttack
+from lightning_recon.attack.inversion import GradientInversion
+from lightning_recon.attack.quasi_newton import QuasiNewton
+from lightning_recon.attack.reconstruction import ReconstructionAttack
+from lightning_recon.attack.server import Reconstruction, Server
 
-__all__ = ["Denoiser", "Reconstruction", "ReconstructionAttack", "SmallDenoiser", "TotalVariation"]
+__all__ = [
+    "Denoiser",
+    "GradientInversion",
+    "QuasiNewton",
+    "Reconstruction",
+    "ReconstructionAttack",
+    "Server",
+    "SmallDenoiser",
+    "TotalVariation",
+]

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_recon.attack import Reconstruction, ReconstructionAttack
+from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.capture import CapturedClient, Declared
 from lightning_recon.data import ClientBatch
@@ -18,8 +18,8 @@ from lightning_recon.evaluation.results import Record, bounds_record, privacy_re
 from lightning_recon.evaluation.scoring import Attacked
 from lightning_recon.evaluation.unscored import unscored_record
 from lightning_recon.exchange import Task
+from lightning_recon.networks import build_network, is_class_path, without_batch_norm
 from lightning_recon.structure.inference import structure_bytes
-from lightning_recon.victim.networks import build_network, without_batch_norm
 
 # Where the program that made an update declares none.
 DELTA = 1e-5
@@ -47,7 +47,7 @@ def network_shapes(task: Task) -> dict[str, tuple[int, ...]] | None:
 
     The name comes from a file: a class path, which would run code of anyone's choice, counts as unknown.
     """
-    if "." in task.network:
+    if is_class_path(task.network):
         return None
     try:
         network = build_network(task.network, task.num_classes)
@@ -58,7 +58,7 @@ def network_shapes(task: Task) -> dict[str, tuple[int, ...]] | None:
     return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
-def examine(trainer: Trainer, module: ReconstructionAttack) -> Examined | None:
+def examine(trainer: Trainer, module: Server) -> Examined | None:
     """Look at every file of a captured update before it is attacked; None if the run has a client to ask.
 
     Args:
@@ -74,7 +74,7 @@ def examine(trainer: Trainer, module: ReconstructionAttack) -> Examined | None:
     if truths := truths_of(trainer):
         check_truth([batch for batch in truths if isinstance(batch, ClientBatch)], client.task)
     shapes = network_shapes(client.task)
-    client.check(module.structure.payload(client.task), shapes)
+    client.check(module.design(client), shapes)
     remarks = list(client.remarks)
     if shapes is None:
         unknown = f"no network {client.task.network!r} is known here: only the structure's tensors were checked"
@@ -125,7 +125,7 @@ def protection_of(client: CapturedClient) -> Record:
 
 
 def record_without_truth(
-    module: ReconstructionAttack,
+    module: Server,
     found: list[Reconstruction],
     images: list[list[str]],
     privacy: Record,
@@ -140,12 +140,13 @@ def record_without_truth(
         privacy: from `protection_of`.
         cost: seconds and steps.
     """
-    task, statistics = module.task, module.structure.statistics(module.task)
+    task, statistics = module.task, module.statistics
     attacked = [Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident) for one in found]
     return unscored_record(
-        attack=module.structure.name,
+        attack=module.name,
         config="config.yaml",
         privacy=privacy,
+        oracles=module.oracles,
         public_statistics=statistics.name,
         attacked=attacked,
         images=images,

@@ -4,7 +4,7 @@
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_recon.attack import ReconstructionAttack
+from lightning_recon.attack import Server
 from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.defense import inspect_model
@@ -13,7 +13,7 @@ from lightning_recon.structure.inference import InferenceStructure, TamperedNetw
 from lightning_recon.victim import VictimClient
 
 
-def alarms_of(trainer: Trainer, module: ReconstructionAttack) -> list[str]:
+def alarms_of(trainer: Trainer, module: Server) -> list[str]:
     """Names of the checks that warn the first client of the model that it is sent first; see `inspect_model`.
 
     Args:

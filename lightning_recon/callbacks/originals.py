@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.utils import save_image
 
-from lightning_recon.attack import ReconstructionAttack
+from lightning_recon.attack import Server
 from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.evaluation.fidelity import psnr_per_image
@@ -30,7 +30,7 @@ class Originals(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write once the attack is over: a refused one leaves an earlier run's folder as it was."""
         batches = [batch for batch in truths_of(trainer) if isinstance(batch, ClientBatch)]
-        if not isinstance(pl_module, ReconstructionAttack) or not batches or not trainer.is_global_zero:
+        if not isinstance(pl_module, Server) or not batches or not trainer.is_global_zero:
             return
         root = Path(trainer.default_root_dir)
         victims: list[dict[str, object]] = []

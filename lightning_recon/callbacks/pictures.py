@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lightning_recon.attack import Reconstruction, ReconstructionAttack
+from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.attack.conversation import converse
 from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
 from lightning_recon.capture import CapturedClient
@@ -55,7 +55,7 @@ class ImageGrid(Callback):
 
     def _show(self, trainer: Trainer, module: LightningModule) -> None:
         truths = truths_of(trainer)
-        if not isinstance(module, ReconstructionAttack):
+        if not isinstance(module, Server):
             return
         self._shown = trainer.global_step
         found = module.gathered()
@@ -119,7 +119,7 @@ class Comparison(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw photograph, subject, the rival's and our pictures of the first client."""
         truths = truths_of(trainer)
-        if not isinstance(pl_module, ReconstructionAttack) or not truths or not trainer.is_global_zero:
+        if not isinstance(pl_module, Server) or not truths or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "comparison.png"
         if pl_module.resumed and path.exists():

@@ -12,14 +12,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from lightning_recon.attack import Reconstruction, ReconstructionAttack
+from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
 from lightning_recon.callbacks.inspected import alarms_of
-from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
+from lightning_recon.callbacks.truth import label_accuracy, scored_one, truth_of, truths_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.fidelity import lpips_per_image
 from lightning_recon.evaluation.results import (
@@ -37,6 +38,7 @@ from lightning_recon.terminal import show_capture, show_release, show_results, t
 from lightning_recon.victim import VictimClient
 
 PICTURES = "reconstructions"
+BELIEFS = "beliefs"  # of the header: what the attacker says of its pictures
 
 
 class ResultsWriter(Callback):
@@ -61,7 +63,7 @@ class ResultsWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock: what the clients and the decoding take counts as well; look at a captured update."""
         self._started, self._spent = time.monotonic(), 0.0
-        self._examined = examine(trainer, pl_module) if isinstance(pl_module, ReconstructionAttack) else None
+        self._examined = examine(trainer, pl_module) if isinstance(pl_module, Server) else None
         self._origin = origin(trainer, pl_module) if stage == "fit" else {}
         if self._examined is not None and stage == "fit":
             self._origin["hash of the captured update"] = self._examined.fingerprint
@@ -95,7 +97,7 @@ class ResultsWriter(Callback):
         """Write the attacker's pictures, and how good they are if the truth is at hand."""
         if isinstance(pl_module, VictimClient):
             self._training = training_line(pl_module, trainer.global_step)
-        if not isinstance(pl_module, ReconstructionAttack):
+        if not isinstance(pl_module, Server):
             return
         seconds = self._seconds()
         found = pl_module.gathered()
@@ -103,7 +105,7 @@ class ResultsWriter(Callback):
             return
         root = Path(trainer.default_root_dir)
         pictures = {_key(one): one.pictures.contiguous() for one in found}
-        write_tensors(root, PICTURES, pictures)
+        write_tensors(root, PICTURES, pictures, {BELIEFS: beliefs_of(found)})
         cost = {"seconds": seconds, "steps": trainer.global_step}
         if truths_of(trainer):
             self._score(trainer, pl_module, found, cost)
@@ -117,7 +119,7 @@ class ResultsWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score a finished run again."""
-        if not isinstance(pl_module, ReconstructionAttack):
+        if not isinstance(pl_module, Server):
             return
         decoded = pl_module.gathered()
         if not trainer.is_global_zero:
@@ -126,7 +128,8 @@ class ResultsWriter(Callback):
             raise UserError("nobody knows what the clients trained on: give --data to score the run")
         root = Path(trainer.default_root_dir)
         final = finished_pictures(root)
-        found = [replace(one, pictures=final[_key(one)]) for one in decoded]
+        beliefs = finished_beliefs(root)
+        found = [replace(one, pictures=final[_key(one)], **beliefs.get(_key(one), {})) for one in decoded]
         old = json.loads((root / "results.json").read_text()) if (root / "results.json").exists() else {"summary": {}}
         cost = {name: old["summary"].get(name) or 0 for name in ("seconds", "steps")}
         self._score(
@@ -138,7 +141,7 @@ class ResultsWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the pictures of a finished run, in the attacker's order."""
-        if isinstance(pl_module, ReconstructionAttack) and trainer.is_global_zero:
+        if isinstance(pl_module, Server) and trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
             export(finished_pictures(root), root / "predictions")
 
@@ -146,17 +149,16 @@ class ResultsWriter(Callback):
         """Show what the client would release, for `recon validate`."""
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
-        if isinstance(pl_module, ReconstructionAttack) and isinstance(pl_module.client, VictimClient):
-            show_release(pl_module.client, pl_module.structure)
+        if isinstance(pl_module, Server) and isinstance(pl_module.client, VictimClient):
+            show_release(pl_module.client, pl_module.design(pl_module.client))
         if self._examined is not None:
             show_capture(self._examined.privacy, self._examined.capture)
 
-    def _score(
-        self, trainer: Trainer, module: ReconstructionAttack, found: list[Reconstruction], cost: dict[str, Any]
-    ) -> None:
+    def _score(self, trainer: Trainer, module: Server, found: list[Reconstruction], cost: dict[str, Any]) -> None:
         """Match with the truth, write `results.json` and the images, log, print."""
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
+        cost = cost | {"label_accuracy": label_accuracy(found, truths, module)}
         if self.inspect:
             cost = cost | {"alarms": alarms_of(trainer, module)}
         record = run_record(module, truths, scored, cost, self._examined)
@@ -190,14 +192,14 @@ class ResultsWriter(Callback):
 
 
 def run_record(
-    module: ReconstructionAttack,
+    module: Server,
     truths: list[Truth],
     scored: list[Scored],
     cost: dict[str, Any],
     examined: Examined | None,
 ) -> Record:
     """The whole of `results.json`, but for what is known of a captured update."""
-    client, task, statistics = module.client, module.task, module.structure.statistics(module.task)
+    client, task, statistics = module.client, module.task, module.statistics
     # A run that is scored again was made as its own record says.
     own: dict[str, Any] = {"seed": None, "batchnorm": None, "participation": None}
     if examined is not None:
@@ -211,10 +213,10 @@ def run_record(
         raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
     clipping: Any = {name: getattr(task, name) for name in ("granularity", "per_layer", "rounds")}
     return results_record(
-        attack=module.structure.name,
+        attack=module.name,
         config="config.yaml",
         privacy=privacy,
-        oracles=[],
+        oracles=module.oracles,
         public_statistics=statistics.name,
         truths=truths,
         scored=scored,
@@ -252,6 +254,22 @@ def finished_pictures(root: Path) -> dict[str, Tensor]:
     path = root / f"{PICTURES}.safetensors"
     with readable(path):
         return load_file(path)
+
+
+def beliefs_of(found: list[Reconstruction]) -> str:
+    """What the attacker says of its pictures beside them, as JSON: whether it vouches for them, and their labels."""
+    labels = {_key(one): None if one.labels is None else one.labels.tolist() for one in found}
+    return json.dumps({_key(one): {"evident": one.evident, "labels": labels[_key(one)]} for one in found})
+
+
+def finished_beliefs(root: Path) -> dict[str, dict[str, Any]]:
+    """What `beliefs_of` said when a run ended."""
+    path = root / f"{PICTURES}.safetensors"
+    with readable(path), safe_open(path, framework="pt") as file:
+        said: dict[str, dict[str, Any]] = json.loads((file.metadata() or {}).get(BELIEFS, "{}"))
+        for one in said.values():
+            one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
+    return said
 
 
 def export(pictures: dict[str, Tensor], folder: Path) -> None:

@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_recon.attack import Reconstruction, ReconstructionAttack
+from lightning_recon.attack import Reconstruction, Server
+from lightning_recon.data import ClientBatch
+from lightning_recon.evaluation.matching import label_share
 from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
 
 
@@ -25,7 +27,7 @@ class Together:
     masks: Tensor
 
 
-def truth_of(truths: list[Truth], update: int, module: ReconstructionAttack) -> Truth:
+def truth_of(truths: list[Truth], update: int, module: Server) -> Truth:
     """All victims of an update: one client's batch, or those of a group of clients."""
     count = module.task.aggregated
     if count == 1:
@@ -37,7 +39,7 @@ def truth_of(truths: list[Truth], update: int, module: ReconstructionAttack) -> 
     return Together(images, photographs, masks)
 
 
-def scored_one(one: Reconstruction, truths: list[Truth], module: ReconstructionAttack) -> Scored:
+def scored_one(one: Reconstruction, truths: list[Truth], module: Server) -> Scored:
     """Match an update's pictures to its victims and score them; each victim is then named by its own client."""
     attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident)
     scored = score(truth_of(truths, one.client, module), attacked, module.mean_image)
@@ -48,3 +50,15 @@ def scored_one(one: Reconstruction, truths: list[Truth], module: ReconstructionA
         for victim, (client, index) in zip(scored.victims, places, strict=True)
     ]
     return replace(scored, victims=victims)
+
+
+def label_accuracy(found: list[Reconstruction], truths: list[Truth], module: Server) -> float | None:
+    """Share of the true labels that the attacker has, a mean over updates and draws; None if it cares for none."""
+    shares = [label_share(one.labels, _labels(truths, one.client, module)) for one in found if one.labels is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _labels(truths: list[Truth], update: int, module: Server) -> Tensor:
+    count = module.task.aggregated
+    members = truths[update * count : (update + 1) * count]
+    return torch.cat([one.labels.cpu() for one in members if isinstance(one, ClientBatch)])

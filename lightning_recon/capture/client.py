@@ -11,6 +11,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, update_name
 
 TRUTH = "truth"  # files that begin so hold pictures, for the scorer alone
+NETWORK = "network"  # the file that is called so holds the weights that the server shipped, for an honest one's attack
 
 
 class CapturedClient:
@@ -20,8 +21,8 @@ class CapturedClient:
         """Open a captured update, or a folder of them; the numbers themselves are read when they are asked for.
 
         Args:
-            path: a file, or a folder with a file for each client and round (files that begin with "truth" are left
-                alone).
+            path: a file, or a folder with a file for each client and round (network.safetensors, and files that begin
+                with "truth", are left alone).
 
         Raises:
             UserError: a file is missing, damaged, no captured update, or does not belong to the others.
@@ -29,7 +30,8 @@ class CapturedClient:
         self.path = Path(path)
         paths = [self.path]
         if self.path.is_dir():
-            paths = sorted(file for file in self.path.glob(f"*{ENDING}") if not file.name.startswith(TRUTH))
+            found = sorted(self.path.glob(f"*{ENDING}"))
+            paths = [file for file in found if not file.name.startswith(TRUTH) and file.stem != NETWORK]
             if not paths:
                 raise UserError(f"{self.path} holds no captured update (*{ENDING}): capture one first")
         self.files: dict[tuple[int, int, int], Path] = {}

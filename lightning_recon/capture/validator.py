@@ -211,6 +211,8 @@ def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapp
         )
     update = captured.update()
     check_noise(captured, update, payload)
+    if network is not None:
+        check_sign(captured, update, network)
     return update
 
 
@@ -240,6 +242,40 @@ def sensitivity_remarks(clipping_norm: float, sensitivity: float) -> list[str]:
             "differ: there is more noise than epsilon asks for"
         )
     return remarks
+
+
+def check_sign(captured: CapturedUpdate, update: ClientUpdate, network: Mapping[str, Shape]) -> None:
+    """Hold the gradient of the last layer's bias against what cross-entropy allows.
+
+    A picture's gradient there is prediction minus label: below zero in its own class alone. So no sum of clipped
+    gradients, and no local steps, are negative in more classes than there are pictures; a delta, which points the other
+    way, is, and so is momentum that remembers other batches.
+
+    Args:
+        captured: the file's content.
+        update: the same in the convention of `ClientUpdate`.
+        network: shape of the network's parameters by name.
+
+    Raises:
+        UserError: more classes are below zero than chance explains.
+    """
+    task = captured.task
+    name, shape = list(network.items())[-1]
+    if not name.endswith(".bias") or shape != (task.num_classes,):
+        return
+    entries = update.gradient[NETWORK + name].double()
+    margin = max(_ERRORS * task.update_noise * (task.max_grad_norm or 0.0), 1e-4 * float(entries.abs().max()))
+    below, above = int((entries < -margin).sum()), int((entries > margin).sum())
+    if below <= task.victims:
+        return
+    advice = "send the gradient itself: neither momentum nor weight decay"
+    if above <= task.victims:
+        other = "gradient_mean" if captured.convention == "delta" else "delta"
+        advice = f"its sign is the opposite one, so say convention {other}"
+    raise UserError(
+        f"{NETWORK + name} is below zero in {below} classes, and a gradient is in no more than it has pictures, here "
+        f"{task.victims} (gradients point from the new weights to the old, deltas the other way): {advice}"
+    )
 
 
 def remarks_of(captured: CapturedUpdate) -> list[str]:

@@ -53,3 +53,15 @@ def arrange(reconstructions: Tensor, owner: Tensor, fallback: Tensor) -> Tensor:
     """
     candidates = torch.cat([reconstructions, fallback.to(reconstructions)[None]])
     return candidates[owner]
+
+
+def label_share(guessed: Tensor, labels: Tensor) -> float:
+    """Share of the labels that are among the guessed ones, each counted as often as it is there.
+
+    Args:
+        guessed: shape (B,), int64, in any order.
+        labels: shape (B,), int64.
+    """
+    length = int(max(guessed.max(), labels.max())) + 1
+    found = torch.minimum(guessed.bincount(minlength=length), labels.bincount(minlength=length))
+    return int(found.sum()) / len(labels)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ def results_record(
     steps: int,
     structure_bytes: int,
     alarms: Sequence[str] | None = None,
+    label_accuracy: float | None = None,
 ) -> Record:
     """Everything that a run comes to, as `results.json` holds it.
 
@@ -80,11 +82,13 @@ def results_record(
         steps: Refinement steps; one step moves every dummy of every victim once.
         structure_bytes: What the server's structure adds to one client's upload in one round.
         alarms: Which checks of the shipped model would have warned a client; None if it was not looked at.
+        label_accuracy: See `summary_record`.
 
     Returns:
         A record for `write_json`.
     """
     victims = [victim for one in scored for victim in one.victims]
+    cost: dict[str, Any] = {"seconds": seconds, "steps": steps, "structure_bytes": structure_bytes}
     names = [name for name, _ in named_pictures(scored)]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -102,7 +106,7 @@ def results_record(
         "baselines": baselines_record(truths, mean_image),
         "bounds": bounds,
         "victims": [asdict(victim) | {"image": name} for victim, name in zip(victims, names, strict=True)],
-        "summary": summary_record(scored, seconds=seconds, steps=steps, structure_bytes=structure_bytes),
+        "summary": summary_record(scored, **cost, label_accuracy=label_accuracy),
     }
 
 
@@ -220,7 +224,9 @@ def bounds_record(
     }
 
 
-def summary_record(scored: Sequence[Scored], *, seconds: float, steps: int, structure_bytes: int) -> Record:
+def summary_record(
+    scored: Sequence[Scored], *, seconds: float, steps: int, structure_bytes: int, label_accuracy: float | None = None
+) -> Record:
     """Averages over all victims and draws.
 
     Args:
@@ -228,6 +234,8 @@ def summary_record(scored: Sequence[Scored], *, seconds: float, steps: int, stru
         seconds: Wall time of the attack.
         steps: Refinement steps.
         structure_bytes: What the server's structure adds to one client's upload in one round.
+        label_accuracy: Share of the true labels that the attacker has, a mean over updates and draws; None if it cares
+            for none.
 
     Returns:
         The `summary` section. `victims` counts each image once; `detected`, `collided` and `false_detections` are
@@ -254,6 +262,7 @@ def summary_record(scored: Sequence[Scored], *, seconds: float, steps: int, stru
         "psnr_median": statistics.median(psnr),
         "psnr_of_mean_mse": -10 * math.log10(mean_mse),
         "ssim_mean": statistics.fmean(victim.ssim for victim in victims),
+        "label_accuracy": label_accuracy,
         "seconds": seconds,
         "steps": steps,
         "steps_per_second": steps / seconds if steps and seconds else None,

@@ -17,6 +17,7 @@ def unscored_record(
     attack: str,
     config: str,
     privacy: Record,
+    oracles: Sequence[str],
     public_statistics: str,
     attacked: Sequence[Attacked],
     images: Sequence[Sequence[str]],
@@ -33,6 +34,7 @@ def unscored_record(
         attack: Name of the attack.
         config: File in the run folder that repeats the run.
         privacy: From `privacy_record`.
+        oracles: What the attack was told that no attacker knows.
         public_statistics: Where the attacker's prior knowledge came from.
         attacked: The attacker's pictures, of every client and draw.
         images: Their files, relative to the run folder.
@@ -62,7 +64,7 @@ def unscored_record(
         "versions": {"lightning_recon": __version__} | {package: version(package) for package in PACKAGES},
         "seed": None,
         "privacy": privacy,
-        "oracles": [],
+        "oracles": list(oracles),
         "public_statistics": public_statistics,
         "subject_fraction": None,
         "batchnorm": None,
@@ -76,7 +78,7 @@ def unscored_record(
             "draws": draws,
             "victims": clients * batch_size,
             "detected": detected // draws if detected % draws == 0 else detected / draws,
-            **dict.fromkeys((*_UNKNOWN, "ssim_mean")),
+            **dict.fromkeys((*_UNKNOWN, "ssim_mean", "label_accuracy")),
             "seconds": seconds,
             "steps": steps,
             "steps_per_second": steps / seconds if steps and seconds else None,

@@ -183,6 +183,8 @@ def _blocks_of(weight: Tensor, payload: ServerPayload) -> list[Tensor]:
 
 def structure_bytes(payload: ServerPayload) -> int:
     """What the structure adds to one client's upload in one round, in bytes of float32."""
+    if not payload.tensors:
+        return 0
     tensors = payload.tensors
     inputs = tensors["directions"].shape[1] if "directions" in tensors else tensors["index"].numel()
     inputs += tensors["constants"].numel()

@@ -17,10 +17,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
+from lightning_recon.networks import build_network, load_weights, without_batch_norm
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
 from lightning_recon.victim.accountant import Accountant
 from lightning_recon.victim.gradients import exactly
-from lightning_recon.victim.networks import build_network, load_weights, without_batch_norm
 from lightning_recon.victim.privacy import Privacy, add_noise, noise_generator
 from lightning_recon.victim.release import Clipped, Release, clipped_update, release_of, summed
 from lightning_recon.victim.sampling import TRAINING, PoissonSampler, sampler_of
@@ -57,6 +57,8 @@ class VictimClient(LightningModule):
         participation: float = 1.0,
         aggregated: int = 1,
         noise_share: NoiseShare = "full",
+        local_steps: int = 1,
+        local_rate: float = 0.1,
         chunk_size: int = 1,
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -79,6 +81,10 @@ class VictimClient(LightningModule):
                 promise holds whatever becomes of the sum, which has zC sqrt(N). "shared" (distributed DP):
                 zC / sqrt(N), so that the sum has zC: the accounted epsilon is that of the sum, and holds only while
                 all N clients add their share and the server sees nothing but the sum.
+            local_steps: plain gradient steps that a client takes before it answers (FedAvg), each on an equal part of
+                its batch; what they took from the weights, divided by `local_rate`, is then clipped and noised.
+                Granularity "update" only.
+            local_rate: learning rate of these steps.
             chunk_size: under granularity "sample", pictures differentiated at once; memory grows by one copy of all
                 parameters (the server's structure included) for each.
             seed: seed of the untrained weights and of the noise.
@@ -91,7 +97,15 @@ class VictimClient(LightningModule):
             raise UserError(f"--model.client.participation is {participation}: give a probability above 0, up to 1")
         if aggregated < 1:
             raise UserError(f"--model.client.aggregated is {aggregated}: give a whole number of at least 1")
+        if local_steps < 1 or not local_rate > 0:
+            raise UserError("--model.client.local_steps counts from 1, and --model.client.local_rate is above 0")
+        if local_steps > 1 and privacy.granularity == "sample":
+            raise UserError(
+                f"--model.client.local_steps is {local_steps}, but with granularity sample (DP-SGD) every step is "
+                "released on its own: set --model.client.privacy.granularity update, or more rounds"
+            )
         self.automatic_optimization = False
+        self.local_steps, self.local_rate = local_steps, local_rate
         self.network_name, self.num_classes = network, num_classes
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
@@ -137,6 +151,11 @@ class VictimClient(LightningModule):
                 f"--model.client.participation is {self.participation}, but there are no other pictures to answer on: "
                 "raise --data.clients"
             )
+        if batches and len(batches[0].labels) % self.local_steps:
+            raise UserError(
+                f"--model.client.local_steps is {self.local_steps}, which does not part batches of "
+                f"{len(batches[0].labels)} evenly: set --data.batch_size to a multiple"
+            )
         for batch in batches:
             if not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < self.num_classes:
                 raise UserError(
@@ -169,7 +188,19 @@ class VictimClient(LightningModule):
             parameter_tensors=len(list(self.network.parameters())),
             aggregated=self.aggregated,
             noise_share=self.noise_share,
+            batch_norm=self.batch_norm,
+            local_steps=self.local_steps,
+            local_rate=self.local_rate,
         )
+
+    def labels(self, update: int) -> Tensor:
+        """What only an oracle would tell a server: the labels of an update's victims, int64.
+
+        Args:
+            update: index of the client, or of the group of clients.
+        """
+        members = self._batches[update * self.aggregated : (update + 1) * self.aggregated]
+        return torch.cat([batch.labels for batch in members])
 
     @property
     def own_noise_multiplier(self) -> float:
@@ -292,7 +323,23 @@ class VictimClient(LightningModule):
             # Clones, because tensors that were made in inference mode cannot be differentiated.
             images = self._batches[client].images.to(self.device, torch.float32).clone()
             labels = self._batches[client].labels.to(self.device).clone()
-            return clipped_update(self._tampered(payload), images, labels, self.privacy, self.chunk_size)
+            try:
+                return clipped_update(
+                    self._tampered(payload),
+                    images,
+                    labels,
+                    self.privacy,
+                    self.chunk_size,
+                    self.local_steps,
+                    self.local_rate,
+                )
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise UserError(
+                    "a batch normalisation layer has a single number to normalise by its batch: set "
+                    "--model.client.batch_norm eval, more pictures a step, or larger ones"
+                ) from error
 
     def _tampered(self, payload: ServerPayload) -> nn.Module:
         model: nn.Module

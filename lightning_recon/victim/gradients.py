@@ -15,7 +15,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.errors import UserError
-from lightning_recon.victim.networks import math_attention
+from lightning_recon.networks import math_attention
 from lightning_recon.victim.privacy import factors_of, tensor_norms
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes), labels (B,) -> scalar, the mean over the batch
@@ -189,6 +189,6 @@ def _refuse_mixing(model: nn.Module) -> None:
     if name := mixing_layer(model):
         raise UserError(
             f"layer {name} is a batch normalisation, which mixes the samples of a batch, so no sample has a gradient "
-            "of its own: convert the network with victim.networks.without_batch_norm, or set "
+            "of its own: convert the network with networks.without_batch_norm, or set "
             "--model.client.privacy.granularity update"
         )

@@ -6,7 +6,6 @@ The names are Opacus's. Only `noise_multiplier` sets the noise: its standard dev
 other way round.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
+from lightning_recon.streams import stream
 
 CHUNK = 1 << 20  # numbers handled at a time, whatever the size of the tensor; a multiple of BLOCK
 BLOCK = 16  # torch fills normals in blocks of 16; whole blocks make the noise independent of CHUNK
@@ -151,8 +151,7 @@ def noise_generator(seed: int, client: int, draw: int, round: int) -> torch.Gene
     Returns:
         Generator on the CPU, so that the noise does not depend on the device, the rank or what ran before.
     """
-    key = hashlib.sha256(f"noise {seed} {client} {draw} {round}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
+    return stream("noise", seed, client, draw, round)
 
 
 def add_noise(gradients: Mapping[str, Tensor], std: float, generator: torch.Generator) -> dict[str, Tensor]:

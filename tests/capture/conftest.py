@@ -21,8 +21,8 @@ from lightning_recon.capture.opacus import capture
 from lightning_recon.cli import main
 from lightning_recon.data import ClientBatch, ClientDataModule, NoMasks, save_truth
 from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.networks import build_network
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
-from lightning_recon.victim.networks import build_network
 
 CLIP, NOISE = 10.0, 0.01
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "captured.yaml"

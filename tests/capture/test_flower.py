@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lightning_recon.capture import CapturedClient, load_captured, save_captured
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
+from lightning_recon.networks import build_network
 from lightning_recon.structure import WaterFilling
-from lightning_recon.victim.networks import build_network
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
 with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from lightning_recon.defense.checks import (
     repeated_rows,
     silent_layer,
 )
-from lightning_recon.victim.networks import ConvNet
+from lightning_recon.networks import ConvNet
 
 CLASSES, PIXELS = 5, 3 * 12 * 12
 IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))

@@ -18,11 +18,11 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.defense import THRESHOLDS, Finding, inspect_model
 from lightning_recon.defense.checks import energy_share, gradient_of
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.networks import Normalized
 from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
 from lightning_recon.structure.guess import Structure
 from lightning_recon.structure.inference import TamperedNetwork
 from lightning_recon.victim import Privacy, VictimClient
-from lightning_recon.victim.networks import Normalized
 
 SIZE, CLASSES = 24, 16
 Count = Literal[1, 4]

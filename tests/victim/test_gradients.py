@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from lightning_recon.errors import UserError
+from lightning_recon.networks import Normalized, build_network, without_batch_norm
 from lightning_recon.victim.gradients import clipped_sum, global_norm, mean_gradient, mixing_layer, per_sample_gradients
-from lightning_recon.victim.networks import Normalized, build_network, without_batch_norm
 
 CLASSES = 5
 

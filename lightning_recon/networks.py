@@ -27,6 +27,9 @@ from lightning_recon.errors import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
+_ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")
+
 log = logging.getLogger(__name__)
 
 
@@ -110,11 +113,11 @@ def build_network(name: str, num_classes: int, weights: str | Path | None = None
     return network
 
 
-def load_weights(network: Normalized, path: str | Path) -> None:
+def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load a state dict into the network, every tensor of it.
 
     Args:
-        network: network to fill.
+        network: network to fill, a `Normalized`.
         path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint of a trained `VictimClient`.
             Reading it executes no code.
 
@@ -133,16 +136,17 @@ def load_weights(network: Normalized, path: str | Path) -> None:
         raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
     except UnpicklingError as error:
         raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
-    prefix = "network.model."
-    if any(key.startswith(prefix) for key in content):
-        content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+    for prefix in ("network.model.", "model."):  # of a client's checkpoint, and of a `Normalized`
+        if any(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+            break
     try:
-        network.model.load_state_dict(content)
+        network.get_submodule("model").load_state_dict(content)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"weights {path} do not fit the network ({reason[:300]}): check --model.client.network and "
-            "--model.client.num_classes; granularity sample replaces batch normalisation"
+            f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
+            "classes, running statistics included; granularity sample replaces batch normalisation"
         ) from error
 
 
@@ -178,6 +182,38 @@ def math_attention() -> Iterator[None]:
     """Within it attention is computed by plain products, which can be differentiated per sample and twice."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+@contextmanager
+def twice_differentiable(network: str) -> Iterator[None]:
+    """Within it attention is computed by plain products, and a network without second derivatives is said to be one.
+
+    Args:
+        network: its name, for the message.
+
+    Raises:
+        UserError: something in the network cannot be differentiated twice.
+    """
+    try:
+        with math_attention():
+            yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _ONCE):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"network {network!r} cannot be differentiated twice, as inverting a gradient needs ({reason}): choose "
+            "another network, or an attack with a structure"
+        ) from error
+
+
+def is_class_path(name: str) -> bool:
+    """Whether a name is none of torchvision's or timm's, so that building the network would import and call it."""
+    if "." not in name or find_spec("timm") is None:
+        return "." in name
+    import timm
+
+    return not timm.is_model(name)
 
 
 def _find(name: str, num_classes: int) -> nn.Module:

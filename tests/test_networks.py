@@ -14,8 +14,7 @@ from torchvision.models import resnet18
 from torchvision.models.vision_transformer import VisionTransformer
 
 from lightning_recon.errors import UserError
-from lightning_recon.victim.gradients import mixing_layer
-from lightning_recon.victim.networks import (
+from lightning_recon.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Normalized,
@@ -24,6 +23,7 @@ from lightning_recon.victim.networks import (
     math_attention,
     without_batch_norm,
 )
+from lightning_recon.victim.gradients import mixing_layer
 
 
 class TinyTransformer(VisionTransformer):

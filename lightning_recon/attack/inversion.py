@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The honest server's attack as a LightningModule: nothing is added to the network, the update itself is inverted."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from lightning_recon.attack.closed_form import revealed_picture
+from lightning_recon.attack.dummies import Basis, Coordinates, Start
+from lightning_recon.attack.hearing import Heard, Place, counted_labels, expected_prediction, lay_out, mean_update
+from lightning_recon.attack.information import information
+from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
+from lightning_recon.attack.local import take_apart
+from lightning_recon.attack.matching import Distance, explained, noise_std
+from lightning_recon.attack.moving import Moves, Schedule, Signed
+from lightning_recon.attack.priors import Penalties, consensus
+from lightning_recon.attack.search import Search
+from lightning_recon.attack.server import Reconstruction, Server
+from lightning_recon.attack.shipped import keep_network, network_of, told_labels
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import Client, ServerPayload, payload_name
+from lightning_recon.networks import twice_differentiable
+from lightning_recon.structure.statistics import PublicStatistics, public_statistics
+
+Labels = Literal["counted", "joint", "known"]
+_SIDE_BY_SIDE = 16  # guesses at a time, at most
+_BUSY = 2**21  # numbers of as many guesses keep a CPU busy: more side by side are slower there
+
+
+def adam(params: ParamsT) -> Optimizer:
+    """The default optimiser."""
+    return torch.optim.Adam(params, lr=0.1)
+
+
+class GradientInversion(Server):
+    """An honest-but-curious server searches for pictures whose update is the one that it received.
+
+    Every guess (a client's batch under one noise draw, from one start) has its own update and is alone with it: all
+    are moved in one step, none influences another. The best guess is chosen by the objective, which the attacker knows.
+    """
+
+    def __init__(
+        self,
+        client: Client | None,
+        name: str = "gradient_inversion",
+        distance: Distance = "cosine",
+        basis: Basis = "pixels",
+        start: Start = "noise",
+        labels: Labels = "counted",
+        penalties: Penalties = Penalties(),  # noqa: B008 - frozen
+        signed: Signed = "no",
+        boxed: bool = True,
+        weigh_tensors: bool = False,
+        discrepancy: bool = False,
+        langevin: float = 0.0,
+        schedule: Schedule = "constant",
+        restarts: int = 1,
+        subjects: bool = False,
+        statistics: str | None = None,
+        seed: int = 0,
+        chunk_size: int | None = None,
+        network: str | None = None,
+        compile: bool = False,
+        draws: int = 1,
+        record: bool = True,
+        optimizer: OptimizerCallable = adam,
+        update: str | None = None,
+    ) -> None:
+        """Set up the attack; the configs under `configs/attack/` are the published ones.
+
+        Args:
+            client: Who answers the server; null with `update`.
+            name: Name of the attack in `results.json`.
+            distance: Between the guess's update and the received one: "cosine" and "euclidean" as published, or
+                "likelihood", the channel's own: squared distance after the announced clip, in units of the noise.
+            basis: In which coordinates to search: "pixels", or decorrelated cosine coefficients, in units of their
+                public standard deviation ("spectrum"), or in units that also reckon with what the update tells of them
+                ("balanced").
+            start: Where to begin: "noise", "patches" of noise, the public "mean" image, or the picture "revealed" by
+                the gradient of a fully connected first layer, for updates of a single picture, not in pixels.
+            labels: "counted" from the last layer's gradient (for one picture the sign rule), searched "joint" with the
+                pictures, or "known": an oracle, told by the client and named in `results.json`.
+            penalties: What pictures look like.
+            signed: Whether only the gradient's sign moves the dummies: "hard", or "soft" (its hyperbolic tangent, which
+                hardens as the search goes on).
+            boxed: Whether dummies are kept within [0, 1] after every step; needs basis "pixels".
+            weigh_tensors: Whether each tensor counts by the share of its energy that is not noise.
+            discrepancy: Whether a guess rests once its residual is what noise explains; only where that can be told.
+            langevin: Standard deviation of noise added to the dummies' gradient, relative to the learning rate.
+            schedule: Of the learning rate: "constant", "steps" (a tenth at 3/8, 5/8 and 7/8 of all steps), or "cosine"
+                (to zero, after a warm-up of 50 steps).
+            restarts: Searches of every update, from different starts; the one with the best objective is handed over.
+            subjects: Whether the server knows that clients cut the subject out on black.
+            statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
+            seed: Of the starts.
+            chunk_size: Guesses differentiated side by side, which takes memory for as many updates. Default: 16; on a
+                CPU fewer, down to 1, for larger networks and pictures.
+            network: Name or class path of the network that was shipped, if nobody is asked who has it. Default: what
+                the recorded or captured task says, which may not be a class path, since that would run code.
+            compile: Whether to compile the objective with its gradient (`torch.compile`): minutes at the start.
+            draws: How many independent noise realisations of each client's update to attack.
+            record: Whether to keep what crossed the wire, without which a run can be neither resumed nor replayed.
+            optimizer: Moves the dummies. `torch.optim.LBFGS` runs on each guess alone.
+            update: File of a captured update, or a folder of them, to attack instead of asking `client`.
+        """
+        super().__init__(client, draws, record, update)
+        self.automatic_optimization = False
+        if start == "revealed" and basis == "pixels":
+            raise UserError("--model.start revealed needs --model.basis spectrum or balanced")
+        if restarts < 1:
+            raise UserError(f"--model.restarts is {restarts}: give at least 1")
+        if chunk_size is not None and chunk_size < 1:
+            raise UserError(f"--model.chunk_size is {chunk_size}: give at least 1")
+        if compile and (penalties.features or penalties.batch_norm):
+            raise UserError(
+                "--model.compile cannot look into the network: set --model.penalties.features and batch_norm to 0, or "
+                "leave it out"
+            )
+        if penalties.consensus and restarts < 2:
+            raise UserError("--model.penalties.consensus is about several restarts: set --model.restarts to 2 or more")
+        self.title, self.distance, self.basis, self.begin, self.labelled = name, distance, basis, start, labels
+        self.penalties, self.signed, self.boxed, self.weigh_tensors = penalties, signed, boxed, weigh_tensors
+        self.discrepancy, self.langevin, self.schedule, self.restarts = discrepancy, langevin, schedule, restarts
+        self.subjects, self.statistics_file, self.seed = subjects, statistics, seed
+        self.chunk_size, self.compile_objective, self.optimizer = chunk_size, compile, optimizer
+        self.network = network
+        self.along_lines = False  # until the optimiser is known
+
+    @property
+    def name(self) -> str:
+        """Name of the attack in `results.json`."""
+        return self.title
+
+    @property
+    def oracles(self) -> tuple[str, ...]:
+        """What the attack is told that no attacker knows."""
+        return ("labels",) if self.labelled == "known" else ()
+
+    @property
+    def statistics(self) -> PublicStatistics:
+        """What the server takes for granted about pictures."""
+        return public_statistics(*self.task.image_shape[1:], self.subjects, self.statistics_file)
+
+    def design(self, client: Client) -> ServerPayload:
+        """Nothing is added to the network."""
+        return ServerPayload()
+
+    def announce(self, folder: Path) -> None:
+        """Write down the task and the network, which the server ships as it is."""
+        self.task.save(folder)
+        keep_network(self.client, self.client, folder, self.network)
+        for number in range(self.task.rounds):
+            ServerPayload().save(folder, payload_name(number))
+
+    def allocate(self) -> None:
+        """Make room for the guesses of all ranks, and for the best of them so far."""
+        classes = self.task.num_classes if self.labelled == "joint" else None
+        count = self.task.updates * self.draws * self.restarts
+        self.search = Search(count, (self.task.victims, *self.task.image_shape), classes)
+
+    def hear(self, client: Client, folder: Path | None) -> None:
+        """Let every client of this rank answer, read the labels, and lay out the guesses."""
+        device = self.trainer.strategy.root_device
+        network = network_of(client, self.client, self.network).to(device)
+        self.model = take_apart(network, self.task.batch_norm == "train")
+        self.coordinates = Coordinates(self.basis, self.statistics, device)
+        if self.basis == "balanced":
+            self.coordinates.balance(information(self.model, self.task, self.coordinates))
+        matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties)
+        self.matching = torch.compile(matching) if self.compile_objective else matching
+        self.moves = Moves(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
+        places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
+        self.heard = {place: self._answer(client, place, folder) for place in places}
+        own = [(slot, heard) for place, heard in self.heard.items() for slot in self._slots(place)]
+        size = 1 if self.along_lines else self.chunk_size or self._side_by_side(device)
+        parts = [own[first : first + size] for first in range(0, len(own), size)]
+        self.chunks = [lay_out(part, self.task, self.weigh_tensors) for part in parts]
+        self.slots = torch.tensor([slot for slot, _ in own], dtype=torch.int64, device=device)
+        if self.trainer.state.fn == "fit" and not self.resumed:
+            self.search.begin(self.coordinates, self.begin, self.seed)
+            if self.begin == "revealed":
+                self._reveal()
+
+    def _side_by_side(self, device: torch.device) -> int:
+        """How many guesses at a time are quickest: on a CPU one that fills the caches is best left alone."""
+        if device.type != "cpu":
+            return _SIDE_BY_SIDE
+        # Activations hold about 16 numbers for each of a picture's, in a network that is small enough to matter.
+        pictures = 16 * self.task.victims * math.prod(self.task.image_shape)
+        numbers = pictures + sum(parameter.numel() for parameter in self.model.parameters.values())
+        return max(1, min(_SIDE_BY_SIDE, _BUSY // numbers))
+
+    def _slots(self, place: Place) -> list[int]:
+        """Places among all guesses of those at one update: its restarts."""
+        index, draw = place
+        first = (index * self.draws + draw) * self.restarts
+        return list(range(first, first + self.restarts))
+
+    def _answer(self, client: Client, place: Place, folder: Path | None) -> Heard:
+        """What a client answers, and the labels that the server takes it to be about."""
+        update = mean_update(client, place, self.model, folder)
+        if self.labelled == "known":
+            labels = told_labels(client, place[0], folder)
+        elif self.labelled == "joint":
+            labels = torch.zeros(self.task.victims, dtype=torch.int64)
+        else:
+            prediction = expected_prediction(self.model, self.statistics, self.seed)
+            labels = counted_labels(update, self.model, self.task, prediction)
+        return Heard(update, labels.to(self.coordinates.mean.device))
+
+    def _reveal(self) -> None:
+        """Start every own guess from what the first layer's gradient reveals, and let every rank know."""
+        if self.task.victims > 1:
+            raise UserError("start revealed is for updates of a single picture: set --model.start mean")
+        found, std = torch.zeros_like(self.search.best), noise_std(self.task)
+        for place, heard in self.heard.items():
+            found[self._slots(place)] = revealed_picture(self.model, heard.update, std, self.coordinates)
+        self.search.begin_at(self._over_ranks(found))
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimiser for all guesses; L-BFGS looks along lines, which must be every guess's own."""
+        dummies, logits = list(self.search.dummies), list(self.search.logits)
+        together = self.optimizer([*dummies, *logits])
+        self.rate, self.along_lines = float(together.param_groups[0]["lr"]), isinstance(together, torch.optim.LBFGS)
+        if not self.along_lines:
+            return [together]
+        if self.trainer.world_size > 1:
+            raise UserError("L-BFGS searches on one rank only: set --trainer.devices 1, or another --model.optimizer")
+        if self.signed != "no" or self.langevin or self.discrepancy or self.penalties.consensus:
+            raise UserError(
+                "L-BFGS moves every guess along lines of its own: leave out --model.signed, langevin, discrepancy and "
+                "penalties.consensus, or give another --model.optimizer"
+            )
+        pairs = zip(dummies, logits, strict=True) if logits else ((one,) for one in dummies)
+        return [self.optimizer(list(pair)) for pair in pairs]
+
+    def training_step(self, batch: object, batch_idx: int) -> None:
+        """Move every guess once.
+
+        Args:
+            batch: The step counter.
+            batch_idx: Likewise.
+        """
+        optimizers = self.optimizers()
+        many = optimizers if isinstance(optimizers, list) else [optimizers]
+        for optimizer in many:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * self.moves.rate_factor(self.global_step)
+        if self.along_lines:
+            self._search_lines(many)
+        else:
+            self._move_together(many[0])
+        # Without a log the mean over guesses would cost a wait for the device in every step.
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("objective", self.search.lowest[self.slots].mean(), rank_zero_only=True)
+
+    def _move_together(self, optimizer: LightningOptimizer) -> None:
+        """A step of all ranks' guesses on every rank, so that any of them can be resumed from."""
+        before, logits = self.search.now()
+        centre = None
+        if self.penalties.consensus:
+            centre = torch.cat([consensus(restarts) for restarts in torch.split(before, self.restarts)])
+        found = self.search.evaluated(self._evaluate, self.chunks, before, logits, centre)
+        value = self._over_ranks(found.value)
+        self.search.remember(value, before, logits)
+        rate = optimizer.param_groups[0]["lr"]
+        gradient = self.moves.shaped(self._over_ranks(found.dummies), self.global_step, rate)
+        self.search.follow(gradient, None if found.logits is None else self._over_ranks(found.logits))
+        residual = self._over_ranks(found.residual)
+        optimizer.step(lambda: value)
+        numbers = sum(parameter.numel() for parameter in self.model.parameters.values())
+        rest = torch.zeros_like(residual, dtype=torch.bool)
+        if self.discrepancy and self.distance == "likelihood":
+            rest = explained(residual, self.task, numbers)
+        self.search.settle(self.coordinates, self.boxed, before, rest)
+
+    def _search_lines(self, optimizers: list[LightningOptimizer]) -> None:
+        for number, chunk in enumerate(self.chunks):
+            slot = int(chunk.slots)
+            closure = self.search.along_line(self._evaluate, chunk, slot)
+            # Only the first one counts as a step of the trainer's.
+            (optimizers[slot] if number == 0 else optimizers[slot].optimizer).step(closure)
+        before, _ = self.search.now()
+        self.search.settle(self.coordinates, self.boxed, before, torch.zeros_like(self.search.lowest, dtype=torch.bool))
+
+    def _evaluate(self, guesses: Guesses) -> Evaluated:
+        with twice_differentiable(self.task.network):
+            return self.matching(guesses)
+
+    def _over_ranks(self, tensor: Tensor) -> Tensor:
+        """What each rank knows of its own guesses, and zero elsewhere, put together."""
+        if self.trainer.world_size > 1:
+            self.trainer.strategy.reduce(tensor, reduce_op="sum")  # in place
+        return tensor
+
+    @torch.no_grad()
+    def reconstructions(self) -> list[Reconstruction]:
+        """This rank's pictures as they are now: of every update's restarts the one with the best objective."""
+        found = []
+        for place, heard in self.heard.items():
+            dummies, logits, known = self.search.best_of(self._slots(place))
+            known = known or (self.begin == "revealed" and bool(dummies.any()))
+            pictures = self.coordinates.pictures(dummies).clamp(0, 1).float().cpu()
+            start, labels = self.mean_image.expand_as(pictures), heard.labels if logits is None else logits.argmax(-1)
+            found.append(Reconstruction(*place, pictures, start, 0, known, labels.cpu()))
+        return found

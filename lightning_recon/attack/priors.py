@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pictures look like, as penalties that a descent can follow: those of the published attacks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_recon.errors import UserError
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Weights of what is added to the distance between the updates; 0 leaves a part out.
+
+    Args:
+        total_variation: Mean absolute difference of neighbouring pixels, standardised (Geiping et al. 2020).
+        opponents: Whether total variation also counts differences between the colour channels, and as the square root
+            of squares (the later variant of the same authors' toolbox).
+        norm: Mean square of the dummies (Yin et al. 2021).
+        spectrum: Half the sum of squares of the dummies: with basis "spectrum" and weight 1 the negative log-density of
+            the public Gaussian model of photographs.
+        batch_norm: Deviation of the batch's statistics from those that the network's normalisation layers carry (Yin et
+            al. 2021); a trained network's tell of its data, an untrained one's tell nothing.
+        features: Deviation of the last layer's mean input from the one that its gradient reveals (the same toolbox).
+        consensus: Deviation of a restart from the mean over all restarts, shifted onto each other (Yin et al. 2021,
+            section 3.4, with shifts for its flow).
+    """
+
+    total_variation: float = 0.0
+    opponents: bool = False
+    norm: float = 0.0
+    spectrum: float = 0.0
+    batch_norm: float = 0.0
+    features: float = 0.0
+    consensus: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse negative weights."""
+        for name, value in vars(self).items():
+            if value < 0:
+                raise UserError(f"--model.penalties.{name} is {value}: give a weight of at least 0")
+
+
+def total_variation(pictures: Tensor, opponents: bool) -> Tensor:
+    """Anisotropic total variation, a mean over pixels and channels.
+
+    Args:
+        pictures: shape (B, 3, H, W).
+        opponents: see `Penalties`.
+    """
+    if not opponents:
+        return pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()
+    red, green, blue = pictures.unbind(1)
+    planes = torch.stack([red, green, blue, red - green, red - blue, green - blue], dim=1)
+    across, down = planes.diff(dim=-1)[..., :-1, :], planes.diff(dim=-2)[..., :-1]
+    return (across.square() + down.square() + 1e-8).sqrt().mean()
+
+
+def batch_statistics(seen: Mapping[str, Tensor], running: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """Distance of the batch's means and variances from the running ones, summed over the layers.
+
+    Args:
+        seen: inputs of the normalisation layers, (B, channels, ...), by the layers' names.
+        running: means and variances that the layers carry.
+
+    Source: Yin et al. 2021 (arXiv 2104.07586), equation 9.
+    """
+    parts = []
+    for name, (mean, variance) in running.items():
+        dims = [dim for dim in range(seen[name].dim()) if dim != 1]
+        parts.append(torch.linalg.vector_norm(seen[name].to(mean).mean(dims) - mean))
+        parts.append(torch.linalg.vector_norm(seen[name].to(variance).var(dims, unbiased=False) - variance))
+    return torch.stack(parts).sum()
+
+
+def revealed_features(weight: Tensor, bias: Tensor) -> Tensor:
+    """Mean input of a linear layer that its gradient reveals, weighted by how sure each row is.
+
+    Args:
+        weight: gradient, (classes, features).
+        bias: gradient, (classes,).
+
+    Returns:
+        Shape (features,): least squares of weight = bias · features.
+    """
+    with torch.autocast(bias.device.type, enabled=False):
+        return (bias @ weight) / bias.square().sum().clamp(min=1e-30)
+
+
+def consensus(dummies: Tensor) -> Tensor:
+    """The mean over restarts, each shifted to where it fits the first one best.
+
+    Args:
+        dummies: (restarts, B, 3, H, W).
+
+    Returns:
+        The mean, seen from each restart: the same shape, without gradient.
+    """
+    with torch.no_grad():
+        spectrum = torch.fft.rfft2(dummies)
+        cross = (spectrum * spectrum[:1].conj()).sum(2)
+        peak = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-12), s=dummies.shape[-2:]).flatten(-2).argmax(-1)
+        height, width = dummies.shape[-2:]
+        rows, columns = peak // width, peak % width
+        phase_rows = torch.fft.fftfreq(height, device=dummies.device)[:, None]
+        phase_columns = torch.fft.rfftfreq(width, device=dummies.device)[None]
+        angle = 2 * torch.pi * (rows[..., None, None] * phase_rows + columns[..., None, None] * phase_columns)
+        shift = torch.polar(torch.ones_like(angle), angle)[:, :, None]
+        mean = (spectrum * shift).mean(0, keepdim=True)
+        seen: Tensor = torch.fft.irfft2(mean * shift.conj(), s=(height, width))
+        return seen

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Balanced coordinates: the spectrum's where noise hides all, alike where it hides nothing, one picture either way."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_recon.attack.dummies import Coordinates
+from lightning_recon.attack.information import information
+from lightning_recon.attack.local import client_update, take_apart
+from lightning_recon.exchange import Task
+from lightning_recon.networks import build_network
+from lightning_recon.structure.statistics import public_statistics
+
+SIZE = 16
+TASK = Task((3, SIZE, SIZE), 10, 1, 1, "convnet", "sample", False, 1.0, 0.01, 1, 10)
+
+
+def balanced() -> Coordinates:
+    return Coordinates("balanced", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
+
+
+def test_units_go_from_the_spectrum_to_all_alike() -> None:
+    coordinates = balanced()
+    coordinates.balance(0.0)
+    torch.testing.assert_close(coordinates.unit, coordinates.std)
+    coordinates.balance(1e12)
+    torch.testing.assert_close(coordinates.unit, coordinates.std.square().mean().sqrt().expand_as(coordinates.std))
+
+
+def test_units_change_neither_the_prior_nor_where_a_search_begins() -> None:
+    coordinates = balanced()
+    spectrum = Coordinates("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
+    coordinates.balance(100.0)
+    mine = coordinates.start("mean", 1, torch.Generator().manual_seed(0))
+    theirs = spectrum.start("mean", 1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(coordinates.pictures(mine), spectrum.pictures(theirs))
+    torch.testing.assert_close(coordinates.whitened(mine), spectrum.whitened(theirs))
+
+
+def test_information_is_that_of_the_jacobian_over_the_noise() -> None:
+    network, coordinates = build_network("convnet", 10), balanced()
+    model, exact = take_apart(network, False), take_apart(network.double(), False)
+    found = information(model, TASK, coordinates)
+    assert information(model, replace(TASK, noise_multiplier=0.1), coordinates) == pytest.approx(found / 100, rel=1e-3)
+    generator, energies = torch.Generator().manual_seed(7), []
+    for label in torch.arange(8).split(1):
+        picture, change = (torch.randn(1, 3, SIZE, SIZE, generator=generator) for _ in range(2))
+        picture, step = coordinates.pictures(picture).clamp(0, 1).double(), 1e-5 * change.double()
+        ahead, _ = client_update(exact, picture + step, label, TASK)
+        behind, _ = client_update(exact, picture - step, label, TASK)
+        energy = sum(float((ahead[name] - behind[name]).square().sum()) for name in ahead)
+        energies.append(energy / float((2 * step).square().sum()))
+    assert found == pytest.approx(sum(energies) / 8 / TASK.noise_multiplier**2, rel=0.35)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The honest server's attack as a whole: guesses alone with their updates, the best kept, nothing leaked to them."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_recon.attack import GradientInversion, Reconstruction
+from lightning_recon.attack.matching import explained, fit_is_visible, noise_std
+from lightning_recon.attack.moving import Moves
+from lightning_recon.attack.priors import Penalties, consensus
+from lightning_recon.errors import UserError
+from lightning_recon.evaluation.fidelity import psnr_per_image
+from lightning_recon.exchange import RecordedClient, Task
+from lightning_recon.victim import Privacy, VictimClient
+
+Honest = Callable[..., VictimClient]
+Inverted = Callable[..., tuple[GradientInversion, list[Reconstruction]]]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*`IterableDataset` has `__len__`"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.14
+    pytest.mark.filterwarnings("ignore:.*logging interval"),
+]
+NOISY = Privacy(max_grad_norm=0.1, noise_multiplier=1e-3)
+PUBLISHED: dict[str, Any] = {"signed": "hard", "penalties": Penalties(total_variation=0.1)}
+OURS: dict[str, Any] = {
+    "distance": "likelihood",
+    "basis": "spectrum",
+    "start": "mean",
+    "penalties": Penalties(spectrum=1.0),
+    "boxed": False,
+}
+
+
+def lbfgs(params: Any) -> torch.optim.Optimizer:  # noqa: ANN401 - whatever torch takes
+    return torch.optim.LBFGS(params, max_iter=3)
+
+
+# --- who influences whom ---
+
+
+@pytest.mark.parametrize("settings", [PUBLISHED, OURS | {"labels": "joint"}], ids=["published", "ours"])
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_together_is_alone(
+    settings: dict[str, Any], chunk_size: int, honest: Honest, inverted: Inverted, tmp_path: Path
+) -> None:
+    both, together = inverted(honest(clients=2, privacy=NOISY), draws=2, chunk_size=chunk_size, **settings)
+    # The second client beside other pictures: whatever changes is the neighbour's influence.
+    other = honest(clients=2, privacy=NOISY)
+    other._batches[0].images.zero_()
+    _, beside = inverted(other, draws=2, chunk_size=chunk_size, root=tmp_path / "other", **settings)
+    assert not torch.equal(beside[0].pictures, together[0].pictures)
+    for one, mine in zip(together[2:], beside[2:], strict=True):
+        assert torch.equal(one.pictures, mine.pictures)
+    assert len(both.chunks) == (4 if chunk_size == 1 else 1)
+    _, alone = inverted(honest(clients=1, privacy=NOISY), draws=1, chunk_size=1, root=tmp_path / "alone", **settings)
+    if chunk_size == 1:
+        assert torch.equal(alone[0].pictures, together[0].pictures)
+    assert torch.allclose(alone[0].pictures, together[0].pictures, atol=1e-4)
+
+
+def test_lines_are_every_guess_s_own(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"distance": "euclidean", "optimizer": lbfgs, "labels": "joint", "boxed": False}
+    # Chunks are of one guess whatever is asked for.
+    many, together = inverted(honest(clients=2), draws=1, chunk_size=8, **settings)
+    assert many.trainer.global_step == 3
+    _, alone = inverted(honest(clients=1), root=tmp_path / "alone", **settings)
+    assert torch.equal(alone[0].pictures, together[0].pictures)
+    assert (many.search.lowest.isfinite()).all()
+    with pytest.raises(UserError, match="along lines of its own"):
+        inverted(honest(), root=tmp_path / "signed", signed="hard", **settings)
+
+
+# --- which guess is handed over ---
+
+
+def test_the_best_iterate_is_chosen_by_the_objective(honest: Honest, inverted: Inverted) -> None:
+    """Uphill: the last iterate is the worst, and what is kept is the first."""
+
+    def uphill(params: Any) -> torch.optim.Optimizer:  # noqa: ANN401 - whatever torch takes
+        return torch.optim.SGD(params, lr=1.0, maximize=True)
+
+    attack, (found,) = inverted(honest(), steps=6, distance="euclidean", optimizer=uphill, boxed=False)
+    best = attack.search.best
+    values = attack.search.evaluated(attack._evaluate, attack.chunks, best, None, None).value
+    assert torch.allclose(values, attack.search.lowest)
+    last = attack.search.evaluated(attack._evaluate, attack.chunks, attack.search.now()[0], None, None).value
+    assert float(last) > float(values)
+    assert torch.equal(found.pictures, attack.coordinates.pictures(best[0]).clamp(0, 1))
+
+
+def test_restarts_hand_over_the_best(honest: Honest, inverted: Inverted) -> None:
+    attack, (found,) = inverted(honest(), restarts=4, steps=5)
+    lowest = attack.search.lowest
+    assert len(set(lowest.tolist())) == 4
+    assert torch.equal(found.pictures, attack.coordinates.pictures(attack.search.best[lowest.argmin()]).clamp(0, 1))
+
+
+def test_nan_harms_only_its_own_guess(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = GradientInversion.on_train_start
+
+    def spoil(attack: GradientInversion) -> None:
+        begin(attack)
+        attack.search.dummies[0].data.fill_(math.nan)
+
+    _, expected = inverted(honest(clients=2))
+    monkeypatch.setattr(GradientInversion, "on_train_start", spoil)
+    _, found = inverted(honest(clients=2))
+    assert [one.evident for one in found] == [False, True]
+    assert torch.equal(found[1].pictures, expected[1].pictures)
+
+
+# --- what the attack is told ---
+
+
+def test_known_labels_are_an_oracle_and_others_are_not(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
+    client = honest(clients=4, count=2, aggregated=2)
+    told, found = inverted(client, labels="known", draws=1)
+    assert told.oracles == ("labels",)
+    for one in found:
+        assert one.labels is not None
+        assert torch.equal(one.labels, client.labels(one.client))
+        assert len(one.labels) == len(one.pictures) == 4
+    counted, _ = inverted(client, root=tmp_path / "counted")
+    assert counted.oracles == ()
+
+
+def test_a_replay_needs_the_exchange_alone(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
+    settings: dict[str, Any] = OURS | {"labels": "known", "restarts": 2}
+    _, live = inverted(honest("smooth", count=2, privacy=NOISY), root=tmp_path / "live", **settings)
+    recorded = RecordedClient(tmp_path / "live" / "exchange")
+    with pytest.raises(UserError, match=r"--model\.network"):
+        inverted(recorded, root=tmp_path / "refused", **settings)
+    _, again = inverted(recorded, root=tmp_path / "again", network=recorded.task.network, **settings)
+    assert torch.equal(live[0].pictures, again[0].pictures)
+    (tmp_path / "live" / "exchange" / "labels-c000.json").write_text('{"format": "labels 1", "labels": [0, 5]}')
+    with pytest.raises(UserError, match="of classes 0 to 4"):
+        inverted(recorded, root=tmp_path / "labels", network=recorded.task.network, **settings)
+
+
+def test_half_precision_stays_finite_and_near(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
+    _, full = inverted(honest("smooth", count=2, privacy=NOISY), **OURS)
+    half, found = inverted(
+        honest("smooth", count=2, privacy=NOISY), root=tmp_path / "half", trainer={"precision": "bf16-mixed"}, **OURS
+    )
+    assert half.search.best.isfinite().all()
+    assert half.search.best.dtype == torch.float32
+    assert all(tensor.dtype == torch.float32 for tensor in half.heard[0, 0].update.values())
+    assert not torch.equal(found[0].pictures, full[0].pictures)
+    assert torch.allclose(found[0].pictures, full[0].pictures, atol=0.1)
+
+
+# --- what it comes to ---
+
+
+def photographs(count: int, size: int) -> Tensor:
+    from lightning_recon.data import ClientDataModule, NoMasks
+
+    data = ClientDataModule(image_size=size, batch_size=count, masks=NoMasks())
+    data.prepare_data()
+    data.setup()
+    return data.client_batches[0].images
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Settings of a shipped config, as objects."""
+    from importlib import import_module
+
+    import yaml
+
+    content = yaml.safe_load((Path(__file__).parents[2] / "configs" / "attack" / f"{name}.yaml").read_text())
+    own = content["model"]["init_args"]
+    own["penalties"] = Penalties(**own.get("penalties", {}))
+    path, given = own["optimizer"]["class_path"], own["optimizer"].get("init_args", {})
+    module, _, attribute = path.rpartition(".")
+    kind = getattr(import_module(module), attribute)
+    own["optimizer"] = lambda params: kind(params, **given)
+    return own
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(0.0, 150), (1.0, 60)])
+def test_the_likelihood_sees_what_there_is_to_see(noise: float, steps: int, honest: Honest, inverted: Inverted) -> None:
+    client = honest("convnet", size=24, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=noise))
+    client._batches[0].images.copy_(photographs(1, 24))
+    attack, (found,) = inverted(client, steps=steps, **preset("likelihood"))
+    truth = client._batches[0].images
+    reached, mean = (float(psnr_per_image(one, truth)) for one in (found.pictures, found.initial))
+    if noise == 0:
+        assert reached > 25
+        assert reached > mean + 10
+    else:
+        assert abs(reached - mean) < 0.5
+        assert float((found.pictures - attack.mean_image).abs().max()) < 0.1
+
+
+# --- parts ---
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_a_guess_rests_where_noise_explains_the_rest(visible: bool) -> None:
+    z = 1e-3 if visible else 1.0
+    task = Task((3, 8, 8), 5, 1, 1, "convnet", "update", False, 0.1, z, 1, 4)
+    numbers, limit = 10_000, 10_000 * noise_std(task) ** 2
+    assert fit_is_visible(task, numbers) == visible
+    residuals = torch.tensor([0.99, 1.01, math.nan]) * limit
+    assert explained(residuals, task, numbers).tolist() == [visible, False, False]
+
+
+def test_a_resting_guess_stays_where_it_is(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = "lightning_recon.attack.inversion.explained"
+    settings = OURS | {"discrepancy": True}
+    monkeypatch.setattr(first, lambda residuals, task, numbers: torch.tensor([True, False]))
+    client = honest(clients=2, privacy=NOISY)
+    resting, _ = inverted(client, **settings)
+    start, _ = inverted(client, steps=0, **settings)
+    stayed, moved = (
+        torch.equal(now, before) for now, before in zip(resting.search.dummies, start.search.dummies, strict=True)
+    )
+    assert stayed
+    assert not moved
+
+
+def test_schedules_are_the_published_ones() -> None:
+    steps = Moves("steps", "no", 0.0, 0, 800)
+    factors = [steps.rate_factor(step) for step in (0, 299, 300, 500, 700, 799)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.001])
+    cosine = Moves("cosine", "no", 0.0, 0, 1000)
+    assert cosine.rate_factor(0) == pytest.approx(1 / 50)
+    assert cosine.rate_factor(500) == pytest.approx(0.5)
+    assert cosine.rate_factor(999) < 1e-4
+
+
+def test_gradients_become_signs() -> None:
+    gradient = torch.tensor([-3.0, 0.0, 1e-3])
+    assert Moves("constant", "hard", 0.0, 0, 10).shaped(gradient, 0, 1.0).tolist() == [-1, 0, 1]
+    soft = Moves("constant", "soft", 0.0, 0, 10)
+    assert torch.allclose(soft.shaped(gradient, 0, 1.0), gradient.tanh())
+    assert torch.equal(soft.shaped(gradient, 10, 1.0).sign(), gradient.sign())
+    noisy = Moves("constant", "no", 0.5, 3, 10)
+    zeros = torch.zeros(10_000)
+    assert float(noisy.shaped(zeros, 1, 1.0).std()) == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(noisy.shaped(zeros, 1, 1.0), noisy.shaped(zeros, 1, 1.0))
+    assert not torch.equal(noisy.shaped(zeros, 1, 1.0), noisy.shaped(zeros, 2, 1.0))
+
+
+def test_consensus_undoes_shifts() -> None:
+    picture = photographs(2, 24)
+    shifts = [(0, 0), (3, -2), (-5, 7)]
+    restarts = torch.stack([picture.roll(shift, (-2, -1)) for shift in shifts])
+    assert torch.allclose(consensus(restarts), restarts, atol=1e-5)
+    far = torch.stack([picture, picture.roll((3, 0), (-2, -1)) + 0.2])
+    assert torch.allclose(consensus(far)[0], picture + 0.1, atol=1e-4)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server works out that a client would send is what the client sends, clip and all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_recon.attack.local import Update, client_update, take_apart
+from lightning_recon.exchange import ServerPayload
+from lightning_recon.victim import Privacy, VictimClient
+
+Honest = Callable[..., VictimClient]
+
+
+def worked_out(client: VictimClient, index: int = 0) -> Update:
+    """The update that the server expects of an update's true pictures."""
+    members = client._batches[index * client.aggregated : (index + 1) * client.aggregated]
+    images, labels = torch.cat([one.images for one in members]), torch.cat([one.labels for one in members])
+    model = take_apart(client.network, client.batch_norm == "train")
+    return client_update(model, images, labels, client.task)[0]
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": "perceptron", "granularity": "sample"},
+        {"network": "perceptron", "granularity": "sample", "aggregated": 3},
+        {"network": "smooth", "granularity": "update", "batch_norm": "train"},
+        {"network": "smooth", "granularity": "update", "batch_norm": "eval"},
+        {"network": "smooth", "granularity": "update", "local_steps": 3, "local_rate": 0.5},
+        {"network": "smooth", "granularity": "update", "local_steps": 3, "batch_norm": "eval", "aggregated": 3},
+    ],
+    ids=["sample", "sums of samples", "train", "eval", "local steps", "sums of local steps"],
+)
+def test_the_server_knows_what_clients_do(
+    settings: dict[str, Any], per_layer: bool, clip: float | None, honest: Honest
+) -> None:
+    own = dict(settings)
+    privacy = Privacy(max_grad_norm=clip, granularity=own.pop("granularity"), per_layer=per_layer)
+    client = honest(clients=own.get("aggregated", 1), count=6, privacy=privacy, **own)
+    sent, expected = client.share(ServerPayload(), 0, 0, 0).gradient, worked_out(client)
+    assert {name.removeprefix("network.") for name in sent} == expected.keys()
+    for name, tensor in expected.items():
+        theirs = sent[f"network.{name}"]
+        # Local steps differ by what float32 leaves of a difference of weights.
+        assert torch.allclose(tensor, theirs, rtol=1e-4, atol=2e-6 * max(1.0, float(theirs.abs().max()))), name
+
+
+def test_the_sign_of_local_steps_is_the_gradients(honest: Honest) -> None:
+    """Against plain SGD: what it takes from the weights, over the learning rate."""
+    client = honest("perceptron", count=4, privacy=Privacy(max_grad_norm=None), local_steps=2, local_rate=0.3)
+    batch, names = client._batches[0], [name for name, _ in client.network.named_parameters()]
+    before = [parameter.detach().clone() for parameter in client.network.parameters()]
+    expected = worked_out(client)
+    optimizer = torch.optim.SGD(client.network.parameters(), lr=0.3)
+    for part in (slice(0, 2), slice(2, 4)):
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(client.network(batch.images[part]), batch.labels[part]))
+        optimizer.step()
+    for name, old, new in zip(names, before, client.network.parameters(), strict=True):
+        assert torch.allclose(expected[name], (old - new.detach()) / 0.3, rtol=1e-3, atol=1e-5)
+    single = client_update(take_apart(client.network, True), batch.images, batch.labels, client.task)[0]
+    assert single.keys() == expected.keys()
+
+
+def test_taking_a_network_apart_leaves_it_alone(honest: Honest) -> None:
+    network = honest("smooth").network
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    model = take_apart(network, batch_statistics=True)
+    model.network(torch.rand(4, 3, 8, 8))
+    assert model.head == "model.head"
+    assert list(model.running) == ["model.norm"]
+    assert network.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert take_apart(nn.Sequential(nn.Conv2d(3, 2, 1)), False).head is None
