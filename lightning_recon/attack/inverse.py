@@ -90,6 +90,10 @@ class UpdateMatching:
         """
         if len(guesses.dummies) == 1 and not torch.compiler.is_compiling():
             return self._alone(guesses)
+        return self.by_transforms(guesses)
+
+    def by_transforms(self, guesses: Guesses) -> Evaluated:
+        """The same by `torch.func`, which refuses what plain autograd would differentiate wrongly in silence."""
         searched = (0, 1) if guesses.logits is not None else (0,)
         function = grad(self._value, argnums=searched, has_aux=True)
         arguments = (guesses.dummies, guesses.logits, guesses.labels, guesses.seen, guesses.weights, guesses.centre)

@@ -187,6 +187,9 @@ class GradientInversion(Server):
             self.search.begin(self.coordinates, self.begin, self.seed)
             if self.begin == "revealed":
                 self._reveal()
+            if self.trainer.max_steps and self.chunks:
+                with twice_differentiable(self.task.network):
+                    matching.by_transforms(self.search.guesses(self.chunks[0], *self.search.now(), None))
 
     def _side_by_side(self, device: torch.device) -> int:
         """How many guesses at a time are quickest: on a CPU one that fills the caches is best left alone."""

@@ -162,6 +162,10 @@ def test_a_network_without_second_derivatives_is_said_to_be_one() -> None:
     matching = UpdateMatching(model, task, where, "euclidean", PLAIN)
     with pytest.raises(UserError, match=r"'mine' cannot be differentiated twice"), twice_differentiable("mine"):
         matching(Guesses(dummies, None, labels, seen, None, None))
+    # A single guess goes by plain autograd, which would leave out in silence what cannot be differentiated.
+    alone = {name: tensor[:1] for name, tensor in seen.items()}
+    with pytest.raises(UserError, match=r"'mine' cannot be differentiated twice"), twice_differentiable("mine"):
+        matching.by_transforms(Guesses(dummies[:1], None, labels[:1], alone, None, None))
 
 
 def test_fused_attention_alone_cannot() -> None:
