@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.decoding import RowPrior, decode_row
-from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan
+from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
 from lightning_recon.structure.digital_reading import Received, read_victims
 from lightning_recon.structure.evidence import Rows
 from lightning_recon.structure.guess import Guess, Posterior
@@ -20,8 +20,10 @@ from lightning_recon.structure.statistics import PublicStatistics
 from lightning_recon.structure.transform import analyse, synthesise
 from lightning_recon.structure.water_filling import WaterFilling, in_coefficients
 
-# Spread of log S: clipped alone, what is left is the sketch's own energy; under one clip, how loud the others are.
-_ALONE_STD, _SHARED_STD = 0.05, 0.4
+# Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
+_LOG_SCALE_STD = 0.4
+# Bytes of a float32.
+_ENTRY = 4
 # What a received picture leaves open, as a share of the prior variance.
 _KNOWN = 1e-9
 
@@ -47,7 +49,7 @@ class Digital:
         units: int | None = None,
         directions: int | None = None,
         assumed_noise: float | None = None,
-        margin_db: float = 0.5,
+        margin_db: float = 0.2,
         upload_limit: int = 123_000_000,
         force: bool = False,
         statistics: str | None = None,
@@ -92,27 +94,20 @@ class Digital:
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better picture."""
-        linear = self.linear.payload(task)
-        if task.per_layer or task.rounds < 1:
-            return linear
         assumed = self.linear.assumed_noise
         announced = 0.0 if task.max_grad_norm is None else task.update_noise
         noise = (announced if assumed is None else assumed) * math.sqrt(_sharers(task) / task.rounds)
-        units = len(linear.tensors["lower"])
-        pixels = math.prod(task.image_shape[1:])
-        # A sketch has fewer inputs the fainter it is, but how many is known only once its share is chosen.
-        plan, sketch = self._plan(noise, pixels, self.upload_limit // (4 * units), task), linear
-        if plan is not None:
-            sketch = self._sketch(task, plan.sketch)
-            taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
-            rows = len(sketch.tensors["lower"])
-            plan = self._plan(noise, pixels, self.upload_limit // (4 * rows) - taken, task)
-        return linear if plan is None else _beside(sketch, plan)
+        if task.per_layer or self._plan(noise, task, self.upload_limit // _ENTRY) is None:
+            return self.linear.payload(task)
+        sketch = self._sketch(task, sketch_share(noise))
+        taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
+        room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
+        plan = self._plan(noise, task, room)
+        return self.linear.payload(task) if plan is None else _beside(sketch, plan)
 
-    def _plan(self, noise: float, pixels: int, most: int, task: Task) -> Plan | None:
-        """The code for so many inputs at most."""
-        if most < 1:
-            return None
+    def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
+        """The code of so many inputs at most."""
+        pixels = math.prod(task.image_shape[1:])
         return digital_plan(noise, pixels, most, _sharers(task) > 1, self.margin_db, self.force)
 
     def _sketch(self, task: Task, share: float) -> ServerPayload:
@@ -162,7 +157,7 @@ class Digital:
             pilot_level=level,
             log_contrast_std=statistics.log_contrast_std,
             scale=math.sqrt(count * sharers),
-            log_scale_std=_ALONE_STD if sharers == 1 else _SHARED_STD,
+            log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
         )
         found = separate(rows, prior, task.victims, self.linear.false_alarm)
         size = (task.image_shape[1], task.image_shape[2])

@@ -103,7 +103,9 @@ class InferenceStructure(nn.Module):
         sent = picture.flatten(1)[:, self.index] * self.gain
         extra = [moments(images).flatten(1)] if self.moments else []
         if self.digital is not None:
-            extra.append(DigitalWords.apply(images, self.digital))
+            words = DigitalWords.apply(images, self.digital)
+            usual = self.digital.sketch - self.constants[0] ** 2
+            extra.append(words if self.digital.shared else words * (sent.norm(dim=1, keepdim=True) / usual.sqrt()))
         return self._spread(torch.cat([sent, *extra, self.constants.to(sent).expand(len(sent), -1)], dim=1))
 
     @property
