@@ -150,11 +150,10 @@ def _groups(rung: int, inputs: int) -> Tensor:
     parities, generator = inputs - messages, torch.Generator().manual_seed(6)
     often = torch.tensor(sorted(code.repetitions))
     nodes = torch.tensor([code.repetitions[int(times)] for times in often]) / often
-    edges = (nodes.cumsum(0) / nodes.sum() * messages).round().long()
-    degree = often.repeat_interleave(edges.diff(prepend=edges.new_zeros(1)))
-    # The sockets must come out even: the busiest quarter of the bits takes what rounding left.
-    excess = parities * code.group - int(degree.sum())
-    busiest = max(1, messages // 4)
+    last = (nodes.cumsum(0) / nodes.sum() * messages).round().long()
+    degree = often.repeat_interleave(last.diff(prepend=last.new_zeros(1)))
+    # The sockets must come out even: the bits repeated often take what rounding left.
+    excess, busiest = parities * code.group - int(degree.sum()), int((degree > often[0]).sum())
     degree[-busiest:] += excess // busiest
     degree[len(degree) - excess % busiest :] += 1
     sockets = torch.arange(messages).repeat_interleave(degree)

@@ -22,6 +22,8 @@ from lightning_recon.structure.water_filling import WaterFilling, in_coefficient
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
+# Units: so many a picture, but at least so many.
+_UNITS_A_PICTURE, _FEWEST_UNITS = 4, 64
 # Bytes of a float32.
 _ENTRY = 4
 # What a received picture leaves open, as a share of the prior variance.
@@ -59,8 +61,9 @@ class Digital:
         Args:
             subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
                 preprocessing.
-            units: Rows of the structure, see `WaterFilling`.
-            directions: Measurement directions, see `WaterFilling`.
+            units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 4 a picture
+                and at least 64: half as many as for a linear code, because a decoded victim is out of the others' way.
+            directions: Measurement directions, see `WaterFilling`. Default: 3, or 1 for a single unit.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
             margin_db: Decibels by which the noise may exceed that, and the other victims' voices what is usual, before
                 codewords are lost.
@@ -113,15 +116,14 @@ class Digital:
     def _sketch(self, task: Task, share: float) -> ServerPayload:
         """A linear structure designed for so small a share of the power."""
         assumed, factor = self.linear.assumed_noise, 1 / math.sqrt(share)
-        linear = self.linear
-        if assumed is not None:
-            linear = WaterFilling(
-                subjects=linear.subjects,
-                units=linear.units,
-                directions=linear.directions,
-                assumed_noise=assumed * factor,
-                statistics=linear.statistics_file,
-            )
+        few = 1 if task.victims == 1 else max(_FEWEST_UNITS, _UNITS_A_PICTURE * task.victims)
+        linear = WaterFilling(
+            subjects=self.linear.subjects,
+            units=self.linear.units or few,
+            directions=self.linear.directions,
+            assumed_noise=None if assumed is None else assumed * factor,
+            statistics=self.linear.statistics_file,
+        )
         return linear.payload(replace(task, noise_multiplier=task.noise_multiplier * factor))
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
