@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.structure.decoding import RowPrior, decode_row
+from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
 from lightning_recon.structure.digital_reading import Received, read_victims
 from lightning_recon.structure.evidence import Rows
@@ -166,10 +166,10 @@ class Digital:
         received, others = read_victims(
             released[:, sent:], noise, found.combine, found.members, plan, size, task.victims
         )
-        combined, pilots = found.combine.to(rows.inputs) @ rows.inputs, found.combine.to(pilot) @ pilot
+        combined, pilots = found.combine.to(released) @ released, found.combine.to(pilot) @ pilot
         noises = noise * found.combine.norm(dim=1)
         decoded = [
-            decode_row(row, float(voice), float(std), prior)
+            _sketched(row, sent, float(voice), float(std), prior)
             for row, voice, std in zip(combined, pilots, noises, strict=True)
         ]
         posterior = in_coefficients(decoded, shipped, statistics)
@@ -184,6 +184,22 @@ class Digital:
 def _sharers(task: Task) -> int:
     """How many victims the budget is for; without a clip the whole update's norm stands for it."""
     return task.victims if task.max_grad_norm is None else task.sharers
+
+
+def _sketched(row: Tensor, sent: int, pilot: float, noise: float, prior: RowPrior) -> RowPosterior:
+    """Decode a sketch, the first `sent` entries of a victim's row.
+
+    Clipped alone, a victim's scale follows from what all of its row holds: the digital inputs, as loud as the sketch is
+    for this picture, count as one more input that has their energy.
+    """
+    sketch, words = row[:sent], row[sent:]
+    if prior.log_scale_std == 0:
+        energy = float(words.double().square().sum()) - len(words) * noise**2
+        sketch = torch.cat([sketch, sketch.new_tensor([math.sqrt(max(energy, 0.0))])])
+        rest = 1 - prior.pilot_level**2 - float(prior.power.sum())
+        prior = replace(prior, power=torch.cat([prior.power, prior.power.new_tensor([rest])]))
+    found = decode_row(sketch, pilot, noise, prior)
+    return RowPosterior(found.inputs[:sent], found.variance[:sent], found.contrast)
 
 
 def _beside(sketch: ServerPayload, plan: Plan) -> ServerPayload:

@@ -124,7 +124,7 @@ def digital_plan(
 
 
 def sketch_share(noise: float) -> float:
-    """Share of the power for the linear sketch, which remains of a victim whose codeword is lost and tells who is where.
+    """Share of the power for the linear sketch, which remains of a lost codeword's victim and tells who is where.
 
     It gets the power that makes it recognisable: 6 % at z_e = 0.01, where it costs the code 0.3 dB, and at low noise
     the 3 % by which victims are told apart, 0.1 dB. More would be wasted: well below one codeword in a hundred is lost
