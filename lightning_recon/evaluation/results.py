@@ -254,6 +254,7 @@ def summary_record(scored: Sequence[Scored], *, seconds: float, steps: int, stru
         "psnr_median": statistics.median(psnr),
         "psnr_of_mean_mse": -10 * math.log10(mean_mse),
         "ssim_mean": statistics.fmean(victim.ssim for victim in victims),
+        "bit_exact_share": statistics.fmean(victim.bit_exact for victim in victims),
         "seconds": seconds,
         "steps": steps,
         "steps_per_second": steps / seconds if steps and seconds else None,

@@ -56,7 +56,7 @@ def test_a_lost_codeword_leaves_the_sketch(
     linear = WaterFilling(assumed_noise=louder * announced.noise_multiplier)
     alone = linear.payload(faint)
     expected = linear.decode(alone, faint, release(alone, faint, images)).pictures
-    lost, usual, none = ((pictures - images).square().mean() for pictures in (guess.pictures, expected, exact))
+    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (guess.pictures, expected, exact))
     assert none < 0.1 * lost
     assert lost == pytest.approx(usual, rel=0.15)
 
