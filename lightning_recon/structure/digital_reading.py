@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_recon.structure.channel_code import LADDER, decode, message_bits
+from lightning_recon.structure.channel_code import LADDER, decode
 from lightning_recon.structure.digital_plan import HEADER, Plan
 from lightning_recon.structure.digital_words import header_words, symbols
 from lightning_recon.structure.picture_file import unframed
@@ -37,13 +37,11 @@ class Received:
         picture: Shape (3, H, W), uint8.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
-        file_bits: What its codeword carried.
     """
 
     picture: Tensor
     exact: bool
     rung: int
-    file_bits: int
 
 
 def read_victims(
@@ -122,8 +120,7 @@ def _received(heard: Tensor, noise: float, plan: Plan, size: tuple[int, int]) ->
     content = unframed(bits.cpu(), *size)
     if content is None:
         return None
-    carried = message_bits(rung, plan.inputs)
-    return Received(*content, rung, carried), symbols(bits, rung, plan.inputs)
+    return Received(*content, rung), symbols(bits, rung, plan.inputs)
 
 
 def _cancel(rows: Tensor, spoken: Tensor) -> None:
