@@ -164,8 +164,9 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert record["privacy"]["epsilon_nominal"] == pytest.approx(10.0)
     assert set(record["summary"]) == {
         *("clients", "draws", "victims", "detected", "collided", "false_detections", "psnr_mean"),
-        *("psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "seconds", "steps"),
-        *("steps_per_second", "structure_bytes", "label_accuracy"),
+        *("psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "label_accuracy"),
+        "bit_exact_share",
+        *("seconds", "steps", "steps_per_second", "structure_bytes"),
     }
     assert (record["summary"]["victims"], record["summary"]["steps"]) == (4, 3)
     assert record["summary"]["psnr_std_over_draws"] is None

@@ -263,6 +263,7 @@ def summary_record(
         "psnr_of_mean_mse": -10 * math.log10(mean_mse),
         "ssim_mean": statistics.fmean(victim.ssim for victim in victims),
         "label_accuracy": label_accuracy,
+        "bit_exact_share": statistics.fmean(victim.bit_exact for victim in victims),
         "seconds": seconds,
         "steps": steps,
         "steps_per_second": steps / seconds if steps and seconds else None,

@@ -78,7 +78,7 @@ def unscored_record(
             "draws": draws,
             "victims": clients * batch_size,
             "detected": detected // draws if detected % draws == 0 else detected / draws,
-            **dict.fromkeys((*_UNKNOWN, "ssim_mean", "label_accuracy")),
+            **dict.fromkeys((*_UNKNOWN, "ssim_mean", "label_accuracy", "bit_exact_share")),
             "seconds": seconds,
             "steps": steps,
             "steps_per_second": steps / seconds if steps and seconds else None,

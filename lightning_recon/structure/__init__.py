@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The malicious server: what it adds to the model, and how it reads the answer."""
 
+from lightning_recon.structure.digital import Digital
 from lightning_recon.structure.feedback import Feedback
 from lightning_recon.structure.guess import Guess, Structure
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
@@ -10,6 +11,7 @@ from lightning_recon.structure.trap_weights import TrapWeights
 from lightning_recon.structure.water_filling import WaterFilling
 
 __all__ = [
+    "Digital",
     "Feedback",
     "Guess",
     "InferenceStructure",

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
+from lightning_recon.structure.digital_plan import shipped_plan
+from lightning_recon.structure.digital_words import DigitalWords
 from lightning_recon.structure.moments import moments
 from lightning_recon.structure.spreading import block_width, spread
 from lightning_recon.structure.transform import analyse
@@ -52,7 +54,8 @@ class InferenceStructure(nn.Module):
                 Optional `offset` (K, inputs) is taken off the inputs of each unit, so its gradient is δ · (e − offset).
                 Optional setting `balanced` chooses the code for each picture from the network's logits. Optional
                 setting `blocks` spreads all inputs but the zeros at the end over so many tensors, called `weight.0`,
-                `weight.1` …, see `spreading`.
+                `weight.1` …, see `spreading`. Optional `digital_amplitudes` and the settings of `digital_plan.Plan` add
+                a digital code, see `digital_words`.
         """
         super().__init__()
         tensors = payload.tensors
@@ -69,6 +72,7 @@ class InferenceStructure(nn.Module):
             )
         self.balanced = bool(payload.settings.get("balanced", False))
         self.moments = bool(payload.settings.get("moments", False))
+        self.digital = shipped_plan(payload)
         # The weight is a recipe on the wire: every unit of one direction has that direction as its weight row.
         shipped = "directions" in tensors
         weight = tensors["directions"][tensors["unit_direction"]] if shipped else _from_recipe(payload)
@@ -98,6 +102,10 @@ class InferenceStructure(nn.Module):
         picture = images if self.pixels else analyse(images, self.mean, self.colour)
         sent = picture.flatten(1)[:, self.index] * self.gain
         extra = [moments(images).flatten(1)] if self.moments else []
+        if self.digital is not None:
+            words = DigitalWords.apply(images, self.digital)
+            usual = self.digital.sketch - self.constants[0] ** 2
+            extra.append(words if self.digital.shared else words * (sent.norm(dim=1, keepdim=True) / usual.sqrt()))
         return self._spread(torch.cat([sent, *extra, self.constants.to(sent).expand(len(sent), -1)], dim=1))
 
     @property

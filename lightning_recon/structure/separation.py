@@ -37,11 +37,13 @@ class Separation:
 
     Args:
         combine: Shape (V, K): weights that combine rows into each victim's contribution.
+        members: Shape (V, K), bool: which rows hold each victim.
         unresolved: How many rows hold something that no single victim explains: collisions.
         evident: Whether the rows show that the victims are there; a lone unit's row is combined even if it does not.
     """
 
     combine: Tensor
+    members: Tensor
     unresolved: int
     evident: bool = True
 
@@ -70,8 +72,10 @@ def separate(
         evident = bool(search.evident(torch.zeros(1, dtype=torch.int64)))
         # A lone unit hears everyone: several victims collide in it, and a single one needs no finding.
         if victims > 1:
-            return Separation(combine=torch.zeros(0, 1), unresolved=int(evident))
-        return Separation(combine=torch.ones(1, 1), unresolved=0, evident=evident)
+            nobody = torch.zeros(0, 1)
+            return Separation(combine=nobody, members=nobody.bool(), unresolved=int(evident))
+        alone = torch.ones(1, 1)
+        return Separation(combine=alone, members=alone.bool(), unresolved=0, evident=evident)
     if len(rows.directions) == 1:
         return search.loudest()
     members, _ = search.explain([], search.evidence.released())
@@ -88,14 +92,24 @@ def separate(
     for held, single in zip(members, lone.tolist(), strict=True):
         if not single:
             leftover[held] = True
-    return Separation(combine=combine[lone].float(), unresolved=int(leftover.sum()))
+    return Separation(
+        combine=combine[lone].float(),
+        members=_membership(members, units).T[lone].bool(),
+        unresolved=int(leftover.sum()),
+    )
+
+
+def _membership(members: list[list[int]], units: int) -> Tensor:
+    """Which rows hold which victim, shape (K, V), zeros and ones."""
+    membership = torch.zeros(units, len(members), dtype=torch.float64)
+    for victim, held in enumerate(members):
+        membership[held, victim] = 1.0
+    return membership
 
 
 def _least_squares(members: list[list[int]], leftover: Tensor, units: int) -> Tensor:
     """Least-squares weights, shape (V, K), for victims that each add to their member rows; bad rows are left out."""
-    membership = torch.zeros(units, len(members), dtype=torch.float64)
-    for victim, held in enumerate(members):
-        membership[held, victim] = 1.0
+    membership = _membership(members, units)
     clean = ~leftover
     # A victim seen only in rows that hold something unexplained keeps those rows: a poor guess beats none.
     hidden = membership[clean].sum(dim=0) == 0
@@ -155,7 +169,8 @@ class _Search:
         energy = (evidence.extended.square() @ evidence.weights).double().cpu() - self.total * evidence.variance
         leftover = energy > self.spread
         leftover[best[lone]] = False
-        return Separation(combine=combine[lone].float(), unresolved=int(leftover.sum()))
+        alone = combine[lone]
+        return Separation(combine=alone.float(), members=alone.bool(), unresolved=int(leftover.sum()))
 
     def explain(self, members: list[list[int]], left: Residual) -> tuple[list[list[int]], Residual]:
         """Find and subtract victims until nothing convincing is left; returns all victims' rows and the residual."""

@@ -226,7 +226,7 @@ class WaterFilling:
             decode_row(row, float(voice), float(std), prior)
             for row, voice, std in zip(combined, pilots, noises, strict=True)
         ]
-        posterior = _in_coefficients(decoded, shipped, statistics)
+        posterior = in_coefficients(decoded, shipped, statistics)
         pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
         # Without a pilot both signs are alike, and their mean is no picture.
         evident = found.evident and level > 0
@@ -268,7 +268,7 @@ def layout(
     return (_LONE_DIRECTION * few, 1) if _LONE_DIRECTION * inputs <= coefficients else (few, 3)
 
 
-def _in_coefficients(
+def in_coefficients(
     decoded: list[RowPosterior], shipped: Mapping[str, Tensor], statistics: PublicStatistics
 ) -> Posterior:
     """Undo the encoder's scaling; coefficients that were not sent keep their prior, at the contrast that was found."""

@@ -31,7 +31,7 @@ KEYS = {
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
     "psnr_photograph image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
-    "psnr_of_mean_mse ssim_mean label_accuracy seconds steps steps_per_second structure_bytes",
+    "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share seconds steps steps_per_second structure_bytes",
 }
 
 SPECTRUM = torch.linspace(1, 0, 768).reshape(3, 16, 16)

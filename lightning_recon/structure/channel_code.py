@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A channel code within half a decibel of capacity: irregular repeat-accumulate codes and belief propagation.
+
+Message bits are repeated, some often and most seldom, shuffled, and added up in small groups; the running sum of the
+groups is the parity. Whole pictures are one long codeword, and long random codes of this kind come close to capacity at
+every rate: at half a million inputs 0.4 dB are lost where the short blocks of mobile networks lose one or more.
+
+Source: Jin, Khandekar and McEliece, "Irregular repeat-accumulate codes" (2000). The degrees below were found by linear
+programming on their EXIT curves (ten Brink and others, 2004).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rate of the ladder.
+
+    Args:
+        rate: Message bits an input, in (0, 1).
+        capacity_db: Signal-to-noise ratio (power of an input by the variance of its noise) at which ±1 inputs can
+            carry just that, in decibels.
+        group: How many repeated message bits each parity bit adds up.
+        repetitions: Share of the repeated bits that belong to message bits repeated so often.
+    """
+
+    rate: float
+    capacity_db: float
+    group: int
+    repetitions: dict[int, float]
+
+
+LADDER = (
+    Rung(0.15, -6.36, 2, {3: 0.148, 10: 0.044, 12: 0.265, 40: 0.300, 50: 0.243}),
+    Rung(0.20, -4.94, 3, {3: 0.141, 10: 0.085, 12: 0.196, 50: 0.578}),
+    Rung(0.25, -3.80, 3, {3: 0.197, 10: 0.176, 12: 0.175, 30: 0.228, 40: 0.224}),
+    Rung(0.30, -2.83, 4, {3: 0.189, 8: 0.188, 30: 0.623}),
+    Rung(0.35, -1.97, 4, {3: 0.257, 10: 0.216, 12: 0.194, 25: 0.039, 30: 0.294}),
+    Rung(0.40, -1.20, 5, {3: 0.256, 10: 0.326, 12: 0.031, 30: 0.387}),
+    Rung(0.45, -0.48, 6, {3: 0.268, 10: 0.335, 30: 0.397}),
+    Rung(0.50, 0.19, 7, {3: 0.289, 10: 0.341, 30: 0.370}),
+    Rung(0.55, 0.84, 8, {3: 0.320, 10: 0.292, 12: 0.082, 30: 0.306}),
+    Rung(0.60, 1.47, 10, {3: 0.318, 8: 0.027, 10: 0.281, 30: 0.374}),
+    Rung(0.65, 2.10, 12, {3: 0.338, 10: 0.302, 30: 0.360}),
+    Rung(0.70, 2.73, 14, {3: 0.374, 10: 0.205, 12: 0.148, 30: 0.273}),
+    Rung(0.75, 3.38, 17, {3: 0.410, 10: 0.026, 12: 0.367, 30: 0.197}),
+    Rung(0.80, 4.08, 22, {3: 0.430, 12: 0.389, 30: 0.181}),
+    Rung(0.85, 4.84, 25, {3: 0.561, 10: 0.190, 12: 0.249}),
+    Rung(0.90, 5.74, 40, {3: 0.570, 12: 0.430}),
+)
+
+# Decibels above capacity at which long codewords get through, and what short ones need more, by the root of their bits.
+_LONG_GAP, _SHORT_GAP = 0.45, 25.0
+# Repeated bits that meet in one group cancel: so many rounds of swapping take nearly all of them apart.
+_SWAPS = 20
+# Beliefs of so many nats are certain.
+_CERTAIN = 30.0
+# Products of tanh(L/2) are kept off 0 and 1 by so much, to be divided and inverted in float32.
+_LEAST, _MOST = 1e-6, 1 - 1e-7
+# Whether all parities hold is looked at every so often.
+_CHECKED = 5
+
+
+def message_bits(rung: int, inputs: int) -> int:
+    """How many bits a codeword of so many inputs carries."""
+    return round(LADDER[rung].rate * inputs)
+
+
+def needed_snr(rung: int, inputs: int) -> float:
+    """Signal-to-noise ratio of each input at which a codeword nearly always gets through.
+
+    Measured with 10 codewords each: at rate 0.15, 3000 bits got through 0.9 dB above capacity (half of them at 0.6 dB);
+    at every rate, 15 000 bits and more did at 0.5 dB. Chance averages out with the square root of the length.
+
+    Args:
+        rung: Place on the ladder.
+        inputs: Length of the codeword.
+    """
+    gap = _LONG_GAP + _SHORT_GAP / math.sqrt(max(1, message_bits(rung, inputs)))
+    return float(10 ** ((LADDER[rung].capacity_db + gap) / 10))
+
+
+def encode(bits: Tensor, rung: int, inputs: int) -> Tensor:
+    """Protect bits.
+
+    Args:
+        bits: Shape (`message_bits`,), int64, zeros and ones.
+        rung: Place on the ladder.
+        inputs: Length of the codeword.
+
+    Returns:
+        Shape (inputs,), int64: the message, then its parities.
+    """
+    parity = bits[_groups(rung, inputs)].sum(dim=1).cumsum(dim=0) % 2
+    return torch.cat([bits, parity])
+
+
+def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
+    """Belief propagation.
+
+    Args:
+        beliefs: Shape (inputs,), float32: log-likelihood of 0 against 1 for each bit of the codeword.
+        rung: Place on the ladder.
+        iterations: After so many the codeword is given up.
+
+    Returns:
+        The message, shape (`message_bits`,), int64; None if the parities did not come to hold.
+    """
+    groups = _groups(rung, len(beliefs)).to(beliefs.device)
+    count, size = groups.shape
+    message, parity = torch.split(beliefs, [len(beliefs) - count, count])
+    members = groups.flatten()
+    # What each group says of its message bits, of the running sum before it, and of the one after it.
+    said = beliefs.new_zeros(count, size)
+    before, after = beliefs.new_zeros(2, count)
+    nothing, certain = beliefs.new_zeros(1), beliefs.new_full((1,), _CERTAIN)
+    for iteration in range(iterations):
+        total = message.index_add(0, members, said.flatten())
+        ahead = torch.cat([before[1:], nothing])
+        if iteration % _CHECKED == _CHECKED - 1:
+            bits, sums = (total < 0).long(), (parity + after + ahead < 0).long()
+            if not bool(
+                ((bits[groups].sum(dim=1) + sums + sums.roll(1).index_fill(0, sums.new_zeros(1), 0)) % 2).any()
+            ):
+                return bits
+        heard = torch.cat(
+            [
+                total[groups] - said,
+                torch.cat([certain, (parity + after)[:-1]])[:, None],
+                (parity + ahead)[:, None],
+            ],
+            dim=1,
+        )
+        factors = heard.mul_(0.5).clamp_(-_CERTAIN / 2, _CERTAIN / 2).tanh_()
+        factors = torch.where(factors.abs() < _LEAST, _LEAST, factors)
+        told = factors.prod(dim=1, keepdim=True).div(factors).clamp_(-_MOST, _MOST).atanh_().mul_(2)
+        said, before, after = told[:, :size], told[:, size], told[:, size + 1]
+    return None
+
+
+@lru_cache(maxsize=4)
+def _groups(rung: int, inputs: int) -> Tensor:
+    """Which message bits each parity bit adds up, shape (parities, group), int64: drawn at random, always the same."""
+    code, messages = LADDER[rung], message_bits(rung, inputs)
+    parities, generator = inputs - messages, torch.Generator().manual_seed(6)
+    often = torch.tensor(sorted(code.repetitions))
+    nodes = torch.tensor([code.repetitions[int(times)] for times in often]) / often
+    last = (nodes.cumsum(0) / nodes.sum() * messages).round().long()
+    degree = often.repeat_interleave(last.diff(prepend=last.new_zeros(1)))
+    # The sockets must come out even: the bits repeated often take what rounding left.
+    excess, busiest = parities * code.group - int(degree.sum()), int((degree > often[0]).sum())
+    degree[-busiest:] += excess // busiest
+    degree[len(degree) - excess % busiest :] += 1
+    sockets = torch.arange(messages).repeat_interleave(degree)
+    groups = sockets[torch.randperm(len(sockets), generator=generator)].view(parities, code.group)
+    for _ in range(_SWAPS):
+        ordered, place = groups.sort(dim=1)
+        row, column = torch.nonzero(ordered[:, 1:] == ordered[:, :-1], as_tuple=True)
+        if not len(row):
+            break
+        here = row * code.group + place[row, column]
+        there = torch.randint(len(sockets), (len(here),), generator=generator)
+        flat = groups.view(-1)
+        for one, other in zip(here.tolist(), there.tolist(), strict=True):
+            flat[[one, other]] = flat[[other, one]]
+    return groups

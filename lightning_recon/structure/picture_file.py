@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture as few bytes: lossless WebP where that fits, else AVIF at the best quality that does.
+
+Pillow writes whole files, with containers that cost more than a small picture itself. Both sides know the picture's
+size and the settings, so the container is left out and put back. At equal bytes AVIF with full colour resolution is 2
+to 6 dB better than lossy WebP on photographs of 64 pixels a side.
+"""
+
+import io
+import struct
+import zlib
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, features
+from torch import Tensor
+
+from lightning_recon.errors import UserError
+
+# Length of the file, the top bit telling lossless ones; and a checksum over length and file.
+_HEAD, _CHECK = 3, 4
+OVERHEAD = _HEAD + _CHECK
+_LOSSLESS = 1 << 23
+# What precedes the data of a lossless WebP: "RIFF", length, "WEBPVP8L", length.
+_RIFF = 20
+
+
+def lossless(picture: Tensor) -> bytes:
+    """The picture as lossless WebP without container.
+
+    Args:
+        picture: Shape (3, H, W), uint8.
+    """
+    return _saved(picture, "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
+
+
+def lossy(picture: Tensor, most: int) -> bytes:
+    """The picture as AVIF without container, at the best quality of at most `most` bytes.
+
+    Args:
+        picture: Shape (3, H, W), uint8.
+        most: Bytes.
+
+    Returns:
+        The data; nothing, if not even the worst quality fits.
+    """
+    best, low, high = b"", 0, 100
+    while low <= high:
+        quality = (low + high) // 2
+        data = _avif(picture, quality)[len(_container(*picture.shape[1:])) :]
+        if len(data) <= most:
+            best, low = data, quality + 1
+        else:
+            high = quality - 1
+    return best
+
+
+def framed(data: bytes, exact: bool, bits: int) -> Tensor:
+    """Length, data and checksum as bits, filled up with zeros and whitened.
+
+    Args:
+        data: What `lossless` or `lossy` gave, at most `bits // 8 - OVERHEAD` bytes.
+        exact: Whether it is lossless.
+        bits: How many bits there are to fill.
+
+    Returns:
+        Shape (bits,), int64.
+    """
+    content = (len(data) | (_LOSSLESS if exact else 0)).to_bytes(_HEAD, "big") + data
+    content += zlib.crc32(content).to_bytes(_CHECK, "big")
+    padded = np.zeros(bits, np.uint8)
+    padded[: 8 * len(content)] = np.unpackbits(np.frombuffer(content, np.uint8))
+    return torch.from_numpy(padded).long() ^ _whitening(bits)
+
+
+def unframed(bits: Tensor, height: int, width: int) -> tuple[Tensor, bool] | None:
+    """The picture that bits hold.
+
+    Args:
+        bits: Shape (bits,), int64, as `framed` gave them.
+        height: Of the picture.
+        width: Likewise.
+
+    Returns:
+        The picture, shape (3, H, W), uint8, and whether it is the original itself; None if the checksum fails.
+    """
+    content = np.packbits((bits ^ _whitening(len(bits))).to(torch.uint8).numpy()).tobytes()
+    length = int.from_bytes(content[:_HEAD], "big")
+    exact, end = bool(length & _LOSSLESS), _HEAD + (length & (_LOSSLESS - 1))
+    if end == _HEAD or content[end : end + _CHECK] != zlib.crc32(content[:end]).to_bytes(_CHECK, "big"):
+        return None
+    data = content[_HEAD:end]
+    if exact:
+        padded = len(data) + len(data) % 2
+        file = b"RIFF" + struct.pack("<I", padded + 12) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
+        file += bytes(padded - len(data))
+    else:
+        file = _refilled(_container(height, width), len(data)) + data
+    with Image.open(io.BytesIO(file)) as opened:
+        pixels = np.array(opened.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), exact
+
+
+def _saved(picture: Tensor, kind: str, **options: object) -> bytes:
+    if not features.check(kind.lower()):
+        raise UserError(f"this Pillow writes no {kind}: install the wheel from PyPI, 11.3 or later")
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(file, kind, **options)
+    return file.getvalue()
+
+
+def _avif(picture: Tensor, quality: int) -> bytes:
+    # One thread, or the same picture may give other bytes.
+    options = {"subsampling": "4:4:4", "speed": 4, "max_threads": 1, "advanced": {"tune": "psnr"}}
+    return _saved(picture, "AVIF", quality=quality, **options)
+
+
+@lru_cache(maxsize=8)
+def _container(height: int, width: int) -> bytes:
+    """What precedes the data of every AVIF of this size, but for the data's length."""
+    file = _avif(torch.zeros(3, height, width, dtype=torch.uint8), 0)
+    return file[: file.index(b"mdat") + 4]
+
+
+def _refilled(container: bytes, length: int) -> bytes:
+    """The container of data of the given length: that length stands before "mdat", and in the table of items."""
+    place = container.index(b"iloc")
+    # One item with one extent: its length is the last entry of the box.
+    end = place - 4 + int.from_bytes(container[place - 4 : place], "big")
+    head, tail = container[: end - 4], container[end:-8]
+    return head + length.to_bytes(4, "big") + tail + (length + 8).to_bytes(4, "big") + b"mdat"
+
+
+@lru_cache(maxsize=8)
+def _whitening(bits: int) -> Tensor:
+    """Random bits, always the same, shape (bits,), int64."""
+    return torch.randint(0, 2, (bits,), generator=torch.Generator().manual_seed(7))

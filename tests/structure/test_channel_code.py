@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The channel code: nothing is lost above its stated need, nothing gets through below capacity, and ranks hold."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_recon.structure.channel_code import LADDER, _groups, decode, encode, message_bits, needed_snr
+
+INPUTS = 12_000
+
+
+def heard(bits: Tensor, rung: int, snr: float) -> Tensor:
+    """Beliefs about the codeword of a message after a channel of this signal-to-noise ratio."""
+    noise = torch.randn(INPUTS, generator=torch.Generator().manual_seed(rung))
+    received = math.sqrt(snr) * (1.0 - 2.0 * encode(bits, rung, INPUTS)) + noise
+    return 2 * math.sqrt(snr) * received
+
+
+def message(rung: int) -> Tensor:
+    return torch.randint(0, 2, (message_bits(rung, INPUTS),), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("rung", [0, 7, 15])
+def test_a_message_gets_through_at_the_stated_need_and_not_below_capacity(rung: int) -> None:
+    sent = message(rung)
+    # A quarter of a decibel more than is needed nearly always.
+    through = decode(heard(sent, rung, 1.06 * needed_snr(rung, INPUTS)), rung)
+    assert through is not None
+    assert torch.equal(through, sent)
+    below = 10 ** ((LADDER[rung].capacity_db - 0.3) / 10)
+    assert decode(heard(sent, rung, below), rung, iterations=50) is None
+
+
+def test_capacities_are_those_of_binary_inputs() -> None:
+    # Mutual information of ±1 in Gaussian noise, by Gauss-Hermite quadrature of E log2(1 + exp(-L)).
+    points = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    density = torch.exp(-(points**2) / 2) / math.sqrt(2 * math.pi) * (points[1] - points[0])
+    for rung in LADDER:
+        snr = 10 ** (rung.capacity_db / 10)
+        belief = 2 * snr + 2 * math.sqrt(snr) * points
+        information = 1 - float((density * torch.nn.functional.softplus(-belief)).sum()) / math.log(2)
+        assert information == pytest.approx(rung.rate, abs=0.004)
+
+
+@pytest.mark.parametrize("rung", range(len(LADDER)))
+def test_groups_repeat_every_bit_and_hold_none_twice(rung: int) -> None:
+    groups = _groups(rung, INPUTS)
+    assert groups.shape == (INPUTS - message_bits(rung, INPUTS), LADDER[rung].group)
+    times = torch.bincount(groups.flatten(), minlength=message_bits(rung, INPUTS))
+    assert int(times.min()) >= 3
+    ordered = groups.sort(dim=1).values
+    assert float((ordered[:, 1:] == ordered[:, :-1]).double().mean()) < 1e-3
+
+
+def test_higher_rungs_carry_more_and_need_more() -> None:
+    bits = [message_bits(rung, INPUTS) for rung in range(len(LADDER))]
+    needs = [needed_snr(rung, INPUTS) for rung in range(len(LADDER))]
+    assert bits == sorted(set(bits))
+    assert needs == sorted(set(needs))
+    assert needed_snr(3, 100 * INPUTS) < needed_snr(3, INPUTS)

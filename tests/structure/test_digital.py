@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digital codes end to end: exact pictures, outage, collisions, and the choice of the rate against capacity."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from lightning_recon.exchange import ClientUpdate, Task
+from lightning_recon.structure import Digital, InferenceStructure, WaterFilling
+from lightning_recon.structure.channel_code import LADDER, message_bits, needed_snr
+from lightning_recon.structure.digital_plan import HEADER, WORTHWHILE, digital_plan, shipped_plan, sketch_share
+from lightning_recon.structure.digital_reading import read_victims
+from lightning_recon.structure.digital_words import word
+from lightning_recon.structure.inference import structure_bytes
+
+Photographs = Callable[[int], Tensor]
+
+
+def small(photographs: Photographs, count: int, size: int = 32) -> Tensor:
+    """Photographs of few pixels, in eight bits."""
+    return (photographs(size)[:count] * 255).round() / 255
+
+
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
+    photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate], granularity: str
+) -> None:
+    images = small(photographs, 3)
+    announced = task(32, 3, 1e-3, granularity)
+    structure = Digital()
+    payload = structure.payload(announced)
+    guess = structure.decode(payload, announced, release(payload, announced, images))
+    assert guess.evident
+    assert guess.unresolved == 0
+    same = (guess.pictures[:, None] == images).flatten(2).all(dim=2)
+    assert same.sum(dim=0).tolist() == [1, 1, 1]
+
+
+def test_a_lost_codeword_leaves_the_sketch(
+    photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate]
+) -> None:
+    images, structure = small(photographs, 1), Digital()
+    announced = task(32, 1, 4e-3)
+    payload = structure.payload(announced)
+    exact = structure.decode(payload, announced, release(payload, announced, images)).pictures
+    noisier = replace(announced, noise_multiplier=2 * announced.noise_multiplier)
+    guess = structure.decode(payload, noisier, release(payload, noisier, images))
+    # It is what a linear code makes of so small a share of the power.
+    louder = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
+    faint = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
+    linear = WaterFilling(assumed_noise=louder * announced.noise_multiplier)
+    alone = linear.payload(faint)
+    expected = linear.decode(alone, faint, release(alone, faint, images)).pictures
+    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (guess.pictures, expected, exact))
+    assert none < 0.1 * lost
+    assert lost == pytest.approx(usual, rel=0.15)
+
+
+@pytest.mark.parametrize(("noise", "digital"), [(1e-2, True), (5e-2, False)])
+def test_a_linear_code_is_sent_where_it_is_better(task: Callable[..., Task], noise: float, digital: bool) -> None:
+    announced = task(32, 1, noise)
+    payload = Digital().payload(announced)
+    assert (shipped_plan(payload) is not None) == digital
+    if not digital:
+        assert payload.digest() == WaterFilling().payload(announced).digest()
+
+
+def test_where_tensors_are_clipped_alone_the_linear_code_is_sent(task: Callable[..., Task]) -> None:
+    announced = task(32, 1, 1e-3, per_layer=True)
+    assert Digital().payload(announced).digest() == WaterFilling().payload(announced).digest()
+
+
+@pytest.mark.parametrize("noise", [1e-3, 2e-3, 5e-3, 2e-2])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_rate_stays_below_capacity_and_near_it(noise: float, shared: bool) -> None:
+    plan = digital_plan(noise, 64 * 64, 300_000, shared, margin_db=0.2)
+    assert plan is not None
+    power = plan.amplitudes[plan.fair] ** 2 / noise**2
+    assert power >= 10**0.02 * needed_snr(plan.fair, plan.inputs) * 0.999
+    capacity = plan.inputs / 2 * math.log2(1 + power)
+    sent = message_bits(plan.fair, plan.inputs)
+    assert sent < capacity
+    assert sent > 0.55 * capacity
+    total = HEADER * plan.header**2 + plan.inputs * plan.amplitudes[plan.fair] ** 2 + plan.sketch
+    assert total == pytest.approx(1)
+
+
+def test_higher_rates_are_louder_under_one_clip_and_too_loud_ones_are_not_used() -> None:
+    plan = digital_plan(1.5e-3, 224 * 224, 400_000, shared=True, margin_db=0.2)
+    assert plan is not None
+    used = [amplitude for amplitude in plan.amplitudes if amplitude > 0]
+    assert used == sorted(used)
+    assert used[-1] ** 2 <= 2 * plan.amplitudes[plan.fair] ** 2
+    assert len(used) < len(LADDER)
+    assert digital_plan(1e-3, 224 * 224, 0, shared=True, margin_db=0.2) is None
+
+
+def test_the_break_even_is_a_number_of_bits_a_pixel() -> None:
+    assert digital_plan(0.1, 64 * 64, 400_000, False, 0.2) is None
+    plan = digital_plan(0.1, 64 * 64, 400_000, False, 0.2, force=True)
+    assert plan is not None
+    assert message_bits(plan.fair, plan.inputs) < WORTHWHILE * 64 * 64
+
+
+def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> None:
+    plan = digital_plan(2e-3, 32 * 32, 400_000, shared=True, margin_db=0.2)
+    assert plan is not None
+    words = torch.stack([word(picture, plan) for picture in small(photographs, 3)])
+    noise = 2e-3 / math.sqrt(2)
+    # The second collides with the first in its only row, and nobody knows of the third.
+    holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]])
+    rows = holds @ words + noise * torch.randn(6, words.shape[1])
+    members = holds.T[:2].bool()
+    # At first the sketch combines rows 1 and 5 badly for the second victim: only cancelling makes it clear.
+    combine = torch.tensor([[0.5, 0, 0, 0, 0.5, 0], [0, 0.5, 0, 0, 0, 0.5]])
+    found, others = read_victims(rows, noise, combine, members, plan, (32, 32), victims=3)
+    pictures = [one.picture.float() / 255 for one in (*found, *others) if one is not None]
+    assert len(pictures) == 3
+    for picture, truth in zip(pictures, small(photographs, 3), strict=True):
+        assert torch.equal(picture, truth)
+
+
+def test_empty_rows_hold_nobody(photographs: Photographs) -> None:
+    plan = digital_plan(5e-3, 32 * 32, 400_000, shared=False, margin_db=0.2)
+    assert plan is not None
+    rows = 5e-3 * torch.randn(4, HEADER + plan.inputs)
+    nobody = torch.zeros(0, 4)
+    assert read_victims(rows, 5e-3, nobody, nobody.bool(), plan, (32, 32), victims=2) == ([], [])
+
+
+def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..., Task]) -> None:
+    images = small(photographs, 2)
+    layer = InferenceStructure(Digital().payload(task(32, 2, 1e-2)))
+    weights = {"weight": layer.weight.detach()}
+
+    def said(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return functional_call(layer, parameters, (image[None],))[0, 0]
+
+    mapped = vmap(grad(said), in_dims=(None, 0))(weights, images)["weight"]
+    for image, gradient in zip(images, mapped, strict=True):
+        torch.testing.assert_close(grad(said)(weights, image)["weight"], gradient)
+
+
+def test_the_upload_is_kept(task: Callable[..., Task]) -> None:
+    payload = Digital(upload_limit=20_000_000).payload(task(64, 8, 1e-4, "update"))
+    assert shipped_plan(payload) is not None
+    assert 19_000_000 < structure_bytes(payload) <= 20_000_000

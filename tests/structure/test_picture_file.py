@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files without containers come back as they were, and damaged ones are noticed."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_recon.structure.picture_file import OVERHEAD, framed, lossless, lossy, unframed
+
+
+def original(photographs: Callable[[int], Tensor], place: int = 3, size: int = 48) -> Tensor:
+    return (photographs(size)[place] * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_lossless_file_is_the_picture(photographs: Callable[[int], Tensor], place: int) -> None:
+    picture = original(photographs, place)
+    data = lossless(picture)
+    content = unframed(framed(data, True, 8 * (len(data) + OVERHEAD) + 5), 48, 48)
+    assert content is not None
+    assert content[1]
+    assert torch.equal(content[0], picture)
+
+
+def test_more_bytes_make_a_better_lossy_file(photographs: Callable[[int], Tensor]) -> None:
+    picture, errors = original(photographs), []
+    for most in (150, 400, 1000):
+        data = lossy(picture, most)
+        assert 0 < len(data) <= most
+        content = unframed(framed(data, False, 8 * (most + OVERHEAD)), 48, 48)
+        assert content is not None
+        assert not content[1]
+        errors.append(float((content[0].double() - picture.double()).square().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 4
+    assert lossy(picture, 3) == b""
+
+
+def test_a_wrong_bit_fails_the_checksum(photographs: Callable[[int], Tensor]) -> None:
+    data = lossy(original(photographs), 300)
+    bits = framed(data, False, 8 * (300 + OVERHEAD))
+    for place in (0, 30, 8 * len(data)):
+        wrong = bits.clone()
+        wrong[place] ^= 1
+        assert unframed(wrong, 48, 48) is None
+    assert unframed(framed(b"", False, 400), 48, 48) is None
+    assert unframed(torch.zeros(16, dtype=torch.int64), 48, 48) is None
+
+
+def test_bits_are_balanced_however_short_the_file() -> None:
+    assert framed(b"", False, 4000).double().mean() == pytest.approx(0.5, abs=0.05)
