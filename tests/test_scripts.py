@@ -25,7 +25,9 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TABLES = [
-    path for path in sorted((ROOT / "results").glob("*.csv")) if path.stem not in ("detector", "rero", "peer_quality")
+    path
+    for path in sorted((ROOT / "results").glob("*.csv"))
+    if path.stem not in ("detector", "rero", "peer_quality", "speed")
 ]  # without draws
 ONE_DRAW = ("honest",)  # of ten clients with noise of their own each
 

@@ -24,7 +24,10 @@ from lightning_recon.structure.water_filling import WaterFilling, in_coefficient
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
 # Decibels by which noise and neighbours may be worse than assumed.
-_ALONE_MARGIN, _SHARED_MARGIN = 0.2, 1.5
+_MARGIN = 0.2
+# Noise of a row of norm 1 up to which codewords were seen to arrive although victims share one clip and some of their
+# rows: 8e-4 works, and at 3.2e-3 nobody is decoded first, whose rows could then be taken away from the others'.
+_CROWDED = 1e-3
 # Units: so many a picture, but at least so many.
 _UNITS_A_PICTURE, _FEWEST_UNITS = 4, 64
 # Bytes of a float32.
@@ -54,7 +57,7 @@ class Digital:
         units: int | None = None,
         directions: int | None = None,
         assumed_noise: float | None = None,
-        margin_db: float | None = None,
+        margin_db: float = _MARGIN,
         upload_limit: int = 123_000_000,
         force: bool = False,
         statistics: str | None = None,
@@ -69,13 +72,12 @@ class Digital:
             directions: Measurement directions, see `WaterFilling`. Default: 3, or 1 for a single unit.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
             margin_db: Decibels by which the noise may exceed that, and the other victims' voices what is usual, before
-                codewords are lost. Default: 0.2 where each sample is clipped alone, which leaves nothing to chance; 1.5
-                under one clip, where voices differ and colliding rows cost power.
+                codewords are lost.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             force: Whether to send digitally even where a linear code makes the better picture.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
-        if margin_db is not None and margin_db < 0:
+        if margin_db < 0:
             raise UserError(f"--model.structure.margin_db is {margin_db}: give a number of at least 0")
         if upload_limit < 1:
             raise UserError(f"--model.structure.upload_limit is {upload_limit}: give a number of bytes")
@@ -115,9 +117,9 @@ class Digital:
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
         """The code of so many inputs at most."""
         pixels, shared = math.prod(task.image_shape[1:]), _sharers(task) > 1
-        usual = _SHARED_MARGIN if shared else _ALONE_MARGIN
-        margin = usual if self.margin_db is None else self.margin_db
-        return digital_plan(noise, pixels, most, shared, margin, self.force)
+        if shared and noise > _CROWDED and not self.force:
+            return None
+        return digital_plan(noise, pixels, most, shared, self.margin_db, self.force)
 
     def _sketch(self, task: Task, share: float) -> ServerPayload:
         """A linear structure designed for so small a share of the power."""

@@ -31,14 +31,23 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate], granularity: str
 ) -> None:
     images = small(photographs, 3)
-    announced = task(32, 3, 1e-3, granularity)
+    announced = task(32, 3, 5e-4, granularity)
     structure = Digital()
     payload = structure.payload(announced)
+    assert shipped_plan(payload) is not None
     guess = structure.decode(payload, announced, release(payload, announced, images))
     assert guess.evident
     assert guess.unresolved == 0
     same = (guess.pictures[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
+
+
+def test_under_one_clip_a_noise_at_which_nobody_would_be_decoded_first_takes_the_linear_code(
+    task: Callable[..., Task],
+) -> None:
+    crowded = task(224, 16, 8e-4, "update")
+    assert shipped_plan(Digital().payload(crowded)) is None
+    assert shipped_plan(Digital().payload(replace(crowded, noise_multiplier=2e-4))) is not None
 
 
 def test_a_lost_codeword_leaves_the_sketch(
