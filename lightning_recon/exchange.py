@@ -56,6 +56,7 @@ class Task:
         local_steps: plain gradient steps that a client takes, each on an equal part of its batch, before it sends what
             they took from the weights, divided by the learning rate: with one step the gradient itself.
         local_rate: their learning rate.
+        local_epochs: how often a client goes through its batch so.
     """
 
     image_shape: tuple[int, int, int]
@@ -74,6 +75,7 @@ class Task:
     batch_norm: Literal["train", "eval"] = "train"
     local_steps: int = 1
     local_rate: float = 0.1
+    local_epochs: int = 1
 
     @property
     def updates(self) -> int:

@@ -166,7 +166,8 @@ def local_training(
 
     Args:
         model: the network, with the weights that the server shipped.
-        images: (B, 3, H, W); step s takes the s-th of `task.local_steps` equal parts of the batch.
+        images: (B, 3, H, W); step s takes the s-th of `task.local_steps` equal parts of the batch, in
+            every one of `task.local_epochs`.
         targets: (B,) or (B, classes).
         task: what was announced.
         watch: layers whose inputs in the last step are wanted too.
@@ -175,11 +176,12 @@ def local_training(
     Returns:
         (Old minus new weights) / learning rate by parameter name, and the watched inputs.
     """
-    if task.local_steps == 1:
+    if task.local_steps * task.local_epochs == 1:
         return mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
     size, parameters = len(images) // task.local_steps, dict(model.parameters)
     seen: dict[str, Tensor] = {}
-    for part, labels in zip(torch.split(images, size), torch.split(targets, size), strict=True):
+    parts = list(zip(torch.split(images, size), torch.split(targets, size), strict=True))
+    for part, labels in task.local_epochs * parts:
         gradient, seen = mean_gradient_of(model, parameters, part, labels, watch, mapped)
         parameters = {name: value - task.local_rate * gradient[name] for name, value in parameters.items()}
     return {name: (value - parameters[name]) / task.local_rate for name, value in model.parameters.items()}, seen

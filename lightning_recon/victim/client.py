@@ -59,6 +59,7 @@ class VictimClient(LightningModule):
         noise_share: NoiseShare = "full",
         local_steps: int = 1,
         local_rate: float = 0.1,
+        local_epochs: int = 1,
         chunk_size: int = 1,
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -85,6 +86,7 @@ class VictimClient(LightningModule):
                 its batch; what they took from the weights, divided by `local_rate`, is then clipped and noised.
                 Granularity "update" only.
             local_rate: learning rate of these steps.
+            local_epochs: how often a client goes through its batch so.
             chunk_size: under granularity "sample", pictures differentiated at once; memory grows by one copy of all
                 parameters (the server's structure included) for each.
             seed: seed of the untrained weights and of the noise.
@@ -97,15 +99,17 @@ class VictimClient(LightningModule):
             raise UserError(f"--model.client.participation is {participation}: give a probability above 0, up to 1")
         if aggregated < 1:
             raise UserError(f"--model.client.aggregated is {aggregated}: give a whole number of at least 1")
-        if local_steps < 1 or not local_rate > 0:
-            raise UserError("--model.client.local_steps counts from 1, and --model.client.local_rate is above 0")
-        if local_steps > 1 and privacy.granularity == "sample":
+        if min(local_steps, local_epochs) < 1 or not local_rate > 0:
             raise UserError(
-                f"--model.client.local_steps is {local_steps}, but with granularity sample (DP-SGD) every step is "
-                "released on its own: set --model.client.privacy.granularity update, or more rounds"
+                "--model.client.local_steps and local_epochs count from 1, and --model.client.local_rate is above 0"
+            )
+        if local_steps * local_epochs > 1 and privacy.granularity == "sample":
+            raise UserError(
+                f"the client takes {local_steps * local_epochs} local steps, but with granularity sample (DP-SGD) every "
+                "one is released on its own: set --model.client.privacy.granularity update, or more rounds"
             )
         self.automatic_optimization = False
-        self.local_steps, self.local_rate = local_steps, local_rate
+        self.local_steps, self.local_rate, self.local_epochs = local_steps, local_rate, local_epochs
         self.network_name, self.num_classes = network, num_classes
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
@@ -191,6 +195,7 @@ class VictimClient(LightningModule):
             batch_norm=self.batch_norm,
             local_steps=self.local_steps,
             local_rate=self.local_rate,
+            local_epochs=self.local_epochs,
         )
 
     def labels(self, update: int) -> Tensor:
@@ -332,6 +337,7 @@ class VictimClient(LightningModule):
                     self.chunk_size,
                     self.local_steps,
                     self.local_rate,
+                    self.local_epochs,
                 )
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):

@@ -63,6 +63,7 @@ def clipped_update(
     chunk_size: int,
     local_steps: int = 1,
     local_rate: float = 0.1,
+    local_epochs: int = 1,
 ) -> Clipped:
     """Gradient of the cross-entropy, or what local steps come to, clipped as the privacy setting says.
 
@@ -74,6 +75,7 @@ def clipped_update(
         chunk_size: under granularity "sample", samples differentiated at once.
         local_steps: under granularity "update", steps of plain gradient descent, each on an equal part of the batch.
         local_rate: their learning rate.
+        local_epochs: how often they go through the batch.
 
     Raises:
         UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.
@@ -82,8 +84,8 @@ def clipped_update(
     if privacy.granularity == "sample":
         gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, *bound, chunk_size)
         return Clipped(gradient, norms)
-    if local_steps > 1:
-        gradient = local_descent(model, images, labels, local_steps, local_rate)
+    if local_steps * local_epochs > 1:
+        gradient = local_descent(model, images, labels, local_steps, local_rate, local_epochs)
     else:
         gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
     whole = tensor_norms(gradient)
@@ -91,7 +93,9 @@ def clipped_update(
     return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
 
 
-def local_descent(model: nn.Module, images: Tensor, labels: Tensor, steps: int, rate: float) -> dict[str, Tensor]:
+def local_descent(
+    model: nn.Module, images: Tensor, labels: Tensor, steps: int, rate: float, epochs: int
+) -> dict[str, Tensor]:
     """What a client's own training takes from the weights: (old − new) / rate, so that one step gives the gradient.
 
     Args:
@@ -100,18 +104,20 @@ def local_descent(model: nn.Module, images: Tensor, labels: Tensor, steps: int, 
         labels: (B,), int64.
         steps: of plain stochastic gradient descent, each on an equal part of the batch.
         rate: learning rate, above 0.
+        epochs: how often these steps are taken.
 
     Returns:
         By parameter name, float32.
 
-    Source: McMahan et al. 2017 (arXiv 1602.05629), algorithm 1, with one local epoch.
+    Source: McMahan et al. 2017 (arXiv 1602.05629), algorithm 1.
     """
     own = deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.SGD(own.parameters(), lr=rate)
-    for part, targets in zip(images.chunk(steps), labels.chunk(steps), strict=True):
-        optimizer.zero_grad()
-        torch.autograd.backward(F.cross_entropy(own(part), targets))
-        optimizer.step()
+    for _ in range(epochs):
+        for part, targets in zip(images.chunk(steps), labels.chunk(steps), strict=True):
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(own(part), targets))
+            optimizer.step()
     new = dict(own.named_parameters())
     return {name: (old.detach() - new[name].detach()) / rate for name, old in model.named_parameters()}
 
