@@ -105,8 +105,8 @@ class VictimClient(LightningModule):
             )
         if local_steps * local_epochs > 1 and privacy.granularity == "sample":
             raise UserError(
-                f"the client takes {local_steps * local_epochs} local steps, but with granularity sample (DP-SGD) every "
-                "one is released on its own: set --model.client.privacy.granularity update, or more rounds"
+                f"the client takes {local_steps * local_epochs} local steps, but under granularity sample every one "
+                "is released on its own (DP-SGD): set --model.client.privacy.granularity update, or more rounds"
             )
         self.automatic_optimization = False
         self.local_steps, self.local_rate, self.local_epochs = local_steps, local_rate, local_epochs
