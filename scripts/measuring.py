@@ -122,6 +122,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "seconds": round(summary["seconds"], 2),
             "options": cell.options,
             **{name: privacy[name] for name in SUMS if "aggregated" in dict(cell.columns)},
+            **({"bit_exact": exact} if (exact := mean(victims, "bit_exact")) else {}),
             **({name: summary[name] for name in LABELS} if "label_accuracy" in summary else {}),
             **dict(cell.columns),
         }

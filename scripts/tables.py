@@ -284,11 +284,18 @@ def labels() -> Iterator[Cell]:
                 yield searched("likelihood", setting, CLOSED_FORM, z=z)
 
 
+def digital() -> Iterator[Cell]:
+    """Digital codes beside the linear code: 64 x 64, one picture a client, closed form."""
+    for z in (0.02, 0.01, 0.005):
+        for attack in ("--config attack/digital.yaml", ""):
+            yield cell(attack, small(1, 16, photographs(), SAMPLE), CLOSED_FORM, z=z)
+
+
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
         headline, seed_sweep, peers, curve, sample64, batch_size, aggregation, ablation, rounds, mismatch, per_layer,
-        networks, voices, denoisers, honest, labels,
+        networks, voices, denoisers, honest, labels, digital,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: their rows are made by a script of their own.
