@@ -22,6 +22,8 @@ _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
 _BORROWED = 2.0
 # Bits a pixel below which a linear code makes the better picture.
 WORTHWHILE = 0.2
+# One clip for all: decibels to spare for neighbours, who are not equally loud and never silenced altogether.
+_NEIGHBOURS_DB = 0.3
 _RAW_BITS = 24
 # Quieter than rounding in float32 no row ever is.
 _QUIETEST = 1e-6
@@ -98,8 +100,7 @@ def digital_plan(
         pixels: Of one picture, H · W.
         most_inputs: What the upload allows.
         shared: Whether all victims share one clip.
-        margin_db: By how many decibels the noise, or the other victims, may exceed what is assumed.
-
+        margin_db: By how many decibels the noise may exceed what is assumed.
         force: Whether to send digitally at any noise.
 
     Returns:
@@ -107,7 +108,8 @@ def digital_plan(
     """
     noise = max(noise, _QUIETEST)
     header, sketch = min(0.05, _HEADER_ENERGY * noise**2), sketch_share(noise)
-    energy = (1 - header - sketch) / (noise**2 * 10 ** (margin_db / 10))
+    spare = margin_db + (_NEIGHBOURS_DB if shared else 0.0)
+    energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
     most = min(most_inputs, math.ceil(_RAW_BITS * pixels / LADDER[0].rate))
     inputs = max(0, most)
     for _ in range(5):  # what a codeword needs depends a little on its length

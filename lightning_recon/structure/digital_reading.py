@@ -25,7 +25,7 @@ from lightning_recon.structure.digital_words import header_words, symbols
 from lightning_recon.structure.picture_file import unframed
 
 # A header is read if it stands out from noise by so many standard deviations.
-_READABLE = 5.0
+_READABLE = 4.0
 # A row still holds somebody if its energy exceeds the noise's by so many standard deviations of the latter.
 _BUSY = 6.0
 # Two rows hold the same codeword if their inner product is this share of one's energy.
@@ -157,16 +157,19 @@ class _Heard:
         signal = self.gram - self.noise**2 * torch.eye(len(self.gram)).to(self.gram)
         # Least squares: what victims' powers, each in all pairs of its rows, come nearest to these inner products?
         power = torch.linalg.pinv((held @ held.T) ** 2) @ ((held @ signal) * held).sum(dim=1)
-        weights, variance = self._mixed(held, power.clamp(min=1e-30))
-        usual = (voice * self.plan.header) ** 2
-        mixed, blur = self._mixed(held, torch.full_like(power, usual))
+        weights, variance = self._mixed(held, power.clamp(min=1e-30), self.noise**2)
+        # Neighbours that say the same header are not averaged out by its length: they have to be told apart first.
+        usual = torch.full_like(power, (voice * self.plan.header) ** 2)
+        mixed, blur = self._mixed(held, usual, self.noise**2 / HEADER)
         match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
         rung = match.abs().argmax(dim=1)
         match = match.gather(1, rung[:, None])[:, 0]
-        readable = match.abs() > _READABLE * (blur / HEADER).sqrt()
+        readable = match.abs() > _READABLE * blur.sqrt()
         found = []
         for one in range(len(held)):
-            clarity = 10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
+            clarity = (
+                10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
+            )
             found.append(
                 _Voice(
                     weights[one],
@@ -178,20 +181,22 @@ class _Heard:
             )
         return found
 
-    def _mixed(self, held: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _mixed(held: Tensor, power: Tensor, noise: float) -> tuple[Tensor, Tensor]:
         """Weights of the rows, shape (V, K), under which each victim comes through as it is, and what else does.
 
         Args:
             held: Shape (V, K), zeros and ones.
             power: Shape (V,): of each victim in each of its rows.
+            noise: Variance of the noise in every row.
 
         Returns:
             Weights, and the variance of noise and neighbours under them, shape (V,).
         """
-        covariance = held.T @ (power[:, None] * held) + self.noise**2 * torch.eye(held.shape[1]).to(held)
+        covariance = held.T @ (power[:, None] * held) + noise * torch.eye(held.shape[1]).to(held)
         white = torch.linalg.solve(covariance, held.T)
         gain = (held.T * white).sum(dim=0)
-        return (white / gain).T, (1 / gain - power).clamp(min=self.noise**2 / held.shape[1])
+        return (white / gain).T, (1 / gain - power).clamp(min=noise / held.shape[1])
 
     def receive(self, voice: _Voice) -> Received | None:
         """Decode one victim and take it out of the rows; None if it does not come through."""

@@ -125,9 +125,7 @@ def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> Non
     holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]])
     rows = holds @ words + noise * torch.randn(6, words.shape[1])
     members = holds.T[:2].bool()
-    # At first the sketch combines rows 1 and 5 badly for the second victim: only cancelling makes it clear.
-    combine = torch.tensor([[0.5, 0, 0, 0, 0.5, 0], [0, 0.5, 0, 0, 0, 0.5]])
-    found, others = read_victims(rows, noise, combine, members, plan, (32, 32), victims=3)
+    found, others = read_victims(rows, noise, members, 1.0, plan, (32, 32), victims=3)
     pictures = [one.picture.float() / 255 for one in (*found, *others) if one is not None]
     assert len(pictures) == 3
     for picture, truth in zip(pictures, small(photographs, 3), strict=True):
@@ -138,8 +136,8 @@ def test_empty_rows_hold_nobody(photographs: Photographs) -> None:
     plan = digital_plan(5e-3, 32 * 32, 400_000, shared=False, margin_db=0.2)
     assert plan is not None
     rows = 5e-3 * torch.randn(4, HEADER + plan.inputs)
-    nobody = torch.zeros(0, 4)
-    assert read_victims(rows, 5e-3, nobody, nobody.bool(), plan, (32, 32), victims=2) == ([], [])
+    nobody = torch.zeros(0, 4, dtype=torch.bool)
+    assert read_victims(rows, 5e-3, nobody, 1.0, plan, (32, 32), victims=2) == ([], [])
 
 
 def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..., Task]) -> None:
