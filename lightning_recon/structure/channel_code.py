@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,8 @@ LADDER = (
     Rung(0.90, 5.74, 40, {3: 0.570, 12: 0.430}),
 )
 
+NAME = "irregular repeat-accumulate"
+
 # Decibels above capacity at which long codewords get through, and what short ones need more, by the root of their bits.
 _LONG_GAP, _SHORT_GAP = 0.45, 25.0
 # Repeated bits that meet in one group cancel: so many rounds of swapping take nearly all of them apart.
@@ -62,6 +65,8 @@ _SWAPS = 20
 _CERTAIN = 30.0
 # Products of tanh(L/2) are kept off 0 and 1 by so much, to be divided and inverted in float32.
 _LEAST, _MOST = 1e-6, 1 - 1e-7
+# Points of Gauss's quadrature for the capacity: six digits.
+_POINTS = 100
 # Whether all parities hold is looked at every so often.
 _CHECKED = 5
 
@@ -69,6 +74,23 @@ _CHECKED = 5
 def message_bits(rung: int, inputs: int) -> int:
     """How many bits a codeword of so many inputs carries."""
     return round(LADDER[rung].rate * inputs)
+
+
+def binary_capacity(snr: float) -> float:
+    """Bits that one ±1 input can carry at most, in [0, 1].
+
+    Args:
+        snr: Power of the input by the variance of its noise.
+
+    Returns:
+        1 - E[log2(1 + exp(-L))], where L, the log-likelihood of what was sent, is normal with mean 2 snr and variance
+        4 snr.
+
+    Source: Shannon (1948) for inputs of ±1 in white Gaussian noise.
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
+    lost = np.logaddexp2(0.0, -(2 * snr + 2 * math.sqrt(snr) * points) / math.log(2))
+    return float(1 - weights @ lost / weights.sum())
 
 
 def needed_snr(rung: int, inputs: int) -> float:

@@ -37,11 +37,13 @@ class Received:
         picture: Shape (3, H, W), uint8.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
+        snr: Power of its inputs by the variance of their noise, as heard.
     """
 
     picture: Tensor
     exact: bool
     rung: int
+    snr: float
 
 
 def read_victims(
@@ -120,7 +122,7 @@ def _received(heard: Tensor, noise: float, plan: Plan, size: tuple[int, int]) ->
     content = unframed(bits.cpu(), *size)
     if content is None:
         return None
-    return Received(*content, rung), symbols(bits, rung, plan.inputs)
+    return Received(*content, rung, power / noise**2), symbols(bits, rung, plan.inputs)
 
 
 def _cancel(rows: Tensor, spoken: Tensor) -> None:
