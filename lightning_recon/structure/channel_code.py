@@ -5,7 +5,12 @@ Message bits are repeated, some often and most seldom, shuffled, and added up in
 groups is the parity. Whole pictures are one long codeword, and long random codes of this kind come close to capacity at
 every rate: at half a million inputs 0.4 dB are lost where the short blocks of mobile networks lose one or more.
 
-Source: Jin, Khandekar and McEliece, "Irregular repeat-accumulate codes" (2000). The degrees below were found by linear
+Parities are decoded in layers, each of which hears at once what the one before it said; the sweeps run up and down
+along the running sum in turn. That takes half as many iterations as when all speak at the same time, and what a layer
+works on stays in a processor's cache.
+
+Source: Jin, Khandekar and McEliece, "Irregular repeat-accumulate codes" (2000); layers after Hocevar, "A reduced
+complexity decoder architecture via layered decoding of LDPC codes" (2004). The degrees below were found by linear
 programming on their EXIT curves (ten Brink and others, 2004).
 """
 
@@ -59,21 +64,24 @@ NAME = "irregular repeat-accumulate"
 
 # Decibels above capacity at which long codewords get through, and what short ones need more, by the root of their bits.
 _LONG_GAP, _SHORT_GAP = 0.45, 25.0
-# Repeated bits that meet in one group cancel: so many rounds of swapping take nearly all of them apart.
+# Every so manieth parity is in the same layer. A layer of half a million inputs is then too small to be split among
+# threads: they would spend their time waiting for one another.
+_LAYERS = 80
+# Repeated bits that meet in one group cancel: so many rounds of swapping take them apart.
 _SWAPS = 20
-# Beliefs of so many nats are certain.
-_CERTAIN = 30.0
-# Products of tanh(L/2) are kept off 0 and 1 by so much, to be divided and inverted in float32.
-_LEAST, _MOST = 1e-6, 1 - 1e-7
+# tanh(L/2) of a bit that is certain, or as good as; and what keeps it off 0, to be divided by.
+_MOST, _LEAST = 1 - 1e-7, 1e-12
 # Points of Gauss's quadrature for the capacity: six digits.
 _POINTS = 100
-# Whether all parities hold is looked at every so often.
-_CHECKED = 5
+# With more than this share of parities violated, it is not worth looking whether the message is there.
+_NEARLY = 0.01
+# Given up when so many sweeps together did not take away this share of the violated parities.
+_PATIENCE, _PROGRESS = 25, 0.005
 
 
 def message_bits(rung: int, inputs: int) -> int:
-    """How many bits a codeword of so many inputs carries."""
-    return round(LADDER[rung].rate * inputs)
+    """How many bits a codeword of so many inputs carries: what whole layers of parities leave."""
+    return inputs - _LAYERS * round((1 - LADDER[rung].rate) * inputs / _LAYERS)
 
 
 def binary_capacity(snr: float) -> float:
@@ -118,8 +126,9 @@ def encode(bits: Tensor, rung: int, inputs: int) -> Tensor:
     Returns:
         Shape (inputs,), int64: the message, then its parities.
     """
-    parity = bits[_groups(rung, inputs)].sum(dim=1).cumsum(dim=0) % 2
-    return torch.cat([bits, parity])
+    groups = _groups(rung, inputs).to(bits.device)
+    sums = bits.index_select(0, groups.flatten()).view(groups.shape).sum(dim=1)
+    return torch.cat([bits, sums.T.flatten().cumsum(dim=0) % 2])
 
 
 def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
@@ -128,46 +137,71 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
     Args:
         beliefs: Shape (inputs,), float32: log-likelihood of 0 against 1 for each bit of the codeword.
         rung: Place on the ladder.
-        iterations: After so many the codeword is given up.
+        iterations: After so many the codeword is given up; sooner, if they no longer bring it nearer.
 
     Returns:
         The message, shape (`message_bits`,), int64; None if the parities did not come to hold.
     """
     groups = _groups(rung, len(beliefs)).to(beliefs.device)
-    count, size = groups.shape
-    message, parity = torch.split(beliefs, [len(beliefs) - count, count])
-    members = groups.flatten()
-    # What each group says of its message bits, of the running sum before it, and of the one after it.
-    said = beliefs.new_zeros(count, size)
-    before, after = beliefs.new_zeros(2, count)
-    nothing, certain = beliefs.new_zeros(1), beliefs.new_full((1,), _CERTAIN)
+    layers, size, lanes = groups.shape
+    # Half log-likelihoods, as tanh takes them: `total` of message bits, `sums` of the running sum, by layer.
+    total, parity = torch.split(beliefs / 2, [len(beliefs) - layers * lanes, layers * lanes])
+    total, sums = total.clone(), parity.view(lanes, layers).T.contiguous()
+    # What parities said of the members of their group, of the running sum before them, and of the one after them.
+    said = beliefs.new_zeros(layers, size + 2, lanes)
+    heard = beliefs.new_empty(size + 2, lanes)
+    best, since = math.inf, 0
     for iteration in range(iterations):
-        total = message.index_add(0, members, said.flatten())
-        ahead = torch.cat([before[1:], nothing])
-        if iteration % _CHECKED == _CHECKED - 1:
-            bits, sums = (total < 0).long(), (parity + after + ahead < 0).long()
-            if not bool(
-                ((bits[groups].sum(dim=1) + sums + sums.roll(1).index_fill(0, sums.new_zeros(1), 0)) % 2).any()
-            ):
+        violated = torch.zeros((), dtype=torch.int64, device=beliefs.device)
+        for layer in range(layers) if iteration % 2 == 0 else reversed(range(layers)):
+            members, mine = groups[layer].flatten(), said[layer]
+            torch.index_select(total, 0, members, out=heard[:size].view(-1))
+            heard[:size] -= mine[:size]
+            heard[size] = _before(sums, said, layer)
+            heard[size + 1] = sums[layer] + _ahead(said, layer)
+            factors = heard.tanh_().add_(_LEAST)
+            product = factors.prod(dim=0)
+            told = torch.div(product, factors, out=factors).clamp_(-_MOST, _MOST).atanh_()
+            total.index_add_(0, members, (told[:size] - mine[:size]).view(-1))
+            mine.copy_(told)
+            violated += (product < 0).sum()
+        # What is heard from others can violate a parity that all together hold: only encoding tells.
+        if int(violated) <= _NEARLY * layers * lanes:
+            bits: Tensor = (total < 0).long()
+            known = torch.stack([sums[layer] + said[layer, -1] + _ahead(said, layer) for layer in range(layers)])
+            if torch.equal(encode(bits, rung, len(beliefs))[len(bits) :], (known < 0).long().T.flatten()):
                 return bits
-        heard = torch.cat(
-            [
-                total[groups] - said,
-                torch.cat([certain, (parity + after)[:-1]])[:, None],
-                (parity + ahead)[:, None],
-            ],
-            dim=1,
-        )
-        factors = heard.mul_(0.5).clamp_(-_CERTAIN / 2, _CERTAIN / 2).tanh_()
-        factors = torch.where(factors.abs() < _LEAST, _LEAST, factors)
-        told = factors.prod(dim=1, keepdim=True).div(factors).clamp_(-_MOST, _MOST).atanh_().mul_(2)
-        said, before, after = told[:, :size], told[:, size], told[:, size + 1]
+        if int(violated) < (1 - _PROGRESS) * best:
+            best, since = int(violated), iteration
+        elif iteration - since >= _PATIENCE:
+            break
     return None
 
 
-@lru_cache(maxsize=4)
+def _before(sums: Tensor, said: Tensor, layer: int) -> Tensor:
+    """What is believed of the sums before a layer, but for what it said itself: shape (lanes,). The first is 0."""
+    known = sums[layer - 1] + said[layer - 1, -1]
+    if layer > 0:
+        return known
+    return known.roll(1).index_fill_(0, torch.zeros(1, dtype=torch.int64, device=sums.device), math.inf)
+
+
+def _ahead(said: Tensor, layer: int) -> Tensor:
+    """What the next layer said of a layer's sums: shape (lanes,). Nobody comes after the last."""
+    if layer < len(said) - 1:
+        return said[layer + 1, -2]
+    return torch.nn.functional.pad(said[0, -2, 1:], (0, 1))
+
+
+@lru_cache(maxsize=len(LADDER))
 def _groups(rung: int, inputs: int) -> Tensor:
-    """Which message bits each parity bit adds up, shape (parities, group), int64: drawn at random, always the same."""
+    """Which message bits each parity adds up: drawn at random, always the same.
+
+    Parities along the running sum go to the layers in turn.
+
+    Returns:
+        Shape (layers, group, lanes), int32.
+    """
     code, messages = LADDER[rung], message_bits(rung, inputs)
     parities, generator = inputs - messages, torch.Generator().manual_seed(6)
     often = torch.tensor(sorted(code.repetitions))
@@ -178,16 +212,15 @@ def _groups(rung: int, inputs: int) -> Tensor:
     excess, busiest = parities * code.group - int(degree.sum()), int((degree > often[0]).sum())
     degree[-busiest:] += excess // busiest
     degree[len(degree) - excess % busiest :] += 1
-    sockets = torch.arange(messages).repeat_interleave(degree)
-    groups = sockets[torch.randperm(len(sockets), generator=generator)].view(parities, code.group)
+    sockets = torch.arange(messages, dtype=torch.int32).repeat_interleave(degree)
+    sockets = sockets[torch.randperm(len(sockets), generator=generator)]
     for _ in range(_SWAPS):
-        ordered, place = groups.sort(dim=1)
+        ordered, place = sockets.view(parities, code.group).sort(dim=1)
         row, column = torch.nonzero(ordered[:, 1:] == ordered[:, :-1], as_tuple=True)
         if not len(row):
             break
         here = row * code.group + place[row, column]
         there = torch.randint(len(sockets), (len(here),), generator=generator)
-        flat = groups.view(-1)
-        for one, other in zip(here.tolist(), there.tolist(), strict=True):
-            flat[[one, other]] = flat[[other, one]]
-    return groups
+        both = torch.tensor(sorted({*here.tolist(), *there.tolist()}))
+        sockets[both] = sockets[both[torch.randperm(len(both), generator=generator)]]
+    return sockets.view(-1, _LAYERS, code.group).permute(1, 2, 0).contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.structure.channel_code import LADDER, binary_capacity, message_bits
+from lightning_recon.structure.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
 from lightning_recon.structure.digital_reading import Received, read_victims
@@ -29,7 +29,7 @@ _LOG_SCALE_STD = 0.4
 _MARGIN = 0.2
 # Noise of a row of norm 1 up to which codewords were seen to arrive although victims share one clip and some of their
 # rows: 8e-4 works, and at 3.2e-3 nobody is decoded first, whose rows could then be taken away from the others'.
-_CROWDED = 1e-3
+_CROWDED = 1e-1
 # Units: so many a picture, but at least so many.
 _UNITS_A_PICTURE, _FEWEST_UNITS = 4, 64
 # Bytes of a float32.
@@ -155,10 +155,10 @@ class Digital:
         count, sent = len(shipped["directions"]), len(shipped["index"])
         level = float(shipped["constants"][0])
         rows = Rows(
-            inputs=released[:, :sent],
+            inputs=released,
             pilot=pilot,
             noise=noise,
-            directions=shipped["directions"][:, :sent],
+            directions=shipped["directions"],
             unit_direction=shipped["unit_direction"],
             lower=shipped["lower"],
             upper=shipped["upper"],
@@ -171,7 +171,7 @@ class Digital:
             scale=math.sqrt(count * sharers),
             log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
         )
-        found = separate(rows, prior, task.victims, self.linear.false_alarm)
+        found = separate(rows, _with_words(prior, plan), task.victims, self.linear.false_alarm)
         size = (task.image_shape[1], task.image_shape[2])
         columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, transient=True, disable=task.victims == 1) as bar:
@@ -179,8 +179,8 @@ class Digital:
             received, others = read_victims(
                 released[:, sent:],
                 noise,
-                found.combine,
                 found.members,
+                1 / prior.scale,
                 plan,
                 size,
                 task.victims,
@@ -205,6 +205,16 @@ class Digital:
 def _sharers(task: Task) -> int:
     """How many victims the budget is for; without a clip the whole update's norm stands for it."""
     return task.victims if task.max_grad_norm is None else task.sharers
+
+
+def _with_words(prior: RowPrior, plan: Plan) -> RowPrior:
+    """What is expected of a whole row: the more inputs agree, the clearer it is which rows hold the same picture.
+
+    The words count as the softest there are: who speaks louder is only the more evident, and not the other way round.
+    """
+    softest = min(amplitude for amplitude in plan.amplitudes if amplitude > 0)
+    words = torch.cat([torch.full((HEADER,), plan.header), torch.full((plan.inputs,), softest)])
+    return replace(prior, power=torch.cat([prior.power, words.to(prior.power) ** 2]))
 
 
 def _sketched(row: Tensor, sent: int, pilot: float, noise: float, prior: RowPrior) -> RowPosterior:
@@ -240,7 +250,8 @@ def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
         return None
     codec: Literal["webp", "avif"] = "webp" if one.exact else "avif"
     capacity = plan.inputs * binary_capacity(one.snr)
-    return ReceivedFile(codec, LADDER[one.rung].rate, message_bits(one.rung, plan.inputs), capacity)
+    bits = message_bits(one.rung, plan.inputs)
+    return ReceivedFile(codec, bits / plan.inputs, bits, capacity)
 
 
 def _with_files(

@@ -17,7 +17,8 @@ _HEADER_ENERGY = 100.0
 # The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable picture; but
 # at least so much that the victims are told apart by it, and no more than costs the code 0.7 dB.
 _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
-# One clip for all: the largest files may borrow so many times the power of an equal share from the smallest.
+# One clip for all: the largest files may have so many times the power of an equal share, and no more than the smallest
+# can have left.
 _BORROWED = 2.0
 # Bits a pixel below which a linear code makes the better picture.
 WORTHWHILE = 0.2
@@ -122,7 +123,8 @@ def digital_plan(
         return None
     power = (1 - header - sketch) / inputs
     if shared:
-        powers = [power * snr / needed[fair] if snr <= _BORROWED * needed[fair] else 0.0 for snr in needed]
+        borrowed = min(_BORROWED, needed[fair] / needed[0])
+        powers = [power * snr / needed[fair] if snr <= borrowed * needed[fair] else 0.0 for snr in needed]
     else:
         powers = [power if rung <= fair else 0.0 for rung in range(len(LADDER))]
     return Plan(inputs, math.sqrt(header / HEADER), tuple(math.sqrt(p) for p in powers), fair, sketch, shared)

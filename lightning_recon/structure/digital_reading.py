@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From rows to files: each victim's codeword is decoded, checked, and taken out of all rows exactly.
 
-A codeword that passed its checksum is known without any error, so what it adds to a row can be subtracted without
-leaving anything behind. Victims that share rows are decoded one after the other: who is heard best first, the others
-from what is left. In the end rows that still hold something are read by themselves: whoever collided in the sketch, and
-was found by nobody, may stand alone there.
+Which rows hold which victim is known from the sketch; how loud they are, from inner products of rows, which over so many
+inputs are almost free of noise. So each victim is listened to as a receiver with several antennas does: with the weights
+that let the least of noise and neighbours through. A codeword that passed its checksum is known without any error, and
+what it adds to the rows can be subtracted without leaving anything behind: who is heard best goes first, the others
+follow from what is left. In the end rows that still hold something are read by themselves: whoever collided in the
+sketch, and was found by nobody, may stand alone there.
+
+Source: linear detection of least mean squared error with successive cancellation; Tse and Viswanath, "Fundamentals of
+Wireless Communication" (2005), section 8.3.
 """
 
 import math
@@ -27,6 +32,10 @@ _BUSY = 6.0
 _SAME = 0.6
 # A codeword this many decibels below what its rate can carry at all is not worth the iterations.
 _HOPELESS_DB = -0.3
+# Who failed is tried again once others are out of the way and he is heard so many decibels better.
+_BETTER_DB = 0.02
+# Float32 leaves rows no quieter than this share of what they held.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class Received:
 def read_victims(
     rows: Tensor,
     noise: float,
-    combine: Tensor,
     members: Tensor,
+    voice: float,
     plan: Plan,
     size: tuple[int, int],
     victims: int,
@@ -61,83 +70,154 @@ def read_victims(
     Args:
         rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row.
         noise: Noise standard deviation of every entry.
-        combine: Shape (V, K): how the sketch says that rows combine into victims.
-        members: Shape (V, K), bool: which rows hold which victim.
+        members: Shape (V, K), bool: which rows hold which victim, as the sketch says.
+        voice: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
         size: Height and width of the pictures.
         victims: How many there are at most.
         progress: Called with the number of pictures received so far.
 
     Returns:
-        For each of the V victims its picture, or None; and pictures of victims that the sketch did not tell.
+        For each of the V victims its picture, or None; and pictures of victims that the sketch did not tell. Together
+        no more than `victims`.
     """
-    rows = rows.clone()
-    found: list[Received | None] = [None] * len(combine)
-    weights = combine.to(rows)
-    clean = weights.abs().sum(dim=0) > 0
-    waiting = list(range(len(combine)))
-    while waiting:
-        waiting.sort(key=lambda victim: float(weights[victim].norm()))
-        heard = 0
-        for victim in list(waiting):
-            received = _received(weights[victim] @ rows, noise * float(weights[victim].norm()), plan, size)
-            if received is None:
-                continue
-            found[victim], spoken = received
-            _cancel(rows, spoken)
-            waiting.remove(victim)
-            heard += 1
-            progress(sum(one is not None for one in found))
-        if not heard or not waiting:
-            break
-        # Whoever is still waiting has the rows of those that are out of the way to himself.
-        remaining = (members[waiting] & clean.cpu()).double().T
-        weights = weights.clone()
-        weights[waiting] = torch.linalg.pinv(remaining, rcond=1e-6).to(weights)
+    heard = _Heard(rows, noise, plan, size)
+    found: list[Received | None] = [None] * len(members)
     others: list[Received] = []
-    while len(found) - len(waiting) + len(others) < victims and (alone := _unexplained(rows, noise)) is not None:
-        received = _received(rows[alone].mean(dim=0), noise / math.sqrt(int(alone.sum())), plan, size)
+    waiting = list(range(len(members)))
+    tried = [-math.inf] * len(members)
+    while len(found) - len(waiting) + len(others) < victims:
+        voices = heard.voices(members[waiting], voice)
+        received, place = None, -1
+        for one in sorted(range(len(voices)), key=lambda one: -voices[one].clarity):
+            place = waiting[one]
+            if voices[one].clarity < max(_HOPELESS_DB, tried[place] + _BETTER_DB):
+                continue
+            tried[place] = voices[one].clarity
+            received = heard.receive(voices[one])
+            if received is not None:
+                break
         if received is None:
-            break
-        others.append(received[0])
-        _cancel(rows, received[1])
+            alone = heard.unexplained()
+            if alone is None:
+                break
+            received = heard.receive(heard.voices(alone[None], voice)[0])
+            if received is None:
+                break
+            # Whom the sketch told wrong is taken for the one it shares most rows with, if there is no room for both.
+            place = -1
+            if len(found) + len(others) == victims:
+                place = max(waiting, key=lambda victim: int((members[victim] & alone).sum()))
+        if place < 0:
+            others.append(received)
+        else:
+            found[place] = received
+            waiting.remove(place)
         progress(len(found) - len(waiting) + len(others))
     return found, others
 
 
-def _received(heard: Tensor, noise: float, plan: Plan, size: tuple[int, int]) -> tuple[Received, Tensor] | None:
-    """Picture and codeword in what was heard of one victim, shape (HEADER + inputs,); None if there are none."""
-    header, spoken = torch.split(heard, [HEADER, plan.inputs])
-    noise = max(noise, 1e-7 * float(heard.norm()), 1e-30)
-    match = header_words().to(header) @ header
-    rung = int(match.abs().argmax())
-    if match[rung].abs() < _READABLE * noise * math.sqrt(HEADER):
-        return None
-    power = float(spoken.square().mean()) - noise**2
-    if power <= noise**2 * 10 ** ((LADDER[rung].capacity_db + _HOPELESS_DB) / 10):
-        return None
-    bits = decode(spoken * (float(match[rung].sign()) * 2 * math.sqrt(power) / noise**2), rung)
-    if bits is None:
-        return None
-    content = unframed(bits.cpu(), *size)
-    if content is None:
-        return None
-    return Received(*content, rung, power / noise**2), symbols(bits, rung, plan.inputs)
+@dataclass(frozen=True)
+class _Voice:
+    """How to listen to a victim.
+
+    Args:
+        weights: Shape (K,): of the rows.
+        amplitude: What comes through of ±1, and its sign.
+        deviation: Standard deviation of noise and neighbours in what comes through.
+        rung: What its header says.
+        clarity: Decibels by which it is heard better than its rate needs at the least; -inf without a header.
+    """
+
+    weights: Tensor
+    amplitude: float
+    deviation: float
+    rung: int
+    clarity: float
 
 
-def _cancel(rows: Tensor, spoken: Tensor) -> None:
-    """Take a codeword, shape (inputs,), out of every row; which rows it is in, they say themselves."""
-    words = rows[:, HEADER:]
-    words -= torch.outer(words @ spoken / len(spoken), spoken)
+class _Heard:
+    """What the rows still hold."""
 
+    def __init__(self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int]) -> None:
+        self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
+        self.plan, self.size = plan, size
+        self.gram = (self.words @ self.words.T).double() / plan.inputs
+        loudest = float(self.gram.diagonal().max()) if len(rows) else 0.0
+        self.noise = max(noise, _ROUNDING * math.sqrt(loudest), 1e-30)
 
-def _unexplained(rows: Tensor, noise: float) -> Tensor | None:
-    """The rows that still hold somebody, the loudest and those like it: shape (K,), bool; None if there are none."""
-    words = rows[:, HEADER:]
-    energy = words.square().sum(dim=1) - words.shape[1] * noise**2
-    loudest = int(energy.argmax())
-    if energy[loudest] <= _BUSY * math.sqrt(2 * words.shape[1]) * noise**2 + 1e-9 * float(rows.square().sum()):
-        return None
-    alike: Tensor = words @ words[loudest] >= _SAME * energy[loudest]
-    alike[loudest] = True
-    return alike
+    def voices(self, members: Tensor, voice: float) -> list[_Voice]:
+        """How to listen to each of some victims beside the others.
+
+        Args:
+            members: Shape (V, K), bool.
+            voice: What one row usually holds of a victim's inputs, as a factor.
+        """
+        if not len(members):
+            return []
+        held = members.to(self.gram)
+        signal = self.gram - self.noise**2 * torch.eye(len(self.gram)).to(self.gram)
+        # Least squares: what victims' powers, each in all pairs of its rows, come nearest to these inner products?
+        power = torch.linalg.pinv((held @ held.T) ** 2) @ ((held @ signal) * held).sum(dim=1)
+        weights, variance = self._mixed(held, power.clamp(min=1e-30))
+        usual = (voice * self.plan.header) ** 2
+        mixed, blur = self._mixed(held, torch.full_like(power, usual))
+        match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
+        rung = match.abs().argmax(dim=1)
+        match = match.gather(1, rung[:, None])[:, 0]
+        readable = match.abs() > _READABLE * (blur / HEADER).sqrt()
+        found = []
+        for one in range(len(held)):
+            clarity = 10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
+            found.append(
+                _Voice(
+                    weights[one],
+                    float(power[one].clamp(min=1e-30).sqrt() * match[one].sign()),
+                    float(variance[one].sqrt()),
+                    int(rung[one]),
+                    clarity if bool(readable[one]) else -math.inf,
+                )
+            )
+        return found
+
+    def _mixed(self, held: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of the rows, shape (V, K), under which each victim comes through as it is, and what else does.
+
+        Args:
+            held: Shape (V, K), zeros and ones.
+            power: Shape (V,): of each victim in each of its rows.
+
+        Returns:
+            Weights, and the variance of noise and neighbours under them, shape (V,).
+        """
+        covariance = held.T @ (power[:, None] * held) + self.noise**2 * torch.eye(held.shape[1]).to(held)
+        white = torch.linalg.solve(covariance, held.T)
+        gain = (held.T * white).sum(dim=0)
+        return (white / gain).T, (1 / gain - power).clamp(min=self.noise**2 / held.shape[1])
+
+    def receive(self, voice: _Voice) -> Received | None:
+        """Decode one victim and take it out of the rows; None if it does not come through."""
+        if voice.clarity < _HOPELESS_DB:
+            return None
+        mixed = voice.weights.to(self.words) @ self.words
+        bits = decode(mixed * (2 * voice.amplitude / voice.deviation**2), voice.rung)
+        content = None if bits is None else unframed(bits.cpu(), *self.size)
+        if bits is None or content is None:
+            return None
+        spoken = symbols(bits, voice.rung, self.plan.inputs)
+        # Which rows it is in, and how loud, they say themselves.
+        share = self.words @ spoken / self.plan.inputs
+        self.words -= torch.outer(share, spoken)
+        header = self.plan.header / self.plan.amplitudes[voice.rung]
+        self.header -= torch.outer(share, header * header_words()[voice.rung].to(self.header))
+        self.gram -= torch.outer(share, share).double()
+        return Received(*content, voice.rung, (voice.amplitude / voice.deviation) ** 2)
+
+    def unexplained(self) -> Tensor | None:
+        """The rows that still hold somebody, the loudest and those like it: shape (K,), bool; None if there are none."""
+        inputs, energy = self.plan.inputs, self.gram.diagonal() - self.noise**2
+        if not len(energy) or energy.max() <= _BUSY * math.sqrt(2 / inputs) * self.noise**2:
+            return None
+        alike: Tensor = self.gram[energy.argmax()] >= _SAME * energy.max()
+        alike[energy.argmax()] = True
+        return alike

@@ -24,6 +24,8 @@ OVERHEAD = _HEAD + _CHECK
 _LOSSLESS = 1 << 23
 # What precedes the data of a lossless WebP: "RIFF", length, "WEBPVP8L", length.
 _RIFF = 20
+# Pictures whose files are kept.
+_REMEMBERED = 64
 
 
 def lossless(picture: Tensor) -> bytes:
@@ -32,7 +34,7 @@ def lossless(picture: Tensor) -> bytes:
     Args:
         picture: Shape (3, H, W), uint8.
     """
-    return _saved(picture, "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
+    return _lossless(picture.cpu().numpy().tobytes(), *picture.shape[1:])
 
 
 def lossy(picture: Tensor, most: int) -> bytes:
@@ -45,15 +47,7 @@ def lossy(picture: Tensor, most: int) -> bytes:
     Returns:
         The data; nothing, if not even the worst quality fits.
     """
-    best, low, high = b"", 0, 100
-    while low <= high:
-        quality = (low + high) // 2
-        data = _avif(picture, quality)[len(_container(*picture.shape[1:])) :]
-        if len(data) <= most:
-            best, low = data, quality + 1
-        else:
-            high = quality - 1
-    return best
+    return _lossy(picture.cpu().numpy().tobytes(), *picture.shape[1:], most)
 
 
 def framed(data: bytes, exact: bool, bits: int) -> Tensor:
@@ -100,6 +94,30 @@ def unframed(bits: Tensor, height: int, width: int) -> tuple[Tensor, bool] | Non
     with Image.open(io.BytesIO(file)) as opened:
         pixels = np.array(opened.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), exact
+
+
+# Every noise draw sends the same pictures again, and nothing here takes as long as writing their files.
+@lru_cache(maxsize=_REMEMBERED)
+def _lossless(pixels: bytes, height: int, width: int) -> bytes:
+    return _saved(_picture(pixels, height, width), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _lossy(pixels: bytes, height: int, width: int, most: int) -> bytes:
+    picture, start = _picture(pixels, height, width), len(_container(height, width))
+    best, low, high = b"", 0, 100
+    while low <= high:
+        quality = (low + high) // 2
+        data = _avif(picture, quality)[start:]
+        if len(data) <= most:
+            best, low = data, quality + 1
+        else:
+            high = quality - 1
+    return best
+
+
+def _picture(pixels: bytes, height: int, width: int) -> Tensor:
+    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(3, height, width)
 
 
 def _saved(picture: Tensor, kind: str, **options: object) -> bytes:

@@ -48,8 +48,9 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     assert guess.files is not None
     for file in guess.files:
         assert file is not None
-        assert (file.codec, file.rate) == ("webp", LADDER[0].rate)  # room for a raw picture: the least rate
-        assert 24 * 32 * 32 <= file.bits < file.capacity
+        assert file.codec == "webp"
+        assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw picture: the least rate
+        assert 0.99 * 24 * 32 * 32 < file.bits < file.capacity
     same = (guess.pictures[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
 

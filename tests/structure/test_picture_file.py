@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_recon.structure import picture_file
 from lightning_recon.structure.picture_file import OVERHEAD, framed, lossless, lossy, unframed
 
 
@@ -36,6 +37,17 @@ def test_more_bytes_make_a_better_lossy_file(photographs: Callable[[int], Tensor
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 4
     assert lossy(picture, 3) == b""
+
+
+def test_a_file_is_written_once(photographs: Callable[[int], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = original(photographs)
+    first = lossless(picture), lossy(picture, 300)
+    written: list[object] = []
+    monkeypatch.setattr(picture_file, "_saved", lambda *about, **options: written.append(about) or bytes(10))
+    assert (lossless(picture.clone()), lossy(picture.clone(), 300)) == first
+    assert not written
+    assert lossless(picture ^ 1) != first[0]
+    assert written
 
 
 def test_a_wrong_bit_fails_the_checksum(photographs: Callable[[int], Tensor]) -> None:
