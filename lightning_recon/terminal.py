@@ -100,6 +100,8 @@ def show_results(record: Record, root: Path) -> None:
         f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
         f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
     )
+    if told := _exact_line(summary):
+        console.print(told)
     if summary["label_accuracy"] is not None:
         oracles: Any = record["oracles"]
         told = "told by an oracle" if "labels" in oracles else f"{100 * summary['label_accuracy']:.0f} % right"
@@ -109,6 +111,24 @@ def show_results(record: Record, root: Path) -> None:
     else:
         console.print(privacy_line(_plain(record["privacy"])))
     console.print(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+
+
+def _exact_line(summary: dict[str, Any]) -> str:
+    """How many pictures came back bit for bit, and how many files arrived; empty where neither was to be expected."""
+    count, share = summary["victims"] * summary["draws"], summary["received_share"]
+    exact = round(count * summary["bit_exact_share"])
+    if not exact and share is None:
+        return ""
+    line = f"bit-exact: {exact} of {count} pictures"
+    if share is None:
+        return line
+    line += f"; {round(count * share)} files arrived"
+    if summary["bits_sent_mean"] is None:
+        return line
+    return (
+        f"{line}, {summary['bits_sent_mean']:.0f} bits each of the {summary['capacity_bits_mean']:.0f} that their "
+        "inputs could carry"
+    )
 
 
 def privacy_line(privacy: Record) -> str:

@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lightning_recon.cli import main as recon
 from lightning_recon.data import ClientDataModule, GrabCutMasks
-from lightning_recon.evaluation.comparison import comparison_figure
+from lightning_recon.evaluation.comparison import caption, comparison_figure
 
 ROOT = Path(__file__).parent.parent
 FIGURES, RESULTS = ROOT / "fig", ROOT / "results"
@@ -87,7 +87,7 @@ def peers() -> None:
     data.prepare_data()
     data.setup()
     shown = list(SHOWN)
-    columns: list[tuple[str, Tensor, list[float] | None]] = [("subject", data.client_batches[0].images[shown], None)]
+    columns: list[tuple[str, Tensor, list[str] | None]] = [("subject", data.client_batches[0].images[shown], None)]
     for heading, overlay in PEERS:
         with tempfile.TemporaryDirectory() as scratch:
             setting = f"--config quickstart.yaml {overlay} --data.image_size {SIZE} --data.batch_size {BATCH}"
@@ -96,7 +96,7 @@ def peers() -> None:
             victims = json.loads((Path(scratch) / "results.json").read_text())["victims"]
             pictures = [pil_to_tensor(Image.open(Path(scratch) / victims[victim]["image"])) for victim in shown]
             found = torch.stack(pictures).float() / 255
-            columns.append((heading, found, [victims[victim]["psnr"] for victim in shown]))
+            columns.append((heading, found, [caption(victims[v]["psnr"], victims[v]["bit_exact"]) for v in shown]))
     comparison_figure(columns).save(FIGURES / "peers.png")
 
 

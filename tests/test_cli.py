@@ -165,7 +165,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert set(record["summary"]) == {
         *("clients", "draws", "victims", "detected", "collided", "false_detections", "psnr_mean"),
         *("psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "label_accuracy"),
-        "bit_exact_share",
+        *("bit_exact_share", "channel_code", "received_share", "bits_sent_mean", "capacity_bits_mean"),
         *("seconds", "steps", "steps_per_second", "structure_bytes"),
     }
     assert (record["summary"]["victims"], record["summary"]["steps"]) == (4, 3)
@@ -174,7 +174,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     for number, victim in enumerate(record["victims"]):
         assert set(victim) >= {
             *("client", "index", "draw", "detected", "collision", "false_detection", "psnr", "bit_exact", "ssim"),
-            *("psnr_initial", "image"),
+            *("psnr_initial", "image", "codec", "code_rate", "bits_sent", "capacity_bits"),
         }
         assert victim["index"] == number
         with Image.open(quickstart / victim["image"]) as picture:

@@ -17,6 +17,7 @@ from lightning_recon.attack.conversation import fingerprint, publish
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
+from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.statistics import PublicStatistics
 
 
@@ -32,6 +33,7 @@ class Reconstruction:
         unresolved: Rows that hold something no single picture explains.
         evident: Whether the pictures rest on more than the noise explains.
         labels: The classes that the attacker believes the update to be about, (victims,); None if it cares for none.
+        files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
     """
 
     client: int
@@ -41,6 +43,7 @@ class Reconstruction:
     unresolved: int
     evident: bool
     labels: Tensor | None = None
+    files: tuple[ReceivedFile | None, ...] | None = None
 
 
 class Steps(IterableDataset[int]):

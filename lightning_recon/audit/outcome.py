@@ -107,6 +107,12 @@ class Outcome:
         """The seed of the run; 0 where another program drew the noise."""
         return int(self.record["seed"] or 0)
 
+    def picture_of(self, victim: Mapping[str, Any]) -> object:
+        """What tells a victim's picture from others: its name, or client and index of this seed where none is known."""
+        place = victim["client"], victim["index"]
+        original = self.originals.get(place)
+        return original["name"] if original else (self.seed, *place)
+
     def by_picture(self, gain: bool) -> dict[object, list[float]]:
         """PSNR in dB of every draw by picture, so that one seen under several seeds counts as one.
 
@@ -119,12 +125,11 @@ class Outcome:
         """
         values: dict[object, list[float]] = defaultdict(list)
         for victim in self.record["victims"]:
-            place = victim["client"], victim["index"]
-            original = self.originals.get(place)
+            original = self.originals.get((victim["client"], victim["index"]))
             if gain and original is None:
                 return {}
             guess = original["mean_image_psnr"] if gain and original else 0.0
-            values[original["name"] if original else (self.seed, *place)].append(victim["psnr"] - guess)
+            values[self.picture_of(victim)].append(victim["psnr"] - guess)
         return dict(values)
 
 

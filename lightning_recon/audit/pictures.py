@@ -12,6 +12,7 @@ from PIL import Image
 
 from lightning_recon.audit.outcome import Outcome
 from lightning_recon.audit.verdict import Protection, number
+from lightning_recon.evaluation.comparison import caption
 
 SIDE = 112  # pixels of an embedded picture, at most
 COLUMNS = 6  # victims in a grid
@@ -83,7 +84,8 @@ def pictures_of(outcome: Outcome) -> list[Picture]:
 
 
 def _reconstruction(outcome: Outcome, victim: Mapping[str, Any]) -> Picture:
-    told = f"{victim['psnr']:.1f} dB" if victim["detected"] else f"{victim['psnr']:.1f} dB, not isolated"
+    told = caption(victim["psnr"], victim.get("bit_exact", False))
+    told += "" if victim["detected"] else ", not isolated"
     return Picture(embedded(outcome.folder, str(victim["image"])), told, f"reconstruction by {outcome.attack}: {told}")
 
 

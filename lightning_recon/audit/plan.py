@@ -4,6 +4,7 @@
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
     ) -> list[Cell]:
         found = []
         for (name, attack), seed in itertools.product(sweep.attacks.items(), sweep.seeds):
-            if rounds < attack.least_rounds:
+            if rounds < attack.least_rounds or z > math.sqrt(rounds) * (attack.most_noise or math.inf):
                 continue
             own = _cell_flags(z, granularity, batch_size, rounds, seed, sweep)
             _check_flags([*flags, *more], own)
@@ -108,14 +109,20 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
         for z in _noises(sweep, rounds):
             found += cells(z, granularity, batch_size, rounds)
     if not found:
-        raise UserError("the sweep is empty: every attack asks for more rounds (least_rounds) than audit.rounds has")
+        raise UserError(
+            "the sweep is empty: every attack asks for more rounds (least_rounds) or less noise (most_noise) than the "
+            "audit has"
+        )
     chosen = sweep.reference
     granularity, rounds = chosen.granularity or sweep.granularity[0], chosen.rounds or sweep.rounds[0]
     noises, batch = sorted(_noises(sweep, rounds)), chosen.batch_size or sweep.batch_size[0]
     z = chosen.noise_multiplier or noises[(len(noises) - 1) // 2]
     reference = cells(z, granularity, batch, rounds) if sweep.changes else []
     if sweep.changes and not reference:
-        raise UserError(f"no attack of this audit takes {rounds} round(s): give another audit.reference.rounds")
+        raise UserError(
+            f"no attack of this audit takes {rounds} round(s) at z = {z:.3g}: give another audit.reference.rounds "
+            "or .noise_multiplier"
+        )
     changes = {
         name: cells(z * change.noise_times, granularity, batch * change.batch_times, rounds, _words(change.flags))
         for name, change in sweep.changes.items()

@@ -23,6 +23,7 @@ from lightning_recon.audit.table import Value, failed_row, row_of, table_text, w
 from lightning_recon.audit.theory import theory_of
 from lightning_recon.audit.verdict import (
     NAMES,
+    exact_sentences,
     noise_sentence,
     number,
     promise,
@@ -89,6 +90,7 @@ def write_report(
                 **{name: value for name, value in asdict(section["setting"]).items() if name != "pictures"},
                 "about": section["about"],
                 "verdict": [text for _, text in section["sentences"]],
+                "bit_exact": [text for _, text in section["exact"]],
                 "smallest_noise": section["smallest_noise"],
                 "theory": [asdict(theory) for theory in section["theory"]],
             }
@@ -131,6 +133,7 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], judgement: Judgem
                 "title": setting_name(setting),
                 "about": _about(setting, settings),
                 "sentences": sentences_of(protections, tolerance),
+                "exact": exact_sentences(protections),
                 "noise_sentence": noise_sentence(here, tolerance),
                 "smallest_noise": asdict(threshold) if threshold else None,
                 "protections": protections,

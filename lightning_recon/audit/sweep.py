@@ -16,10 +16,12 @@ class Attack:
     Args:
         configs: overlays of `recon fit` that make it, in their order; none for what the audit's own config says.
         least_rounds: it is left out where clients take part in fewer rounds.
+        most_noise: it is left out where the noise multiplier, divided by the root of the rounds, is larger.
     """
 
     configs: list[str] = field(default_factory=list)
     least_rounds: int = 1
+    most_noise: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ HPARAMS = "hparams"
 
 _SUMMARY = (
     *("clients", "draws", "victims", "detected", "collided", "false_detections"),
-    *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "structure_bytes", "seconds"),
+    *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "bit_exact_share"),
+    *("received_share", "bits_sent_mean", "structure_bytes", "seconds"),
 )
 _BOUNDS = (*("channel_nats", "noise_law_psnr", "noise_law_psnr_5_percent", "unbiased_psnr", "gaussian_reference_psnr"),)
 _PRIVACY = (

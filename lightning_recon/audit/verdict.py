@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_recon.audit.exact import exact_of, most_exact, share_sentence
 from lightning_recon.audit.outcome import Setting
 from lightning_recon.audit.points import CONFIDENCE, Point, smallest_noise
 from lightning_recon.evaluation.accounting import epsilon_by_adjacency
@@ -78,7 +79,9 @@ def summary_sentence(protections: Sequence[Protection], tolerance: float) -> str
     count = {level: sum(one.level == level for one in protections) for level in _ORDER}
     parts = []
     if count["recognisable"]:
-        parts.append(f"pictures came back recognisable under {count['recognisable']}")
+        exact = sum(bool((most := most_exact(one.points)) and most[1].came) for one in protections)
+        some = f" (bit for bit under {exact})" if exact else ""
+        parts.append(f"pictures came back recognisable under {count['recognisable']}{some}")
     if count["something"]:
         parts.append(f"more than a mean image, but not a recognisable picture, under {count['something']}")
     if count["nothing"]:
@@ -111,10 +114,40 @@ def sentences_of(protections: Sequence[Protection], tolerance: float) -> list[tu
     return [(one.level, _sentence(one, tolerance)) for one in sorted(told, key=lambda one: one.noise)]
 
 
+def exact_sentences(protections: Sequence[Protection]) -> list[tuple[Level | Literal[""], str]]:
+    """Where pictures came back bit for bit, and where not one did.
+
+    Args:
+        protections: Of one setting, the least noise first.
+
+    Returns:
+        Levels with sentences; none where no run looked.
+    """
+    told: list[tuple[Level | Literal[""], str]] = []
+    never = []
+    for one in protections:
+        most = most_exact(one.points)
+        if most is None:
+            continue
+        point, exact = most
+        if not exact.came:
+            never.append((one.noise, exact))
+            continue
+        batch = _batch(point.setting)
+        start = f"At {promise(point)}, z = {one.noise:.3g}, {batch}"
+        told.append(("recognisable", f"{start}: {exact.told}, by “{point.attack}”. {share_sentence(exact)}"))
+    if never:
+        fewest = min((exact for _, exact in never), key=lambda exact: exact.pictures)
+        at = _listed([f"{noise:.3g}" for noise, _ in never])
+        of = "the only picture" if fewest.pictures == 1 else f"one of {fewest.pictures} pictures"
+        told.append(("", f"At z = {at}, not {of} came back bit for bit from any attack; {share_sentence(fewest)}"))
+    return told
+
+
 def setting_name(setting: Setting) -> str:
     """A setting in words, but for the network and the pictures."""
     clip = "every picture's gradient clipped alone" if setting.granularity == "sample" else "one clip for each update"
-    batch = "one picture a client" if setting.batch_size == 1 else f"{setting.batch_size} pictures a client"
+    batch = _batch(setting)
     rounds = "one round" if setting.rounds == 1 else f"{setting.rounds} rounds with the same pictures"
     layers = ", each tensor by itself" if setting.per_layer else ""
     text = f"{clip}{layers}; {batch}; {rounds}"
@@ -184,6 +217,14 @@ def number(value: float | None) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
+def _batch(setting: Setting) -> str:
+    return "one picture a client" if setting.batch_size == 1 else f"{setting.batch_size} pictures a client"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def _noise(noise: float, points: Sequence[Point]) -> str:
     privacy = points[0].privacy
     epsilon = epsilon_by_adjacency(noise, privacy["rounds"], privacy["delta"])[privacy["adjacency"]]
@@ -210,8 +251,10 @@ def _sentence(one: Protection, tolerance: float) -> str:
             f"“{best.attack}” is at {best.gain.mean:+.1f} dB{between}."
         )
     what = "subjects are recognisable" if one.level == "recognisable" else "more than a mean image comes back"
+    exact = exact_of(best)
+    clearest = "came back bit for bit" if exact and exact.came else f"{best.best:.1f} dB"
     oracles = f", told {' and '.join(best.oracles)}" if best.oracles else ""
     return (
         f"{start}{what}. “{best.attack}”{oracles} reaches {best.psnr.mean:.1f} dB, {best.gain.mean:.1f} dB above a "
-        f"mean image{between}; the clearest single picture {best.best:.1f} dB."
+        f"mean image{between}; the clearest single picture {clearest}."
     )

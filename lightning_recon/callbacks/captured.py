@@ -19,6 +19,7 @@ from lightning_recon.evaluation.scoring import Attacked
 from lightning_recon.evaluation.unscored import unscored_record
 from lightning_recon.exchange import Task
 from lightning_recon.networks import build_network, is_class_path, without_batch_norm
+from lightning_recon.structure.digital_plan import channel_code_name
 from lightning_recon.structure.inference import structure_bytes
 
 # Where the program that made an update declares none.
@@ -141,7 +142,10 @@ def record_without_truth(
         cost: seconds and steps.
     """
     task, statistics = module.task, module.statistics
-    attacked = [Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident) for one in found]
+    attacked = [
+        Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident, one.files)
+        for one in found
+    ]
     return unscored_record(
         attack=module.name,
         config="config.yaml",
@@ -162,6 +166,7 @@ def record_without_truth(
             batch_size=task.batch_size,
         ),
         structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
+        channel_code=channel_code_name(module.payload) if module.payload is not None else None,
         seconds=cost["seconds"],
         steps=cost["steps"],
     )

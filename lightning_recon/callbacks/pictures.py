@@ -15,7 +15,7 @@ from lightning_recon.attack.conversation import converse
 from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.comparison import comparison_figure
+from lightning_recon.evaluation.comparison import caption, comparison_figure
 from lightning_recon.evaluation.scoring import Attacked, score
 from lightning_recon.structure import Structure
 
@@ -132,13 +132,13 @@ class Comparison(Callback):
         mean = self.structure.statistics(client.task).mean
         truth = truth_of(truths, 0, pl_module)
         theirs = score(truth, Attacked(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident), mean)
-        columns: list[tuple[str, Tensor, list[float] | None]] = [
+        columns: list[tuple[str, Tensor, list[str] | None]] = [
             ("photograph", truth.photographs, None),
             ("what the client used", truth.images, None),
-            (self.title, theirs.pictures, [victim.psnr for victim in theirs.victims]),
-            ("lightning_recon", ours.pictures, [victim.psnr for victim in ours.victims]),
+            (self.title, theirs.pictures, [caption(v.psnr, v.bit_exact) for v in theirs.victims]),
+            ("lightning_recon", ours.pictures, [caption(v.psnr, v.bit_exact) for v in ours.victims]),
         ]
-        shown = [(name, images[: self.victims], psnr) for name, images, psnr in columns]
+        shown = [(name, images[: self.victims], captions) for name, images, captions in columns]
         comparison_figure(shown, note=NOTE).save(path)
         means = [sum(v.psnr for v in one.victims) / len(one.victims) for one in (theirs, ours)]
         scores = f"{self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB"

@@ -33,6 +33,8 @@ from lightning_recon.evaluation.results import (
 )
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.storage import readable, sha256, write_tensors
+from lightning_recon.structure.digital_plan import channel_code_name
+from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.inference import structure_bytes
 from lightning_recon.terminal import show_capture, show_release, show_results, training_line
 from lightning_recon.victim import VictimClient
@@ -223,6 +225,7 @@ def run_record(
         mean_image=statistics.mean,
         bounds=bounds_record(truths, statistics.variance, noise_multiplier=task.update_noise, **clipping),
         structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
+        channel_code=channel_code_name(module.payload) if module.payload is not None else None,
         **(own | cost),
     )
 
@@ -257,9 +260,13 @@ def finished_pictures(root: Path) -> dict[str, Tensor]:
 
 
 def beliefs_of(found: list[Reconstruction]) -> str:
-    """What the attacker says of its pictures beside them, as JSON: whether it vouches for them, and their labels."""
-    labels = {_key(one): None if one.labels is None else one.labels.tolist() for one in found}
-    return json.dumps({_key(one): {"evident": one.evident, "labels": labels[_key(one)]} for one in found})
+    """What the attacker says of its pictures beside them, as JSON: whether it vouches for them, labels, files."""
+    said = {}
+    for one in found:
+        labels = None if one.labels is None else one.labels.tolist()
+        files = None if one.files is None else [file and asdict(file) for file in one.files]
+        said[_key(one)] = {"evident": one.evident, "labels": labels, "files": files}
+    return json.dumps(said)
 
 
 def finished_beliefs(root: Path) -> dict[str, dict[str, Any]]:
@@ -269,6 +276,8 @@ def finished_beliefs(root: Path) -> dict[str, dict[str, Any]]:
         said: dict[str, dict[str, Any]] = json.loads((file.metadata() or {}).get(BELIEFS, "{}"))
         for one in said.values():
             one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
+            if one.get("files") is not None:
+                one["files"] = tuple(file and ReceivedFile(**file) for file in one["files"])
     return said
 
 

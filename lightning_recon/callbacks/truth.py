@@ -41,7 +41,7 @@ def truth_of(truths: list[Truth], update: int, module: Server) -> Truth:
 
 def scored_one(one: Reconstruction, truths: list[Truth], module: Server) -> Scored:
     """Match an update's pictures to its victims and score them; each victim is then named by its own client."""
-    attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident)
+    attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident, one.files)
     scored = score(truth_of(truths, one.client, module), attacked, module.mean_image)
     task = module.task
     places = [divmod(one.client * task.victims + number, task.batch_size) for number in range(len(scored.victims))]

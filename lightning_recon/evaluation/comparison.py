@@ -12,14 +12,19 @@ _GAP = 0.06
 _MARGIN = 0.10
 
 
+def caption(psnr: float, bit_exact: bool) -> str:
+    """What to write under a reconstruction: its PSNR in dB, which says nothing more once the true file is back."""
+    return "bit-exact" if bit_exact else f"{psnr:.1f} dB"
+
+
 def comparison_figure(
-    columns: list[tuple[str, Tensor, list[float] | None]], tile: int = 240, note: str = ""
+    columns: list[tuple[str, Tensor, list[str] | None]], tile: int = 240, note: str = ""
 ) -> Image.Image:
-    """Draw victims in rows and versions of them in columns, with the PSNR under each.
+    """Draw victims in rows and versions of them in columns, with a caption under each.
 
     Args:
-        columns: Heading, images of shape (B, 3, H, W) with values in [0, 1], and PSNR in dB of each (None: no
-            numbers under this column); every column holds the same victims in the same order.
+        columns: Heading, images of shape (B, 3, H, W) with values in [0, 1], and what to write under each
+            (None: nothing under this column); every column holds the same victims in the same order.
         tile: Height of a picture in pixels. Smaller images are enlarged without smoothing when a whole number of
             times fits, else resampled.
         note: A line under the whole picture.
@@ -30,7 +35,7 @@ def comparison_figure(
     size = (round(tile * columns[0][1].shape[-1] / columns[0][1].shape[-2]), tile)
     rows = len(columns[0][1])
     gap, margin, text = (round(tile * share) for share in (_GAP, _MARGIN, _TEXT))
-    heading, caption = round(2.2 * text), round(2.0 * text) if any(psnr for _, _, psnr in columns) else 0
+    heading, caption = round(2.2 * text), round(2.0 * text) if any(labels for _, _, labels in columns) else 0
     step = (size[0] + gap, size[1] + gap + caption)
     width = 2 * margin + len(columns) * step[0] - gap
     bottom = margin + heading + rows * step[1] - gap + margin // 2
@@ -39,7 +44,7 @@ def comparison_figure(
     if note:
         font = _font(note, text, width - 2 * margin)
         draw.text((margin, bottom + 0.5 * text), note, fill=_GREY, font=font, anchor="lt")
-    for column, (title, images, psnr) in enumerate(columns):
+    for column, (title, images, labels) in enumerate(columns):
         left = margin + column * step[0]
         middle = left + size[0] // 2
         font = _font(title, 1.15 * text, size[0])
@@ -47,8 +52,8 @@ def comparison_figure(
         for row, image in enumerate(images):
             top = margin + heading + row * step[1]
             canvas.paste(_tile(image, size), (left, top))
-            if psnr is not None:
-                label = f"{psnr[row]:.1f} dB"
+            if labels is not None:
+                label = labels[row]
                 place = (middle, top + size[1] + 0.4 * text)
                 draw.text(place, label, fill=_GREY, font=_font(label, text, size[0]), anchor="mt")
     return canvas

@@ -29,6 +29,7 @@ from lightning_recon.evaluation.bounds import (
     noise_law_psnr,
 )
 from lightning_recon.evaluation.fidelity import psnr_per_image
+from lightning_recon.evaluation.files import files_record
 from lightning_recon.evaluation.robustness import rero_gamma
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.evaluation.unbiased import unbiased_psnr
@@ -61,6 +62,7 @@ def results_record(
     structure_bytes: int,
     alarms: Sequence[str] | None = None,
     label_accuracy: float | None = None,
+    channel_code: str | None = None,
 ) -> Record:
     """Everything that a run comes to, as `results.json` holds it.
 
@@ -83,6 +85,7 @@ def results_record(
         structure_bytes: What the server's structure adds to one client's upload in one round.
         alarms: Which checks of the shipped model would have warned a client; None if it was not looked at.
         label_accuracy: See `summary_record`.
+        channel_code: See `summary_record`.
 
     Returns:
         A record for `write_json`.
@@ -106,7 +109,7 @@ def results_record(
         "baselines": baselines_record(truths, mean_image),
         "bounds": bounds,
         "victims": [asdict(victim) | {"image": name} for victim, name in zip(victims, names, strict=True)],
-        "summary": summary_record(scored, **cost, label_accuracy=label_accuracy),
+        "summary": summary_record(scored, **cost, label_accuracy=label_accuracy, channel_code=channel_code),
     }
 
 
@@ -217,6 +220,7 @@ def bounds_record(
     lucky = None if lawless else noise_law_luck(_LUCK, *law, dimension=variances.numel(), rounds=rounds)
     return {
         "channel_nats": nats,
+        "channel_bits": nats / math.log(2),
         "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
         "noise_law_psnr_5_percent": lucky,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds),
@@ -225,7 +229,13 @@ def bounds_record(
 
 
 def summary_record(
-    scored: Sequence[Scored], *, seconds: float, steps: int, structure_bytes: int, label_accuracy: float | None = None
+    scored: Sequence[Scored],
+    *,
+    seconds: float,
+    steps: int,
+    structure_bytes: int,
+    label_accuracy: float | None = None,
+    channel_code: str | None = None,
 ) -> Record:
     """Averages over all victims and draws.
 
@@ -236,6 +246,7 @@ def summary_record(
         structure_bytes: What the server's structure adds to one client's upload in one round.
         label_accuracy: Share of the true labels that the attacker has, a mean over updates and draws; None if it cares
             for none.
+        channel_code: Name of the channel code that files were sent with; None if nothing was sent digitally.
 
     Returns:
         The `summary` section. `victims` counts each image once; `detected`, `collided` and `false_detections` are
@@ -264,6 +275,7 @@ def summary_record(
         "ssim_mean": statistics.fmean(victim.ssim for victim in victims),
         "label_accuracy": label_accuracy,
         "bit_exact_share": statistics.fmean(victim.bit_exact for victim in victims),
+        **files_record([asdict(victim) for victim in victims], len(victims), channel_code),
         "seconds": seconds,
         "steps": steps,
         "steps_per_second": steps / seconds if steps and seconds else None,

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attacker's pictures meet the truth: whose is whose, and how good each one is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from lightning_recon.evaluation.fidelity import mse_per_image, psnr_from_mse, same_in_8_bits, ssim_per_image
+from lightning_recon.evaluation.files import file_fields
 from lightning_recon.evaluation.matching import arrange, match
+from lightning_recon.structure.guess import ReceivedFile
 
 
 class Truth(Protocol):
@@ -37,6 +40,7 @@ class Attacked:
         initial: The same pictures before refinement, same shape.
         unresolved: How many rows the attacker could not explain by single victims.
         evident: Whether the attacker vouches for them: more came through than noise explains.
+        files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
     """
 
     client: int
@@ -45,6 +49,7 @@ class Attacked:
     initial: Tensor
     unresolved: int
     evident: bool = True
+    files: Sequence[ReceivedFile | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class VictimScore:
         ssim: Structural similarity to what the client trained on.
         psnr_initial: PSNR in dB before refinement.
         psnr_photograph: PSNR in dB against the photograph before the subject was cut out.
+        codec: "webp" (lossless) or "avif", the format of the file that arrived; None where none did.
+        code_rate: Message bits an input of the codeword that carried it; else None.
+        bits_sent: Message bits of that codeword; else None.
+        capacity_bits: What its ±1 inputs could have carried at the signal-to-noise ratio that they arrived with, in
+            bits; else None.
     """
 
     client: int
@@ -76,6 +86,10 @@ class VictimScore:
     ssim: float
     psnr_initial: float
     psnr_photograph: float
+    codec: str | None = None
+    code_rate: float | None = None
+    bits_sent: int | None = None
+    capacity_bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +139,10 @@ def score(truth: Truth, attacked: Attacked, mean_image: Tensor) -> Scored:
         psnr_from_mse(mse_per_image(pictures, truth.photographs)).tolist(),
         strict=True,
     )
-    return Scored(
-        pictures=pictures,
-        initial=initial,
-        victims=[VictimScore(attacked.client, index, attacked.draw, *row) for index, row in enumerate(columns)],
-    )
+    handed_over = [None] * len(attacked.pictures) if attacked.files is None else attacked.files
+    files = [*handed_over, None]  # the last for those without a picture, whose owner is -1
+    victims = [
+        VictimScore(attacked.client, index, attacked.draw, *row, **file_fields(files[place]))
+        for index, (row, place) in enumerate(zip(columns, owner.tolist(), strict=True))
+    ]
+    return Scored(pictures=pictures, initial=initial, victims=victims)

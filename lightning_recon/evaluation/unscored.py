@@ -6,6 +6,7 @@ from dataclasses import fields
 from importlib.metadata import version
 
 from lightning_recon import __version__
+from lightning_recon.evaluation.files import file_fields, files_record
 from lightning_recon.evaluation.results import PACKAGES, SCHEMA_VERSION, Record
 from lightning_recon.evaluation.scoring import Attacked, VictimScore
 
@@ -27,6 +28,7 @@ def unscored_record(
     seconds: float,
     steps: int,
     structure_bytes: int,
+    channel_code: str | None = None,
 ) -> Record:
     """Everything that a run without a truth comes to: the fields of `results_record`.
 
@@ -44,6 +46,7 @@ def unscored_record(
         seconds: Wall time of the attack.
         steps: Refinement steps.
         structure_bytes: What the server's structure adds to one client's upload in one round.
+        channel_code: Name of the channel code that files were sent with; None if nothing was sent digitally.
 
     Returns:
         A record for `write_json`. `victims` has an entry for each picture, in the attacker's own order;
@@ -51,9 +54,9 @@ def unscored_record(
     """
     nothing: Record = dict.fromkeys(field.name for field in fields(VictimScore))
     victims = [
-        nothing | {"client": one.client, "draw": one.draw, "image": name}
+        nothing | {"client": one.client, "draw": one.draw, "image": name} | file_fields(file)
         for one, names in zip(attacked, images, strict=True)
-        for name in names
+        for name, file in zip(names, one.files or [None] * len(names), strict=True)
     ]
     draws = len({one.draw for one in attacked})
     detected = sum(len(one.pictures) for one in attacked if one.evident)
@@ -79,6 +82,7 @@ def unscored_record(
             "victims": clients * batch_size,
             "detected": detected // draws if detected % draws == 0 else detected / draws,
             **dict.fromkeys((*_UNKNOWN, "ssim_mean", "label_accuracy", "bit_exact_share")),
+            **files_record(victims, clients * batch_size * draws, channel_code),
             "seconds": seconds,
             "steps": steps,
             "steps_per_second": steps / seconds if steps and seconds else None,

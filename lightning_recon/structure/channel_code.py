@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,8 @@ LADDER = (
     Rung(0.90, 5.74, 40, {3: 0.570, 12: 0.430}),
 )
 
+NAME = "irregular repeat-accumulate"
+
 # Decibels above capacity at which long codewords get through, and what short ones need more, by the root of their bits.
 _LONG_GAP, _SHORT_GAP = 0.45, 25.0
 # Every so manieth parity is in the same layer. A layer of half a million inputs is then too small to be split among
@@ -68,6 +71,8 @@ _LAYERS = 80
 _SWAPS = 20
 # tanh(L/2) of a bit that is certain, or as good as; and what keeps it off 0, to be divided by.
 _MOST, _LEAST = 1 - 1e-7, 1e-12
+# Points of Gauss's quadrature for the capacity: six digits.
+_POINTS = 100
 # With more than this share of parities violated, it is not worth looking whether the message is there.
 _NEARLY = 0.01
 # Given up when so many sweeps together did not take away this share of the violated parities.
@@ -77,6 +82,23 @@ _PATIENCE, _PROGRESS = 25, 0.005
 def message_bits(rung: int, inputs: int) -> int:
     """How many bits a codeword of so many inputs carries: what whole layers of parities leave."""
     return inputs - _LAYERS * round((1 - LADDER[rung].rate) * inputs / _LAYERS)
+
+
+def binary_capacity(snr: float) -> float:
+    """Bits that one ±1 input can carry at most, in [0, 1].
+
+    Args:
+        snr: Power of the input by the variance of its noise.
+
+    Returns:
+        1 - E[log2(1 + exp(-L))], where L, the log-likelihood of what was sent, is normal with mean 2 snr and variance
+        4 snr.
+
+    Source: Shannon (1948) for inputs of ±1 in white Gaussian noise.
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
+    lost = np.logaddexp2(0.0, -(2 * snr + 2 * math.sqrt(snr) * points) / math.log(2))
+    return float(1 - weights @ lost / weights.sum())
 
 
 def needed_snr(rung: int, inputs: int) -> float:

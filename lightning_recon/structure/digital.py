@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.structure.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
 from lightning_recon.structure.digital_reading import Received, read_victims
 from lightning_recon.structure.evidence import Rows
-from lightning_recon.structure.guess import Guess, Posterior
+from lightning_recon.structure.guess import Guess, Posterior, ReceivedFile
 from lightning_recon.structure.release import released_rows
 from lightning_recon.structure.separation import separate
 from lightning_recon.structure.statistics import PublicStatistics
@@ -196,7 +198,8 @@ class Digital:
         missing = task.victims - len(pictures)
         evident = found.evident or any(one is not None for one in received)
         unresolved = found.unresolved if missing else 0
-        return Guess(pictures, unresolved, {"structure.weight": None}, posterior, evident=evident)
+        files = tuple(_as_file(one, plan) for one in (*received, *others))
+        return Guess(pictures, unresolved, {"structure.weight": None}, posterior, evident=evident, files=files)
 
 
 def _sharers(task: Task) -> int:
@@ -239,6 +242,16 @@ def _beside(sketch: ServerPayload, plan: Plan) -> ServerPayload:
     shipped["directions"] = torch.nn.functional.pad(shipped["directions"] / amplitude, (0, HEADER + plan.inputs))
     shipped["digital_amplitudes"] = torch.tensor(plan.amplitudes)
     return ServerPayload(settings={**sketch.settings, **plan.settings()}, tensors=shipped)
+
+
+def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
+    """How a picture's file arrived, for the record."""
+    if one is None:
+        return None
+    codec: Literal["webp", "avif"] = "webp" if one.exact else "avif"
+    capacity = plan.inputs * binary_capacity(one.snr)
+    bits = message_bits(one.rung, plan.inputs)
+    return ReceivedFile(codec, bits / plan.inputs, bits, capacity)
 
 
 def _with_files(

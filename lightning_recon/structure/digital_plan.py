@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload
-from lightning_recon.structure.channel_code import LADDER, message_bits, needed_snr
+from lightning_recon.structure.channel_code import LADDER, NAME, message_bits, needed_snr
 from lightning_recon.structure.picture_file import OVERHEAD
 
 # Inputs that say which rate was chosen, and their energy in units of the noise variance: words that differ by twice
@@ -79,6 +79,11 @@ def shipped_plan(payload: ServerPayload) -> Plan | None:
         sketch=float(settings["digital_sketch"]),
         shared=bool(settings["digital_shared"]),
     )
+
+
+def channel_code_name(payload: ServerPayload) -> str | None:
+    """Name of the channel code that a payload speaks; None if it has no digital part."""
+    return NAME if shipped_plan(payload) else None
 
 
 def digital_plan(

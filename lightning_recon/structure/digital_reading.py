@@ -46,11 +46,13 @@ class Received:
         picture: Shape (3, H, W), uint8.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
+        snr: Power of its inputs by the variance of their noise, as heard.
     """
 
     picture: Tensor
     exact: bool
     rung: int
+    snr: float
 
 
 def read_victims(
@@ -214,7 +216,7 @@ class _Heard:
         header = self.plan.header / self.plan.amplitudes[voice.rung]
         self.header -= torch.outer(share, header * header_words()[voice.rung].to(self.header))
         self.gram -= torch.outer(share, share).double()
-        return Received(*content, voice.rung)
+        return Received(*content, voice.rung, (voice.amplitude / voice.deviation) ** 2)
 
     def unexplained(self) -> Tensor | None:
         """The rows that still hold somebody, the loudest and those like it: shape (K,), bool; None if there are none."""

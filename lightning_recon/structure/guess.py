@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +27,23 @@ class Posterior:
 
 
 @dataclass(frozen=True)
+class ReceivedFile:
+    """How a picture's file arrived, as the server itself can tell.
+
+    Args:
+        codec: "webp", lossless, or "avif", lossy.
+        rate: Message bits an input of its codeword.
+        bits: Message bits of its codeword: file, length and checksum, filled up to what the rate carries.
+        capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio at which they were heard.
+    """
+
+    codec: Literal["webp", "avif"]
+    rate: float
+    bits: int
+    capacity: float
+
+
+@dataclass(frozen=True)
 class Guess:
     """Everything one update told the server about one client's batch.
 
@@ -39,6 +56,7 @@ class Guess:
             structure leaks none.
         evident: Whether the update shows more than the public mean image. If not, pictures are handed over all the
             same, because they cost nothing, but must not count as detections.
+        files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
     """
 
     pictures: Tensor
@@ -47,6 +65,7 @@ class Guess:
     posterior: Posterior | None
     moments: Tensor | None = None
     evident: bool = True
+    files: tuple[ReceivedFile | None, ...] | None = None
 
 
 @dataclass(frozen=True)

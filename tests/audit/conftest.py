@@ -33,6 +33,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         per_layer: bool = False,
         alarms: Sequence[str] | None = None,
         data: dict[str, Any] | None = None,
+        exact: Sequence[Sequence[bool]] | None = None,
     ) -> Path:
         """A run whose victims gain so many dB over a mean image of 12 dB: a row a picture, an entry a draw."""
         folder = tmp_path / "runs" / name
@@ -45,6 +46,8 @@ def make_run(tmp_path: Path) -> MakeRun:
                 Image.new("RGB", (8, 8), (200, 10 * len(victims), 0)).save(folder / image)
                 entry = {"client": 0, "index": index, "draw": draw, "detected": detected, "image": image}
                 victims.append(entry | {"psnr": 12.0 + draws[draw], "ssim": ssim})
+                if exact is not None:
+                    victims[-1]["bit_exact"] = exact[index][draw]
         privacy = privacy_record(
             granularity="sample", per_layer=per_layer, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
             batch_size=len(gains), delta=delta, adjacency=adjacency,

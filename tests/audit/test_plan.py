@@ -44,6 +44,13 @@ def test_an_attack_may_ask_for_rounds() -> None:
         cells(attacks={"feedback": attacks["feedback"]}, rounds=[1])
 
 
+def test_an_attack_may_be_left_out_where_the_noise_of_all_rounds_is_large() -> None:
+    attacks = {"ours": Attack(), "digital": Attack(["attack/digital.yaml"], most_noise=0.1)}
+    found = cells(attacks=attacks, rounds=[1, 16], noise_multiplier=[0.2, 0.5])
+    assert [(c.noise_multiplier, c.rounds) for c in found if c.attack == "digital"] == [(0.2, 16)]
+    assert len(found) == 5
+
+
 @pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
 def test_epsilon_is_that_of_all_rounds(adjacency: Any) -> None:  # noqa: ANN401
     for cell in cells(noise_multiplier=None, epsilon=[1.0, 8.0], rounds=[1, 100], adjacency=adjacency):
@@ -143,6 +150,7 @@ def test_the_reference_can_be_named() -> None:
             },
             "another audit.reference.rounds",
         ),
+        ({"attacks": {"x": Attack(most_noise=1e-6)}}, r"less noise \(most_noise\)"),
         ({"attacks": {"x": Attack(["no/such.yaml"])}}, "no/such.yaml"),
         ({"flags": ("--model.client.privacy.noise_multiplier=1",)}, "use --audit.noise_multiplier"),
         ({"flags": ("--model.init_args.client.init_args.privacy.rounds", "3")}, "use --audit.rounds"),

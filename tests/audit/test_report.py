@@ -111,6 +111,37 @@ def test_the_verdict_says_what_was_measured(sweep: list[Outcome], tmp_path: Path
     assert len(told["cells"]) == 8
 
 
+def test_where_pictures_came_back_bit_for_bit_it_says_how_many_and_what_that_proves(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    quiet, names = ((88.0, 88.0), (88.0, 30.0), (20.0, 20.0)), ["cat/a", "cat/b", "cat/c"]
+    found = {
+        2e-4: (("digital", ((True, True), (True, False), (False, False))), ("linear", ((False, False),) * 3)),
+        0.1: (("linear", ((False, False),) * 3),),
+        0.3: (("linear", ((False, False),) * 3),),
+    }
+    outcomes = [
+        outcome(make_run(f"{attack}{z}", attack, z=z, gains=quiet, names=names, exact=exact))
+        for z, runs in found.items()
+        for attack, exact in runs
+    ]
+    text = Page(written(tmp_path, *outcomes)).text
+    assert "recognisable under 3 (bit for bit under 1)" in text
+    # Clopper and Pearson's interval of 2 of 3.
+    assert (
+        "z = 0.0002, 3 pictures a client: 2 of 3 pictures came back bit for bit in at least one of 2 noise draws (1 in "
+        "every one), by “digital”. So few prove little: of such pictures, 9 to 99 % would (95 % interval)."
+    ) in text
+    # 1 - 0.025 ** (1 / 3).
+    assert (
+        "At z = 0.1 and 0.3, not one of 3 pictures came back bit for bit from any attack; seen on so few, up to 71 % of"
+    ) in text
+    assert "the clearest single picture came back bit for bit" in text
+    assert text.count("bit-exact") == 2  # captions of the first draw
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert len(told["settings"][0]["bit_exact"]) == 2
+
+
 def test_the_report_never_promises(sweep: list[Outcome], tmp_path: Path) -> None:
     text = Page(written(tmp_path, *sweep)).text
     for phrase in (" safe", "DP is broken", "privacy is broken", "impossible to", "guarantees that"):

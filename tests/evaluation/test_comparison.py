@@ -3,7 +3,7 @@
 
 import torch
 
-from lightning_recon.evaluation.comparison import comparison_figure
+from lightning_recon.evaluation.comparison import caption, comparison_figure
 
 
 def plain(*colours: tuple[float, float, float], size: int = 8) -> torch.Tensor:
@@ -14,7 +14,7 @@ RED, GREEN, BLUE, GREY = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5
 
 
 def test_each_picture_stands_in_its_row_and_column() -> None:
-    columns = [("truth", plain(RED, GREEN), None), ("ours", plain(BLUE, GREY), [12.0, 34.5])]
+    columns = [("truth", plain(RED, GREEN), None), ("ours", plain(BLUE, GREY), ["12.0 dB", "bit-exact"])]
     figure = comparison_figure(columns, tile=80)
     pixels = figure.load()
     assert pixels is not None
@@ -29,7 +29,7 @@ def test_each_picture_stands_in_its_row_and_column() -> None:
 
 def test_numbers_add_ink_only_under_their_column() -> None:
     images = plain(RED, size=80)
-    figure = comparison_figure([("a", images, None), ("a", images, [20.0])], tile=80).convert("L")
+    figure = comparison_figure([("a", images, None), ("a", images, ["20.0 dB"])], tile=80).convert("L")
     below = figure.crop((0, figure.height - 15, figure.width, figure.height))
     left = below.crop((0, 0, figure.width // 2, 15))
     right = below.crop((figure.width // 2, 0, figure.width, 15))
@@ -51,6 +51,10 @@ def test_a_note_stands_below_everything_else() -> None:
     assert noted.crop((0, 0, *without.size)).tobytes() == without.tobytes()
     below = noted.crop((0, without.height, noted.width, noted.height))
     assert below.getextrema()[0] < 200  # type: ignore[operator]
+
+
+def test_a_picture_that_is_the_true_file_is_called_so() -> None:
+    assert [caption(33.25, False), caption(61.0, True)] == ["33.2 dB", "bit-exact"]
 
 
 def test_readme_width() -> None:

@@ -27,11 +27,12 @@ KEYS = {
     "epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share epsilon_of_one_client "
     "epsilon_of_sum",
     "baselines": "black_psnr mean_image_psnr",
-    "bounds": "channel_nats noise_law_psnr noise_law_psnr_5_percent unbiased_psnr gaussian_reference_psnr",
+    "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent unbiased_psnr gaussian_reference_psnr",
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
-    "psnr_photograph image",
+    "psnr_photograph codec code_rate bits_sent capacity_bits image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
-    "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share seconds steps steps_per_second structure_bytes",
+    "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share bits_sent_mean "
+    "capacity_bits_mean seconds steps steps_per_second structure_bytes",
 }
 
 SPECTRUM = torch.linspace(1, 0, 768).reshape(3, 16, 16)

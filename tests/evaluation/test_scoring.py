@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.evaluation.scoring import Attacked, score
+from lightning_recon.structure.guess import ReceivedFile
 
 MEAN = torch.full((3, 16, 16), 0.5)
 
@@ -57,6 +58,15 @@ def test_a_victim_without_a_picture_collided_if_rows_stayed_unexplained(unresolv
     victims = score(truth, Attacked(0, 0, found, found, unresolved), MEAN).victims
     assert [v.detected for v in victims] == [True, False, True]
     assert [v.collision for v in victims] == [False, unresolved > 0, False]
+
+
+def test_a_file_belongs_to_the_victim_whose_picture_came_with_it() -> None:
+    truth, file = batch(3), ReceivedFile("avif", 0.5, 800, 900.0)
+    sent = replace(attacked(truth.images[[2, 0]]), files=(file, None))
+    victims = score(truth, sent, MEAN).victims
+    assert [v.codec for v in victims] == [None, None, "avif"]
+    assert (victims[2].code_rate, victims[2].bits_sent, victims[2].capacity_bits) == (0.5, 800, 900.0)
+    assert (victims[0].code_rate, victims[0].bits_sent, victims[0].capacity_bits) == (None, None, None)
 
 
 def test_a_claim_no_better_than_the_mean_image_is_false() -> None:

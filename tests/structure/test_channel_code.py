@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_recon.structure import channel_code
-from lightning_recon.structure.channel_code import LADDER, _groups, decode, encode, message_bits, needed_snr
+from lightning_recon.structure.channel_code import (
+    LADDER,
+    _groups,
+    binary_capacity,
+    decode,
+    encode,
+    message_bits,
+    needed_snr,
+)
 
 INPUTS = 12_000
 
@@ -44,6 +52,8 @@ def test_capacities_are_those_of_binary_inputs() -> None:
         belief = 2 * snr + 2 * math.sqrt(snr) * points
         information = 1 - float((density * torch.nn.functional.softplus(-belief)).sum()) / math.log(2)
         assert information == pytest.approx(rung.rate, abs=0.004)
+        assert binary_capacity(snr) == pytest.approx(information, abs=1e-6)
+    assert (binary_capacity(0.0), binary_capacity(1e9)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("rung", [4, 11])

@@ -13,7 +13,14 @@ from torch.func import functional_call, grad, vmap
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import Digital, InferenceStructure, WaterFilling
 from lightning_recon.structure.channel_code import LADDER, message_bits, needed_snr
-from lightning_recon.structure.digital_plan import HEADER, WORTHWHILE, digital_plan, shipped_plan, sketch_share
+from lightning_recon.structure.digital_plan import (
+    HEADER,
+    WORTHWHILE,
+    channel_code_name,
+    digital_plan,
+    shipped_plan,
+    sketch_share,
+)
 from lightning_recon.structure.digital_reading import read_victims
 from lightning_recon.structure.digital_words import word
 from lightning_recon.structure.inference import structure_bytes
@@ -38,6 +45,12 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     guess = structure.decode(payload, announced, release(payload, announced, images))
     assert guess.evident
     assert guess.unresolved == 0
+    assert guess.files is not None
+    for file in guess.files:
+        assert file is not None
+        assert file.codec == "webp"
+        assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw picture: the least rate
+        assert 0.99 * 24 * 32 * 32 < file.bits < file.capacity
     same = (guess.pictures[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
 
@@ -56,9 +69,14 @@ def test_a_lost_codeword_leaves_the_sketch(
     images, structure = small(photographs, 1), Digital()
     announced = task(32, 1, 4e-3)
     payload = structure.payload(announced)
-    exact = structure.decode(payload, announced, release(payload, announced, images)).pictures
+    arrived = structure.decode(payload, announced, release(payload, announced, images))
+    exact = arrived.pictures
+    assert arrived.files is not None
+    assert arrived.files[0] is not None
+    assert arrived.files[0].bits < arrived.files[0].capacity < math.log2(math.e) / (2 * announced.noise_multiplier**2)
     noisier = replace(announced, noise_multiplier=2 * announced.noise_multiplier)
     guess = structure.decode(payload, noisier, release(payload, noisier, images))
+    assert guess.files == (None,)
     # It is what a linear code makes of so small a share of the power.
     louder = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
     faint = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
@@ -75,6 +93,7 @@ def test_a_linear_code_is_sent_where_it_is_better(task: Callable[..., Task], noi
     announced = task(32, 1, noise)
     payload = Digital().payload(announced)
     assert (shipped_plan(payload) is not None) == digital
+    assert channel_code_name(payload) == ("irregular repeat-accumulate" if digital else None)
     if not digital:
         assert payload.digest() == WaterFilling().payload(announced).digest()
 
