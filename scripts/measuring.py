@@ -123,9 +123,19 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "options": cell.options,
             **{name: privacy[name] for name in SUMS if "aggregated" in dict(cell.columns)},
             **({"bit_exact": exact} if (exact := mean(victims, "bit_exact")) else {}),
+            **(_files(victims) if summary.get("channel_code") else {}),
             **({name: summary[name] for name in LABELS} if "label_accuracy" in summary else {}),
             **dict(cell.columns),
         }
+
+
+def _files(victims: list[dict[str, Any]]) -> dict[str, object]:
+    """How many pictures' files arrived, and their mean length in bits."""
+    bits = [victim["bits_sent"] for victim in victims if victim["codec"]]
+    return {
+        "received_share": round(len(bits) / len(victims), 4),
+        "bits_sent_mean": round(statistics.fmean(bits), 1) if bits else None,
+    }
 
 
 def rows_and_losses(folder: Path, batch: int) -> dict[str, object]:

@@ -32,6 +32,7 @@ CLOSED_FORM = "--trainer.max_steps 0"
 PAPER = "--config attack/paper.yaml"
 RAW = f"{PAPER} --model.structure.interval_filter false"
 FEEDBACK = "--config attack/feedback.yaml"
+DIGITAL = "--config attack/digital.yaml"
 TRAPS = "--config attack/curious_abandon_honesty.yaml"
 BINS = "--config attack/robbing_the_fed.yaml"
 UPSTREAM_BINS = f"{BINS} --model.structure.row_choice upstream"
@@ -285,17 +286,38 @@ def labels() -> Iterator[Cell]:
 
 
 def digital() -> Iterator[Cell]:
-    """Digital codes beside the linear code: 64 x 64, one picture a client, closed form."""
-    for z in (0.02, 0.01, 0.005):
-        for attack in ("--config attack/digital.yaml", ""):
-            yield cell(attack, small(1, 16, photographs(), SAMPLE), CLOSED_FORM, z=z)
+    """Digital codes beside the linear code, in closed form: 64 x 64 alone and in batches, and the paper's setting."""
+    for z in (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.001):
+        yield from _coded(small(1, 64, photographs(), SAMPLE), z)
+    for z in (1e-4, 3e-4, 1e-3, 2.5e-3, 3e-3, 1e-2):
+        yield from _coded(small(16, 2, photographs()), z)
+    for z in (2e-4, 8e-4):
+        yield from _coded(f"{GRABCUT} --data.clients 4", z)
+
+
+def _coded(setting: str, z: float, **columns: object) -> Iterator[Cell]:
+    """The digital and the linear code at the same clients."""
+    for attack in (DIGITAL, ""):
+        yield cell(attack, setting, CLOSED_FORM, "--model.record false", z=z, **columns)
+
+
+def margins() -> Iterator[Cell]:
+    """Digital codes designed for other noise than there is, and with more or less to spare; closed form."""
+    one, batch = small(1, 16, photographs(), SAMPLE), small(16, 2, photographs())
+    for setting, z in ((one, 0.01), (one, 0.005), (batch, 0.001)):
+        common = f"{DIGITAL} {setting} {CLOSED_FORM} --model.record false"
+        for factor in (0.5, 0.8, 0.9, 0.95, 0.98, 1, 1.02, 1.05, 1.1, 1.25, 2):
+            assumed = f"--model.structure.assumed_noise {fixed(factor * z)}"
+            yield cell(common, assumed, z=z, assumed_over_true=factor)
+        for margin in ("0.0", "0.1", "0.4", "0.8"):
+            yield cell(common, f"--model.structure.margin_db {margin}", z=z, margin_db=margin)
 
 
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
         headline, seed_sweep, peers, curve, sample64, batch_size, aggregation, ablation, rounds, mismatch, per_layer,
-        networks, voices, denoisers, honest, labels, digital,
+        networks, voices, denoisers, honest, labels, digital, margins,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: their rows are made by a script of their own.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From rows to files: each victim's codeword is decoded, checked, and taken out of all rows exactly.
 
-Which rows hold which victim is known from the sketch; how loud they are, from inner products of rows, which over so many
-inputs are almost free of noise. So each victim is listened to as a receiver with several antennas does: with the weights
-that let the least of noise and neighbours through. A codeword that passed its checksum is known without any error, and
-what it adds to the rows can be subtracted without leaving anything behind: who is heard best goes first, the others
-follow from what is left. In the end rows that still hold something are read by themselves: whoever collided in the
-sketch, and was found by nobody, may stand alone there.
+Which rows hold which victim is known already; how loud they are, from inner products of rows, which over so many inputs
+are almost free of noise. So each victim is listened to as a receiver with several antennas does: with the weights that
+let the least of noise and neighbours through. A codeword that passed its checksum is known without any error, and what
+it adds to the rows can be subtracted without leaving anything behind: who is heard best goes first, the others follow
+from what is left. In the end rows that still hold something are read by themselves: whoever collided, and was found by
+nobody, may stand alone there.
 
 Source: linear detection of least mean squared error with successive cancellation; Tse and Viswanath, "Fundamentals of
 Wireless Communication" (2005), section 8.3.
@@ -70,7 +70,7 @@ def read_victims(
     Args:
         rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row.
         noise: Noise standard deviation of every entry.
-        members: Shape (V, K), bool: which rows hold which victim, as the sketch says.
+        members: Shape (V, K), bool: which rows hold which victim.
         voice: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
         size: Height and width of the pictures.
@@ -78,7 +78,7 @@ def read_victims(
         progress: Called with the number of pictures received so far.
 
     Returns:
-        For each of the V victims its picture, or None; and pictures of victims that the sketch did not tell. Together
+        For each of the V victims its picture, or None; and pictures of victims that `members` lacks. Together
         no more than `victims`.
     """
     heard = _Heard(rows, noise, plan, size)
@@ -104,7 +104,7 @@ def read_victims(
             received = heard.receive(heard.voices(alone[None], voice)[0])
             if received is None:
                 break
-            # Whom the sketch told wrong is taken for the one it shares most rows with, if there is no room for both.
+            # Whose rows were told wrong is taken for the one it shares most rows with, if there is no room for both.
             place = -1
             if len(found) + len(others) == victims:
                 place = max(waiting, key=lambda victim: int((members[victim] & alone).sum()))
@@ -219,7 +219,7 @@ class _Heard:
         return Received(*content, voice.rung, (voice.amplitude / voice.deviation) ** 2)
 
     def unexplained(self) -> Tensor | None:
-        """The rows that still hold somebody, the loudest and those like it: shape (K,), bool; None if there are none."""
+        """Rows that still hold somebody, the loudest and those like it, shape (K,), bool; None if there are none."""
         inputs, energy = self.plan.inputs, self.gram.diagonal() - self.noise**2
         if not len(energy) or energy.max() <= _BUSY * math.sqrt(2 / inputs) * self.noise**2:
             return None

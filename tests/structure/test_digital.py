@@ -55,12 +55,11 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     assert same.sum(dim=0).tolist() == [1, 1, 1]
 
 
-def test_under_one_clip_a_noise_at_which_nobody_would_be_decoded_first_takes_the_linear_code(
-    task: Callable[..., Task],
-) -> None:
-    crowded = task(224, 16, 8e-4, "update")
-    assert shipped_plan(Digital().payload(crowded)) is None
-    assert shipped_plan(Digital().payload(replace(crowded, noise_multiplier=2e-4))) is not None
+def test_a_noise_at_which_a_batch_would_not_be_told_apart_takes_the_linear_code(task: Callable[..., Task]) -> None:
+    for granularity, alone in (("update", 0.25), ("sample", 1.0)):
+        crowded = task(64, 16, alone * 0.016, granularity)
+        assert shipped_plan(Digital().payload(crowded)) is None
+        assert shipped_plan(Digital().payload(replace(crowded, noise_multiplier=alone * 0.012))) is not None
 
 
 def test_a_lost_codeword_leaves_the_sketch(
