@@ -32,6 +32,7 @@ CLOSED_FORM = "--trainer.max_steps 0"
 PAPER = "--config attack/paper.yaml"
 RAW = f"{PAPER} --model.structure.interval_filter false"
 FEEDBACK = "--config attack/feedback.yaml"
+LINEAR = "--config attack/linear.yaml"
 DIGITAL = "--config attack/digital.yaml"
 TRAPS = "--config attack/curious_abandon_honesty.yaml"
 BINS = "--config attack/robbing_the_fed.yaml"
@@ -51,9 +52,13 @@ def fixed(number: float) -> str:
 
 
 def cell(*options: str, z: float, attack: str | None = None, pictures: str = "root", **columns: object) -> Cell:
-    """A cell with five noise draws: the paper's setting but for the options, quickstart's for the bundled pictures."""
+    """A cell with five noise draws: the paper's setting but for the options, quickstart's for the bundled pictures.
+
+    Where no attack is named it is our linear code.
+    """
     config = "--config quickstart.yaml" if pictures == "bundled" else "--config imagenet.yaml"
-    line = " ".join((config, *options, "--model.draws 5", f"{Z} {fixed(z)}"))
+    code = "" if any("attack/" in option for option in options) else LINEAR
+    line = " ".join((config, code, *options, "--model.draws 5", f"{Z} {fixed(z)}"))
     return Cell(" ".join(line.split()), attack, pictures, tuple(columns.items()))
 
 
@@ -297,7 +302,7 @@ def digital() -> Iterator[Cell]:
 
 def _coded(setting: str, z: float, **columns: object) -> Iterator[Cell]:
     """The digital and the linear code at the same clients."""
-    for attack in (DIGITAL, ""):
+    for attack in (DIGITAL, LINEAR):
         yield cell(attack, setting, CLOSED_FORM, "--model.record false", z=z, **columns)
 
 
