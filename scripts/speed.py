@@ -159,8 +159,9 @@ class Worker:
         path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
         command = [python, __file__, "--role", role, "--job", json.dumps(job), "--folder", str(folder)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": str(job["threads"])} if "threads" in job else {}),
+        )  # fmt: skip
         self.listen()
 
     def listen(self) -> bool:
@@ -237,7 +238,7 @@ def main() -> None:
     parser.add_argument("--victims", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--turns", type=int, default=7, help="the first is warm-up")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too: minutes at the start")
-    parser.add_argument("--ranks", action="store_true", help="measure two processes too, which needs a core for each")
+    parser.add_argument("--ranks", action="store_true", help="measure one and two processes of a thread each too")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "speed.csv")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
@@ -251,6 +252,8 @@ def main() -> None:
             for victims in chosen.victims:
                 small = network == "convnet"
                 turn = max(1, (40 if small else 2) // (victims if chosen.device == "cpu" else 1))
+                if chosen.ranks:
+                    turn = max(10, turn)  # the other process goes on to the next exchange while this one waits
                 job = {
                     "device": chosen.device, "attack": attack, "network": network, "size": 32 if small else 224,
                     "victims": victims, "precision": "32-true", "compile": False, "ranks": 1, "turn": turn,
@@ -258,7 +261,8 @@ def main() -> None:
                 }  # fmt: skip
                 jobs = [job, job | {"precision": "bf16-mixed"}]
                 jobs += [job | {"compile": True}] if chosen.compile and small else []
-                jobs += [job | {"ranks": 2}] if chosen.ranks and victims > 1 else []
+                if chosen.ranks and victims > 1:
+                    jobs += [job | {"threads": 1}, job | {"ranks": 2, "threads": 1}]
                 rows += measure(jobs, chosen.peer_python)
                 write(chosen.output, rows)
     return None
