@@ -158,10 +158,10 @@ class Worker:
         self.job, self.turns, self.result = job, list[list[float]](), dict[str, Any]()
         path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
         command = [python, __file__, "--role", role, "--job", json.dumps(job), "--folder", str(folder)]
+        own = {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": str(job["threads"])} if "threads" in job else {})
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": str(job["threads"])} if "threads" in job else {}),
-        )  # fmt: skip
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
+        )
         self.listen()
 
     def listen(self) -> bool:
