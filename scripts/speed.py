@@ -206,7 +206,9 @@ def measure(jobs: list[dict[str, Any]], peer_python: str | None) -> list[dict[st
             (Worker(sys.executable, "ours", job, folder), "ours") for job, folder in zip(jobs, folders, strict=True)
         ]
         if peer_python:
-            alone = jobs[0] | {"victims": 1, "precision": "32-true", "compile": False, "ranks": 1}
+            # As many victim-iterations in a turn: after every wait the first ones are slow, which must hit both alike.
+            job, many = jobs[0], jobs[0]["victims"]
+            alone = job | {"victims": 1, "turn": job["turn"] * many, "iterations": job["iterations"] * many}
             workers.append((Worker(peer_python, "peer", alone, folders[0]), "breaching"))
         waiting = list(workers)
         while waiting:
