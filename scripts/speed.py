@@ -158,8 +158,9 @@ class Worker:
         self.job, self.turns, self.result = job, list[list[float]](), dict[str, Any]()
         path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
         command = [python, __file__, "--role", role, "--job", json.dumps(job), "--folder", str(folder)]
+        own = {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": str(job["threads"])} if "threads" in job else {})
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
         )
         self.listen()
 
@@ -205,7 +206,9 @@ def measure(jobs: list[dict[str, Any]], peer_python: str | None) -> list[dict[st
             (Worker(sys.executable, "ours", job, folder), "ours") for job, folder in zip(jobs, folders, strict=True)
         ]
         if peer_python:
-            alone = jobs[0] | {"victims": 1, "precision": "32-true", "compile": False, "ranks": 1}
+            # As many victim-iterations in a turn: after every wait the first ones are slow, which must hit both alike.
+            job, many = jobs[0], jobs[0]["victims"]
+            alone = job | {"victims": 1, "turn": job["turn"] * many, "iterations": job["iterations"] * many}
             workers.append((Worker(peer_python, "peer", alone, folders[0]), "breaching"))
         waiting = list(workers)
         while waiting:
@@ -237,7 +240,7 @@ def main() -> None:
     parser.add_argument("--victims", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--turns", type=int, default=7, help="the first is warm-up")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too: minutes at the start")
-    parser.add_argument("--ranks", action="store_true", help="measure two processes too, which needs a core for each")
+    parser.add_argument("--ranks", action="store_true", help="measure one and two processes of a thread each too")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "speed.csv")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
@@ -251,6 +254,8 @@ def main() -> None:
             for victims in chosen.victims:
                 small = network == "convnet"
                 turn = max(1, (40 if small else 2) // (victims if chosen.device == "cpu" else 1))
+                if chosen.ranks:
+                    turn = max(10, turn)  # the other process goes on to the next exchange while this one waits
                 job = {
                     "device": chosen.device, "attack": attack, "network": network, "size": 32 if small else 224,
                     "victims": victims, "precision": "32-true", "compile": False, "ranks": 1, "turn": turn,
@@ -258,7 +263,8 @@ def main() -> None:
                 }  # fmt: skip
                 jobs = [job, job | {"precision": "bf16-mixed"}]
                 jobs += [job | {"compile": True}] if chosen.compile and small else []
-                jobs += [job | {"ranks": 2}] if chosen.ranks and victims > 1 else []
+                if chosen.ranks and victims > 1:
+                    jobs += [job | {"threads": 1}, job | {"ranks": 2, "threads": 1}]
                 rows += measure(jobs, chosen.peer_python)
                 write(chosen.output, rows)
     return None

@@ -2,13 +2,14 @@
 """The honest server's attack as a LightningModule: nothing is added to the network, the update itself is inverted."""
 
 import math
+import os
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -168,6 +169,9 @@ class GradientInversion(Server):
     def hear(self, client: Client, folder: Path | None) -> None:
         """Let every client of this rank answer, read the labels, and lay out the guesses."""
         device = self.trainer.strategy.root_device
+        if device.type == "cpu" and not torch.cuda.is_available():
+            # Lightning's setting, for the sake of forks, makes Adam load the GPU's driver library anew in every step.
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         network = network_of(client, self.client, self.network).to(device)
         self.model = take_apart(network, self.task.batch_norm == "train")
         self.coordinates = Coordinates(self.basis, self.statistics, device)
@@ -225,7 +229,9 @@ class GradientInversion(Server):
         found, std = torch.zeros_like(self.search.best), noise_std(self.task)
         for place, heard in self.heard.items():
             found[self._slots(place)] = revealed_picture(self.model, heard.update, std, self.coordinates)
-        self.search.begin_at(self._over_ranks(found))
+        if self.trainer.world_size > 1:
+            dist.all_reduce(found)
+        self.search.begin_at(found)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimiser for all guesses; L-BFGS looks along lines, which must be every guess's own."""
@@ -270,18 +276,15 @@ class GradientInversion(Server):
         centre = None
         if self.penalties.consensus:
             centre = torch.cat([consensus(restarts) for restarts in torch.split(before, self.restarts)])
-        found = self.search.evaluated(self._evaluate, self.chunks, before, logits, centre)
-        value = self._over_ranks(found.value)
-        self.search.remember(value, before, logits)
+        found = self._over_ranks(self.search.evaluated(self._evaluate, self.chunks, before, logits, centre))
+        self.search.remember(found.value, before, logits)
         rate = optimizer.param_groups[0]["lr"]
-        gradient = self.moves.shaped(self._over_ranks(found.dummies), self.global_step, rate)
-        self.search.follow(gradient, None if found.logits is None else self._over_ranks(found.logits))
-        residual = self._over_ranks(found.residual)
-        optimizer.step(lambda: value)
+        self.search.follow(self.moves.shaped(found.dummies, self.global_step, rate), found.logits)
+        optimizer.step(lambda: found.value)
         numbers = sum(parameter.numel() for parameter in self.model.parameters.values())
-        rest = torch.zeros_like(residual, dtype=torch.bool)
+        rest = torch.zeros_like(found.residual, dtype=torch.bool)
         if self.discrepancy and self.distance == "likelihood":
-            rest = explained(residual, self.task, numbers)
+            rest = explained(found.residual, self.task, numbers)
         self.search.settle(self.coordinates, self.boxed, before, rest)
 
     def _search_lines(self, optimizers: list[LightningOptimizer]) -> None:
@@ -297,11 +300,17 @@ class GradientInversion(Server):
         with twice_differentiable(self.task.network):
             return self.matching(guesses)
 
-    def _over_ranks(self, tensor: Tensor) -> Tensor:
-        """What each rank knows of its own guesses, and zero elsewhere, put together."""
-        if self.trainer.world_size > 1:
-            self.trainer.strategy.reduce(tensor, reduce_op="sum")  # in place
-        return tensor
+    def _over_ranks(self, found: Evaluated) -> Evaluated:
+        """What each rank knows of its own guesses, and zero elsewhere, put together in one exchange."""
+        if self.trainer.world_size == 1:
+            return found
+        parts = [part for part in (found.value, found.dummies, found.residual, found.logits) if part is not None]
+        together = torch.cat([part.flatten() for part in parts])
+        # Not the strategy's reduction, which waits at a barrier first.
+        dist.all_reduce(together)
+        pieces = torch.split(together, [part.numel() for part in parts])
+        value, dummies, residual, *logits = (one.view_as(part) for one, part in zip(pieces, parts, strict=True))
+        return Evaluated(value, dummies, logits[0] if logits else None, residual)
 
     @torch.no_grad()
     def reconstructions(self) -> list[Reconstruction]:

@@ -120,6 +120,21 @@ def test_nan_harms_only_its_own_guess(honest: Honest, inverted: Inverted, monkey
 # --- what the attack is told ---
 
 
+def test_no_step_looks_for_gpus(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Lightning's setting Adam would load the driver's library in every step."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    looks, look = list[int](), torch.cuda._device_count_nvml
+    counts = []
+    for steps in (2, 4):
+        monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: looks.append(0) or look())
+        inverted(honest(), steps=steps)
+        counts.append(len(looks))
+        looks.clear()
+    assert counts[0] == counts[1]
+
+
 def test_known_labels_are_an_oracle_and_others_are_not(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
     client = honest(clients=4, count=2, aggregated=2)
     told, found = inverted(client, labels="known", draws=1)
