@@ -90,7 +90,7 @@ def test_rows_of_a_run(tmp_path: Path) -> None:
 
     options = (
         "--config quickstart.yaml --data.image_size 16 --data.batch_size 2 --data.masks lightning_recon.data.NoMasks "
-        "--model.client.network convnet --model.draws 2 --trainer.max_steps 0"
+        "--config attack/linear.yaml --model.client.network convnet --model.draws 2 --trainer.max_steps 0"
     )
     cell = Cell(options, attack="ours", pictures="bundled", columns=(("further", 1),))
     folder = measured(cell, tmp_path, tmp_path)
