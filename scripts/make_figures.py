@@ -138,7 +138,7 @@ def honest() -> None:
     """fig/honest.png: where an honest server's attacks die, beside our structure, theory and the mean image."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in read_table(RESULTS / "honest.csv") if not row["client"]]
+    rows = [row for row in read_table(RESULTS / "honest.csv") if not row["client"] and not row["precision"]]
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(figsize=(8.8, 6.0), layout="constrained")
     for attack, column, label, colour, dashes, mark, width in HONEST:

@@ -4,8 +4,8 @@
     pip install breaching==0.1.2                        # in an environment of its own, beside this package
     python scripts/peer_quality.py --root DIR           # writes results/peer_quality.csv
 
-No clip, no noise, one picture an update; the peer is told the labels. The rows of the same name and of `likelihood` at
-z = 0 in results/honest.csv are what it is compared with.
+No clip, no noise, one picture an update; the peer is told the labels; batch normalisation by running statistics. The
+rows of the same name and of `likelihood` at z = 0 in results/honest.csv are what it is compared with.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from lightning_recon.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIZE, CLASSES = 32, 64
+STEPS = {"convnet": 300, "resnet18": 100}
+ATTACKS = (("convnet", "invertinggradients"), ("convnet", "modern"), ("resnet18", "invertinggradients"))
 
 
 class Metadata:
@@ -38,12 +40,13 @@ class Metadata:
         return getattr(self, key)
 
 
-def reconstructed(name: str, picture: Tensor, label: Tensor, steps: int, seed: int) -> Tensor:
+def reconstructed(network: str, name: str, picture: Tensor, label: Tensor, seed: int) -> Tensor:
     """What the peer's attack finds of one picture, (3, H, W) in [0, 1]."""
     import breaching
 
     torch.manual_seed(seed)
-    model = build_network("convnet", CLASSES).model.eval()  # takes standardised pictures
+    steps = STEPS[network]
+    model = build_network(network, CLASSES).model.eval()  # takes standardised pictures
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
     loss = torch.nn.CrossEntropyLoss()
     value = loss(model(((picture - mean) / std)[None]), label)
@@ -65,8 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--pictures", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--attacks", nargs="+", default=["invertinggradients", "modern"])
+    parser.add_argument("--networks", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table is written")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.INFO)
@@ -76,19 +79,19 @@ def main() -> None:
     )
     data.prepare_data()
     data.setup()
-    with (RESULTS / "peer_quality.csv").open("w", newline="") as file:
+    with (chosen.results / "peer_quality.csv").open("w", newline="") as file:
         versions = ", ".join(f"{name} {version(name)}" for name in ("breaching", "torch"))
         file.write(f"# python scripts/peer_quality.py --root DIR; {versions}\n")
         writer = csv.writer(file)
         writer.writerow(["tool", "attack", "network", "size", "steps", "picture", "psnr", "ssim", "seconds"])
-        for name in chosen.attacks:
+        for network, name in (one for one in ATTACKS if one[0] in chosen.networks):
             for index, batch in enumerate(data.client_batches):
                 start = time.monotonic()
-                found = reconstructed(name, batch.images[0], batch.labels, chosen.steps, seed=index)
+                found = reconstructed(network, name, batch.images[0], batch.labels, seed=index)
                 score = psnr_per_image(found[None], batch.images)[0], ssim_per_image(found[None], batch.images)[0]
                 numbers = [round(float(one), 4) for one in score]
                 seconds = round(time.monotonic() - start, 2)
-                row = ["breaching", name, "convnet", SIZE, chosen.steps, index, *numbers, seconds]
+                row = ["breaching", name, network, SIZE, STEPS[network], index, *numbers, seconds]
                 writer.writerow(row)
                 print(*row, flush=True)
 

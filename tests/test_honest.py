@@ -55,6 +55,18 @@ def test_a_stopped_search_goes_on_and_is_scored_again(
     assert "0.000 %" in capsys.readouterr().out  # nothing is added to the network
 
 
+def test_a_schedule_is_not_stretched_by_resuming(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first steps were taken with the end in view: a later end would have had others."""
+    steps = [*HONEST, "--model.schedule", "steps", "--trainer.max_steps"]
+    fit(tmp_path, *steps, "2")
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path, *steps, "4", "--ckpt_path", "last")
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recon: error")]
+    assert "laid out for 2 steps by --model.schedule steps, and --trainer.max_steps is 4: set it to 2" in line
+    fit(tmp_path, *steps, "2", "--ckpt_path", "last")
+
+
 def test_a_replay_gives_the_same_pictures(whole: Path, tmp_path: Path) -> None:
     main(["replay", str(whole), "--output", str(tmp_path)])
     assert (tmp_path / NAME).read_bytes() == (whole / NAME).read_bytes()

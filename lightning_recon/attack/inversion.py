@@ -4,7 +4,7 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,10 @@ from lightning_recon.attack.dummies import Basis, Coordinates, Start
 from lightning_recon.attack.hearing import Heard, Place, counted_labels, expected_prediction, lay_out, mean_update
 from lightning_recon.attack.information import information
 from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
-from lightning_recon.attack.local import take_apart
+from lightning_recon.attack.local import Update, take_apart
 from lightning_recon.attack.matching import Distance, explained, noise_std
 from lightning_recon.attack.moving import Moves, Schedule, Signed
+from lightning_recon.attack.order import ordered_labels
 from lightning_recon.attack.priors import Penalties, consensus
 from lightning_recon.attack.search import Search
 from lightning_recon.attack.server import Reconstruction, Server
@@ -86,8 +87,9 @@ class GradientInversion(Server):
                 ("balanced").
             start: Where to begin: "noise", "patches" of noise, the public "mean" image, or the picture "revealed" by
                 the gradient of a fully connected first layer, for updates of a single picture, not in pixels.
-            labels: "counted" from the last layer's gradient (for one picture the sign rule), searched "joint" with the
-                pictures, or "known": an oracle, told by the client and named in `results.json`.
+            labels: "counted" from the last layer's gradient (for one picture the sign rule; of several local steps, the
+                order that explains the update best, found by short searches), searched "joint" with the pictures, or
+                "known": an oracle, told by the client and named in `results.json`.
             penalties: What pictures look like.
             signed: Whether only the gradient's sign moves the dummies: "hard", or "soft" (its hyperbolic tangent, which
                 hardens as the search goes on).
@@ -96,7 +98,8 @@ class GradientInversion(Server):
             discrepancy: Whether a guess rests once its residual is what noise explains; only where that can be told.
             langevin: Standard deviation of noise added to the dummies' gradient, relative to the learning rate.
             schedule: Of the learning rate: "constant", "steps" (a tenth at 3/8, 5/8 and 7/8 of all steps), or "cosine"
-                (to zero, after a warm-up of 50 steps).
+                (to zero, after a warm-up of 50 steps). The latter two look ahead to `trainer.max_steps`, which has to
+                stay the same when a stopped run is resumed.
             restarts: Searches of every update, from different starts; the one with the best objective is handed over.
             subjects: Whether the server knows that clients cut the subject out on black.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -220,7 +223,19 @@ class GradientInversion(Server):
         else:
             prediction = expected_prediction(self.model, self.statistics, self.seed)
             labels = counted_labels(update, self.model, self.task, prediction)
+            # A finished search is only looked at, which the order does not change.
+            if self.task.local_steps > 1 and self.trainer.state.fn == "fit" and self.trainer.max_steps:
+                labels = self._in_order(labels, update)
         return Heard(update, labels.to(self.coordinates.mean.device))
+
+    def _in_order(self, labels: Tensor, update: Update) -> Tensor:
+        """The labels in the order of the client's local steps, as the likelihood tells it, whatever the distance."""
+        coordinates = Coordinates("balanced", self.statistics, self.coordinates.mean.device)
+        coordinates.balance(information(self.model, self.task, coordinates))
+        matching = UpdateMatching(self.model, self.task, coordinates, "likelihood", Penalties(spectrum=1.0))
+        count = self.chunk_size or self._side_by_side(coordinates.mean.device)
+        with twice_differentiable(self.task.network):
+            return ordered_labels(labels.to(coordinates.mean.device), update, matching, self.seed, count)
 
     def _reveal(self) -> None:
         """Start every own guess from what the first layer's gradient reveals, and let every rank know."""
@@ -311,6 +326,35 @@ class GradientInversion(Server):
         pieces = torch.split(together, [part.numel() for part in parts])
         value, dummies, residual, *logits = (one.view_as(part) for one, part in zip(pieces, parts, strict=True))
         return Evaluated(value, dummies, logits[0] if logits else None, residual)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the recorded exchange, and how many steps the schedule reckoned with.
+
+        Args:
+            checkpoint: What is about to be written.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["scheduled_steps"] = self.trainer.max_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume; not with another number of steps, if the steps so far depended on it.
+
+        Args:
+            checkpoint: What was read.
+
+        Raises:
+            UserError: The search would end elsewhere than without the stop.
+        """
+        super().on_load_checkpoint(checkpoint)
+        steps = self.trainer.max_steps
+        before = checkpoint.get("scheduled_steps", steps)
+        moves = Moves(self.schedule, self.signed, self.langevin, self.seed, steps)
+        if self.trainer.state.fn == "fit" and before != steps and moves.looks_ahead:
+            what = "--model.signed soft" if self.schedule == "constant" else f"--model.schedule {self.schedule}"
+            raise UserError(
+                f"the stopped search was laid out for {before} steps by {what}, and --trainer.max_steps is {steps}: "
+                f"set it to {before} to end where the search would have, or leave out --ckpt_path to search anew"
+            )
 
     @torch.no_grad()
     def reconstructions(self) -> list[Reconstruction]:

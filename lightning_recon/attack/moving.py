@@ -34,6 +34,11 @@ class Moves:
     seed: int
     steps: int
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a step depends on how many are to follow."""
+        return self.schedule != "constant" or self.signed == "soft"
+
     def rate_factor(self, step: int) -> float:
         """What the learning rate is multiplied with at a step, counted from 0."""
         if self.schedule == "steps":

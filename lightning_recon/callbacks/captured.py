@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_recon.attack import Reconstruction, Server
+from lightning_recon.attack import GradientInversion, Reconstruction, Server
+from lightning_recon.attack.shipped import network_of
 from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.capture import CapturedClient, Declared
 from lightning_recon.data import ClientBatch
@@ -36,11 +37,13 @@ class Examined:
         fingerprint: hash of the files.
         privacy: for `results.json`.
         capture: for `results.json`.
+        network: what to say of the weights that an honest server shipped; None of another server.
     """
 
     fingerprint: str
     privacy: Record
     capture: Record
+    network: str | None = None
 
 
 def network_shapes(task: Task) -> dict[str, tuple[int, ...]] | None:
@@ -74,8 +77,14 @@ def examine(trainer: Trainer, module: Server) -> Examined | None:
         return None
     if truths := truths_of(trainer):
         check_truth([batch for batch in truths if isinstance(batch, ClientBatch)], client.task)
-    shapes = network_shapes(client.task)
+    shapes, said = network_shapes(client.task), None
     client.check(module.design(client), shapes)
+    if isinstance(module, GradientInversion):
+        network = network_of(client, client, module.network)
+        said = f"network.safetensors beside the update fits {module.network or client.task.network}"
+        if shapes is None:
+            shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+            client.check(module.design(client), shapes)
     remarks = list(client.remarks)
     if shapes is None:
         unknown = f"no network {client.task.network!r} is known here: only the structure's tensors were checked"
@@ -98,7 +107,7 @@ def examine(trainer: Trainer, module: Server) -> Examined | None:
         "epsilon_one_round": once,
         "remarks": remarks,
     }
-    return Examined(digest.hexdigest()[:12], privacy, capture)
+    return Examined(digest.hexdigest()[:12], privacy, capture, said)
 
 
 def _promise(declared: Declared | None, rounds: int, once: Record, privacy: Record) -> list[str]:

@@ -155,6 +155,8 @@ class ResultsWriter(Callback):
             show_release(pl_module.client, pl_module.design(pl_module.client))
         if self._examined is not None:
             show_capture(self._examined.privacy, self._examined.capture)
+            if self._examined.network is not None:
+                Console().print(self._examined.network, highlight=False, markup=False)
 
     def _score(self, trainer: Trainer, module: Server, found: list[Reconstruction], cost: dict[str, Any]) -> None:
         """Match with the truth, write `results.json` and the images, log, print."""

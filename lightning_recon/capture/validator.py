@@ -198,6 +198,11 @@ def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapp
         UserError: the first thing that is wrong.
     """
     if captured.payload != (digest := payload.digest()):
+        if captured.payload == ServerPayload().digest():
+            raise UserError(
+                "this update answers an honest server, which ships its network alone, and a structure is configured: "
+                "add --config attack/likelihood.yaml, or another honest server's attack"
+            )
         raise UserError(
             f"this update answers the payload {captured.payload[:12]}, and the configured structure ships "
             f"{digest[:12]}: set --model.structure to the settings under which the payload was made"

@@ -49,10 +49,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory, pictures: ClientBatch) -> Pa
     return root
 
 
-def attack(update: Path, root: Path, *flags: str) -> None:
+def attack(update: Path, root: Path, *flags: str, command: str = "fit") -> None:
     configs = ["--config", str(ROOT / "captured.yaml"), "--config", str(ROOT / "attack" / "likelihood.yaml")]
     run = ["--model.update", str(update), "--trainer.default_root_dir", str(root), "--trainer.accelerator", "cpu"]
-    main(["fit", *configs, *run, "--trainer.max_steps", "3", "--results.show", "false", *flags])
+    main([command, *configs, *run, "--trainer.max_steps", "3", "--results.show", "false", *flags])
 
 
 def test_a_captured_gradient_is_attacked_with_and_without_a_truth(plain: Path, tmp_path: Path) -> None:
@@ -65,6 +65,17 @@ def test_a_captured_gradient_is_attacked_with_and_without_a_truth(plain: Path, t
     assert blind["summary"]["label_accuracy"] is None
     name = "reconstructions.safetensors"
     assert (tmp_path / "scored" / name).read_bytes() == (tmp_path / "blind" / name).read_bytes()
+
+
+def test_validate_looks_for_the_weights(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attack(plain, tmp_path, command="validate")
+    assert "network.safetensors beside the update fits convnet" in capsys.readouterr().out
+    assert not (tmp_path / "reconstructions.safetensors").exists()
+    main_configs = ["--config", str(ROOT / "captured.yaml"), "--model.update", str(plain)]
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", *main_configs, "--trainer.default_root_dir", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "answers an honest server, which ships its network alone" in capsys.readouterr().err
 
 
 def test_an_opacus_step_is_attacked(pictures: ClientBatch, tmp_path: Path) -> None:
@@ -149,7 +160,8 @@ def test_the_weights_that_were_shipped_are_needed(
     if weights is not None:
         state = build_network(known, 16).state_dict()
         save_file({name: tensor for name, tensor in state.items() if weights(name)}, tmp_path / "network.safetensors")
-    with pytest.raises(SystemExit) as stop:
-        attack(tmp_path, tmp_path / "run")
-    assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    for command in ("validate", "fit"):
+        with pytest.raises(SystemExit) as stop:
+            attack(tmp_path, tmp_path / "run", command=command)
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
