@@ -300,7 +300,7 @@ def digital() -> Iterator[Cell]:
     """Digital codes beside the linear code, in closed form: 64 x 64, batches, the paper's setting, and many rounds."""
     for z in (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.001):
         yield from _coded(small(1, 64, photographs(), SAMPLE), z)
-    for z in (1e-4, 3e-4, 1e-3, 2.5e-3, 3e-3, 1e-2):
+    for z in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2.5e-3, 3e-3, 1e-2):
         yield from _coded(small(16, 2, photographs()), z)
     for z in (2e-4, 8e-4):
         yield from _coded(f"{GRABCUT} --data.clients 4", z)
