@@ -29,7 +29,15 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.defense import THRESHOLDS, inspect_model
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks import Normalized, build_network
-from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
+from lightning_recon.structure import (
+    Digital,
+    Feedback,
+    InferenceStructure,
+    RobbingTheFed,
+    SeedPaper,
+    TrapWeights,
+    WaterFilling,
+)
 from lightning_recon.structure.guess import Structure
 from lightning_recon.structure.inference import TamperedNetwork
 from lightning_recon.victim import Privacy, VictimClient
@@ -160,6 +168,7 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
     yield "water_filling flattened", WaterFilling(voices="flattened"), weak
     yield "water_filling fixed voices", WaterFilling(voices="fixed"), weak
     yield "water_filling without twins", WaterFilling(cancel=False), weak
+    yield "digital", Digital(), weak
     yield "feedback round 2", Feedback(), weak | {"rounds": 2}
     yield "paper", SeedPaper(), weak
     yield "paper with moments", SeedPaper(moments=True), weak

@@ -106,6 +106,7 @@ def psnr_against_z() -> None:
     import matplotlib.pyplot as plt
 
     rows = read_table(RESULTS / "curve.csv")
+    multipliers = sorted({float(row["z"]) for row in rows})
     alike = {"granularity": "update", "size": "64", "batch": "16", "rounds": "1", "attack": "digital"}
     rows += [row for row in read_table(RESULTS / "digital.csv") if alike.items() <= row.items()]
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
@@ -122,9 +123,8 @@ def psnr_against_z() -> None:
         found = curve(rows, "water_filling", column)
         axes.axhline(found[0][1], color="#888888", linewidth=1, zorder=1)
         axes.text(found[0][0], found[0][1] + 0.5, label, color="#666666", fontsize=9.5)
-    multipliers = sorted({float(row["z"]) for row in rows})
     axes.axvline(2e-4, color="#888888", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-    axes.text(2.1e-4, HIGHEST - 0.5, "the paper's\nnominal ε = 10", color="#666666", fontsize=9.5, va="top")
+    axes.text(2.1e-4, EXACT - 0.7, "the paper's\nnominal ε = 10", color="#666666", fontsize=9.5, va="top")
     axes.set(xscale="log", xlim=(0.85 * multipliers[0], 1.2 * multipliers[-1]), ylim=(LOWEST, HIGHEST))
     setting = "64 × 64 photographs, 16 a client, one clip for the whole update"
     axes.set(xlabel=f"noise multiplier z   ({setting})", ylabel="PSNR, mean over all victims (dB)")

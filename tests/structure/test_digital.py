@@ -57,9 +57,21 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
 
 def test_a_noise_at_which_a_batch_would_not_be_told_apart_takes_the_linear_code(task: Callable[..., Task]) -> None:
     for granularity, alone in (("update", 0.25), ("sample", 1.0)):
-        crowded = task(64, 16, alone * 0.016, granularity)
+        crowded = task(32, 16, alone * 0.016, granularity)
         assert shipped_plan(Digital().payload(crowded)) is None
         assert shipped_plan(Digital().payload(replace(crowded, noise_multiplier=alone * 0.012))) is not None
+
+
+def test_sixteen_pictures_under_one_clip_are_told_apart_and_read(
+    photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate]
+) -> None:
+    images, announced, structure = small(photographs, 16), task(32, 16, 2.5e-3, "update"), Digital()
+    payload = structure.payload(announced)
+    guess = structure.decode(payload, announced, release(payload, announced, images))
+    assert len(guess.pictures) <= 16
+    assert sum(file is not None for file in guess.files or ()) >= 15
+    errors = (guess.pictures[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
+    assert float(errors.median()) < 10**-2.6  # the linear code has 10^-2.2
 
 
 def test_a_lost_codeword_leaves_the_sketch(
