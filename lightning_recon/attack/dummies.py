@@ -43,6 +43,7 @@ class Coordinates:
         self.unit = self.std
         self.centre = torch.tensor(_CENTRE, device=device).view(3, 1, 1)
         self.scale = torch.tensor(_SCALE, device=device).view(3, 1, 1)
+        self.darkest, self.brightest = -self.centre / self.scale, (1 - self.centre) / self.scale
 
     def pictures(self, dummies: Tensor) -> Tensor:
         """Pictures of dummies; shapes (..., 3, H, W)."""
@@ -50,6 +51,10 @@ class Coordinates:
             return dummies * self.scale + self.centre
         with torch.autocast(dummies.device.type, enabled=False):  # half precision would round every grey level
             return synthesise(dummies * self.unit, self.mean, self.colour)
+
+    def standardised(self, dummies: Tensor, pictures: Tensor) -> Tensor:
+        """Pictures in the scale of the published attacks, which dummies of pixels are in already."""
+        return dummies if self.basis == "pixels" else (pictures - self.centre) / self.scale
 
     def balance(self, information: float) -> None:
         """Choose the units of "balanced" coordinates, of the same mean square as those of the spectrum.
@@ -68,7 +73,7 @@ class Coordinates:
         """Dummies whose pictures are within [0, 1]; coefficients are left as they are."""
         if self.basis != "pixels":
             return dummies
-        return dummies.clamp(-self.centre / self.scale, (1 - self.centre) / self.scale)
+        return dummies.clamp(self.darkest, self.brightest)
 
     def start(self, start: Start, batch: int, generator: torch.Generator) -> Tensor:
         """Where the search begins.

@@ -154,7 +154,7 @@ class UpdateMatching:
         penalties = self.penalties
         value = dummies.new_zeros(())
         if penalties.total_variation:
-            standardised = (pictures - self.coordinates.centre) / self.coordinates.scale
+            standardised = self.coordinates.standardised(dummies, pictures)
             value = value + penalties.total_variation * total_variation(standardised, penalties.opponents)
         if penalties.norm:
             value = value + penalties.norm * dummies.square().mean()

@@ -297,9 +297,9 @@ class GradientInversion(Server):
         rate = optimizer.param_groups[0]["lr"]
         self.search.follow(self.moves.shaped(found.dummies, self.global_step, rate), found.logits)
         optimizer.step(lambda: found.value)
-        numbers = sum(parameter.numel() for parameter in self.model.parameters.values())
-        rest = torch.zeros_like(found.residual, dtype=torch.bool)
+        rest = None
         if self.discrepancy and self.distance == "likelihood":
+            numbers = sum(parameter.numel() for parameter in self.model.parameters.values())
             rest = explained(found.residual, self.task, numbers)
         self.search.settle(self.coordinates, self.boxed, before, rest)
 
@@ -310,7 +310,7 @@ class GradientInversion(Server):
             # Only the first one counts as a step of the trainer's.
             (optimizers[slot] if number == 0 else optimizers[slot].optimizer).step(closure)
         before, _ = self.search.now()
-        self.search.settle(self.coordinates, self.boxed, before, torch.zeros_like(self.search.lowest, dtype=torch.bool))
+        self.search.settle(self.coordinates, self.boxed, before, None)
 
     def _evaluate(self, guesses: Guesses) -> Evaluated:
         with twice_differentiable(self.task.network):

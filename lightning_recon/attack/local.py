@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from lightning_recon.attack.convolution import LeanConvolutions
+from lightning_recon.attack.small import lighten
 from lightning_recon.exchange import Task
 
 Update = dict[str, Tensor]
@@ -40,12 +41,26 @@ class Model:
         parameters: by name, without gradients.
         running: mean and variance that each batch normalisation layer carries, by the layer's name.
         head: name of the last linear layer; None if there is none.
+        places: where the network keeps its parameters, shared ones in several places: the module, the name there, the
+            parameter, and its name in the network.
     """
 
     network: nn.Module
     parameters: Mapping[str, Tensor]
     running: Mapping[str, tuple[Tensor, Tensor]]
     head: str | None
+    places: tuple[tuple[nn.Module, str, nn.Parameter, str], ...]
+
+    def at(self, values: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Logits with other parameters, as by `torch.func.functional_call`, which takes longer to look them up."""
+        try:
+            for module, attribute, _, name in self.places:
+                module._parameters[attribute] = values[name]  # type: ignore[assignment]
+            logits: Tensor = self.network(images)
+        finally:
+            for module, attribute, own, _ in self.places:
+                module._parameters[attribute] = own
+        return logits
 
 
 def take_apart(network: nn.Module, batch_statistics: bool) -> Model:
@@ -65,9 +80,17 @@ def take_apart(network: nn.Module, batch_statistics: bool) -> Model:
             if batch_statistics:
                 # Without running statistics a layer uses the batch's, and changes nothing that could not be mapped.
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    lighten(own)
     linear = [name for name, layer in own.named_modules() if isinstance(layer, nn.Linear)]
     parameters = {name: parameter.detach() for name, parameter in own.named_parameters()}
-    return Model(own, parameters, running, linear[-1] if linear else None)
+    names = {parameter: name for name, parameter in own.named_parameters()}
+    places = tuple(
+        (module, attribute, parameter, names[parameter])
+        for module in own.modules()
+        for attribute, parameter in module._parameters.items()
+        if parameter is not None
+    )
+    return Model(own, parameters, running, linear[-1] if linear else None, places)
 
 
 @contextmanager
@@ -128,7 +151,8 @@ def mean_gradient_of(
 
     def loss(values: Update) -> LossAndSeen:
         with inputs_of(model.network, list(watch)) as seen:
-            logits = functional_call(model.network, values, (images,))
+            # The compiler knows only the library's way.
+            logits = functional_call(model.network, values, (images,)) if mapped else model.at(values, images)
         return F.cross_entropy(logits, targets), seen  # in full precision under autocast too
 
     if mapped:

@@ -2,6 +2,7 @@
 """How far the update that guessed pictures would give is from the one that arrived."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -14,36 +15,52 @@ Distance = Literal["cosine", "euclidean", "likelihood"]
 
 # Noise that the likelihood reckons with where none is announced: float32 does not reproduce an update exactly.
 _LEAST_NOISE = 1e-5
+_LARGE = 2**16  # numbers of a tensor: a copy of more costs more than the calls that it saves
 
 
-def inner(left: Update, right: Update, weights: Update | None = None) -> Tensor:
-    """Weighted inner product of two updates, a scalar.
+def _pieces(update: Update, names: Iterable[str], weights: Update | None) -> list[Tensor]:
+    """The numbers of an update, each times the root of its tensor's weight, in few vectors: small tensors in one."""
+    flat = [
+        update[name].flatten() if weights is None else update[name].flatten() * weights[name].sqrt() for name in names
+    ]
+    small, large = ([one for one in flat if (one.numel() < _LARGE) == is_small] for is_small in (True, False))
+    return [torch.cat(small), *large] if small else large
 
-    Args:
-        left: tensors by name.
-        right: tensors of the same names and shapes.
-        weights: a scalar for each tensor; None: 1.
-    """
-    parts = [(left[name] * right[name]).sum() * (1.0 if weights is None else weights[name]) for name in left]
-    return torch.stack(parts).sum()
+
+def _norm(pieces: list[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(one) for one in pieces]
+    norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def cosine_distance(guess: Update, seen: Update, weights: Update | None = None) -> Tensor:
     """1 − cosine of the angle between two updates, in [0, 2]; scale does not matter, so clipping does not either.
 
+    Args:
+        guess: tensors by name.
+        seen: tensors of the same names and shapes.
+        weights: a scalar of at least 0 for each tensor, which its products count; None: 1.
+
     Source: Geiping et al. 2020 (arXiv 2003.14053), section 4.
     """
-    energy = inner(guess, guess, weights) * inner(seen, seen, weights)
-    return 1 - inner(guess, seen, weights) / energy.clamp(min=1e-30).sqrt()
+    left, right = _pieces(guess, seen, weights), _pieces(seen, seen, weights)
+    product = sum((one * other).sum() for one, other in zip(left, right, strict=True))
+    return 1 - product / (_norm(left) * _norm(right)).clamp(min=1e-15)
 
 
 def squared_distance(guess: Update, seen: Update, weights: Update | None = None) -> Tensor:
     """Squared Euclidean distance of two updates.
 
+    Args:
+        guess: tensors by name.
+        seen: tensors of the same names and shapes.
+        weights: a scalar of at least 0 for each tensor, which its squares count; None: 1.
+
     Source: Zhu et al. 2019 (arXiv 1906.08935), equation 4.
     """
-    difference = {name: guess[name] - seen[name] for name in seen}
-    return inner(difference, difference, weights)
+    left, right = _pieces(guess, seen, weights), _pieces(seen, seen, weights)
+    parts = [(one - other).square().sum() for one, other in zip(left, right, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 def noise_std(task: Task) -> float:

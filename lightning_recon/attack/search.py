@@ -99,18 +99,18 @@ class Search(nn.Module):
             for slot, one in enumerate(self.logits):
                 one.grad = logits[slot]
 
-    def settle(self, coordinates: Coordinates, boxed: bool, before: Tensor, rest: Tensor) -> None:
+    def settle(self, coordinates: Coordinates, boxed: bool, before: Tensor, rest: Tensor | None) -> None:
         """End a step: keep the pictures within their range, and guesses that rest where they were.
 
         Args:
             coordinates: Of the search.
             boxed: Whether pictures keep within [0, 1].
             before: The dummies before the step, (K, B, 3, H, W).
-            rest: Which guesses rest, (K,), bool.
+            rest: Which guesses rest, (K,), bool; None: none does.
         """
         for slot, one in enumerate(self.dummies):
             moved = coordinates.boxed(one.data) if boxed else one.data
-            one.data.copy_(torch.where(rest[slot], before[slot], moved))
+            one.data.copy_(moved if rest is None else torch.where(rest[slot], before[slot], moved))
 
     def along_line(self, evaluate: Evaluate, chunk: Chunk, slot: int) -> Callable[[], float]:
         """The closure of L-BFGS for one guess, alone in its chunk."""
