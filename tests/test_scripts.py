@@ -46,6 +46,8 @@ def test_a_committed_table_names_its_command_and_has_five_draws_of_every_cell(pa
                 "ssim",
                 "accuracy",
                 "bit_exact",
+                "received_share",
+                "bits_sent",
                 "detected",
                 "collided",
                 "false",
