@@ -65,7 +65,7 @@ HONEST = (
     ("see_through_gradients", "psnr_mean", "See Through Gradients", "#CC79A7", "-", "v", 1.8),
     ("dlg", "psnr_mean", "DLG", "#666666", "-", "P", 1.4),
     ("idlg", "psnr_mean", "iDLG", "#666666", "--", "X", 1.4),
-    ("water_filling", "psnr_mean", "our structure (malicious server)", "#0072B2", "-", "o", 2.2),
+    ("water_filling", "psnr_mean", "our structure (malicious server), linear code", "#0072B2", "-", "o", 2.2),
     ("water_filling", "gaussian_reference_psnr", "Gaussian limit", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )

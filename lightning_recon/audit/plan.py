@@ -89,7 +89,8 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
     ) -> list[Cell]:
         found = []
         for (name, attack), seed in itertools.product(sweep.attacks.items(), sweep.seeds):
-            if rounds < attack.least_rounds or z > math.sqrt(rounds) * (attack.most_noise or math.inf):
+            most_noise = math.inf if attack.most_noise is None else attack.most_noise
+            if rounds < attack.least_rounds or z > math.sqrt(rounds) * most_noise:
                 continue
             own = _cell_flags(z, granularity, batch_size, rounds, seed, sweep)
             _check_flags([*flags, *more], own)

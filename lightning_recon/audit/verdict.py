@@ -78,10 +78,10 @@ def summary_sentence(protections: Sequence[Protection], tolerance: float) -> str
     """
     count = {level: sum(one.level == level for one in protections) for level in _ORDER}
     parts = []
+    if exact := sum(bool((most := most_exact(one.points)) and most[1].came) for one in protections):
+        parts.append(f"pictures came back bit for bit under {exact}")
     if count["recognisable"]:
-        exact = sum(bool((most := most_exact(one.points)) and most[1].came) for one in protections)
-        some = f" (bit for bit under {exact})" if exact else ""
-        parts.append(f"pictures came back recognisable under {count['recognisable']}{some}")
+        parts.append(f"pictures came back recognisable under {count['recognisable']}")
     if count["something"]:
         parts.append(f"more than a mean image, but not a recognisable picture, under {count['something']}")
     if count["nothing"]:

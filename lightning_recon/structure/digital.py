@@ -25,7 +25,7 @@ from lightning_recon.structure.water_filling import WaterFilling, in_coefficient
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
-# Decibels by which the noise may be worse than assumed: 0.1 to 0.4 were as good (results/margins.csv).
+# Decibels by which the noise may be worse than assumed: from 0.1 on all files arrived (results/margins.csv).
 _MARGIN = 0.2
 # Noise of a victim's inputs, as if they had norm 1, up to which victims that share rows were seen to be told apart and
 # decoded more often than not: 0.014 works, and at 0.016 a linear code is better.
@@ -73,8 +73,8 @@ class Digital:
                 and at least 64: half as many as for a linear code, because a decoded victim is out of the others' way.
             directions: Measurement directions, see `WaterFilling`. Default: 3, or 1 for a single unit.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
-            margin_db: Decibels by which the noise may exceed that, and the other victims' voices what is usual, before
-                codewords are lost.
+            margin_db: Decibels by which the noise may exceed that before codewords are lost; for neighbours there is
+                something to spare besides.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             force: Whether to send digitally even where a linear code makes the better picture.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -137,7 +137,7 @@ class Digital:
         return linear.payload(replace(task, noise_multiplier=task.noise_multiplier * factor))
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
-        """Separate the victims by their sketches, decode their files, and fall back on the sketch where that fails.
+        """Separate the victims, decode their files, and fall back on the sketch where that fails.
 
         Args:
             payload: What was shipped.

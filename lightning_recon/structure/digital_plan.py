@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.structure.channel_code import LADDER, NAME, message_bits, needed_snr
 from lightning_recon.structure.picture_file import OVERHEAD
@@ -25,6 +26,10 @@ WORTHWHILE = 0.2
 # One clip for all: decibels to spare for neighbours, who are not equally loud and never silenced altogether.
 _NEIGHBOURS_DB = 0.3
 _RAW_BITS = 24
+# Shorter codewords are no long random codes any more.
+_SHORTEST = 1000
+# Of the channel code and its header: payloads of another one cannot be read.
+_VERSION = 2
 # Quieter than rounding in float32 no row ever is.
 _QUIETEST = 1e-6
 
@@ -58,6 +63,7 @@ class Plan:
     def settings(self) -> dict[str, bool | int | float]:
         """The plan in a payload's settings."""
         return {
+            "digital_code": _VERSION,
             "digital_inputs": self.inputs,
             "digital_header": self.header,
             "digital_fair": self.fair,
@@ -71,6 +77,8 @@ def shipped_plan(payload: ServerPayload) -> Plan | None:
     settings, tensors = payload.settings, payload.tensors
     if "digital_amplitudes" not in tensors:
         return None
+    if settings.get("digital_code") != _VERSION:
+        raise UserError("the payload speaks another digital code than this version of the package: make it anew")
     return Plan(
         inputs=int(settings["digital_inputs"]),
         header=float(settings["digital_header"]),
@@ -109,7 +117,7 @@ def digital_plan(
         force: Whether to send digitally at any noise.
 
     Returns:
-        The plan; None where a linear code makes the better picture.
+        The plan; None where a linear code makes the better picture, and for fewer than 1000 inputs.
     """
     noise = max(noise, _QUIETEST)
     header, sketch = min(0.05, _HEADER_ENERGY * noise**2), sketch_share(noise)
@@ -121,7 +129,7 @@ def digital_plan(
         inputs = min(max(0, most), int(energy / needed_snr(0, max(inputs, 1))))
     needed = [needed_snr(rung, inputs) for rung in range(len(LADDER))]
     fair = max(rung for rung, snr in enumerate(needed) if rung == 0 or inputs * snr <= energy)
-    if inputs < 1 or (not force and message_bits(fair, inputs) < WORTHWHILE * pixels):
+    if inputs < _SHORTEST or (not force and message_bits(fair, inputs) < WORTHWHILE * pixels):
         return None
     power = (1 - header - sketch) / inputs
     if shared:
@@ -136,8 +144,8 @@ def sketch_share(noise: float) -> float:
     """Share of the power for the linear sketch, which remains of a lost codeword's victim and tells who is where.
 
     It gets the power that makes it recognisable: 6 % at z_e = 0.01, where it costs the code 0.3 dB, and at low noise
-    the 3 % by which victims are told apart, 0.1 dB. More would be wasted: well below one codeword in a hundred is lost
-    as long as the noise is what was assumed.
+    the 3 % by which victims are told apart, 0.1 dB. More would be wasted: up to z_e = 0.005 hardly a
+    codeword is lost as long as the noise is what was assumed.
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.

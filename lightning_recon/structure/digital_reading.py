@@ -98,11 +98,11 @@ def read_victims(
             if received is not None:
                 break
         if received is None:
-            alone = heard.unexplained()
-            if alone is None:
-                break
-            received = heard.receive(heard.voices(alone[None], voice)[0])
-            if received is None:
+            for alone in heard.unexplained():
+                received = heard.receive(heard.voices(alone[None], voice)[0])
+                if received is not None:
+                    break
+            else:
                 break
             # Whose rows were told wrong is taken for the one it shares most rows with, if there is no room for both.
             place = -1
@@ -153,7 +153,7 @@ class _Heard:
             members: Shape (V, K), bool.
             voice: What one row usually holds of a victim's inputs, as a factor.
         """
-        if not len(members):
+        if not len(members) or self.gram.diagonal().max() <= 0:
             return []
         held = members.to(self.gram)
         signal = self.gram - self.noise**2 * torch.eye(len(self.gram)).to(self.gram)
@@ -164,6 +164,7 @@ class _Heard:
         usual = torch.full_like(power, (voice * self.plan.header) ** 2)
         mixed, blur = self._mixed(held, usual, self.noise**2 / HEADER)
         match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
+        match *= torch.tensor(self.plan.amplitudes).to(match) > 0  # nobody speaks at the other rungs
         rung = match.abs().argmax(dim=1)
         match = match.gather(1, rung[:, None])[:, 0]
         readable = match.abs() > _READABLE * blur.sqrt()
@@ -218,11 +219,14 @@ class _Heard:
         self.gram -= torch.outer(share, share).double()
         return Received(*content, voice.rung, (voice.amplitude / voice.deviation) ** 2)
 
-    def unexplained(self) -> Tensor | None:
-        """Rows that still hold somebody, the loudest and those like it, shape (K,), bool; None if there are none."""
-        inputs, energy = self.plan.inputs, self.gram.diagonal() - self.noise**2
-        if not len(energy) or energy.max() <= _BUSY * math.sqrt(2 / inputs) * self.noise**2:
-            return None
-        alike: Tensor = self.gram[energy.argmax()] >= _SAME * energy.max()
-        alike[energy.argmax()] = True
-        return alike
+    def unexplained(self) -> list[Tensor]:
+        """Rows that still hold somebody, each with those like it, the loudest first: shapes (K,), bool."""
+        energy = self.gram.diagonal() - self.noise**2
+        busy = energy > _BUSY * math.sqrt(2 / self.plan.inputs) * self.noise**2
+        groups: list[Tensor] = []
+        for row in energy.argsort(descending=True).tolist():
+            alike = self.gram[row] >= _SAME * energy[row]
+            alike[row] = True
+            if bool(busy[row]) and not any(torch.equal(alike, group) for group in groups):
+                groups.append(alike)
+        return groups

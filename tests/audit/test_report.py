@@ -126,7 +126,7 @@ def test_where_pictures_came_back_bit_for_bit_it_says_how_many_and_what_that_pro
         for attack, exact in runs
     ]
     text = Page(written(tmp_path, *outcomes)).text
-    assert "recognisable under 3 (bit for bit under 1)" in text
+    assert "pictures came back bit for bit under 1; pictures came back recognisable under 3" in text
     # Clopper and Pearson's interval of 2 of 3.
     assert (
         "z = 0.0002, 3 pictures a client: 2 of 3 pictures came back bit for bit in at least one of 2 noise draws (1 in "

@@ -89,9 +89,7 @@ def test_an_attack_without_a_prior_scores_the_noise_law(run: Any) -> None:  # no
 
 
 def test_a_prior_refines(run: Any) -> None:  # noqa: ANN401
-    # Pictures that arrive as files leave nothing to refine.
-    flags = "--config attack/linear.yaml --model.client.privacy.noise_multiplier 0.003"
-    record, _ = run(typed("bilateral"), flags)
+    record, _ = run(typed("bilateral"), "--model.client.privacy.noise_multiplier 0.003")
     initial = sum(victim["psnr_initial"] for victim in record["victims"]) / len(record["victims"])
     assert record["summary"]["steps"] == 6
     assert record["summary"]["psnr_mean"] > initial + 0.2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import Digital, InferenceStructure, WaterFilling
 from lightning_recon.structure.channel_code import LADDER, message_bits, needed_snr
@@ -140,10 +141,11 @@ def test_higher_rates_are_louder_under_one_clip_and_too_loud_ones_are_not_used()
 
 
 def test_the_break_even_is_a_number_of_bits_a_pixel() -> None:
-    assert digital_plan(0.1, 64 * 64, 400_000, False, 0.2) is None
-    plan = digital_plan(0.1, 64 * 64, 400_000, False, 0.2, force=True)
+    assert digital_plan(0.035, 64 * 64, 400_000, False, 0.2) is None
+    plan = digital_plan(0.035, 64 * 64, 400_000, False, 0.2, force=True)
     assert plan is not None
     assert message_bits(plan.fair, plan.inputs) < WORTHWHILE * 64 * 64
+    assert digital_plan(0.1, 64 * 64, 400_000, False, 0.2, force=True) is None  # too short for a code
 
 
 def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> None:
@@ -160,6 +162,27 @@ def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> Non
     assert len(pictures) == 3
     for picture, truth in zip(pictures, small(photographs, 3), strict=True):
         assert torch.equal(picture, truth)
+
+
+def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Photographs) -> None:
+    plan = digital_plan(1e-3, 32 * 32, 400_000, shared=True, margin_db=0.2)
+    assert plan is not None
+    images = small(photographs, 3)
+    holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    words = holds @ torch.stack([word(picture, plan) for picture in images])
+    rows = words + 1e-3 / math.sqrt(2) * torch.randn(5, words.shape[1])
+    nobody = torch.zeros(0, 5, dtype=torch.bool)
+    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nobody, 1.0, plan, (32, 32), victims=3)
+    assert found == []
+    read = torch.stack([one.picture.float() / 255 for one in others])
+    assert (read[:, None] == images).flatten(2).all(dim=2).sum(dim=0).tolist() == [1, 1, 1]
+
+
+def test_payloads_of_another_code_are_refused(task: Callable[..., Task]) -> None:
+    payload = Digital().payload(task(32, 1, 1e-2))
+    older = replace(payload, settings={**payload.settings, "digital_code": 1})
+    with pytest.raises(UserError, match="another digital code"):
+        shipped_plan(older)
 
 
 def test_empty_rows_hold_nobody(photographs: Photographs) -> None:
