@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A public denoiser to compare with, and an example of how to plug in one's own by class path.
 
-    FFDNET=ffdnet_color.pth PYTHONPATH=scripts recon fit --config quickstart.yaml --config attack/linear.yaml \\
+    FFDNET=ffdnet_color.pth PYTHONPATH=scripts recon fit --config quickstart.yaml --config attack/linear.yaml
         --model.denoiser ffdnet.FFDNet
 
 The weights `ffdnet_color.pth` (MIT) are published by the paper's authors with their code, KAIR.
