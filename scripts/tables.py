@@ -310,10 +310,10 @@ def digital() -> Iterator[Cell]:
         yield cell(FEEDBACK, common, photographs("structure.opening"), CLOSED_FORM, "--model.record false", z=z)
 
 
-def _coded(setting: str, z: float, **columns: object) -> Iterator[Cell]:
+def _coded(setting: str, z: float) -> Iterator[Cell]:
     """The digital and the linear code at the same clients."""
     for attack in (DIGITAL, LINEAR):
-        yield cell(attack, setting, CLOSED_FORM, "--model.record false", z=z, **columns)
+        yield cell(attack, setting, CLOSED_FORM, "--model.record false", z=z)
 
 
 def margins() -> Iterator[Cell]:
