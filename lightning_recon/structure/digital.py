@@ -25,7 +25,7 @@ from lightning_recon.structure.water_filling import WaterFilling, in_coefficient
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
-# Decibels by which the noise may be worse than assumed: at the noise assumed no file is lost to it (results/margins.csv).
+# Decibels by which the noise may be worse than assumed: at the assumed noise no file was lost (results/margins.csv).
 _MARGIN = 0.2
 # Noise of a victim's inputs, as if they had norm 1, up to which victims that share rows were seen to be told apart and
 # decoded more often than not: 0.014 works, and at 0.016 a linear code is better.
