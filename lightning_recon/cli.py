@@ -26,8 +26,18 @@ from lightning_recon.callbacks.originals import Originals
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.storage import readable
+from lightning_recon.interrupts import stoppable
+from lightning_recon.run_folder import LAST, RunFolder, check_free
+from lightning_recon.storage import readable, write_whole
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
+from lightning_recon.trainer_options import (
+    check_finite,
+    check_seed,
+    check_trainer,
+    trainer_errors,
+    wanted_callbacks,
+    write_whole_checkpoints,
+)
 from lightning_recon.usage import check_checkpoint, configs_first, user_error, with_shipped_configs, writable
 from lightning_recon.victim import VictimClient  # noqa: F401
 
@@ -39,8 +49,6 @@ predict exports its pictures. `recon replay RUN --output DIR` repeats a run's re
 `recon report RUN... --output FILE` writes it from finished runs."""
 
 REPLAY = "Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist."
-
-LAST = Path("checkpoints", "last.ckpt")
 
 
 class ReconCLI(LightningCLI):
@@ -55,6 +63,14 @@ class ReconCLI(LightningCLI):
         parser.add_lightning_class_args(ImageGrid, "image_grid")
         parser.add_lightning_class_args(ResultsWriter, "results")
         parser.set_defaults({"trainer.default_root_dir": "runs/recon"})
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="fit: replace the run that trainer.default_root_dir holds, once the new one has been set up",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and check the checkpoint before Lightning trusts it.
@@ -65,9 +81,17 @@ class ReconCLI(LightningCLI):
         """
         super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
-        if subcommand and (checkpoint := self.config[subcommand].get("ckpt_path")):
-            root = Path(self.config[subcommand].trainer.default_root_dir)
+        config = self.config[subcommand] if subcommand else self.config
+        check_finite(config)
+        check_seed("--seed_everything", config.get("seed_everything"))
+        check_trainer(config.trainer)
+        root, checkpoint = Path(config.trainer.default_root_dir), config.get("ckpt_path")
+        if checkpoint:
             check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
+        self.fits = subcommand in (None, "fit")
+        self.folder = RunFolder(root, bool(config.overwrite), checkpoint, self.fits)
+        if self.fits:
+            check_free(root, self.folder.overwrite, checkpoint)
 
     def before_instantiate_classes(self) -> None:
         """Refuse to run without pictures where somebody needs them: recorded and captured updates need none."""
@@ -81,19 +105,37 @@ class ReconCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
-        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself."""
-        root = Path(self._get(self.config_init, "trainer.default_root_dir"))
-        writable(root)
-        last = root / LAST
-        self.trainer_defaults["callbacks"] = [
-            # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
-            ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=20, enable_version_counter=False),
-            StepBar(),
-            Originals(),
-        ]
-        if self._get(self.config_init, "trainer.logger") is None:
-            kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
-        return super().instantiate_trainer(**kwargs)
+        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself.
+
+        Only `fit` logs, keeps its config and makes its folder: the other commands look at a run that is there.
+        """
+        root, options = self.folder.root, self._get(self.config_init, "trainer")
+        # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
+        checkpoint = ModelCheckpoint(
+            (root / LAST).parent, save_last=True, every_n_train_steps=20, enable_version_counter=False
+        )
+        self.trainer_defaults["callbacks"] = [*wanted_callbacks(options, StepBar(), checkpoint), Originals()]
+        if self.fits:
+            writable(root)
+        else:
+            kwargs["logger"] = False
+        with trainer_errors():
+            if self.fits and options.get("logger") is None and not options.get("barebones"):
+                kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
+            trainer = super().instantiate_trainer(**kwargs)
+        write_whole_checkpoints(trainer)
+        if self.subcommand != "validate":
+            # First of all, so that the replaced run is gone before any other callback writes.
+            trainer.callbacks.insert(0, self.folder.held_by(trainer))  # type: ignore[attr-defined]
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and let no other process write to the folder meanwhile."""
+        if subcommand == "validate":
+            super()._run_subcommand(subcommand)
+            return
+        with self.folder:
+            super()._run_subcommand(subcommand)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -115,7 +157,14 @@ class SaveConfig(SaveConfigCallback):
             trainer: The trainer.
             pl_module: The model.
         """
-        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero and not self.already_saved:
+            # The config repeats this run wherever it is used: without what it was to replace.
+            config = self.config.clone()
+            config.overwrite = False
+            text = self.parser.dump(config, skip_none=False)
+            path = Path(trainer.default_root_dir) / self.config_filename
+            write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        self.already_saved = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config.yaml of a run without steps.
@@ -124,7 +173,7 @@ class SaveConfig(SaveConfigCallback):
             trainer: The trainer.
             pl_module: The model.
         """
-        super().setup(trainer, pl_module, "fit")
+        self.on_train_start(trainer, pl_module)
 
 
 class StepBar(RichProgressBar):
@@ -149,7 +198,6 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "max_epochs": -1,  # steps say how far an attack is: one that has ended goes on when given more
             "num_sanity_val_steps": 0,
@@ -185,7 +233,8 @@ def replay(run: str, output: str) -> None:
         own["update"] = None
         kept["trainer"]["default_root_dir"] = output
     cli = run_cli(kept, run=False)
-    cli.trainer.fit(cli.model)
+    with cli.folder:
+        cli.trainer.fit(cli.model)
 
 
 def resolved(arguments: Sequence[str]) -> dict[str, Any]:
@@ -219,6 +268,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@stoppable()
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `recon` command.
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.utils import save_image
 
 from lightning_recon.errors import UserError
 
@@ -70,7 +71,7 @@ def read_tensors(folder: Path, name: str, table: Mapping[str, Mapping[str, Any]]
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON atomically; NaN and infinity are refused."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(
@@ -84,12 +85,25 @@ def write_tensors(
         own[key] = flat.clone() if shared else flat  # safetensors refuses tensors that share memory
     if own:
         header = None if metadata is None else dict(metadata)
-        _write(folder / f"{name}.safetensors", lambda partial: save_file(own, partial, metadata=header))
+        write_whole(folder / f"{name}.safetensors", lambda partial: save_file(own, partial, metadata=header))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the target and rename: a file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+def write_picture(path: Path, picture: Tensor) -> None:
+    """Write a picture, shape (3, H, W), values in [0, 1], atomically; the ending of the name says in which format."""
+    write_whole(path, lambda partial: save_image(picture, partial))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside the target and rename: a file is there whole or not at all.
+
+    Args:
+        path: File to write; its folder is made where it is missing.
+        write: Writes to the path that it is given, which has the same ending.
+
+    Raises:
+        UserError: The folder or the disk does not take it; what was there before stays.
+    """
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)

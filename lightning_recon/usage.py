@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users type: shipped configs found by name, folders and checkpoints checked first, mistakes told in one line."""
 
+import errno
 import re
 import tempfile
 from collections.abc import Sequence
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_recon.errors import UserError
+from lightning_recon.trainer_options import first_sentence
 
 # An installed package carries the configs; a source checkout has them at its top.
 CONFIGS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
@@ -106,4 +109,8 @@ def user_error(error: BaseException) -> UserError | None:
         return UserError(
             "the checkpoint belongs to another model: give --ckpt_path a file from checkpoints/ of this run"
         )
+    if isinstance(error, MisconfigurationException):
+        return UserError(first_sentence(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"cannot write ({error.strerror}): make room; what was written before is whole")
     return None

@@ -17,6 +17,7 @@ from lightning_recon.attack.conversation import fingerprint, publish
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
+from lightning_recon.run_folder import begin_run
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.statistics import PublicStatistics
 
@@ -171,6 +172,7 @@ class Server(LightningModule, ABC):
             shutil.rmtree(self.staged, ignore_errors=True)
             raise
         self.trainer.strategy.barrier()
+        begin_run(self.trainer)
         if not self.record and self.trainer.is_global_zero:
             # An earlier run's recording must not stand beside these pictures.
             shutil.rmtree(self.exchange, ignore_errors=True)

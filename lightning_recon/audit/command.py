@@ -2,8 +2,6 @@
 """`recon audit` and `recon report`: from the command line to the files."""
 
 import json
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +15,12 @@ from rich.console import Console
 from lightning_recon.audit.outcome import cell_folder
 from lightning_recon.audit.plan import Plan, base_path, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
+from lightning_recon.audit.running import Runner, failure
 from lightning_recon.audit.runs import read_audit, read_runs, write_plan
 from lightning_recon.audit.sweep import Sweep
 from lightning_recon.audit.table import write_hparams, write_text
 from lightning_recon.errors import UserError
+from lightning_recon.locking import claimed
 from lightning_recon.victim import Privacy
 
 AUDIT = """Attack your clients under every protection that you consider, and write a report.
@@ -47,8 +47,6 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     Raises:
         UserError: For whatever can be told before the first cell runs, or where files cannot be written.
     """
-    from lightning_recon.audit.running import Runner, claimed, failure  # Unix only, unlike reports
-
     configs, flags, own = split(args)
     sections, bases = read_configs(configs)
     parser = ArgumentParser(prog="recon audit", description=AUDIT, exit_on_error=False)
@@ -64,14 +62,11 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
         write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
     check_plan(plan, resolve)
     write_plan(output, plan, sweep.changes)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the cells end too
     try:
         runner.run(cells)
-    except KeyboardInterrupt:
-        Console().print("stopped; the same command goes on where this one was")
-        sys.exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt as stop:
+        stop.add_note("stopped; the same command goes on where this one was")
+        raise
 
     runs, reasons = read_audit(output), {cell: failure(cell_folder(output, cell.name)) for cell in cells}
     failed = [(cell, reason) for cell, reason in reasons.items() if reason]

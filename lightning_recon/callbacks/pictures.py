@@ -17,6 +17,7 @@ from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.comparison import caption, comparison_figure
 from lightning_recon.evaluation.scoring import Attacked, score
+from lightning_recon.storage import write_whole
 from lightning_recon.structure import Structure
 
 NOTE = "Two separate releases of the same pictures: same protection, independent noise."
@@ -139,7 +140,8 @@ class Comparison(Callback):
             ("lightning_recon", ours.pictures, [caption(v.psnr, v.bit_exact) for v in ours.victims]),
         ]
         shown = [(name, images[: self.victims], captions) for name, images, captions in columns]
-        comparison_figure(shown, note=NOTE).save(path)
+        figure = comparison_figure(shown, note=NOTE)
+        write_whole(path, figure.save)
         means = [sum(v.psnr for v in one.victims) / len(one.victims) for one in (theirs, ours)]
         scores = f"{self.title} {means[0]:.1f} dB, lightning_recon {means[1]:.1f} dB"
         self._report = f"same client and protection: {scores}; {path}"

@@ -15,7 +15,6 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.utils import save_image
 
 from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
@@ -32,7 +31,7 @@ from lightning_recon.evaluation.results import (
     write_json,
 )
 from lightning_recon.evaluation.scoring import Scored, Truth
-from lightning_recon.storage import readable, sha256, write_tensors
+from lightning_recon.storage import readable, sha256, write_picture, write_tensors
 from lightning_recon.structure.digital_plan import channel_code_name
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.inference import structure_bytes
@@ -169,8 +168,7 @@ class ResultsWriter(Callback):
         if self._examined is not None:
             record["capture"] = self._examined.capture
         for name, picture in named_pictures(scored):
-            (root / name).parent.mkdir(exist_ok=True)
-            save_image(picture.clamp(0, 1), root / name)
+            write_picture(root / name, picture.clamp(0, 1))
         summary: Any = record["summary"]
         privacy: Any = record["privacy"]
         distances = [
@@ -288,7 +286,7 @@ def export(pictures: dict[str, Tensor], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, batch in pictures.items():
         for number, picture in enumerate(batch):
-            save_image(picture, folder / f"{name}-{number:03d}.png")
+            write_picture(folder / f"{name}-{number:03d}.png", picture)
 
 
 def _digest(truths: list[Truth]) -> str:

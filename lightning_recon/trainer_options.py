@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of Lightning's Trainer: what a run adds to them, and which of them no run can have."""
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+
+from lightning_recon.errors import UserError
+from lightning_recon.storage import write_whole
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+SEEDS = range(2**32)
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuse options of the Trainer that no run can have, before anything is built.
+
+    Args:
+        options: The section `trainer` of a config.
+
+    Raises:
+        UserError: The first of them.
+    """
+    flag = "--trainer."
+    root = options.get("default_root_dir")
+    if root is None:
+        raise UserError(f"{flag}default_root_dir is null: name the folder that takes the run")
+    if "://" in str(root):
+        raise UserError(f"{flag}default_root_dir is {root}: name a folder of this machine")
+    for name in ("max_steps", "max_epochs", "min_steps", "min_epochs"):
+        value = options.get(name)
+        if value is not None and value < -1:
+            raise UserError(f"{flag}{name} is {value}: give a number of at least 0, or -1 for no limit")
+    if options.get("max_epochs") == 0:
+        raise UserError(f"{flag}max_epochs is 0: give at least 1, or {flag}max_steps 0 to take no step")
+    precision = options.get("precision")
+    if precision is not None and _ALIASES.get(str(precision), precision) not in PRECISIONS:
+        raise UserError(f"{flag}precision is {precision}: give one of {', '.join(PRECISIONS)}")
+    if options.get("accumulate_grad_batches") not in (None, 1):
+        raise UserError(
+            f"{flag}accumulate_grad_batches is {options['accumulate_grad_batches']}: leave it out, every step is "
+            "complete by itself"
+        )
+    if options.get("gradient_clip_val"):
+        raise UserError(
+            f"{flag}gradient_clip_val would change the search, or a training that clips already: leave it out"
+        )
+
+
+def check_seed(flag: str, value: object) -> None:
+    """Refuse a seed that Lightning's random generators do not take.
+
+    Args:
+        flag: Name of the option.
+        value: The seed, or true for one at random, or false for none.
+
+    Raises:
+        UserError: It is out of range.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value not in SEEDS:
+        raise UserError(f"{flag} is {value}: give a seed from 0 to {SEEDS[-1]}")
+
+
+def check_finite(config: object, name: str = "") -> None:
+    """Refuse NaN anywhere in a config, and infinity anywhere but as a clipping norm.
+
+    Args:
+        config: Sections, lists and values as they were parsed.
+        name: Where they stand in the whole config.
+
+    Raises:
+        UserError: Names the first such number.
+    """
+    if isinstance(config, Mapping) or hasattr(config, "items"):
+        for key, value in config.items():
+            check_finite(value, f"{name}.{key}" if name and key != "init_args" else name or str(key))
+    elif isinstance(config, list | tuple):
+        for number, value in enumerate(config):
+            check_finite(value, f"{name}[{number}]")
+    elif isinstance(config, float) and not math.isfinite(config):
+        clip = name.endswith("max_grad_norm")
+        if not (clip and config == math.inf):
+            raise UserError(f"--{name} is {config}: give a finite number" + (", or .inf for no clip" if clip else ""))
+
+
+@contextmanager
+def trainer_errors() -> Iterator[None]:
+    """Turn what the Trainer's constructor objects to into one line.
+
+    Raises:
+        UserError: In the place of whatever was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, LookupError) as error:
+        raise UserError(f"the options --trainer.* cannot be met: {first_sentence(error)}") from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an exception says first, on one line and without the full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"(?<=[a-z)`'\"])[.] ", text, maxsplit=1)[0].rstrip(".")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, even where the disk is full or the process is killed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
+        """Write beside the file and rename.
+
+        Args:
+            checkpoint: What to write.
+            path: File to write.
+            storage_options: Of other kinds of storage; there are none here.
+        """
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_whole(Path(path), lambda partial: partial.write_bytes(content.getbuffer()))
+
+
+def write_whole_checkpoints(trainer: Trainer) -> None:
+    """Let a trainer write its checkpoints atomically, unless a plugin of the user's own writes them."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+
+
+def wanted_callbacks(options: Mapping[str, Any], bar: ProgressBar, checkpoint: ModelCheckpoint) -> list[Any]:
+    """A run's own progress bar and checkpoints, unless the user has switched them off or brings another bar.
+
+    Args:
+        options: The section `trainer`, its callbacks instantiated.
+        bar: The run's own progress bar.
+        checkpoint: The run's own checkpoints.
+    """
+    given = options.get("callbacks") or []
+    given = given if isinstance(given, list) else [given]
+    bare = bool(options.get("barebones"))
+    wanted: list[Any] = []
+    if options.get("enable_checkpointing") is not False and not bare:
+        wanted.append(checkpoint)
+    if (
+        options.get("enable_progress_bar") is not False
+        and not bare
+        and not any(isinstance(c, ProgressBar) for c in given)
+    ):
+        wanted.append(bar)
+    return wanted
