@@ -31,8 +31,10 @@ from lightning_recon.run_folder import LAST, RunFolder, check_free
 from lightning_recon.storage import readable, write_whole
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
 from lightning_recon.trainer_options import (
+    buildable,
     check_finite,
     check_seed,
+    check_strategy,
     check_trainer,
     trainer_errors,
     wanted_callbacks,
@@ -83,7 +85,7 @@ class ReconCLI(LightningCLI):
         subcommand = self.config.get("subcommand")
         config = self.config[subcommand] if subcommand else self.config
         check_finite(config)
-        check_seed("--seed_everything", config.get("seed_everything"))
+        check_seed(config.get("seed_everything"))
         check_trainer(config.trainer)
         root, checkpoint = Path(config.trainer.default_root_dir), config.get("ckpt_path")
         if checkpoint:
@@ -104,6 +106,11 @@ class ReconCLI(LightningCLI):
                 "--model.update with an update that was captured"
             )
 
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; a value that one of their constructors refuses is named in one line."""
+        with buildable():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
         """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself.
 
@@ -120,9 +127,10 @@ class ReconCLI(LightningCLI):
         else:
             kwargs["logger"] = False
         with trainer_errors():
-            if self.fits and options.get("logger") is None and not options.get("barebones"):
+            if self.fits and options.get("logger") is None:
                 kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
             trainer = super().instantiate_trainer(**kwargs)
+        check_strategy(trainer.strategy)
         write_whole_checkpoints(trainer)
         if self.subcommand != "validate":
             # First of all, so that the replaced run is gone before any other callback writes.

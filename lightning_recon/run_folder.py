@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from filelock import BaseFileLock
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -112,6 +113,10 @@ class RunFolder(Callback):
         self._writes = True
         self._before: set[Path] = set()
         self._lock: BaseFileLock | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, of which some callbacks make one with the whole model, holds no lock and clears nothing."""
+        return self.__dict__ | {"_lock": None}
 
     def held_by(self, trainer: Trainer) -> "RunFolder":
         """The same, which only the process of rank zero locks: the other ranks are of the same run."""

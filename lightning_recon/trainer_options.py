@@ -4,6 +4,7 @@
 import io
 import math
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,15 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_recon.errors import UserError
+from lightning_recon.ranges import SEED_32, check_ranges
 from lightning_recon.storage import write_whole
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-SEEDS = range(2**32)
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
@@ -44,6 +47,11 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             raise UserError(f"{flag}{name} is {value}: give a number of at least 0, or -1 for no limit")
     if options.get("max_epochs") == 0:
         raise UserError(f"{flag}max_epochs is 0: give at least 1, or {flag}max_steps 0 to take no step")
+    every = options.get("check_val_every_n_epoch")
+    if every is not None and every < 1:
+        raise UserError(f"{flag}check_val_every_n_epoch is {every}: give at least 1")
+    if options.get("barebones"):
+        raise UserError(f"{flag}barebones switches off what a run leaves behind: leave it out")
     precision = options.get("precision")
     if precision is not None and _ALIASES.get(str(precision), precision) not in PRECISIONS:
         raise UserError(f"{flag}precision is {precision}: give one of {', '.join(PRECISIONS)}")
@@ -58,18 +66,10 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_seed(flag: str, value: object) -> None:
-    """Refuse a seed that Lightning's random generators do not take.
-
-    Args:
-        flag: Name of the option.
-        value: The seed, or true for one at random, or false for none.
-
-    Raises:
-        UserError: It is out of range.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and value not in SEEDS:
-        raise UserError(f"{flag} is {value}: give a seed from 0 to {SEEDS[-1]}")
+def check_seed(seed: int | bool | None) -> None:
+    """Refuse a seed that Lightning's random generators do not take; true chooses one, false sets none."""
+    if not isinstance(seed, bool):
+        check_ranges("--", seed_everything=(seed, SEED_32))
 
 
 def check_finite(config: object, name: str = "") -> None:
@@ -84,14 +84,14 @@ def check_finite(config: object, name: str = "") -> None:
     """
     if isinstance(config, Mapping) or hasattr(config, "items"):
         for key, value in config.items():
-            check_finite(value, f"{name}.{key}" if name and key != "init_args" else name or str(key))
+            check_finite(value, f"{name}.{key}" if name else str(key))
     elif isinstance(config, list | tuple):
         for number, value in enumerate(config):
             check_finite(value, f"{name}[{number}]")
     elif isinstance(config, float) and not math.isfinite(config):
-        clip = name.endswith("max_grad_norm")
+        flag, clip = name.replace(".init_args", ""), name.endswith("max_grad_norm")
         if not (clip and config == math.inf):
-            raise UserError(f"--{name} is {config}: give a finite number" + (", or .inf for no clip" if clip else ""))
+            raise UserError(f"--{flag} is {config}: give a finite number" + (", or .inf for no clip" if clip else ""))
 
 
 @contextmanager
@@ -106,7 +106,53 @@ def trainer_errors() -> Iterator[None]:
     except UserError:
         raise
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, LookupError) as error:
-        raise UserError(f"the options --trainer.* cannot be met: {first_sentence(error)}") from error
+        raise UserError(f"{first_sentence(error)}: change or leave out that option of --trainer") from error
+
+
+@contextmanager
+def buildable() -> Iterator[None]:
+    """Turn what the constructors of a config's classes object to into one line.
+
+    Raises:
+        UserError: In the place of a value or an argument that a constructor refuses.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        cause = root_cause(error)
+        if isinstance(cause, UserError):
+            raise
+        reason = f"{first_sentence(cause)} (LIGHTNING_RECON_DEBUG=1 shows where)"
+        raise UserError(f"cannot build what the options ask for: {reason}") from error
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse ways to run on several devices that an attack is not made for.
+
+    Args:
+        strategy: The trainer's.
+
+    Raises:
+        UserError: It splits up the parameters, or starts its ranks as copies of this process.
+    """
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(
+        strategy.launcher, _MultiProcessingLauncher
+    ):
+        raise UserError("--trainer.strategy: give auto or ddp, which start every rank as a process of its own")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first of a chain of exceptions."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error
+
+
+def refused_by_library(error: BaseException) -> bool:
+    """Whether Lightning or an optimiser of torch objects to what it was given, by an exception raised in its own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    parts = Path(frames[-1].filename).parts if frames else ()
+    return "lightning" in parts or ("torch" in parts and "optim" in parts)
 
 
 def first_sentence(error: BaseException) -> str:
@@ -147,14 +193,10 @@ def wanted_callbacks(options: Mapping[str, Any], bar: ProgressBar, checkpoint: M
     """
     given = options.get("callbacks") or []
     given = given if isinstance(given, list) else [given]
-    bare = bool(options.get("barebones"))
     wanted: list[Any] = []
-    if options.get("enable_checkpointing") is not False and not bare:
+    if options.get("enable_checkpointing") is not False:
         wanted.append(checkpoint)
-    if (
-        options.get("enable_progress_bar") is not False
-        and not bare
-        and not any(isinstance(c, ProgressBar) for c in given)
-    ):
+    brings_one = any(isinstance(callback, ProgressBar) for callback in given)
+    if options.get("enable_progress_bar") is not False and not brings_one:
         wanted.append(bar)
     return wanted

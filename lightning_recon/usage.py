@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_recon.errors import UserError
-from lightning_recon.trainer_options import first_sentence
+from lightning_recon.trainer_options import first_sentence, refused_by_library
 
 # An installed package carries the configs; a source checkout has them at its top.
 CONFIGS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
@@ -109,8 +109,12 @@ def user_error(error: BaseException) -> UserError | None:
         return UserError(
             "the checkpoint belongs to another model: give --ckpt_path a file from checkpoints/ of this run"
         )
-    if isinstance(error, MisconfigurationException):
-        return UserError(first_sentence(error))
+    if isinstance(error, MisconfigurationException) or (
+        isinstance(error, ValueError | RuntimeError | ImportError) and refused_by_library(error)
+    ):
+        return UserError(f"{first_sentence(error)} (LIGHTNING_RECON_DEBUG=1 shows where)")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return UserError("out of memory: lower --data.batch_size, --data.image_size or the sizes of --model")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"cannot write ({error.strerror}): make room; what was written before is whole")
     return None

@@ -17,6 +17,7 @@ from lightning_recon.attack.conversation import fingerprint, publish
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
+from lightning_recon.ranges import COUNT, check_ranges
 from lightning_recon.run_folder import begin_run
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.statistics import PublicStatistics
@@ -84,8 +85,7 @@ class Server(LightningModule, ABC):
                 "give either --model.client, who answers the server, or --model.update, what a client of another "
                 "program has answered" + ("" if client is None else ": not both (--model.client null)")
             )
-        if draws < 1:
-            raise UserError(f"--model.draws is {draws}: ask for at least one noise draw")
+        check_ranges("--model.", draws=(draws, COUNT))
         # The client is another party, not a part of the attacker: out of its parameters, checkpoints and DDP.
         object.__setattr__(self, "client", client if update is None else CapturedClient(update))
         self.client: Client

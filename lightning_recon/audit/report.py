@@ -32,6 +32,7 @@ from lightning_recon.audit.verdict import (
     setting_name,
     summary_sentence,
 )
+from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
 
 NO_TRUTH = (
     "The pictures behind some of these updates are not at hand, so nothing can be scored there: what came back is "
@@ -52,6 +53,15 @@ class Judgement:
     tolerance: float = 0.5
     records: int | None = None
     sampling_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_ranges(
+            "--",
+            tolerance=(self.tolerance, POSITIVE),
+            records=(self.records, COUNT),
+            sampling_rate=(self.sampling_rate, SHARE),
+        )
 
 
 def write_report(

@@ -17,6 +17,7 @@ from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.comparison import caption, comparison_figure
 from lightning_recon.evaluation.scoring import Attacked, score
+from lightning_recon.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from lightning_recon.storage import write_whole
 from lightning_recon.structure import Structure
 
@@ -34,6 +35,7 @@ class ImageGrid(Callback):
             clients: At most so many updates are shown, the first draw of each: a client's batch, or under secure
                 aggregation that of a group of clients.
         """
+        check_ranges("--image_grid.", every_n_steps=(every_n_steps, COUNT), clients=(clients, COUNT_OR_NONE))
         self.every_n_steps = every_n_steps
         self.clients = clients
         self._shown = -1
@@ -104,6 +106,7 @@ class Comparison(Callback):
             title: Heading of its column.
             victims: At most so many rows are drawn.
         """
+        check_ranges("--trainer.callbacks.", victims=(victims, COUNT))
         self.structure = structure
         self.title = title
         self.victims = victims

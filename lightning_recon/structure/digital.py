@@ -9,8 +9,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
 from lightning_recon.structure.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
@@ -79,10 +79,9 @@ class Digital:
             force: Whether to send digitally even where a linear code makes the better picture.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
-        if margin_db < 0:
-            raise UserError(f"--model.structure.margin_db is {margin_db}: give a number of at least 0")
-        if upload_limit < 1:
-            raise UserError(f"--model.structure.upload_limit is {upload_limit}: give a number of bytes")
+        check_ranges(
+            "--model.structure.", margin_db=(margin_db, NOT_NEGATIVE), upload_limit=(upload_limit, SIZE_IN_BYTES)
+        )
         self.linear = WaterFilling(
             subjects=subjects,
             units=units,
