@@ -47,6 +47,8 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             raise UserError(f"{flag}{name} is {value}: give a number of at least 0, or -1 for no limit")
     if options.get("max_epochs") == 0:
         raise UserError(f"{flag}max_epochs is 0: give at least 1, or {flag}max_steps 0 to take no step")
+    if (logged := options.get("log_every_n_steps")) is not None and logged < 0:
+        raise UserError(f"{flag}log_every_n_steps is {logged}: give at least 1, or 0 to log nothing")
     every = options.get("check_val_every_n_epoch")
     if every is not None and every < 1:
         raise UserError(f"{flag}check_val_every_n_epoch is {every}: give at least 1")
@@ -149,7 +151,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def refused_by_library(error: BaseException) -> bool:
-    """Whether Lightning or an optimiser of torch objects to what it was given, by an exception raised in its own code."""
+    """Whether Lightning or an optimiser of torch has raised an exception: it objects to what it was given."""
     frames = traceback.extract_tb(error.__traceback__)
     parts = Path(frames[-1].filename).parts if frames else ()
     return "lightning" in parts or ("torch" in parts and "optim" in parts)

@@ -287,7 +287,8 @@ class GradientInversion(Server):
         else:
             self._move_together(many[0])
         # Without a log the mean over guesses would cost a wait for the device in every step.
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.global_step % every == 0:
             self.log("objective", self.search.lowest[self.slots].mean(), rank_zero_only=True)
 
     def _move_together(self, optimizer: LightningOptimizer) -> None:
