@@ -187,6 +187,13 @@ class SaveConfig(SaveConfigCallback):
 class StepBar(RichProgressBar):
     """Progress in steps: without a limit to them, epochs are not counted."""
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """All steps from the start, as the bar counts them: Lightning leaves those before a stop out of the total."""
+        if self.trainer.max_epochs != -1 or self.trainer.max_steps < 0:
+            return super().total_train_batches
+        return min(self.trainer.num_training_batches, self.trainer.max_steps)
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "Refining  " if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
 
@@ -217,14 +224,18 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
     )
 
 
-def replay(run: str, output: str) -> None:
+def replay(run: str, output: str, overwrite: bool = False) -> None:
     """Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist.
 
     Args:
         run: Folder of a finished run, with config.yaml and exchange/.
         output: Folder for the reconstructions and their images.
+        overwrite: Whether to replace a run that is there.
     """
     folder = Path(run)
+    if Path(output).resolve() == folder.resolve():
+        raise UserError(f"--output {output} is the run itself: name another folder")
+    check_free(Path(output), overwrite, None, "--output")
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no config.yaml: name the folder of a finished run")
     with readable(folder / "config.yaml"):
@@ -240,6 +251,7 @@ def replay(run: str, output: str) -> None:
         own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
         own["update"] = None
         kept["trainer"]["default_root_dir"] = output
+        kept["overwrite"] = overwrite
     cli = run_cli(kept, run=False)
     with cli.folder:
         cli.trainer.fit(cli.model)
@@ -290,8 +302,9 @@ def main(args: Sequence[str] | None = None) -> None:
             parser = ArgumentParser(prog="recon replay", description=REPLAY, exit_on_error=False)
             parser.add_argument("run", help="folder of a finished run, with config.yaml and exchange/")
             parser.add_argument("--output", required=True, help="folder for the reconstructions and their images")
+            parser.add_argument("--overwrite", action="store_true", help="replace a run that is in that folder")
             chosen = parser.parse_args(given[1:])
-            replay(chosen.run, chosen.output)
+            replay(chosen.run, chosen.output, chosen.overwrite)
         elif given[:1] in (["audit"], ["report"]):
             from lightning_recon.audit import command  # drawing is no business of the other commands
 

@@ -60,13 +60,14 @@ def remove(files: set[Path], root: Path) -> None:
             folder.rmdir()
 
 
-def check_free(root: Path, overwrite: bool, checkpoint: str | None) -> None:
+def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = "--trainer.default_root_dir") -> None:
     """Refuse to start a run where another one would be mixed with it or lost.
 
     Args:
         root: The run folder.
         overwrite: Whether the run that is there may be replaced.
         checkpoint: What the run goes on from: "last", a file, or None for a new run.
+        flag: What the folder is named by; there is nothing to go on with where that is another flag.
 
     Raises:
         UserError: The folder belongs to another run, or the arguments contradict each other.
@@ -78,7 +79,6 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None) -> None:
         )
     if overwrite or not belongs_to_a_run(root):
         return
-    last = root / LAST
     if checkpoint:
         if checkpoint == "last" or Path(checkpoint).resolve().is_relative_to(root.resolve()):
             return
@@ -86,10 +86,9 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None) -> None:
             f"--ckpt_path {checkpoint} does not belong to the run in {root}: give last, or another "
             "--trainer.default_root_dir"
         )
-    go_on = "--ckpt_path last to go on with it, " if last.is_file() else ""
-    raise UserError(
-        f"{root} already holds a run: choose another --trainer.default_root_dir, {go_on}or --overwrite to replace it"
-    )
+    resumable = (root / LAST).is_file() and flag == "--trainer.default_root_dir"
+    go_on = "--ckpt_path last to go on with it, " if resumable else ""
+    raise UserError(f"{root} already holds a run: choose another {flag}, {go_on}or --overwrite to replace it")
 
 
 class RunFolder(Callback):

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -54,6 +55,11 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         raise UserError(f"{flag}check_val_every_n_epoch is {every}: give at least 1")
     if options.get("barebones"):
         raise UserError(f"{flag}barebones switches off what a run leaves behind: leave it out")
+    accelerator = options.get("accelerator")
+    there = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    there["gpu"] = any(there.values())
+    if not there.get(str(accelerator), True):
+        raise UserError(f"{flag}accelerator is {accelerator}, but there is no GPU here: use {flag}accelerator auto")
     precision = options.get("precision")
     if precision is not None and _ALIASES.get(str(precision), precision) not in PRECISIONS:
         raise UserError(f"{flag}precision is {precision}: give one of {', '.join(PRECISIONS)}")
@@ -160,7 +166,7 @@ def refused_by_library(error: BaseException) -> bool:
 def first_sentence(error: BaseException) -> str:
     """What an exception says first, on one line and without the full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"(?<=[a-z)`'\"])[.] ", text, maxsplit=1)[0].rstrip(".")
+    return re.split(r"(?<=[a-z)`'\"])[.] ", text, maxsplit=1)[0].rstrip(".!")
 
 
 class WholeCheckpoints(TorchCheckpointIO):

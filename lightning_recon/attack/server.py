@@ -264,6 +264,12 @@ class Server(LightningModule, ABC):
                 f"--ckpt_path names a checkpoint that does not belong to {self.exchange}: give last, or a file from "
                 "checkpoints/ of this run"
             )
+        taken = int(checkpoint.get("global_step", 0))
+        if self.trainer.state.fn == "fit" and 0 <= self.trainer.max_steps < taken:
+            raise UserError(
+                f"the run has taken {taken} steps already, and --trainer.max_steps is {self.trainer.max_steps}: give "
+                f"{taken} or more to go on, or --overwrite instead of --ckpt_path to start again"
+            )
 
     def gathered(self) -> list[Reconstruction]:
         """All ranks' pictures; every rank must call it."""
