@@ -25,6 +25,7 @@ _TRACES = (
     "events.out.tfevents.*",
     "exchange/task.json",
     "checkpoints/*.ckpt",
+    "hpc_ckpt_*.ckpt",
 )
 # All that a run, or scoring and exporting it later, writes there; a user's own files beside them have other names.
 _FILES = (
@@ -77,7 +78,8 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = 
             "--overwrite starts the run anew and --ckpt_path goes on with it: leave one of them out "
             "(--overwrite false where a config sets it)"
         )
-    if overwrite or not belongs_to_a_run(root):
+    # Lightning itself goes on from what it saved when a batch system stopped the job.
+    if overwrite or not belongs_to_a_run(root) or any(root.glob("hpc_ckpt_*.ckpt")):
         return
     if checkpoint:
         if checkpoint == "last" or Path(checkpoint).resolve().is_relative_to(root.resolve()):
@@ -137,6 +139,8 @@ class RunFolder(Callback):
         except UserError:
             self._lock.release()
             raise
+        if self.overwrite:
+            remove(set(self.root.glob("hpc_ckpt_*.ckpt")), self.root)  # or Lightning would go on from it
         self._before = files_of_run(self.root)
         return self
 

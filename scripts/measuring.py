@@ -69,7 +69,8 @@ def measured(cell: Cell, root: Path, runs: Path) -> Path:
 
             name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
             photographs[1] = str(with_true_labels(root, runs / f"labelled_{name}"))
-        recon(["fit", *shlex.split(cell.options), *photographs, "--trainer.default_root_dir", str(folder)])
+        output = ["--trainer.default_root_dir", str(folder), "--overwrite"]  # of a run that was stopped
+        recon(["fit", *shlex.split(cell.options), *photographs, *output])
     return folder
 
 
