@@ -4,7 +4,8 @@
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lightning_recon.audit import report, sweep
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 
+Fit = Callable[..., dict[str, Any]]
 MODULES = (attack, callbacks, data, structure, victim, quasi_newton, sweep, report)
 # What some of them cannot be built without.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -102,7 +104,7 @@ def test_options_that_no_run_can_have_cost_one_line(
     flags: list[str],
     says: str,
     tiny: str,
-    tmp_path: Any,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -137,7 +139,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_of_the_trainer_work(name: str, fit: Any, tmp_path: Any) -> None:  # noqa: ANN401
+def test_options_of_the_trainer_work(name: str, fit: Fit, tmp_path: Path) -> None:
     flags = list(OPTIONS[name])
     if "CSVLogger" in flags:
         flags[2:2] = ["--trainer.logger.save_dir", str(tmp_path / "csv")]
