@@ -27,7 +27,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "QuasiNewton": {"params": [torch.nn.Parameter(torch.zeros(1))]},
     "Sweep": {"attacks": {"a": sweep.Attack()}, "noise_multiplier": [0.1]},
 }
-NO_OPTIONS = {"UserError", "Advice", "Setting", "Guess", "Reconstruction"}  # reached by no config
+NO_OPTIONS = {"Cell", "Release", "UserError", "Advice", "Setting", "Guess", "Reconstruction"}  # reached by no config
 
 
 def numbers() -> Iterator[tuple[type, str, bool]]:
@@ -136,8 +136,6 @@ OPTIONS = {
     "sums": [
         "--trainer.enable_model_summary",
         "true",
-        "--trainer.precision",
-        "bf16-mixed",
         "--trainer.log_every_n_steps",
         "0",
     ],
