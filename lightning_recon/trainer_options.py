@@ -127,10 +127,10 @@ def buildable() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        cause = root_cause(error)
-        if isinstance(cause, UserError):
+        chain = list(causes(error))
+        if any(isinstance(one, UserError) for one in chain):
             raise
-        reason = f"{first_sentence(cause)} (LIGHTNING_RECON_DEBUG=1 shows where)"
+        reason = f"{first_sentence(chain[-1])} (LIGHTNING_RECON_DEBUG=1 shows where)"
         raise UserError(f"cannot build what the options ask for: {reason}") from error
 
 
@@ -149,11 +149,12 @@ def check_strategy(strategy: Strategy) -> None:
         raise UserError("--trainer.strategy: give auto or ddp, which start every rank as a process of its own")
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The first of a chain of exceptions."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return error
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that led to it, the first of all last."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def refused_by_library(error: BaseException) -> bool:
