@@ -18,6 +18,7 @@ from lightning_recon.audit.plan import plan_of
 from lightning_recon.audit.sweep import Attack, Sweep
 from lightning_recon.cli import main
 from lightning_recon.locking import claimed
+from lightning_recon.run_folder import LOCK
 
 MakeRun = Callable[..., Path]
 
@@ -32,7 +33,7 @@ with open(os.environ["CALLS"], "a") as calls:
 if os.environ.get("FAIL", "-") in folder.name and "FAIL" in os.environ:
     print("some noise\\nrecon: error: no room in /secret/place/file")
     sys.exit(2)
-shutil.copytree(os.environ["TEMPLATE"], folder)
+shutil.copytree(os.environ["TEMPLATE"], folder, dirs_exist_ok=True)  # the audit has made it, for the lock
 record = json.loads((folder / "results.json").read_text())
 z = float(flags["--model.client.privacy.noise_multiplier"])
 record["privacy"]["noise_multiplier"], record["seed"] = z, int(flags["--model.client.seed"])
@@ -145,6 +146,18 @@ def test_several_audits_share_a_folder(config: list[str], tmp_path: Path) -> Non
     assert not waiting.is_alive()
     assert runner.settle(cell, wait=False)
     assert calls(tmp_path) == []
+
+
+def test_a_run_that_has_outlived_its_audit_is_left_alone(config: list[str], tmp_path: Path) -> None:
+    cell = plan_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path).cells[0]
+    runner = running.Runner(tmp_path / "out", jobs=1)
+    folder = tmp_path / "out" / "cells" / cell.name
+    (folder / "exchange").mkdir(parents=True)
+    with claimed(folder / LOCK):  # as `recon fit` holds it
+        assert not runner.settle(cell, wait=False)
+        assert (folder / "exchange").is_dir()
+    assert runner.settle(cell, wait=False)
+    assert not (folder / "exchange").exists()  # of the run that was stopped
 
 
 def test_what_failed_a_moment_ago_elsewhere_is_not_tried_again(
