@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
+from lightning_recon.normalisation import Normalisation, from_record
 from lightning_recon.storage import describe, read_json, read_tensors, readable, sha256, write_json, write_tensors
 
 NoiseShare = Literal["full", "shared"]
@@ -57,6 +58,9 @@ class Task:
             they took from the weights, divided by the learning rate: with one step the gradient itself.
         local_rate: their learning rate.
         local_epochs: how often a client goes through its batch so.
+        normalisation: of the pictures, as the network does it: "none", "imagenet", or mean and standard deviation;
+            "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
+            have it, and mean "imagenet".
     """
 
     image_shape: tuple[int, int, int]
@@ -76,6 +80,7 @@ class Task:
     local_steps: int = 1
     local_rate: float = 0.1
     local_epochs: int = 1
+    normalisation: Normalisation = "auto"
 
     @property
     def updates(self) -> int:
@@ -112,7 +117,9 @@ class Task:
     def from_record(cls, content: Mapping[str, Any]) -> Self:
         """The task that `asdict` of one, read back from JSON, describes; a `TypeError` names what is missing."""
         channels, height, width = content["image_shape"]
-        return cls(**{**content, "image_shape": (int(channels), int(height), int(width))})
+        normalisation = from_record(content.get("normalisation", "imagenet"))  # what all networks had once
+        shape = (int(channels), int(height), int(width))
+        return cls(**{**content, "image_shape": shape, "normalisation": normalisation})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lightning_recon.attack.matching import noise_std, signal_weights
 from lightning_recon.capture.validator import NETWORK, check_tensors
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload, Task, update_name
+from lightning_recon.normalisation import without_wrapper
 from lightning_recon.structure.statistics import PublicStatistics
 from lightning_recon.structure.transform import synthesise
 
@@ -67,11 +68,12 @@ def mean_update(client: Client, place: Place, model: Model, folder: Path | None)
     total = {name: torch.zeros_like(tensor) for name, tensor in model.parameters.items()}
     for number in range(client.task.rounds):
         update = client.share(ServerPayload(), *place, number)
-        check_tensors(update.gradient, expected, others=False)
+        gradient = without_wrapper(update.gradient, expected, NETWORK)
+        check_tensors(gradient, expected, others=False)
         if folder is not None:
             update.save(folder, update_name(*place, number), keep=dict.fromkeys(update.gradient))
         for name, tensor in total.items():
-            tensor += update.gradient[NETWORK + name].to(tensor)
+            tensor += gradient[NETWORK + name].to(tensor)
     return {name: tensor / client.task.rounds for name, tensor in total.items()}
 
 

@@ -186,12 +186,13 @@ class Server(LightningModule, ABC):
 
     def _check_announced(self, recorded: Task) -> None:
         """Refuse to go on with a recording under another protection or other data than are configured now."""
-        for name, value in asdict(self.client.task).items():
-            if value != getattr(recorded, name):
-                raise UserError(
-                    f"{name} is {value}, but {self.exchange} was recorded with {getattr(recorded, name)}: "
-                    "use the config.yaml of that run"
-                )
+        for name in asdict(recorded):
+            now, before = getattr(self.client.task, name), getattr(recorded, name)
+            if now != before:
+                advice = "use the config.yaml of that run"
+                if name == "normalisation":  # which runs of before there was a choice do not name
+                    advice += f", with --model.client.normalisation {before}"
+                raise UserError(f"{name} is {now}, but {self.exchange} was recorded with {before}: {advice}")
 
     def _listen(self, client: Client, record: bool) -> None:
         """Ship to this rank's clients, and hear what they answer."""

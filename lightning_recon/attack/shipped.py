@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_recon.capture.client import NETWORK, CapturedClient
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, RecordedClient
-from lightning_recon.networks import build_network, is_class_path, load_weights, without_batch_norm
+from lightning_recon.exchange import Client, RecordedClient, Task
+from lightning_recon.networks import build_network, is_class_path, load_weights, takes_size, without_batch_norm
+from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.storage import describe, read_json, read_tensors, readable, write_json, write_tensors
 
 
@@ -54,10 +55,41 @@ def network_of(client: Client, configured: Client, name: str | None = None) -> n
             "--model.network if you trust it"
         )
     else:
-        network = build_network(name or task.network, task.num_classes)
-        network = without_batch_norm(network) if task.granularity == "sample" else network
+        return shipped_network(task, name, path)
     load_weights(network, path)
     return network
+
+
+def shipped_network(task: Task, name: str | None = None, weights: Path | None = None) -> nn.Module:
+    """The network of a task, as its clients build it.
+
+    Args:
+        task: What was announced.
+        name: Of the network; None: as the task says.
+        weights: File of its state dict; None: random weights.
+
+    Raises:
+        UserError: There is no such network, its weights do not fit, or it cannot take the pictures.
+    """
+    called = name or task.network
+
+    def built(image_size: tuple[int, int] | None = None) -> nn.Module:
+        network = build_network(called, task.num_classes, None, 0, task.normalisation, image_size)
+        network = without_batch_norm(network) if task.granularity == "sample" else network
+        if weights is not None:
+            load_weights(network, weights)
+        return network
+
+    sized = takes_size(called)
+    try:
+        network = built()
+    except UserError:
+        # Weights may belong to the same network, built for pictures of another size.
+        if not sized or weights is None:
+            raise
+        network = built(task.image_shape[1:])
+    rebuild = built if sized else None
+    return fit_to_pictures(network, rebuild, called, task.image_shape, task.num_classes, min(2, task.batch_size))
 
 
 def keep_network(client: Client, configured: Client, folder: Path, name: str | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_recon.attack import GradientInversion, Reconstruction, Server
-from lightning_recon.attack.shipped import network_of
+from lightning_recon.attack.shipped import network_of, shipped_network
 from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.capture import CapturedClient, Declared
 from lightning_recon.data import ClientBatch
@@ -19,7 +19,7 @@ from lightning_recon.evaluation.results import Record, bounds_record, privacy_re
 from lightning_recon.evaluation.scoring import Attacked
 from lightning_recon.evaluation.unscored import unscored_record
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network, is_class_path, without_batch_norm
+from lightning_recon.networks import is_class_path
 from lightning_recon.structure.digital_plan import channel_code_name
 from lightning_recon.structure.inference import structure_bytes
 
@@ -54,11 +54,9 @@ def network_shapes(task: Task) -> dict[str, tuple[int, ...]] | None:
     if is_class_path(task.network):
         return None
     try:
-        network = build_network(task.network, task.num_classes)
+        network = shipped_network(task)
     except Exception:  # whatever a network that is not ours may raise
         return None
-    if task.granularity == "sample":
-        network = without_batch_norm(network)
     return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
+from lightning_recon.normalisation import without_wrapper
 from lightning_recon.structure.inference import InferenceStructure
 from lightning_recon.structure.release import weight_names
 
@@ -208,13 +210,14 @@ def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapp
             f"{digest[:12]}: set --model.structure to the settings under which the payload was made"
         )
     expected = structure_shapes(payload) | {NETWORK + name: shape for name, shape in (network or {}).items()}
-    check_tensors(captured.tensors, expected, others=network is None)
+    tensors = captured.tensors if network is None else without_wrapper(captured.tensors, expected, NETWORK)
+    check_tensors(tensors, expected, others=network is None)
     if network is not None and len(network) != captured.task.parameter_tensors:
         raise UserError(
             f"task.parameter_tensors is {captured.task.parameter_tensors}, but the network has {len(network)} "
             "parameter tensors: write the true number"
         )
-    update = captured.update()
+    update = replace(captured, tensors=tensors).update()
     check_noise(captured, update, payload)
     if network is not None:
         check_sign(captured, update, network)
