@@ -8,6 +8,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
 from lightning_recon.normalisation import Normalisation, normalise_inputs, resolve
@@ -195,6 +197,13 @@ def without_batch_norm(network: nn.Module) -> nn.Module:
     return result
 
 
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy; tensors that the network keeps of an earlier pass come along without their graph."""
+    kept = (value for module in network.modules() for value in vars(module).values())
+    detached = {id(one): one.detach() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
+    return deepcopy(network, detached)
+
+
 @contextmanager
 def math_attention() -> Iterator[None]:
     """Within it attention is computed by plain products, which can be differentiated per sample and twice."""
@@ -247,7 +256,10 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
         settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
-        return _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
+        built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
+        if name == "inception_v3":  # its auxiliary head needs large pictures, and what it says is not used
+            built.AuxLogits.forward = _nothing
+        return built
     if find_spec("timm") is not None:
         import timm
 
@@ -279,8 +291,12 @@ def _refuse_unusable(network: nn.Module, name: str) -> None:
         raise UserError(f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class")
     if isinstance(network, nn.DataParallel):
         raise UserError(f"network {name!r} is wrapped in DataParallel: give the network within")
-    if any(parameter.is_inference() for parameter in network.parameters()):
+    if any(not is_lazy(one) and one.is_inference() for one in network.parameters()):
         raise UserError(f"network {name!r} was built in inference mode and has no gradients: build it outside of it")
+
+
+def _nothing(features: Tensor) -> None:
+    """What an auxiliary head says that is left out; it keeps its parameters, whose gradient is zero."""
 
 
 def _quiet(name: str) -> dict[str, bool]:

@@ -16,10 +16,20 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_recon.attack.closed_form import revealed_picture
 from lightning_recon.attack.dummies import Basis, Coordinates, Start
-from lightning_recon.attack.hearing import Heard, Place, counted_labels, expected_prediction, lay_out, mean_update
+from lightning_recon.attack.evidence import is_evident
+from lightning_recon.attack.head import find_head
+from lightning_recon.attack.hearing import (
+    Heard,
+    Place,
+    counted_labels,
+    lay_out,
+    mean_update,
+    public_pictures,
+    public_predictions,
+)
 from lightning_recon.attack.information import information
 from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
-from lightning_recon.attack.local import Update, take_apart
+from lightning_recon.attack.local import Update, client_update, take_apart
 from lightning_recon.attack.matching import Distance, explained, noise_std
 from lightning_recon.attack.moving import Moves, Schedule, Signed
 from lightning_recon.attack.order import ordered_labels
@@ -34,6 +44,7 @@ from lightning_recon.structure.statistics import PublicStatistics, public_statis
 
 Labels = Literal["counted", "joint", "known"]
 _SIDE_BY_SIDE = 16  # guesses at a time, at most
+_LOOKS = 4  # public pictures on which the network's last layer is looked for
 _BUSY = 2**21  # numbers of as many guesses keep a CPU busy: more side by side are slower there
 
 
@@ -179,9 +190,13 @@ class GradientInversion(Server):
         network = network_of(client, self.client, self.network).to(device)
         self.model = take_apart(network, self.task.batch_norm == "train")
         self.coordinates = Coordinates(self.basis, self.statistics, device)
+        self._look_for_labels(device)
         if self.basis == "balanced":
-            self.coordinates.balance(information(self.model, self.task, self.coordinates))
-        matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties)
+            with twice_differentiable(self.task.network):
+                self.coordinates.balance(information(self.model, self.task, self.coordinates))
+        matching = UpdateMatching(
+            self.model, self.task, self.coordinates, self.distance, self.penalties, self.head
+        )
         self.matching = torch.compile(matching) if self.compile_objective else matching
         self.moves = Moves(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
@@ -198,6 +213,18 @@ class GradientInversion(Server):
             if self.trainer.max_steps and self.chunks:
                 with twice_differentiable(self.task.network):
                     matching.by_transforms(self.search.guesses(self.chunks[0], *self.search.now(), None))
+
+    def _look_for_labels(self, device: torch.device) -> None:
+        """Find where the network shows labels, and what it says of public pictures, as far as either is needed."""
+        self.head, self.predictions = None, None
+        if self.labelled != "counted" and not self.penalties.features:
+            return
+        pictures = public_pictures(self.statistics, self.seed).to(device)
+        with twice_differentiable(self.task.network):
+            self.head = find_head(self.model, pictures[:_LOOKS])
+            if self.labelled == "counted":
+                together = max(1, self.task.sharers // self.task.local_steps)
+                self.predictions = public_predictions(self.model, pictures, together)
 
     def _side_by_side(self, device: torch.device) -> int:
         """How many guesses at a time are quickest: on a CPU one that fills the caches is best left alone."""
@@ -216,18 +243,21 @@ class GradientInversion(Server):
 
     def _answer(self, client: Client, place: Place, folder: Path | None) -> Heard:
         """What a client answers, and the labels that the server takes it to be about."""
-        update = mean_update(client, place, self.model, folder)
+        update, claimed = mean_update(client, place, self.model, folder), True
         if self.labelled == "known":
             labels = told_labels(client, place[0], folder)
         elif self.labelled == "joint":
             labels = torch.zeros(self.task.victims, dtype=torch.int64)
         else:
-            prediction = expected_prediction(self.model, self.statistics, self.seed)
-            labels = counted_labels(update, self.model, self.task, prediction)
+            assert self.predictions is not None
+            labels = counted_labels(update, self.head, self.task, self.predictions.mean(0))
+            claimed = len(labels) > 0
+            if not claimed:  # the search needs some
+                labels = torch.zeros(self.task.victims, dtype=torch.int64)
             # A finished search is only looked at, which the order does not change.
             if self.task.local_steps > 1 and self.trainer.state.fn == "fit" and self.trainer.max_steps:
                 labels = self._in_order(labels, update)
-        return Heard(update, labels.to(self.coordinates.mean.device))
+        return Heard(update, labels.to(self.coordinates.mean.device), claimed)
 
     def _in_order(self, labels: Tensor, update: Update) -> Tensor:
         """The labels in the order of the client's local steps, as the likelihood tells it, whatever the distance."""
@@ -364,7 +394,20 @@ class GradientInversion(Server):
         for place, heard in self.heard.items():
             dummies, logits, known = self.search.best_of(self._slots(place))
             known = known or (self.begin == "revealed" and bool(dummies.any()))
-            pictures = self.coordinates.pictures(dummies).clamp(0, 1).float().cpu()
-            start, labels = self.mean_image.expand_as(pictures), heard.labels if logits is None else logits.argmax(-1)
-            found.append(Reconstruction(*place, pictures, start, 0, known, labels.cpu()))
+            pictures = self.coordinates.pictures(dummies).clamp(0, 1).float()
+            labels = heard.labels if logits is None else logits.argmax(-1)
+            evident = known and self._evident(heard, pictures, labels if logits is None else logits.softmax(-1))
+            claimed = labels.cpu() if heard.claimed else labels[:0].cpu()
+            pictures = pictures.cpu()
+            start = self.mean_image.expand_as(pictures)
+            found.append(Reconstruction(*place, pictures, start, 0, evident, claimed))
         return found
+
+    def _evident(self, heard: Heard, pictures: Tensor, targets: Tensor) -> bool:
+        """Whether an update shows these pictures, by the announced clip and noise, whatever distance was searched with."""
+        mean = self.mean_image.to(pictures).expand_as(pictures)
+        with twice_differentiable(self.task.network):
+            guess, of_mean = (client_update(self.model, one, targets, self.task)[0] for one in (pictures, mean))
+        std = (self.task.max_grad_norm or 0.0) * self.task.update_noise / math.sqrt(self.task.rounds)
+        searched = pictures.numel() + (targets.numel() if targets.is_floating_point() else 0)
+        return is_evident(heard.update, guess, of_mean, std, searched)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an honest server shipped, and what an oracle told it: from the client itself, or from where it was kept."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from lightning_recon.capture.client import NETWORK, CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, Task
-from lightning_recon.networks import build_network, is_class_path, load_weights, takes_size, without_batch_norm
+from lightning_recon.networks import build_network, copied, is_class_path, load_weights, takes_size, without_batch_norm
 from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.storage import describe, read_json, read_tensors, readable, write_json, write_tensors
 
@@ -48,7 +47,7 @@ def network_of(client: Client, configured: Client, name: str | None = None) -> n
     if isinstance(client, RecordedClient):
         _check_unaltered(path)
     if isinstance(configured, nn.Module):
-        network = deepcopy(configured.get_submodule("network"))
+        network = copied(configured.get_submodule("network"))
     elif name is None and is_class_path(task.network):
         raise UserError(
             f"the network is called {task.network!r} in {path.parent}, where nobody may name code to be run: give "

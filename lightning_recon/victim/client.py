@@ -4,7 +4,6 @@
 import math
 from collections import OrderedDict
 from contextlib import AbstractContextManager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
-from lightning_recon.networks import build_network, load_weights, takes_size, without_batch_norm
+from lightning_recon.networks import build_network, copied, load_weights, takes_size, without_batch_norm
 from lightning_recon.normalisation import Normalisation, announced, resolve, without_wrapper
 from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
@@ -405,7 +404,7 @@ class VictimClient(LightningModule):
         else:
             model = nn.Sequential(OrderedDict(network=self.network))
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-            model = deepcopy(model).float()
+            model = copied(model).float()
         return model
 
     def _seeded(self, client: int, step: int) -> AbstractContextManager[None]:
