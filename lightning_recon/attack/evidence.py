@@ -24,7 +24,7 @@ def explained_energy(update: Update, guess: Update) -> float:
     return max(product, 0.0) ** 2 / energy if energy > 0 else 0.0
 
 
-def is_evident(update: Update, guess: Update, of_mean: Update, std: float, searched: int) -> bool:
+def is_evident(update: Update, guess: Update, of_mean: Update, std: float, searched: float) -> bool:
     """Whether an update shows the pictures: they explain more of it than noise, and the mean image, can account for.
 
     Twice the log of the likelihood ratio of pictures against none is the energy that they explain, divided by the
@@ -37,9 +37,11 @@ def is_evident(update: Update, guess: Update, of_mean: Update, std: float, searc
         guess: what the client would have sent for the pictures that were found.
         of_mean: the same for the public mean image in the place of each of them.
         std: standard deviation of the noise on every number, as announced.
-        searched: how many numbers the search chose.
+        searched: how many numbers the search chose freely, degrees of freedom: with a prior, in which a coefficient
+            has variance s² and the update's information about it is I, the sum of I s² / (1 + I s²).
 
-    Source: Wilks 1938, the large-sample distribution of the likelihood ratio.
+    Source: Wilks 1938, the large-sample distribution of the likelihood ratio; the degrees of freedom of a penalised fit
+    are Hastie & Tibshirani 1990, section 3.5.
     """
     numbers = sum(tensor.numel() for tensor in update.values())
     whole = sum(float(tensor.double().square().sum()) for tensor in update.values())

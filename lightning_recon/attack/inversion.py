@@ -148,6 +148,7 @@ class GradientInversion(Server):
         self.chunk_size, self.compile_objective, self.optimizer = chunk_size, compile, optimizer
         self.network = network
         self.along_lines = False  # until the optimiser is known
+        self.known_information: float | None = None  # of an update about one coefficient, once it was needed
 
     @property
     def name(self) -> str:
@@ -193,7 +194,8 @@ class GradientInversion(Server):
         self._look_for_labels(device)
         if self.basis == "balanced":
             with twice_differentiable(self.task.network):
-                self.coordinates.balance(information(self.model, self.task, self.coordinates))
+                self.known_information = information(self.model, self.task, self.coordinates)
+            self.coordinates.balance(self.known_information)
         matching = UpdateMatching(
             self.model, self.task, self.coordinates, self.distance, self.penalties, self.head
         )
@@ -409,5 +411,16 @@ class GradientInversion(Server):
         with twice_differentiable(self.task.network):
             guess, of_mean = (client_update(self.model, one, targets, self.task)[0] for one in (pictures, mean))
         std = (self.task.max_grad_norm or 0.0) * self.task.update_noise / math.sqrt(self.task.rounds)
-        searched = pictures.numel() + (targets.numel() if targets.is_floating_point() else 0)
+        searched = self._freedom() + (targets.numel() if targets.is_floating_point() else 0)
         return is_evident(heard.update, guess, of_mean, std, searched)
+
+    def _freedom(self) -> float:
+        """How many numbers the search of one update is free to choose: all, but for those that its prior decides."""
+        count = self.task.victims * self.coordinates.std.numel()
+        if self.distance != "likelihood" or not self.penalties.spectrum:
+            return count
+        if self.known_information is None:
+            with twice_differentiable(self.task.network):
+                self.known_information = information(self.model, self.task, self.coordinates)
+        ratio = self.known_information * self.coordinates.std.square() / self.penalties.spectrum
+        return self.task.victims * float((ratio / (1 + ratio)).sum())
