@@ -107,5 +107,5 @@ def attacked(client: VictimClient, images: Tensor, labels: Tensor) -> nn.Module:
         labels: Shape (B,), int64.
     """
     client.bind([ClientBatch(images, images, torch.ones_like(images[:, :1], dtype=torch.bool), labels, [""] * BATCH)])
-    structure = WaterFilling(units=BATCH, directions=1)
+    structure = WaterFilling(units=BATCH, directions=1, strength=1e4, detach_logits=False)
     return TamperedNetwork(client.network, InferenceStructure(structure.payload(client.task)))

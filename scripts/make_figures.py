@@ -25,6 +25,7 @@ from lightning_recon.evaluation.comparison import caption, comparison_figure
 ROOT = Path(__file__).parent.parent
 FIGURES, RESULTS = ROOT / "fig", ROOT / "results"
 OVERLAY = """
+model: {init_args: {structure: {init_args: {detach_logits: false, strength: 10000.0}}}}
 trainer:
   callbacks:
     - class_path: lightning_recon.callbacks.Comparison
@@ -38,7 +39,7 @@ PEERS = (
     ("Robbing the Fed", "--config attack/robbing_the_fed.yaml"),
     ("Curious Abandon Honesty", "--config attack/curious_abandon_honesty.yaml"),
     ("seed paper", "--config attack/paper.yaml"),
-    ("ours", ""),
+    ("ours", "--model.structure.detach_logits false --model.structure.strength 10000"),
 )
 SIZE, BATCH, NOISE, SHOWN = 224, 16, 4e-4, (0, 1, 2, 3)
 

@@ -167,6 +167,8 @@ class ReconstructionAttack(Server):
         if self.objective is not None and self.trainer.global_step > 0:
             final = list(torch.split(self.objective.pictures(dummies).clamp(0, 1).cpu(), sizes))
         return [
-            Reconstruction(index, draw, pictures, before, guess.unresolved, guess.evident, files=guess.files)
+            Reconstruction(
+                index, draw, pictures, before, guess.unresolved, guess.evident, files=guess.files, share=guess.share
+            )
             for ((index, draw), guess), pictures, before in zip(self.guesses.items(), final, initial, strict=True)
         ]

@@ -17,6 +17,7 @@ from lightning_recon.attack.conversation import fingerprint, publish
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
+from lightning_recon.structure.budget import BudgetShare
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.statistics import PublicStatistics
 
@@ -34,6 +35,7 @@ class Reconstruction:
         evident: Whether the pictures rest on more than the noise explains.
         labels: The classes that the attacker believes the update to be about, (victims,); None if it cares for none.
         files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
+        share: The structure's share of the clipping budget, as the update shows it; None where that cannot be told.
     """
 
     client: int
@@ -44,6 +46,7 @@ class Reconstruction:
     evident: bool
     labels: Tensor | None = None
     files: tuple[ReceivedFile | None, ...] | None = None
+    share: BudgetShare | None = None
 
 
 class Steps(IterableDataset[int]):

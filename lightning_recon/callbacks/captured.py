@@ -146,7 +146,7 @@ def record_without_truth(
         found: its pictures.
         images: their files, relative to the run folder.
         privacy: from `protection_of`.
-        cost: seconds and steps.
+        cost: seconds and steps, and what `share_record` says.
     """
     task, statistics = module.task, module.statistics
     attacked = [
@@ -174,6 +174,5 @@ def record_without_truth(
         ),
         structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
         channel_code=channel_code_name(module.payload) if module.payload is not None else None,
-        seconds=cost["seconds"],
-        steps=cost["steps"],
+        **cost,
     )

@@ -20,6 +20,7 @@ from torchvision.utils import save_image
 from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
 from lightning_recon.callbacks.inspected import alarms_of
+from lightning_recon.callbacks.shares import share_record
 from lightning_recon.callbacks.truth import label_accuracy, scored_one, truth_of, truths_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.fidelity import lpips_per_image
@@ -108,7 +109,7 @@ class ResultsWriter(Callback):
         root = Path(trainer.default_root_dir)
         pictures = {_key(one): one.pictures.contiguous() for one in found}
         write_tensors(root, PICTURES, pictures, {BELIEFS: beliefs_of(found)})
-        cost = {"seconds": seconds, "steps": trainer.global_step}
+        cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.global_step, **share_record(pl_module, found)}
         if truths_of(trainer):
             self._score(trainer, pl_module, found, cost)
             return
@@ -138,7 +139,9 @@ class ResultsWriter(Callback):
             trainer,
             pl_module,
             found,
-            cost | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm", "alarms"}},
+            cost
+            | share_record(pl_module, found)
+            | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm", "alarms"}},
         )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Six statistics of a shipped model: small for ordinary networks, large for a structure that copies pictures.
+"""Seven statistics of a shipped model: small for ordinary networks, large for a structure that copies pictures.
 
 All look at the model from outside: parameters, outputs and gradients, never at names, classes or code. None proves that
 a model is harmless; each docstring says what a server that knows the check would do, and what that costs it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ _LOUD, _SILENT = 0.1, 0.25
 # float32's rounding; an untrained resmlp_12, which is nearly linear, 4e-5; most ordinary layers 1e-2 and more.
 _LINEAR = 1e-5
 _MIXTURES = (0.0, 0.25, 0.5)
+# Weights are moved at random by this share of their size.
+_NUDGE = 1e-3
 # A step along the gradient that should change the loss by this share of it.
 _STEP = 1e-6
 
@@ -211,6 +213,34 @@ def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading
     found = {name: energies[name] for name, verdicts in linear.items() if any(verdicts)}
     share = sum(found.values()) / max(sum(energies.values()), 1e-300)
     return Reading(share, max(found, key=found.__getitem__, default=""))
+
+
+def zero_gradient(model: nn.Module, images: Tensor, gradient: Mapping[str, Tensor]) -> Reading:
+    """How far the weights whose gradient is exactly zero move the logits, as a share of what all weights do.
+
+    A weight that moves the logits has a gradient, unless the server detached the logits to keep the whole clipping
+    budget for its structure. Weights without effect on the logits (dead or unused units, branches that start at zero)
+    have zero gradients honestly and do not count. Not seen: a gradient that is scaled down rather than removed. To
+    evade: do just that, which costs the structure next to nothing.
+
+    Args:
+        model: images to logits.
+        images: (B, channels, height, width), float32.
+        gradient: by parameter name.
+    """
+    zero = {name for name, tensor in gradient.items() if not bool(tensor.any())}
+    whole, sizes = _logits(model, images), {name: gradient[name].numel() for name in zero}
+
+    def moved(names: Iterable[str]) -> float:
+        nudged, generator = deepcopy(model), torch.Generator().manual_seed(0)
+        for name, parameter in nudged.named_parameters():
+            random = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if name in names:
+                parameter.data.mul_(1 + _NUDGE * random)
+        return float((_logits(nudged, images) - whole).norm())
+
+    share = moved(zero) / max(moved(gradient), 1e-300) if zero else 0.0
+    return Reading(min(share, 1.0), max(sizes, key=sizes.__getitem__) if share > 0 else "")
 
 
 class _Inputs(TorchFunctionMode):

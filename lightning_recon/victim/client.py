@@ -400,7 +400,8 @@ class VictimClient(LightningModule):
     def _tampered(self, payload: ServerPayload) -> nn.Module:
         model: nn.Module
         if payload.settings or payload.tensors:
-            model = TamperedNetwork(self.network, InferenceStructure(payload).to(self.device))
+            # Missing gradients are made zeros where they are computed.
+            model = TamperedNetwork(self.network, InferenceStructure(payload).to(self.device), zeros=False)
         else:
             model = nn.Sequential(OrderedDict(network=self.network))
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):

@@ -22,7 +22,7 @@ from lightning_recon.evaluation.scoring import Attacked, Scored, VictimScore, sc
 
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "participation alarms baselines bounds victims summary",
+    "participation alarms baselines bounds victims summary detached_logits",
     "privacy": "granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency epsilon_nominal "
     "epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share epsilon_of_one_client "
     "epsilon_of_sum",
@@ -32,7 +32,7 @@ KEYS = {
     "psnr_photograph codec code_rate bits_sent capacity_bits image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
     "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share bits_sent_mean "
-    "capacity_bits_mean seconds steps steps_per_second structure_bytes",
+    "capacity_bits_mean seconds steps steps_per_second structure_bytes structure_share low_shares",
 }
 
 SPECTRUM = torch.linspace(1, 0, 768).reshape(3, 16, 16)
