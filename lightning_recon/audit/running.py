@@ -17,13 +17,16 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_recon.audit.outcome import FAILED, cell_folder, read_record
 from lightning_recon.audit.plan import Cell
+from lightning_recon.console import is_quiet, say, warn
 from lightning_recon.errors import UserError
 
-PROGRAM = (sys.executable, "-m", "lightning_recon", "fit")
+# Isolated from the current folder (-P), which `recon` takes modules from only where a class path names one.
+PROGRAM = (sys.executable, "-P", "-m", "lightning_recon", "fit")
 
 
 class Runner:
@@ -56,7 +59,15 @@ class Runner:
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         left = [cell for cell in cells if read_record(cell_folder(self.output, cell.name)) is None]
         # Time left is judged by all cells so far: they take seconds or hours.
-        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), speed_estimate_period=1e6) as progress:
+        watched = rich.get_console().is_terminal and not is_quiet()
+        with Progress(
+            *columns,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            speed_estimate_period=1e6,
+            console=rich.get_console(),
+            disable=not watched,
+        ) as progress:
             task = progress.add_task("Auditing", total=len(cells), completed=len(cells) - len(left))
             # What others have claimed comes last: it is looked at once they have let go of it.
             for wait in (False, True):
@@ -70,8 +81,13 @@ class Runner:
                                 taken.append(cell)
                                 continue
                             progress.advance(task)
-                            if reason := failure(cell_folder(self.output, cell.name)):
-                                progress.console.print(f"failed: {cell.name}: {reason}", markup=False, highlight=False)
+                            reason = failure(cell_folder(self.output, cell.name))
+                            if reason:
+                                warn(f"failed: {cell.name}: {reason}")
+                            elif not watched:
+                                say(
+                                    f"finished: {cell.name}, {progress.tasks[task].completed:.0f} of {len(cells)} cells"
+                                )
                     except BaseException:
                         pool.shutdown(wait=False, cancel_futures=True)
                         for child in list(self._children):

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -14,6 +13,7 @@ from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.attack.conversation import converse
 from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
 from lightning_recon.capture import CapturedClient
+from lightning_recon.console import say
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.comparison import caption, comparison_figure
 from lightning_recon.evaluation.scoring import Attacked, score
@@ -147,5 +147,5 @@ class Comparison(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the comparison once the progress bar is gone."""
         if self._report:
-            Console().print(self._report)
+            say(self._report)
         self._report = ""

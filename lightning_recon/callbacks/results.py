@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from lightning_recon.callbacks.captured import Examined, examine, record_without
 from lightning_recon.callbacks.inspected import alarms_of
 from lightning_recon.callbacks.shares import share_record
 from lightning_recon.callbacks.truth import label_accuracy, scored_one, truth_of, truths_of
+from lightning_recon.console import say
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.fidelity import lpips_per_image
 from lightning_recon.evaluation.results import (
@@ -61,7 +61,7 @@ class ResultsWriter(Callback):
         self._origin: dict[str, object] = {}
         self._record: Record | None = None
         self._examined: Examined | None = None
-        self._training = ""
+        self._training = self._written = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock: what the clients and the decoding take counts as well; look at a captured update."""
@@ -148,7 +148,10 @@ class ResultsWriter(Callback):
         """Export the pictures of a finished run, in the attacker's order."""
         if isinstance(pl_module, Server) and trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
-            export(finished_pictures(root), root / "predictions")
+            pictures = finished_pictures(root)
+            export(pictures, root / "predictions")
+            count = sum(map(len, pictures.values()))
+            self._written = f"{count} reconstructions of {root} as PNG files in {root / 'predictions'}"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the client would release, for `recon validate`."""
@@ -159,7 +162,8 @@ class ResultsWriter(Callback):
         if self._examined is not None:
             show_capture(self._examined.privacy, self._examined.capture)
             if self._examined.network is not None:
-                Console().print(self._examined.network, highlight=False, markup=False)
+                say(self._examined.network)
+        say("nothing was attacked, and nothing written; recon fit with the same options attacks")
 
     def _score(self, trainer: Trainer, module: Server, found: list[Reconstruction], cost: dict[str, Any]) -> None:
         """Match with the truth, write `results.json` and the images, log, print."""
@@ -194,8 +198,10 @@ class ResultsWriter(Callback):
         if self.show and self._record is not None:
             show_results(self._record, Path(trainer.default_root_dir))
         if self.show and self._training and trainer.is_global_zero:
-            Console().print(self._training)
-        self._record, self._training = None, ""
+            say(self._training)
+        if self._written:
+            say(self._written)
+        self._record, self._training, self._written = None, "", ""
 
 
 def run_record(

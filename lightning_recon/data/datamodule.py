@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_recon.data.download import DOWNLOADABLE, default_root
 from lightning_recon.data.images import ClientBatch, Pictures, Selection, Source, open_source, select
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
@@ -56,7 +57,8 @@ class ClientDataModule(LightningDataModule):
             seed: chooses the pictures.
             num_classes: number of classes of the network: a label that does not fit is refused, and a folder without
                 class subfolders gets labels below it; unchecked when not given.
-            download: fetch CIFAR-100, Caltech-256 or Flowers-102 when missing.
+            download: fetch CIFAR-100, Caltech-256 or Flowers-102 when missing, into `root` or, when that is not given
+                either, $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data.
             num_workers: processes that read pictures while a target network is trained.
             mask_cache: folder of found masks; $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks when not
                 given.
@@ -72,6 +74,8 @@ class ClientDataModule(LightningDataModule):
                 raise UserError(f"data.{name} is {value}: give {least[name]} or more")
         given = root or (os.environ.get("LIGHTNING_RECON_DATA") if source != "samples" else None)
         self.root = Path(given).expanduser() if given else None
+        if self.root is None and download and source in DOWNLOADABLE:
+            self.root = default_root()
         self.source: Source = "folder" if source == "samples" and root else source
         self.image_size, self.batch_size, self.clients, self.seed = image_size, batch_size, clients, seed
         self.masks = masks if masks is not None else GrabCutMasks()

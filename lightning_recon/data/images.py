@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
+from lightning_recon.data.download import opened
 from lightning_recon.errors import UserError
 
 Source = Literal["samples", "folder", "imagenet", "cifar100", "caltech256", "flowers102"]
@@ -171,19 +171,7 @@ def open_source(source: Source, root: Path | None, num_classes: int | None = Non
         raise UserError(f"no data root for the source {source}: give --data.root DIR or set LIGHTNING_RECON_DATA")
     if source in ("folder", "imagenet"):
         return open_folder(_imagenet_folder(root) if source == "imagenet" else root, num_classes)
-    if not (download or root.is_dir()):
-        raise UserError(f"data root {root} does not exist: give the right --data.root, or add --data.download true")
-    readers: dict[str, Callable[[], Any]] = {
-        "cifar100": partial(datasets.CIFAR100, root, train=True, download=download),
-        "caltech256": partial(datasets.Caltech256, root, download=download),
-        "flowers102": partial(datasets.Flowers102, root, split="train", download=download),
-    }
-    try:
-        data = readers[source]()
-    except (RuntimeError, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        remedy = "see the reason, or fetch it by hand" if download else "add --data.download true to fetch it"
-        raise UserError(f"{source} is not complete in {root} ({reason}): {remedy}") from error
+    data = opened(source, root, download)
     return Pictures(f"{source} in {root}", [str(index) for index in range(len(data))], data.__getitem__)
 
 

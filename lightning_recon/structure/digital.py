@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from lightning_recon.console import counting
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.budget import structure_share
@@ -183,9 +183,7 @@ class Digital:
         whole = _with_words(prior, plan)
         found = separate(rows, whole, task.victims, self.linear.false_alarm)
         size = (task.image_shape[1], task.image_shape[2])
-        columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, transient=True, disable=task.victims == 1) as bar:
-            pictures_read = bar.add_task("", total=task.victims)
+        with counting("decoding", task.victims) as decoded_so_far:
             received, others = read_victims(
                 released[:, sent:],
                 noise,
@@ -194,7 +192,7 @@ class Digital:
                 plan,
                 size,
                 task.victims,
-                lambda count: bar.update(pictures_read, completed=count),
+                decoded_so_far,
             )
         combined, pilots = found.combine.to(released) @ released, found.combine.to(pilot) @ pilot
         noises = noise * found.combine.norm(dim=1)

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs: LightningCLI, with everything of a run kept in one folder and mistakes answered in one line."""
+
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+# Classes that may be given by their bare names on the command line.
+from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
+from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
+from lightning_recon.callbacks.originals import Originals
+from lightning_recon.callbacks.progress import progress_bars
+from lightning_recon.callbacks.results import PICTURES, finished_pictures
+from lightning_recon.commands import OPTIONS, RUNS
+from lightning_recon.console import is_quiet, log_above_bars, say
+from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import RecordedClient
+from lightning_recon.mistakes import check_settings, explaining
+from lightning_recon.options import options_of
+from lightning_recon.shipped_configs import configs_first, configs_in, with_shipped_configs
+from lightning_recon.storage import readable
+from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
+from lightning_recon.usage import check_checkpoint, writable
+from lightning_recon.victim import VictimClient  # noqa: F401
+
+LAST = Path("checkpoints", "last.ckpt")
+
+TITLES = {
+    "model": "The attack, and whom it attacks",
+    "data": "The pictures",
+    "image_grid": "Pictures in TensorBoard",
+    "results": "Results",
+    "trainer": "Lightning's Trainer",
+}
+
+
+class Parser(LightningArgumentParser):
+    """Takes options by their whole names only, those of classes too: a mistyped one is none that it begins."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
+        """Build the parser.
+
+        Args:
+            args: As for Lightning's.
+            kwargs: Likewise.
+        """
+        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False} | kwargs)
+
+
+class ReconCLI(LightningCLI):
+    """LightningCLI whose run folder, `trainer.default_root_dir`, holds config, events, checkpoints and results."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every run has.
+
+        Args:
+            parser: The parser of a subcommand.
+        """
+        parser.add_lightning_class_args(ImageGrid, "image_grid")
+        parser.add_lightning_class_args(ResultsWriter, "results")
+        parser.set_defaults({"trainer.default_root_dir": "runs/recon"})
+        # Help shows what is this program's own before the many options of Lightning's Trainer.
+        groups: Any = parser.groups
+        for name, title in TITLES.items():
+            groups[name].title = title
+        order: Any = parser._action_groups
+        order.sort(key=lambda group: group.title == TITLES["trainer"])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and check the checkpoint before Lightning trusts it.
+
+        Args:
+            parser: The parser of all subcommands.
+            args: The command line, or a config.
+        """
+        super().parse_arguments(parser, args)
+        subcommand = self.config.get("subcommand")
+        if subcommand and (checkpoint := self.config[subcommand].get("ckpt_path")):
+            root = Path(self.config[subcommand].trainer.default_root_dir)
+            check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to run without pictures where somebody needs them: recorded and captured updates need none."""
+        arguments = self._get(self.config, "model").get("init_args", {})
+        client = arguments.get("client") or {}
+        recorded = client.get("class_path", "").rpartition(".")[2] == RecordedClient.__name__
+        if self._get(self.config, "data") is None and arguments.get("update") is None and not recorded:
+            raise UserError(
+                "there are no pictures: give --data, for instance by a config such as quickstart.yaml, or "
+                "--model.update with an update that was captured"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
+        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself."""
+        root = Path(self._get(self.config_init, "trainer.default_root_dir"))
+        writable(root)
+        last = root / LAST
+        self.trainer_defaults["callbacks"] = [
+            # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
+            ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=20, enable_version_counter=False),
+            *progress_bars(self._get(self.config_init, "trainer")),
+            Originals(),
+        ]
+        if is_quiet():
+            kwargs["enable_progress_bar"] = False
+        if self._get(self.config_init, "trainer.logger") is None:
+            kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the config of the run itself: scoring or exporting it later leaves config.yaml alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: the attack may still fail before its first step, and an earlier run's config stay valid.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+            stage: The trainer's stage.
+        """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config.yaml before the first step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+        """
+        super().setup(trainer, pl_module, "fit")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config.yaml of a run without steps.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+        """
+        super().setup(trainer, pl_module, "fit")
+
+
+def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
+    """Parse the arguments, build everything, and run the subcommand.
+
+    Args:
+        args: Command line without the program's name, or a config.
+        run: Whether to run; otherwise there is no subcommand and the objects are only built.
+    """
+    texts = {name: {"usage": f"recon {name} {OPTIONS}", "description": summary} for name, summary in RUNS.items()}
+    if not isinstance(args, dict):
+        check_settings([name for name in configs_in(args) if not name.lstrip().startswith("{")], roots())
+    with explaining(roots, [] if isinstance(args, dict) else args):
+        return ReconCLI(
+            LightningModule,
+            None,  # optional: recorded and captured updates come without pictures
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "max_epochs": -1,  # steps say how far an attack is: one that has ended goes on when given more
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={"prog": "recon"} | (texts if run else {}),
+            args=args if isinstance(args, dict) else list(args),
+            run=run,
+        )
+
+
+def roots() -> dict[str, Any]:
+    """The options of `recon fit` and its like, for messages and completion: see `options.options_of`."""
+    groups = {"trainer": Trainer, "image_grid": ImageGrid, "results": ResultsWriter}
+    single = {"config": str, "print_config": str, "seed_everything": bool | int, "ckpt_path": str | None}
+    single |= {"weights_only": bool | None, "overwrite": bool, "help": bool, "help_all": bool, "quiet": bool}
+    single |= {"verbose": bool, "return_predictions": bool | None}
+    return {
+        "model": LightningModule,
+        "data": LightningDataModule | None,
+        **{name: options_of(owner) for name, owner in groups.items()},
+        **single,
+    }
+
+
+def replay(run: str, output: str) -> None:
+    """Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist.
+
+    Args:
+        run: Folder of a finished run, with config.yaml and exchange/.
+        output: Folder for the reconstructions and their images.
+    """
+    folder = Path(run)
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} holds no config.yaml: name the folder of a finished run")
+    with readable(folder / "config.yaml"):
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+        kept = {name: config[name] for name in ("seed_everything", "model", "trainer", "image_grid", "results")}
+        recorded = {"folder": str(folder / "exchange")}
+        own: dict[str, Any] = kept["model"]["init_args"]
+        if "network" in own and own["network"] is None:
+            own["network"] = (own["client"] or {}).get("init_args", {}).get("network")
+        own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
+        own["update"] = None
+        kept["trainer"]["default_root_dir"] = output
+    cli = run_cli(kept, run=False)
+    cli.trainer.fit(cli.model)
+    if cli.trainer.is_global_zero:
+        say(f"reconstructions in {output}: {sameness(folder, Path(output))}")
+
+
+def sameness(run: Path, again: Path) -> str:
+    """Whether a replay came to the reconstructions of the run, in words.
+
+    Args:
+        run: Folder of the run.
+        again: Folder of the replay.
+    """
+    if not (run / f"{PICTURES}.safetensors").is_file():
+        return f"{run} has none to compare them with"
+    own, repeated = finished_pictures(run), finished_pictures(again)
+    if own.keys() != repeated.keys() or any(own[name].shape != repeated[name].shape for name in own):
+        return f"others than those of {run}, in their number or size: it was recorded with other clients or draws"
+    distance = max((float((own[name] - repeated[name]).abs().max()) for name in own if own[name].numel()), default=0.0)
+    if all(torch.equal(own[name], repeated[name]) for name in own):
+        return f"equal to those of {run}, bit for bit"
+    return (
+        f"not equal to those of {run} bit for bit, pixels differ by up to {distance:.2g} of 1: other hardware, another "
+        "version, or files that were changed"
+    )
+
+
+def replay_command(args: Sequence[str]) -> None:
+    """Run `recon replay`.
+
+    Args:
+        args: Command line after the subcommand.
+    """
+    with explaining(lambda: {"output": str, "help": bool, "quiet": bool}, ["replay", *args]):
+        parser = ArgumentParser(prog="recon replay", exit_on_error=False, allow_abbrev=False)
+        parser.add_argument("run")
+        parser.add_argument("--output", required=True)
+        chosen = parser.parse_args(list(args))
+    replay(chosen.run, chosen.output)
+
+
+def resolved(arguments: Sequence[str]) -> dict[str, Any]:
+    """The whole config that `recon fit` would run with.
+
+    Args:
+        arguments: Command line of `recon fit` without the subcommand.
+    """
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(SystemExit):
+        run_cli(configs_first(with_shipped_configs(["fit", *arguments, "--print_config"])))
+    config: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    return config
+
+
+def quieten() -> None:
+    """Silence what libraries say of themselves and a user can do nothing about."""
+    log_above_bars()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "LightningCLI's args parameter is intended",  # the arguments are the command line's, with config names resolved
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with newer torch
+        ".*does not have many workers",  # the attack's loader yields step numbers
+        "The number of training batches",  # logging more often than there are steps is meant
+        "Your `IterableDataset` has `__len__` defined",  # the loader of step numbers has no workers
+        "Checkpoint directory .* exists and is not empty",  # as it is when a run is resumed or repeated
+        "The dirpath has changed from",  # a run folder may be moved
+        "You're resuming from a checkpoint that ended before the epoch ended",  # every step carries its own state
+        "Using ModelCheckpoint with manual optimization",  # the state after a step is the one to go on from
+    ):
+        warnings.filterwarnings("ignore", message=message)
