@@ -12,17 +12,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.errors import UserError
+from lightning_recon.storage import FAULTS, read_sealed, reason_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -128,11 +126,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if not path.is_file():
         raise UserError(f"weights {path} do not exist: give the path of a state dict (.safetensors or .pt)")
     try:
-        tensors = path.suffix == ".safetensors"
-        content: Any = load_file(path) if tensors else torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError, AttributeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
+        content = _state_dict(path)
+    except FAULTS as error:
+        reason = reason_of(error)[:300]
         raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
     except UnpicklingError as error:
         raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
@@ -148,6 +144,25 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
             "classes, running statistics included; granularity sample replaces batch normalisation"
         ) from error
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if path.suffix == ".safetensors":
+        return read_sealed(path, ours=False)[0]
+    content: object = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it holds no state dict")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"its entry {str(name)[:50]!r} is no tensor with a name")
+    return content
 
 
 def without_batch_norm(network: Normalized) -> Normalized:

@@ -28,7 +28,7 @@ from lightning_recon.attack.search import Search
 from lightning_recon.attack.server import Reconstruction, Server
 from lightning_recon.attack.shipped import keep_network, network_of, told_labels
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, ServerPayload, payload_name
+from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payload_name
 from lightning_recon.networks import twice_differentiable
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 
@@ -155,6 +155,8 @@ class GradientInversion(Server):
 
     def design(self, client: Client) -> ServerPayload:
         """Nothing is added to the network."""
+        if isinstance(client, RecordedClient):
+            client.require(client.task.rounds)
         return ServerPayload()
 
     def announce(self, folder: Path) -> None:
