@@ -22,7 +22,7 @@ from lightning_recon.attack import GradientInversion, ReconstructionAttack  # no
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
 from lightning_recon.callbacks.originals import Originals
 from lightning_recon.callbacks.progress import progress_bars
-from lightning_recon.callbacks.results import PICTURES, finished_pictures
+from lightning_recon.callbacks.results import PICTURES, finished
 from lightning_recon.commands import OPTIONS, RUNS
 from lightning_recon.console import is_quiet, log_above_bars, say
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
@@ -236,7 +236,7 @@ def sameness(run: Path, again: Path) -> str:
     """
     if not (run / f"{PICTURES}.safetensors").is_file():
         return f"{run} has none to compare them with"
-    own, repeated = finished_pictures(run), finished_pictures(again)
+    own, repeated = finished(run)[0], finished(again)[0]
     if own.keys() != repeated.keys() or any(own[name].shape != repeated[name].shape for name in own):
         return f"others than those of {run}, in their number or size: it was recorded with other clients or draws"
     distance = max((float((own[name] - repeated[name]).abs().max()) for name in own if own[name].numel()), default=0.0)

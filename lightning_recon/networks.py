@@ -7,6 +7,7 @@ Whatever the network, it takes pictures in [0, 1]: the normalisation that it exp
 import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -14,12 +15,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,6 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
 from lightning_recon.normalisation import Normalisation, normalise_inputs, resolve
+from lightning_recon.storage import FAULTS, read_sealed, reason_of
 
 # What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
 _ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")
@@ -145,13 +144,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if not path.is_file():
         raise UserError(f"weights {path} do not exist: give the path of a state dict (.safetensors or .pt)")
     try:
-        tensors = path.suffix == ".safetensors"
-        content: Any = load_file(path) if tensors else torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise TypeError("it holds no tensors by name")
-    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError, AttributeError, EOFError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+        content = _state_dict(path)
+    except FAULTS as error:
+        reason = reason_of(error)[:300]
         raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
     except UnpicklingError as error:
         raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
@@ -167,6 +162,25 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
             "classes, running statistics included; granularity sample replaces batch normalisation"
         ) from error
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if path.suffix == ".safetensors":
+        return read_sealed(path, ours=False)[0]
+    content: object = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it holds no state dict")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"its entry {str(name)[:50]!r} is no tensor with a name")
+    return content
 
 
 def without_batch_norm(network: nn.Module) -> nn.Module:
@@ -282,13 +296,17 @@ def _sized(build: Callable[..., nn.Module], option: str, image_size: tuple[int, 
         # torchvision's transformers take pictures of one side.
         return build(**{option: image_size if height != width or option == "img_size" else height})
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
-        raise UserError(f"it is not built for pictures of {height} x {width}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"it is not built for pictures of {height} x {width}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _refuse_unusable(network: nn.Module, name: str) -> None:
     """Say in one line what hooks and `torch.func` cannot work with."""
     if isinstance(network, torch.jit.ScriptModule):
-        raise UserError(f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class")
+        raise UserError(
+            f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class"
+        )
     if isinstance(network, nn.DataParallel):
         raise UserError(f"network {name!r} is wrapped in DataParallel: give the network within")
     if any(not is_lazy(one) and one.is_inference() for one in network.parameters()):

@@ -118,15 +118,6 @@ def in_words(normalisation: Normalisation) -> str:
     return {"auto": "as the network's weights ask for", "none": "none", "imagenet": "ImageNet's"}[normalisation]
 
 
-def from_record(value: object) -> Normalisation:
-    """What JSON says of a normalisation; a `ValueError` if it is none."""
-    if value in ("auto", "none", "imagenet"):
-        return value  # type: ignore[return-value]
-    if isinstance(value, Mapping) and value.keys() == {"mean", "std"}:
-        return ChannelStatistics(**{name: tuple(value[name]) for name in ("mean", "std")})
-    raise ValueError(f"normalisation is {value!r}, not auto, none, imagenet, or a mean and std of three numbers each")
-
-
 def _of_torchvision(name: str) -> ChannelStatistics:
     weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT", None)
     transforms = None if weights is None else weights.transforms()
@@ -135,7 +126,9 @@ def _of_torchvision(name: str) -> ChannelStatistics:
     return ChannelStatistics(tuple(transforms.mean), tuple(transforms.std))
 
 
-def without_wrapper(named: Mapping[str, Tensor], expected: set[str] | Mapping[str, Any], place: str = "") -> dict[str, Tensor]:
+def without_wrapper(
+    named: Mapping[str, Tensor], expected: set[str] | Mapping[str, Any], place: str = ""
+) -> dict[str, Tensor]:
     """Tensors by the names of a network's own parameters.
 
     Until 0.1 the normalisation was a wrapper, which put "model." before every name: files of that time are read, and

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_recon.callbacks.results import finished_pictures
+from lightning_recon.callbacks.results import finished
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import privacy_record
 from lightning_recon.exchange import ClientUpdate, ServerPayload
@@ -110,4 +110,4 @@ def test_the_protection_in_one_line(clip: float | None, layers: bool, noise: flo
 
 def test_an_unfinished_run_has_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reconstructions\.safetensors"):
-        finished_pictures(tmp_path)
+        finished(tmp_path)

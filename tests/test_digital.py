@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_recon.callbacks.results import finished_beliefs
+from lightning_recon.callbacks.results import finished
 from lightning_recon.cli import main
 from lightning_recon.evaluation.files import files_record
 
@@ -84,7 +84,7 @@ def test_a_replay_knows_of_the_same_files(quiet: Path, tmp_path: Path) -> None:
     main(["replay", str(quiet), "--output", str(tmp_path)])
     name = "reconstructions.safetensors"
     assert (tmp_path / name).read_bytes() == (quiet / name).read_bytes()
-    files = [file for said in finished_beliefs(tmp_path).values() for file in said["files"]]
+    files = [file for said in finished(tmp_path)[1].values() for file in said["files"]]
     assert [file.bits for file in files] == [victim["bits_sent"] for victim in record_of(quiet)["victims"]]
 
 

@@ -38,7 +38,7 @@ from lightning_recon.attack.search import Search
 from lightning_recon.attack.server import Reconstruction, Server
 from lightning_recon.attack.shipped import keep_network, network_of, told_labels
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, ServerPayload, payload_name
+from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payload_name
 from lightning_recon.networks import twice_differentiable
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 
@@ -167,6 +167,8 @@ class GradientInversion(Server):
 
     def design(self, client: Client) -> ServerPayload:
         """Nothing is added to the network."""
+        if isinstance(client, RecordedClient):
+            client.require(client.task.rounds)
         return ServerPayload()
 
     def announce(self, folder: Path) -> None:
@@ -196,9 +198,7 @@ class GradientInversion(Server):
             with twice_differentiable(self.task.network):
                 self.known_information = information(self.model, self.task, self.coordinates)
             self.coordinates.balance(self.known_information)
-        matching = UpdateMatching(
-            self.model, self.task, self.coordinates, self.distance, self.penalties, self.head
-        )
+        matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties, self.head)
         self.matching = torch.compile(matching) if self.compile_objective else matching
         self.moves = Moves(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]

@@ -160,6 +160,8 @@ class Server(LightningModule, ABC):
             return
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the search has no end: give a number of steps by --trainer.max_steps")
+        if isinstance(self.client, RecordedClient):
+            self.client.require(1)  # memory is taken for every update that the task announces
         self.task, self.resumed = self.client.task, False
         self.allocate()
         if stage != "fit":

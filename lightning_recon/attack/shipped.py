@@ -11,6 +11,8 @@ from lightning_recon.capture.client import NETWORK, CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, Task
 from lightning_recon.networks import build_network, copied, is_class_path, load_weights, takes_size, without_batch_norm
+from lightning_recon.schema import LABELS
+from lightning_recon.schema import NETWORK as NETWORK_RECORD
 from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.storage import describe, read_json, read_tensors, readable, write_json, write_tensors
 
@@ -101,7 +103,9 @@ def keep_network(client: Client, configured: Client, folder: Path, name: str | N
 
 def _check_unaltered(path: Path) -> None:
     with readable(path):
-        read_tensors(path.parent, path.stem, read_json(path.with_suffix(".json"), "network 1")["tensors"])
+        read_tensors(
+            path.parent, path.stem, read_json(path.with_suffix(".json"), NETWORK_RECORD, "network 1")["tensors"]
+        )
 
 
 def told_labels(client: Client, index: int, folder: Path | None) -> Tensor:
@@ -121,12 +125,12 @@ def told_labels(client: Client, index: int, folder: Path | None) -> Tensor:
     if not path.is_file():
         raise UserError(f"nobody tells the labels of update {index}: set --model.labels counted")
     with readable(path):
-        labels = torch.tensor(read_json(path, "labels 1")["labels"], dtype=torch.int64)
+        labels = torch.tensor(read_json(path, LABELS, "labels 1")["labels"], dtype=torch.int64)
     victims, classes = client.task.victims, client.task.num_classes
     if labels.shape != (victims,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(
-            f"{path} holds the labels {labels.tolist()}, and the update is about {victims} picture(s) of classes 0 to "
-            f"{classes - 1}: correct the file"
+            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} picture(s) of classes "
+            f"0 to {classes - 1}: correct the file"
         )
     if folder is not None:
         _keep_labels(labels, index, folder)

@@ -20,7 +20,7 @@ from pathlib import Path
 import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lightning_recon.audit.outcome import FAILED, cell_folder, read_record
+from lightning_recon.audit.outcome import FAILED, cell_folder, is_finished
 from lightning_recon.audit.plan import Cell
 from lightning_recon.console import is_quiet, say, warn
 from lightning_recon.errors import UserError
@@ -57,7 +57,7 @@ class Runner:
             cells: The plan, or a part of it.
         """
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        left = [cell for cell in cells if read_record(cell_folder(self.output, cell.name)) is None]
+        left = [cell for cell in cells if not is_finished(cell_folder(self.output, cell.name))]
         # Time left is judged by all cells so far: they take seconds or hours.
         watched = rich.get_console().is_terminal and not is_quiet()
         with Progress(
@@ -109,7 +109,7 @@ class Runner:
         with claimed(self.locks / cell.name, wait) as lock:
             if lock is None:
                 return False
-            if read_record(folder) is not None or _failed_since(folder, self.started):
+            if is_finished(folder) or _failed_since(folder, self.started):
                 return True
             shutil.rmtree(folder, ignore_errors=True)
             # The child inherits the lock: if only this process is killed, the cell stays claimed until the child ends.
@@ -133,7 +133,7 @@ class Runner:
                 self._children.add(child)
                 said, _ = child.communicate()
                 self._children.discard(child)
-            if read_record(folder) is None:
+            if not is_finished(folder):
                 with suppress(OSError):  # a full disk: the cell is missing all the same
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / FAILED).write_text(said + f"\nexit status {child.returncode}\n", encoding="utf-8")
@@ -166,7 +166,7 @@ def claimed(path: Path, wait: bool = True) -> Iterator[int | None]:
 
 def failure(folder: Path) -> str:
     """Why a cell failed, in one line without absolute paths; empty if it did not."""
-    if read_record(folder) is not None:
+    if is_finished(folder):
         return ""
     try:
         said = (folder / FAILED).read_text(encoding="utf-8", errors="replace").split("\n")

@@ -4,13 +4,13 @@
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torchvision.utils import save_image
 
 from lightning_recon.attack import Server
 from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.evaluation.fidelity import psnr_per_image
 from lightning_recon.evaluation.results import write_json
+from lightning_recon.storage import write_picture
 
 FOLDER = "truth"
 INDEX = f"{FOLDER}/index.json"
@@ -41,7 +41,6 @@ class Originals(Callback):
                 if len(victims) < self.pictures:
                     for kind, images in (("photograph", batch.photographs), ("used", batch.images)):
                         entry[kind] = f"{FOLDER}/{len(victims):03d}-{kind}.png"
-                        (root / FOLDER).mkdir(parents=True, exist_ok=True)
-                        save_image(images[index], root / str(entry[kind]))
+                        write_picture(root / str(entry[kind]), images[index])
                 victims.append(entry)
         write_json(root / INDEX, {"victims": victims})

@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.utils import save_image
 
 from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
@@ -33,7 +30,18 @@ from lightning_recon.evaluation.results import (
     write_json,
 )
 from lightning_recon.evaluation.scoring import Scored, Truth
-from lightning_recon.storage import readable, sha256, write_tensors
+from lightning_recon.schema import BELIEFS as BELIEFS_SCHEMA
+from lightning_recon.schema import RESULTS
+from lightning_recon.storage import (
+    parse_json,
+    read_json,
+    read_sealed,
+    readable,
+    sha256,
+    validated,
+    write_picture,
+    write_sealed,
+)
 from lightning_recon.structure.digital_plan import channel_code_name
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.inference import structure_bytes
@@ -108,7 +116,7 @@ class ResultsWriter(Callback):
             return
         root = Path(trainer.default_root_dir)
         pictures = {_key(one): one.pictures.contiguous() for one in found}
-        write_tensors(root, PICTURES, pictures, {BELIEFS: beliefs_of(found)})
+        write_sealed(root / f"{PICTURES}.safetensors", pictures, {BELIEFS: beliefs_of(found)})
         cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.global_step, **share_record(pl_module, found)}
         if truths_of(trainer):
             self._score(trainer, pl_module, found, cost)
@@ -130,10 +138,11 @@ class ResultsWriter(Callback):
         if not truths_of(trainer):
             raise UserError("nobody knows what the clients trained on: give --data to score the run")
         root = Path(trainer.default_root_dir)
-        final = finished_pictures(root)
-        beliefs = finished_beliefs(root)
+        final, beliefs = finished(root)
+        if fault := _misfit(decoded, final):
+            raise UserError(f"{root / PICTURES}.safetensors does not belong to this run ({fault}): run recon fit again")
         found = [replace(one, pictures=final[_key(one)], **beliefs.get(_key(one), {})) for one in decoded]
-        old = json.loads((root / "results.json").read_text()) if (root / "results.json").exists() else {"summary": {}}
+        old = recorded(root)
         cost = {name: old["summary"].get(name) or 0 for name in ("seconds", "steps")}
         self._score(
             trainer,
@@ -148,7 +157,7 @@ class ResultsWriter(Callback):
         """Export the pictures of a finished run, in the attacker's order."""
         if isinstance(pl_module, Server) and trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
-            pictures = finished_pictures(root)
+            pictures = finished(root)[0]
             export(pictures, root / "predictions")
             count = sum(map(len, pictures.values()))
             self._written = f"{count} reconstructions of {root} as PNG files in {root / 'predictions'}"
@@ -176,8 +185,7 @@ class ResultsWriter(Callback):
         if self._examined is not None:
             record["capture"] = self._examined.capture
         for name, picture in named_pictures(scored):
-            (root / name).parent.mkdir(exist_ok=True)
-            save_image(picture.clamp(0, 1), root / name)
+            write_picture(root / name, picture.clamp(0, 1))
         summary: Any = record["summary"]
         privacy: Any = record["privacy"]
         distances = [
@@ -263,11 +271,48 @@ def origin(trainer: Trainer, module: LightningModule) -> dict[str, object]:
     return found
 
 
-def finished_pictures(root: Path) -> dict[str, Tensor]:
-    """The reconstructions that a run left in its folder."""
+def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """The reconstructions that a run left in its folder, and what `beliefs_of` said of them.
+
+    Raises:
+        UserError: the file is missing, damaged, or not what was written.
+    """
     path = root / f"{PICTURES}.safetensors"
     with readable(path):
-        return load_file(path)
+        pictures, header = read_sealed(path)
+        for name, batch in pictures.items():
+            if batch.ndim != 4 or batch.shape[1] != 3 or not bool(batch.isfinite().all()):
+                raise ValueError(f"{name} holds no pictures")
+        said: Any = validated(parse_json(header.get(BELIEFS, "{}")), BELIEFS_SCHEMA)
+    for one in said.values():
+        one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
+        if one.get("files") is not None:
+            one["files"] = tuple(file and ReceivedFile(**file) for file in one["files"])
+    return pictures, dict(said)
+
+
+def recorded(root: Path) -> dict[str, Any]:
+    """The run's `results.json`, of which scoring again keeps what it cannot measure; without one an empty summary.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = root / "results.json"
+    if not path.exists():
+        return {"summary": {}}
+    with readable(path):
+        record: Any = read_json(path, RESULTS)
+    return dict(record)
+
+
+def _misfit(decoded: list[Reconstruction], final: dict[str, Tensor]) -> str:
+    """Why stored pictures cannot be those of the updates at hand; empty if they can."""
+    for one in decoded:
+        if (stored := final.get(_key(one))) is None:
+            return f"it lacks {_key(one)}"
+        if stored.shape != one.pictures.shape:
+            return f"{_key(one)} has shape {tuple(stored.shape)}, not {tuple(one.pictures.shape)}"
+    return ""
 
 
 def beliefs_of(found: list[Reconstruction]) -> str:
@@ -280,24 +325,11 @@ def beliefs_of(found: list[Reconstruction]) -> str:
     return json.dumps(said)
 
 
-def finished_beliefs(root: Path) -> dict[str, dict[str, Any]]:
-    """What `beliefs_of` said when a run ended."""
-    path = root / f"{PICTURES}.safetensors"
-    with readable(path), safe_open(path, framework="pt") as file:
-        said: dict[str, dict[str, Any]] = json.loads((file.metadata() or {}).get(BELIEFS, "{}"))
-        for one in said.values():
-            one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
-            if one.get("files") is not None:
-                one["files"] = tuple(file and ReceivedFile(**file) for file in one["files"])
-    return said
-
-
 def export(pictures: dict[str, Tensor], folder: Path) -> None:
     """Write every picture as PNG, in the attacker's order."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, batch in pictures.items():
         for number, picture in enumerate(batch):
-            save_image(picture, folder / f"{name}-{number:03d}.png")
+            write_picture(folder / f"{name}-{number:03d}.png", picture)
 
 
 def _digest(truths: list[Truth]) -> str:

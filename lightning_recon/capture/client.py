@@ -21,8 +21,8 @@ class CapturedClient:
         """Open a captured update, or a folder of them; the numbers themselves are read when they are asked for.
 
         Args:
-            path: a file, or a folder with a file for each client and round (network.safetensors, and files that begin
-                with "truth", are left alone).
+            path: a file, or a folder with a file for each client and round (network.safetensors, hidden files, and
+                files that begin with "truth", are left alone).
 
         Raises:
             UserError: a file is missing, damaged, no captured update, or does not belong to the others.
@@ -31,7 +31,7 @@ class CapturedClient:
         paths = [self.path]
         if self.path.is_dir():
             found = sorted(self.path.glob(f"*{ENDING}"))
-            paths = [file for file in found if not file.name.startswith(TRUTH) and file.stem != NETWORK]
+            paths = [file for file in found if not file.name.startswith((TRUTH, ".")) and file.stem != NETWORK]
             if not paths:
                 raise UserError(f"{self.path} holds no captured update (*{ENDING}): capture one first")
         self.files: dict[tuple[int, int, int], Path] = {}
