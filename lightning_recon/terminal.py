@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import ServerPayload
+from lightning_recon.normalisation import in_words
 from lightning_recon.victim import VictimClient
 
 
@@ -38,6 +39,7 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
     task = client.task
     shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
     console.print(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
+    console.print(f"network {task.network}, normalisation of its pictures: {in_words(task.normalisation)}", markup=False)
 
 
 def show_capture(privacy: Record, capture: Record) -> None:
