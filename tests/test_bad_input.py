@@ -161,7 +161,7 @@ def test_no_draws(refused: Refused) -> None:
 
 
 def test_nan_in_the_update(refused: Refused, tmp_path: Path) -> None:
-    network = build_network("convnet", 16).model
+    network = build_network("convnet", 16)
     broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in network.state_dict().items()}
     save_file(broken, tmp_path / "broken.safetensors")
     line = refused("--model.client.weights", str(tmp_path / "broken.safetensors"))

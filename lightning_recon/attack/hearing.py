@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.attack.head import Head
-from lightning_recon.attack.labels import label_counts
+from lightning_recon.attack.labels import expected_share, label_counts
 from lightning_recon.attack.local import Model, Update
-from lightning_recon.attack.matching import noise_std, signal_weights
+from lightning_recon.attack.matching import announced_std, noise_std, signal_weights
 from lightning_recon.capture.validator import NETWORK, check_tensors
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload, Task, update_name
@@ -110,14 +110,14 @@ def public_predictions(model: Model, pictures: Tensor, together: int) -> Tensor:
         return torch.cat([model.network(part).softmax(-1) for part in parts if len(part) == len(parts[0])])
 
 
-def counted_labels(update: Update, head: Head | None, task: Task, prediction: Tensor) -> Tensor:
+def counted_labels(update: Update, head: Head | None, task: Task, predictions: Tensor) -> Tensor:
     """The labels that the classifier's gradient shows, (victims,), int64; none, (0,), if it is all zeros.
 
     Args:
         update: As received.
         head: Where the network shows its errors; None if that is not known.
         task: What was announced.
-        prediction: What the network says of pictures on average, (classes,).
+        predictions: From `public_predictions`.
 
     Raises:
         UserError: The labels of so many pictures cannot be read from this network.
@@ -130,10 +130,16 @@ def counted_labels(update: Update, head: Head | None, task: Task, prediction: Te
             f"the network's last layer has no bias, and the gradient of its weight does not show the labels of "
             f"{task.victims} pictures: {advice}"
         )
-    errors, noise = head.errors(update, noise_std(task))
+    errors, noise = head.errors(update, announced_std(task))
     if not bool(errors.any()):
         return torch.zeros(0, dtype=torch.int64)
-    return label_counts(errors, task.victims, prediction, noise)
+    return label_counts(errors, task.victims, predictions.mean(0), noise)
+
+
+def labels_to_trust(update: Update, head: Head, task: Task, predictions: Tensor) -> float:
+    """What share of the labels `counted_labels` is likely to get right; arguments as there."""
+    errors, noise = head.errors(update, announced_std(task))
+    return expected_share(errors, task.victims, predictions, noise)
 
 
 def lay_out(members: list[tuple[int, Heard]], task: Task, weigh_tensors: bool) -> Chunk:

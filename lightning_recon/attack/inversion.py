@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The honest server's attack as a LightningModule: nothing is added to the network, the update itself is inverted."""
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from lightning_recon.attack.hearing import (
     Heard,
     Place,
     counted_labels,
+    labels_to_trust,
     lay_out,
     mean_update,
     public_pictures,
@@ -30,7 +32,7 @@ from lightning_recon.attack.hearing import (
 from lightning_recon.attack.information import information
 from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
 from lightning_recon.attack.local import Update, client_update, take_apart
-from lightning_recon.attack.matching import Distance, explained, noise_std
+from lightning_recon.attack.matching import Distance, announced_std, explained, noise_std
 from lightning_recon.attack.moving import Moves, Schedule, Signed
 from lightning_recon.attack.order import ordered_labels
 from lightning_recon.attack.priors import Penalties, consensus
@@ -42,8 +44,11 @@ from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payl
 from lightning_recon.networks import twice_differentiable
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 
+log = logging.getLogger(__name__)
+
 Labels = Literal["counted", "joint", "known"]
 _SIDE_BY_SIDE = 16  # guesses at a time, at most
+_TRUSTED = 0.75  # share of labels below which they are said not to be trusted
 _LOOKS = 4  # public pictures on which the network's last layer is looked for
 _BUSY = 2**21  # numbers of as many guesses keep a CPU busy: more side by side are slower there
 
@@ -251,15 +256,29 @@ class GradientInversion(Server):
         elif self.labelled == "joint":
             labels = torch.zeros(self.task.victims, dtype=torch.int64)
         else:
-            assert self.predictions is not None
-            labels = counted_labels(update, self.head, self.task, self.predictions.mean(0))
-            claimed = len(labels) > 0
-            if not claimed:  # the search needs some
-                labels = torch.zeros(self.task.victims, dtype=torch.int64)
+            labels, claimed = self._counted(update, place)
             # A finished search is only looked at, which the order does not change.
             if self.task.local_steps > 1 and self.trainer.state.fn == "fit" and self.trainer.max_steps:
                 labels = self._in_order(labels, update)
         return Heard(update, labels.to(self.coordinates.mean.device), claimed)
+
+    def _counted(self, update: Update, place: Place) -> tuple[Tensor, bool]:
+        """Labels that the update shows, and whether it shows any; says so where most of them are likely wrong."""
+        assert self.predictions is not None
+        labels = counted_labels(update, self.head, self.task, self.predictions)
+        if not len(labels):
+            log.warning("Update %d shows no labels: the gradient of the network's last layer is all zeros.", place[0])
+            return torch.zeros(self.task.victims, dtype=torch.int64), False  # the search needs some
+        if self.head is not None and place[1] == 0:  # once for all draws
+            share = labels_to_trust(update, self.head, self.task, self.predictions)
+            if share < _TRUSTED:
+                log.warning(
+                    "Of the labels read from update %d about %.0f %% are right, to judge by public pictures: set "
+                    "--model.labels joint to search them with the pictures, or known (an oracle).",
+                    place[0],
+                    100 * share,
+                )
+        return labels, True
 
     def _in_order(self, labels: Tensor, update: Update) -> Tensor:
         """The labels in the order of the client's local steps, as the likelihood tells it, whatever the distance."""
@@ -410,9 +429,8 @@ class GradientInversion(Server):
         mean = self.mean_image.to(pictures).expand_as(pictures)
         with twice_differentiable(self.task.network):
             guess, of_mean = (client_update(self.model, one, targets, self.task)[0] for one in (pictures, mean))
-        std = (self.task.max_grad_norm or 0.0) * self.task.update_noise / math.sqrt(self.task.rounds)
         searched = self._freedom() + (targets.numel() if targets.is_floating_point() else 0)
-        return is_evident(heard.update, guess, of_mean, std, searched)
+        return is_evident(heard.update, guess, of_mean, announced_std(self.task), searched)
 
     def _freedom(self) -> float:
         """How many numbers the search of one update is free to choose: all, but for those that its prior decides."""

@@ -63,21 +63,26 @@ class CapturedClient:
         """The captured update of this client, draw and round, if it answers this payload and makes sense."""
         return self._checked(payload, (client, draw, round), None)
 
-    def check(self, payload: ServerPayload, network: Mapping[str, Shape] | None) -> None:
+    def check(self, payload: ServerPayload, network: Mapping[str, Shape] | None, head: str | None = None) -> None:
         """Look at every file before anything is attacked.
 
         Args:
             payload: what the configured structure ships.
             network: shape of the network's parameters by name; None if the network is not known here.
+            head: name of the bias of its last layer; None if that is not known.
 
         Raises:
             UserError: the first thing that is wrong.
         """
         for place in self.files:
-            self._checked(payload, place, network)
+            self._checked(payload, place, network, head)
 
     def _checked(
-        self, payload: ServerPayload, place: tuple[int, int, int], network: Mapping[str, Shape] | None
+        self,
+        payload: ServerPayload,
+        place: tuple[int, int, int],
+        network: Mapping[str, Shape] | None,
+        head: str | None = None,
     ) -> ClientUpdate:
         if place not in self.files:
             raise UserError(
@@ -86,7 +91,7 @@ class CapturedClient:
             )
         path = self.files[place]
         try:
-            return check_update(load_captured(path), payload, network)
+            return check_update(load_captured(path), payload, network, head)
         except (UserError, ValueError) as error:
             raise UserError(f"{path}: {error}") from error
 

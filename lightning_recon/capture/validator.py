@@ -185,13 +185,19 @@ def _reason(captured: CapturedUpdate, measured: float, announced: float) -> str:
     return "likely another clip, a learning rate, or momentum: capture the noised gradient itself"
 
 
-def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapping[str, Shape] | None) -> ClientUpdate:
+def check_update(
+    captured: CapturedUpdate,
+    payload: ServerPayload,
+    network: Mapping[str, Shape] | None,
+    head: str | None = None,
+) -> ClientUpdate:
     """Everything that can be said about one captured update.
 
     Args:
         captured: the file's content.
         payload: what the configured structure ships.
         network: shape of the network's parameters by name, without "network."; None if the network is not known here.
+        head: which of them is the bias of the last layer, (classes,); None if that is not known.
 
     Returns:
         The update in the convention of `ClientUpdate`.
@@ -219,8 +225,8 @@ def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapp
         )
     update = replace(captured, tensors=tensors).update()
     check_noise(captured, update, payload)
-    if network is not None:
-        check_sign(captured, update, network)
+    if head is not None:
+        check_sign(captured, update, head)
     return update
 
 
@@ -252,7 +258,7 @@ def sensitivity_remarks(clipping_norm: float, sensitivity: float) -> list[str]:
     return remarks
 
 
-def check_sign(captured: CapturedUpdate, update: ClientUpdate, network: Mapping[str, Shape]) -> None:
+def check_sign(captured: CapturedUpdate, update: ClientUpdate, head: str) -> None:
     """Hold the gradient of the last layer's bias against what cross-entropy allows.
 
     A picture's gradient there is prediction minus label: below zero in its own class alone. So no sum of clipped
@@ -262,16 +268,13 @@ def check_sign(captured: CapturedUpdate, update: ClientUpdate, network: Mapping[
     Args:
         captured: the file's content.
         update: the same in the convention of `ClientUpdate`.
-        network: shape of the network's parameters by name.
+        head: name of that bias in the network.
 
     Raises:
         UserError: more classes are below zero than chance explains.
     """
     task = captured.task
-    name, shape = list(network.items())[-1]
-    if not name.endswith(".bias") or shape != (task.num_classes,):
-        return
-    entries = update.gradient[NETWORK + name].double()
+    entries = update.gradient[NETWORK + head].double()
     margin = max(_ERRORS * task.update_noise * (task.max_grad_norm or 0.0), 1e-4 * float(entries.abs().max()))
     below, above = int((entries < -margin).sum()), int((entries > margin).sum())
     if below <= task.victims:
@@ -281,7 +284,7 @@ def check_sign(captured: CapturedUpdate, update: ClientUpdate, network: Mapping[
         other = "gradient_mean" if captured.convention == "delta" else "delta"
         advice = f"its sign is the opposite one, so say convention {other}"
     raise UserError(
-        f"{NETWORK + name} is below zero in {below} classes, and a gradient is in no more than it has pictures, here "
+        f"{NETWORK + head} is below zero in {below} classes, and a gradient is in no more than it has pictures, here "
         f"{task.victims} (gradients point from the new weights to the old, deltas the other way): {advice}"
     )
 

@@ -206,7 +206,7 @@ def test_a_damaged_update_is_refused_before_anything_is_attacked(
     refused: Callable[..., str], single: Path, tmp_path: Path
 ) -> None:
     good = load_captured(single / "update-d0.safetensors")
-    spoilt = {"network.model.classifier.bias": torch.full((16,), torch.nan)}
+    spoilt = {"network.classifier.bias": torch.full((16,), torch.nan)}
     save_captured(tmp_path / "u.safetensors", replace(good, tensors=good.tensors | spoilt))
     assert "classifier.bias holds NaN" in refused(tmp_path / "u.safetensors")
     (tmp_path / "u.safetensors").write_bytes(b"nothing")

@@ -23,7 +23,7 @@ from lightning_recon.networks import build_network
 
 ROOT = Path(__file__).parents[2] / "configs"
 UPDATE = "update.safetensors"
-FIRST = "network.model.features.0.weight"
+FIRST = "network.features.0.weight"
 
 
 def task(network: str = "convnet", **changes: Any) -> Task:  # noqa: ANN401 - fields of a task
@@ -44,7 +44,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, pictures: ClientBatch) -> Pa
     root = tmp_path_factory.mktemp("plain")
     save_captured(root / UPDATE, CapturedUpdate(task(), torch_step(pictures), "gradient_mean"))
     # As any torch program saves them.
-    save_file(build_network("convnet", 16).get_submodule("model").state_dict(), root / "network.safetensors")
+    save_file(build_network("convnet", 16).state_dict(), root / "network.safetensors")
     save_truth(root / "truth.safetensors", pictures.images, pictures.labels)
     return root
 
@@ -111,10 +111,10 @@ def swapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda t: {k: v for k, v in t.items() if k != FIRST}, "the update lacks network.model.features.0.weight"),
+        (lambda t: {k: v for k, v in t.items() if k != FIRST}, "the update lacks network.features.0.weight"),
         (lambda t: t | {FIRST: t[FIRST][:1]}, "has shape (1, 3, 3, 3) in the update and (32, 3, 3, 3)"),
         (swapped, "the client trained another model, or the arrays are out of order"),
-        (lambda t: t | {"network.model.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalisation"),
+        (lambda t: t | {"network.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalisation"),
         (lambda t: t | {"network.extra": torch.zeros(3)}, "the update has network.extra"),
         (lambda t: {k: -v for k, v in t.items()}, "its sign is the opposite one, so say convention delta"),
         (lambda t: {k: v + 0.5 * v.roll(5, 0) - 0.5 * v.roll(9, 0) for k, v in t.items()}, "neither momentum nor"),

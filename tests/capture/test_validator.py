@@ -43,7 +43,7 @@ def with_nan(tensors: Tensors) -> Tensors:
     return tensors | {"structure.weight": spoilt}
 
 
-BIAS = "network.model.classifier.bias"
+BIAS = "network.classifier.bias"
 
 
 def test_a_good_update_passes(good: CapturedUpdate, payload: ServerPayload, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -54,12 +54,12 @@ def test_a_good_update_passes(good: CapturedUpdate, payload: ServerPayload, shap
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: without(t, BIAS), r"lacks network.model.classifier.bias, shape \(16,\): 8 of 9 parameter tensors"),
+        (lambda t: without(t, BIAS), r"lacks network.classifier.bias, shape \(16,\): 8 of 9 parameter tensors"),
         (lambda t: without(t, "structure.weight"), "holds no structure tensors.*named_parameters|server's model"),
         (lambda t: {f"_module.{name}": tensor for name, tensor in t.items()}, "wrapper's prefix such as _module."),
         (lambda t: t | {BIAS: torch.zeros(7)}, r"has shape \(7,\) in the update and \(16,\)"),
         (lambda t: t | {"structure.weight": t["structure.weight"].T}, "trained another model"),
-        (lambda t: t | {"network.model.extra": torch.zeros(2)}, "has network.model.extra, which the server's model"),
+        (lambda t: t | {"network.extra": torch.zeros(2)}, "has network.extra, which the server's model"),
         (lambda t: t | {"network.bn.running_mean": torch.zeros(2)}, "is a buffer of batch normalisation"),
         (with_nan, "structure.weight holds NaN or infinity"),
         (lambda t: t | {BIAS: torch.full((16,), torch.inf)}, "bias holds NaN or infinity"),
