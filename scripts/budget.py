@@ -112,7 +112,8 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
                 shares.append(guess.share.value)
                 true.append(client.preview(payload, index).structure_share)
         except UserError as error:
-            assert "a batch normalisation layer has a single number" in str(error)
+            if "a batch normalisation layer has a single number" not in str(error):
+                raise
             return cell | found | {"refused": "one number to normalise"}
         found |= {
             f"psnr_{way}": round(statistics.fmean(psnr), 2),

@@ -26,8 +26,8 @@ def share_record(module: Server, found: Sequence[Reconstruction]) -> dict[str, A
     if low:
         worst = min(share.value for share in shares if share is not None and share.low)
         log.warning(
-            "in %d of %d updates the structure holds less than %.0f %% of the clipping budget (down to %.1f %%), so this "
-            "run shows less than a server could see: %s; or a client used fewer pictures or rounds than announced",
+            "in %d of %d updates the structure holds less than %.0f %% of the clipping budget (down to %.2g %%), so "
+            "this run shows less than a server could see: %s; or a client used fewer pictures or rounds than announced",
             low,
             len(shares),
             100 * LOW_SHARE,

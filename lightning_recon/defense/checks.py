@@ -6,7 +6,7 @@ a model is harmless; each docstring says what a server that knows the check woul
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -228,10 +228,10 @@ def zero_gradient(model: nn.Module, images: Tensor, gradient: Mapping[str, Tenso
         images: (B, channels, height, width), float32.
         gradient: by parameter name.
     """
-    zero = {name for name, tensor in gradient.items() if not bool(tensor.any())}
-    whole, sizes = _logits(model, images), {name: gradient[name].numel() for name in zero}
+    sizes = {name: tensor.numel() for name, tensor in gradient.items() if not bool(tensor.any())}
+    whole = _logits(model, images)
 
-    def moved(names: Iterable[str]) -> float:
+    def moved(names: Collection[str]) -> float:
         nudged, generator = deepcopy(model), torch.Generator().manual_seed(0)
         for name, parameter in nudged.named_parameters():
             random = torch.randn(parameter.shape, generator=generator).to(parameter)
@@ -239,7 +239,7 @@ def zero_gradient(model: nn.Module, images: Tensor, gradient: Mapping[str, Tenso
                 parameter.data.mul_(1 + _NUDGE * random)
         return float((_logits(nudged, images) - whole).norm())
 
-    share = moved(zero) / max(moved(gradient), 1e-300) if zero else 0.0
+    share = moved(sizes) / max(moved(gradient), 1e-300) if sizes else 0.0
     return Reading(min(share, 1.0), max(sizes, key=sizes.__getitem__) if share > 0 else "")
 
 

@@ -77,6 +77,28 @@ def test_the_record_has_the_fields_of_any_other(blind: Path, finished: Path) -> 
     assert found["victims"][0].keys() == usual["victims"][0].keys()
 
 
+def test_a_captured_update_shows_what_share_of_the_budget_it_holds(
+    blind: Path, single: Path, attack: Attack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = json.loads((blind / "results.json").read_text())
+    assert record["detached_logits"] is True
+    assert record["summary"]["structure_share"] == pytest.approx(1, abs=0.1)
+    assert record["summary"]["low_shares"] == 0
+    assert "clipping budget" not in caplog.text
+    # As if each picture's gradient had filled half of the clip: the noise stays what was announced.
+    good, structure = load_captured(single / "update-d0.safetensors"), "structure.weight"
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(good.tensors[structure].shape, generator=generator) * 10.0 * 0.01 / 4
+    weak = {**good.tensors, structure: 0.5 * good.tensors[structure] + 0.75**0.5 * noise}
+    save_captured(tmp_path / "u.safetensors", replace(good, tensors=weak))
+    summary = attack(tmp_path / "run", tmp_path / "u.safetensors")["summary"]
+    assert summary["structure_share"] == pytest.approx(0.25, abs=0.1)
+    assert summary["low_shares"] == 1
+    (line,) = (message for message in caplog.messages if "clipping budget" in message)
+    assert "in 1 of 1 updates" in line
+    assert "give the structure a larger strength" in line
+
+
 def test_what_was_declared_stands_beside_what_is_accounted(blind: Path) -> None:
     record = json.loads((blind / "results.json").read_text())
     capture, privacy = record["capture"], record["privacy"]

@@ -51,7 +51,14 @@ def alarms(model: nn.Module, batch: ClientBatch) -> set[str]:
 
 
 STRUCTURES: dict[str, tuple[Structure, set[str]]] = {
-    "water_filling": (WaterFilling(), {"energy_share", "false_gradient", "silent_layer", "linear_gradient"}),
+    "water_filling": (
+        WaterFilling(),
+        {"energy_share", "false_gradient", "silent_layer", "linear_gradient", "zero_gradient"},
+    ),
+    "attached": (
+        WaterFilling(detach_logits=False),
+        {"energy_share", "false_gradient", "silent_layer", "linear_gradient"},
+    ),
     "flattened": (WaterFilling(voices="flattened"), {"energy_share", "false_gradient", "linear_gradient"}),
     "paper": (SeedPaper(units=256), {"repeated_rows", "energy_share", "linear_gradient"}),
     "upstream": (
@@ -69,7 +76,9 @@ def test_every_structure_alarms(name: str, count: Count, batches: dict[int, Clie
     structure, expected = STRUCTURES[name]
     client = client_of(batches[count])
     model = TamperedNetwork(client.network, InferenceStructure(structure.payload(client.task)))
-    assert alarms(model, batches[count]) >= expected
+    found = alarms(model, batches[count])
+    assert found >= expected
+    assert ("zero_gradient" in found) == ("zero_gradient" in expected)
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -85,9 +85,7 @@ def test_attached_logits_leave_the_target_network_its_gradient(
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_detached_logits_leave_it_exactly_none(
-    task: MakeTask, images: Tensor, network: str, training: bool
-) -> None:
+def test_detached_logits_leave_it_exactly_none(task: MakeTask, images: Tensor, network: str, training: bool) -> None:
     target, payload = NETWORKS[network](), water_filled(task(SIZE, BATCH, 1e-3))
     attached = replace(payload, settings={**payload.settings, "detach_logits": False})
     structure, usual = InferenceStructure(payload), InferenceStructure(attached)
