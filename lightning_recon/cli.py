@@ -64,11 +64,11 @@ def answered(given: Sequence[str]) -> bool:
         if rest and rest[0] not in COMMANDS:
             raise unknown_command(rest[0])
         sys.stdout.write(help_of(rest[0]) if rest else overview())
-    elif command in ("version", "--version"):
+    elif command == "--version" or (command == "version" and not rest):
         print(f"recon {__version__}")
     elif command not in COMMANDS:
         raise unknown_command(command)
-    elif {"-h", "--help"} & set(rest):
+    elif command == "version" or {"-h", "--help"} & set(rest):
         sys.stdout.write(help_of(command))
     elif command == "configs":
         print(printed(rest[0]) if rest else listing(), end="" if rest else "\n")
