@@ -215,10 +215,15 @@ def nearest(owner: Owner, option: str) -> str | None:
 def _missing(path: Sequence[str], names: str, command: str) -> str:
     inside = f"{command}." if command in RUNS else ""
     flags = [_flag([*path, name.removeprefix(inside)]) for name in names.split(", ")]
+    verb = "is" if len(flags) == 1 else "are"
     usage = COMMANDS[command].usage if command in COMMANDS else "recon --help"
+    if command in RUNS:
+        return (
+            f"{' and '.join(flags)} {verb} missing: give it, or a config that has it, such as --config quickstart.yaml"
+        )
     if command in ("replay", "report"):
         flags = [flag if flag == "--output" else "RUN" for flag in flags]
-    return f"{' and '.join(flags)} {'is' if len(flags) == 1 else 'are'} missing: {usage}"
+    return f"{' and '.join(flags)} {verb} missing: {usage}"
 
 
 def _no_class(given: str, announced: Any, reason: BaseException, other_kind: bool) -> str:  # noqa: ANN401

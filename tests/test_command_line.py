@@ -209,8 +209,8 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
         ("QS --trainer.callbacks.structure Digitl", "--trainer.callbacks.structure: there is no class Digitl: did you"),
         (
             "QS --model.denoiser bilaterl.Bilateral",
-            "--model.denoiser: there is no module 'bilaterl': run recon in the folder that holds it, or put that folder "
-            "on PYTHONPATH",
+            "--model.denoiser: there is no module 'bilaterl': run recon in the folder that holds it, or put that "
+            "folder on PYTHONPATH",
         ),
     ],
 )
