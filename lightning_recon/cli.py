@@ -96,7 +96,9 @@ def run(given: list[str]) -> None:
     if command in RUNS:
         lightning_cli.run_cli(["--help" if word in ("--help_all", "--help-all") else word for word in given])
     elif command == "replay":
-        lightning_cli.replay_command(rest)
+        from lightning_recon.replay import replay_command
+
+        replay_command(rest)
     elif command == "completion":
         from lightning_recon.completion import script
 

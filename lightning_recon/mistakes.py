@@ -26,7 +26,7 @@ from lightning_recon.options import (
     parts_of,
     type_of,
 )
-from lightning_recon.shipped_configs import configs_in, line_of, read_config
+from lightning_recon.shipped_configs import configs_in, line_of
 
 Owner = Callable[..., object] | Mapping[str, Any]
 
@@ -172,25 +172,6 @@ def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequ
     own = (found.owner or "").startswith("lightning_recon.")
     known = f"it has {', '.join(names)}" if own and names else f"see recon {command} --help"
     return f"there is no option {flag}{of}{place}: {known}"
-
-
-def check_settings(names: Sequence[str], roots: Mapping[str, Any]) -> None:
-    """Refuse configs with a setting that nothing reads; jsonargparse passes over it.
-
-    Args:
-        names: Paths of configs.
-        roots: The command's options by name.
-
-    Raises:
-        UserError: A setting is unknown; file and line are named.
-    """
-    for name in names:
-        for setting in read_config(name):
-            if str(setting) not in roots:
-                near = closest(str(setting), roots)
-                place = f"config {name}, line {line_of(name, [str(setting)])}"
-                hint = f"did you mean {near}?" if near else f"it may have {', '.join(roots)}"
-                raise UserError(f"{place}: there is no setting {setting}: {hint}")
 
 
 def nearest(owner: Owner, option: str) -> str | None:

@@ -17,8 +17,9 @@ from lightning_recon.callbacks.progress import step_line
 from lightning_recon.cli import find_modules_here, main
 from lightning_recon.commands import COMMANDS, closest, help_of
 from lightning_recon.errors import UserError
-from lightning_recon.lightning_cli import roots, sameness
+from lightning_recon.lightning_cli import roots
 from lightning_recon.options import choices_of, described, group_of, type_of
+from lightning_recon.replay import sameness
 from lightning_recon.shipped_configs import CONFIGS, line_of, read_config, shipped
 
 Fit = Callable[..., dict[str, Any]]
@@ -154,6 +155,8 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
         ("report x --tolerance big --output y.html", "--tolerance is 'big': give a number"),
         ("audit --config audit.yaml", "--output is missing: recon audit --config FILE --output DIR"),
         ("audit --config audit.yaml --output x --audit.seed 1", "did you mean --audit.seeds?"),
+        ("audit --config audit.yaml --output x --audit.reference.round 2", "did you mean --audit.reference.rounds?"),
+        ("QS --model.structure null", "--model.structure is missing: give it, or a config that has it, such as"),
         ("audit --config audit.yaml --output x --audit.jobs two", "--audit.jobs is 'two': give a whole number"),
         (
             "audit --config audit.yaml --output x --audit.granularity [samples]",
@@ -330,7 +333,9 @@ def test_commands_say_what_they_wrote(finished: Path, tmp_path: Path, capsys: py
     run, again = tmp_path / "run", tmp_path / "again"
     shutil.copytree(finished, run)
     here = ["--trainer.default_root_dir", str(run)]
+    before = sorted(run.rglob("*"))
     assert "nothing was attacked" in answer(capsys, "validate", "--config", str(run / "config.yaml"), *here)
+    assert sorted(run.rglob("*")) == before
     said = answer(capsys, "predict", "--config", str(run / "config.yaml"), *here)
     assert f"{len(list((run / 'predictions').glob('*.png')))} reconstructions of {run}" in said
     assert str(run / "predictions") in said
