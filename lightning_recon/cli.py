@@ -64,11 +64,11 @@ def answered(given: Sequence[str]) -> bool:
         if rest and rest[0] not in COMMANDS:
             raise unknown_command(rest[0])
         sys.stdout.write(help_of(rest[0]) if rest else overview())
-    elif command in ("version", "--version"):
+    elif command == "--version" or (command == "version" and not rest):
         print(f"recon {__version__}")
     elif command not in COMMANDS:
         raise unknown_command(command)
-    elif {"-h", "--help"} & set(rest):
+    elif command == "version" or {"-h", "--help"} & set(rest):
         sys.stdout.write(help_of(command))
     elif command == "configs":
         print(printed(rest[0]) if rest else listing(), end="" if rest else "\n")
@@ -96,7 +96,9 @@ def run(given: list[str]) -> None:
     if command in RUNS:
         lightning_cli.run_cli(["--help" if word in ("--help_all", "--help-all") else word for word in given])
     elif command == "replay":
-        lightning_cli.replay_command(rest)
+        from lightning_recon.replay import replay_command
+
+        replay_command(rest)
     elif command == "completion":
         from lightning_recon.completion import script
 

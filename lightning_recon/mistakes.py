@@ -26,7 +26,7 @@ from lightning_recon.options import (
     parts_of,
     type_of,
 )
-from lightning_recon.shipped_configs import configs_in, line_of, read_config
+from lightning_recon.shipped_configs import configs_in, line_of
 
 Owner = Callable[..., object] | Mapping[str, Any]
 
@@ -174,25 +174,6 @@ def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequ
     return f"there is no option {flag}{of}{place}: {known}"
 
 
-def check_settings(names: Sequence[str], roots: Mapping[str, Any]) -> None:
-    """Refuse configs with a setting that nothing reads; jsonargparse passes over it.
-
-    Args:
-        names: Paths of configs.
-        roots: The command's options by name.
-
-    Raises:
-        UserError: A setting is unknown; file and line are named.
-    """
-    for name in names:
-        for setting in read_config(name):
-            if str(setting) not in roots:
-                near = closest(str(setting), roots)
-                place = f"config {name}, line {line_of(name, [str(setting)])}"
-                hint = f"did you mean {near}?" if near else f"it may have {', '.join(roots)}"
-                raise UserError(f"{place}: there is no setting {setting}: {hint}")
-
-
 def nearest(owner: Owner, option: str) -> str | None:
     """The option that a mistyped one most likely means, each part by itself; None if none comes near.
 
@@ -215,10 +196,15 @@ def nearest(owner: Owner, option: str) -> str | None:
 def _missing(path: Sequence[str], names: str, command: str) -> str:
     inside = f"{command}." if command in RUNS else ""
     flags = [_flag([*path, name.removeprefix(inside)]) for name in names.split(", ")]
+    verb = "is" if len(flags) == 1 else "are"
     usage = COMMANDS[command].usage if command in COMMANDS else "recon --help"
+    if command in RUNS:
+        return (
+            f"{' and '.join(flags)} {verb} missing: give it, or a config that has it, such as --config quickstart.yaml"
+        )
     if command in ("replay", "report"):
         flags = [flag if flag == "--output" else "RUN" for flag in flags]
-    return f"{' and '.join(flags)} {'is' if len(flags) == 1 else 'are'} missing: {usage}"
+    return f"{' and '.join(flags)} {verb} missing: {usage}"
 
 
 def _no_class(given: str, announced: Any, reason: BaseException, other_kind: bool) -> str:  # noqa: ANN401

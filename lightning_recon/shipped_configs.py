@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config files: those that ship are found by name, and every one is read with mistakes named by file and line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,26 @@ def line_of(name: str, keys: Sequence[str]) -> int | None:
             return None
         line, node = entries[key]
     return line
+
+
+def check_settings(names: Sequence[str], options: Iterable[str]) -> None:
+    """Refuse configs with a setting that nothing reads; jsonargparse passes over it.
+
+    Args:
+        names: Paths of configs.
+        options: Names of the command's options.
+
+    Raises:
+        UserError: A setting is unknown; file and line are named.
+    """
+    known = list(options)
+    for name in names:
+        for setting in read_config(name):
+            if str(setting) not in known:
+                near = closest(str(setting), known)
+                place = f"config {name}, line {line_of(name, [str(setting)])}"
+                hint = f"did you mean {near}?" if near else f"it may have {', '.join(known)}"
+                raise UserError(f"{place}: there is no setting {setting}: {hint}")
 
 
 def _text(name: str) -> str:

@@ -277,30 +277,7 @@ def test_there_is_no_run_to_score_or_export(
 # --- the command line ---
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--data.nonsense", "3"], "'nonsense' is not accepted"),
-        (["--nonsense", "3"], "--nonsense"),
-        (["--data.image_size", "big"], "big"),
-        (["--model.client.privacy.granularity", "both"], "both"),
-        (["--model", "NoSuchModel"], "NoSuchModel"),
-        (["--config", "/nowhere/config.yaml"], "/nowhere/config.yaml"),
-    ],
-)
-def test_bad_flags(refused: Refused, flags: list[str], says: str) -> None:
-    line = refused(*flags)
-    assert says in line
-    assert "recon fit --help" in line
-    assert "Union" not in line
-
-
-def test_bad_yaml(refused: Refused, tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("model: [1,\n  b: {")
-    assert "parsing" in refused("--config", str(tmp_path / "bad.yaml"))
-
-
-@pytest.mark.parametrize("arguments", [[], ["fitt"], ["replay"], ["replay", "/nowhere", "--output", "x"]])
+@pytest.mark.parametrize("arguments", [["fitt"], ["replay"], ["replay", "/nowhere", "--output", "x"]])
 def test_bad_commands(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,7 +294,7 @@ def test_a_fault_of_the_program_is_not_blamed_on_the_user(monkeypatch: pytest.Mo
     def broken(args: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(cli, "run_cli", broken)
+    monkeypatch.setattr(cli, "run", broken)
     with pytest.raises(ZeroDivisionError, match="ours"):
         main(["fit"])
 

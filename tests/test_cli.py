@@ -78,17 +78,6 @@ def test_version_and_help_from_outside(tmp_path: Path) -> None:
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("command", "says"), [("fit", ["--model", "--data", "--trainer.max_steps"]), ("replay", ["--output"])]
-)
-def test_subcommands_have_help(command: str, says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    output = capsys.readouterr().out
-    assert all(word in output for word in says)
-
-
 @pytest.mark.parametrize("command", ["fit", "test", "predict", "validate"])
 @pytest.mark.parametrize("order", range(2))
 def test_promised_flags_work_in_any_order(command: str, order: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,11 @@ class StepBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         return "Refining  " if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar down: what is printed or decoded after the last step is not pushed above it."""
+        super().on_train_end(trainer, pl_module)
+        self._stop_progress()
+
 
 class StepLog(ProgressBar):
     """Progress for a log file: one line at steps 1, 2, 4, 8, ..., every half a minute, and at the end."""

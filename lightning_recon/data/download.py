@@ -74,6 +74,8 @@ def opened(source: str, root: Path, download: bool) -> Any:  # noqa: ANN401 - on
     folder, addresses = root / one.folder, " and ".join(one.addresses)
     by_hand = f"fetch {addresses} by hand, put {'it' if len(one.addresses) == 1 else 'them'} into {folder}"
     try:
+        if not (download or root.is_dir()):  # a reader may create the folder even so
+            raise FileNotFoundError(root)
         with patience():
             return one.reader(root, download=download)
     except (RuntimeError, OSError, ImportError, HTTPException, TarError, EOFError) as error:

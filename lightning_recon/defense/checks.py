@@ -146,7 +146,8 @@ def false_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
         images: (B, channels, height, width), float32.
         labels: (B,), int64.
     """
-    precise, pictures = deepcopy(model).double(), images.double()
+    device = "cpu" if images.device.type == "mps" else images.device  # Apple's GPUs have no float64
+    precise, pictures, labels = deepcopy(model).to(device).double(), images.to(device).double(), labels.to(device)
     gradient = gradient_of(precise, pictures, labels)
     energy = max(sum(_energies(gradient).values()), 1e-300)
 
@@ -297,7 +298,7 @@ def _removed(module: nn.Module) -> Iterator[list[bool]]:
 def _loudest_row(tensor: Tensor) -> Tensor:
     """The row of the greatest norm at norm 1, float64; empty if rows are short or all zero."""
     rows = tensor.flatten(1) if tensor.dim() > 1 else tensor.new_zeros(1, 0)
-    row = rows[rows.norm(dim=1).argmax()].double()
+    row = rows[rows.norm(dim=1).argmax()].cpu().double()
     return row / row.norm() if len(row) >= _LEAST_INPUTS and bool(row.any()) else row[:0]
 
 

@@ -214,7 +214,7 @@ def test_a_report_of_finished_runs(config: list[str], tmp_path: Path, capsys: py
     for typed, says in [
         ([str(tmp_path), "--output", str(tmp_path / "x.html")], "holds no results.json"),
         ([str(output), "--output", str(tmp_path / "x.pdf")], "no HTML file"),
-        (["--output", str(tmp_path / "x.html")], "runs"),
+        (["--output", str(tmp_path / "x.html")], "RUN is missing"),
     ]:
         assert status("report", *typed) == 2
         assert says in capsys.readouterr().err
