@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.errors import UserError
-from lightning_recon.storage import FAULTS, read_sealed, reason_of
+from lightning_recon.storage import FAULTS, read_safetensors, reason_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -153,7 +153,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         ValueError: it holds something else.
     """
     if path.suffix == ".safetensors":
-        return read_sealed(path, ours=False)[0]
+        return read_safetensors(path)[0]
     content: object = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
         content = content.get("state_dict", content)
