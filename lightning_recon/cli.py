@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,10 +24,11 @@ from lightning_recon import __version__
 from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
 from lightning_recon.callbacks.originals import Originals
+from lightning_recon.checkpoints import DigestedCheckpoints
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.storage import readable
+from lightning_recon.replaying import replay_config
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
 from lightning_recon.usage import check_checkpoint, configs_first, user_error, with_shipped_configs, writable
 from lightning_recon.victim import VictimClient  # noqa: F401
@@ -93,7 +95,10 @@ class ReconCLI(LightningCLI):
         ]
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DigestedCheckpoints()
+        return trainer
 
 
 class SaveConfig(SaveConfigCallback):
@@ -161,30 +166,15 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
     )
 
 
-def replay(run: str, output: str) -> None:
+def replay(run: str, output: str, trust_config: bool = False) -> None:
     """Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist.
 
     Args:
         run: Folder of a finished run, with config.yaml and exchange/.
         output: Folder for the reconstructions and their images.
+        trust_config: Whether to run code that config.yaml names from outside this package.
     """
-    folder = Path(run)
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds no config.yaml: name the folder of a finished run")
-    with readable(folder / "config.yaml"):
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-        kept = {name: config[name] for name in ("seed_everything", "model", "trainer", "image_grid", "results")}
-        recorded = {"folder": str(folder / "exchange")}
-        own: dict[str, Any] = kept["model"]["init_args"]
-        if "network" in own and own["network"] is None:
-            own["network"] = (own["client"] or {}).get("init_args", {}).get("network")
-        own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
-        own["update"] = None
-        kept["trainer"]["default_root_dir"] = output
-    cli = run_cli(kept, run=False)
+    cli = run_cli(replay_config(Path(run), Path(output), trust_config), run=False)
     cli.trainer.fit(cli.model)
 
 
@@ -232,8 +222,14 @@ def main(args: Sequence[str] | None = None) -> None:
             parser = ArgumentParser(prog="recon replay", description=REPLAY, exit_on_error=False)
             parser.add_argument("run", help="folder of a finished run, with config.yaml and exchange/")
             parser.add_argument("--output", required=True, help="folder for the reconstructions and their images")
+            parser.add_argument(
+                "--trust_config",
+                type=bool,
+                default=False,
+                help="run classes and networks that config.yaml names from outside this package: only if you know them",
+            )
             chosen = parser.parse_args(given[1:])
-            replay(chosen.run, chosen.output)
+            replay(chosen.run, chosen.output, chosen.trust_config)
         elif given[:1] in (["audit"], ["report"]):
             from lightning_recon.audit import command  # drawing is no business of the other commands
 

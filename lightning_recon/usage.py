@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentError
 
+from lightning_recon.checkpoints import checkpoint_fault, restoring
 from lightning_recon.errors import UserError
+from lightning_recon.storage import reason_of as reason
 
 # An installed package carries the configs; a source checkout has them at its top.
 CONFIGS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
@@ -44,8 +46,11 @@ def check_checkpoint(path: Path) -> None:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # unpickling foreign bytes can raise anything
         found = None
+    advice = "give --ckpt_path a file from checkpoints/ of a run"
     if not isinstance(found, dict) or not found.keys() >= {"state_dict", "loops", "pytorch-lightning_version"}:
-        raise UserError(f"{path} is no checkpoint of this program: give --ckpt_path a file from checkpoints/ of a run")
+        raise UserError(f"{path} is no checkpoint of this program: {advice}")
+    if fault := checkpoint_fault(found, path):
+        raise UserError(f"{path} is damaged ({fault}): {advice}, or start anew without --ckpt_path")
 
 
 def with_shipped_configs(args: Sequence[str]) -> list[str]:
@@ -105,5 +110,10 @@ def user_error(error: BaseException) -> UserError | None:
     if isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
         return UserError(
             "the checkpoint belongs to another model: give --ckpt_path a file from checkpoints/ of this run"
+        )
+    if isinstance(error, Exception) and restoring(error):
+        return UserError(
+            f"the checkpoint cannot be resumed ({type(error).__name__}: {reason(error)[:200]}): give --ckpt_path "
+            "another file from checkpoints/ of this run, or start anew without it"
         )
     return None
