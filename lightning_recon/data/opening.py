@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 from lightning_recon.storage import check_regular
 
 # What the endings of torchvision's image folders stand for, and GIF, which people rename. Pillow knows many more, among
-# them PostScript, for which it starts Ghostscript.
-FORMATS: Final = ("JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+# them PostScript, for which it starts Ghostscript. (JPEG takes in the MPO of phones.)
+FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
 _ORIENTATION = 0x0112  # of EXIF
 _TURNED = {
