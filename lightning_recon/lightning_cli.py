@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,6 +21,7 @@ from lightning_recon.attack import GradientInversion, ReconstructionAttack  # no
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
 from lightning_recon.callbacks.originals import Originals
 from lightning_recon.callbacks.progress import progress_bars
+from lightning_recon.checkpoints import DigestedCheckpoints
 from lightning_recon.commands import OPTIONS, RUNS
 from lightning_recon.console import is_quiet, log_above_bars
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
@@ -114,7 +116,10 @@ class ReconCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DigestedCheckpoints()
+        return trainer
 
 
 class SaveConfig(SaveConfigCallback):

@@ -7,7 +7,6 @@ Whatever the network, it takes pictures in [0, 1]: the normalisation that it exp
 import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -15,6 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import torchvision
@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
 from lightning_recon.normalisation import Normalisation, normalise_inputs, resolve
-from lightning_recon.storage import FAULTS, read_sealed, reason_of
+from lightning_recon.storage import FAULTS, read_safetensors, reason_of
 
 # What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
 _ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")
@@ -171,7 +171,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         ValueError: it holds something else.
     """
     if path.suffix == ".safetensors":
-        return read_sealed(path, ours=False)[0]
+        return read_safetensors(path)[0]
     content: object = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
         content = content.get("state_dict", content)

@@ -3,18 +3,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_recon.callbacks.results import PICTURES, finished
 from lightning_recon.console import say
-from lightning_recon.errors import UserError
 from lightning_recon.lightning_cli import run_cli
 from lightning_recon.mistakes import explaining
-from lightning_recon.storage import readable
+from lightning_recon.replay_config import replay_config
 
 
 def replay_command(args: Sequence[str]) -> None:
@@ -26,38 +23,25 @@ def replay_command(args: Sequence[str]) -> None:
     Raises:
         UserError: For every mistake on it, and a run that cannot be replayed.
     """
-    with explaining(lambda: {"output": str, "help": bool, "quiet": bool}, ["replay", *args]):
+    with explaining(lambda: {"output": str, "trust_config": bool, "help": bool, "quiet": bool}, ["replay", *args]):
         parser = ArgumentParser(prog="recon replay", exit_on_error=False, allow_abbrev=False)
         parser.add_argument("run")
         parser.add_argument("--output", required=True)
+        parser.add_argument("--trust_config", type=bool, default=False)
         chosen = parser.parse_args(list(args))
-    replay(chosen.run, chosen.output)
+    replay(chosen.run, chosen.output, chosen.trust_config)
 
 
-def replay(run: str, output: str) -> None:
+def replay(run: str, output: str, trust_config: bool = False) -> None:
     """Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist.
 
     Args:
         run: Folder of a finished run, with config.yaml and exchange/.
         output: Folder for the reconstructions and their images.
+        trust_config: Whether to run code that config.yaml names from outside this package.
     """
     folder = Path(run)
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds no config.yaml: name the folder of a finished run")
-    with readable(folder / "config.yaml"):
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-        kept = {name: config[name] for name in ("seed_everything", "model", "trainer", "image_grid", "results")}
-        recorded = {"folder": str(folder / "exchange")}
-        own: dict[str, Any] = kept["model"]["init_args"]
-        if "network" in own and own["network"] is None:
-            own["network"] = (own["client"] or {}).get("init_args", {}).get("network")
-        own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
-        own["update"] = None
-        kept["trainer"]["default_root_dir"] = output
-    cli = run_cli(kept, run=False)
+    cli = run_cli(replay_config(folder, Path(output), trust_config), run=False)
     cli.trainer.fit(cli.model)
     if cli.trainer.is_global_zero:
         say(f"reconstructions in {output}: {sameness(folder, Path(output))}")

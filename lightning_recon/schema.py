@@ -218,7 +218,7 @@ class SummaryRecord(TypedDict):
 
     draws: NotRequired[Index]
     victims: NotRequired[Count]
-    detected: NotRequired[NotNegative]
+    detected: NotRequired[NotNegative | None]
     psnr_mean: NotRequired[Decibels | None]
     ssim_mean: NotRequired[float | None]
     seconds: NotRequired[NotNegative | None]

@@ -32,6 +32,7 @@ T = TypeVar("T")
 DIGEST: Final = "sha256"  # entry of a JSON record, and of a safetensors header, with the hash of all the rest
 JSON_BYTES = 1 << 28  # the longest record that is read; far above that of a run with 65,536 victims
 
+ALTERED: Final = "it was altered: its content does not belong to its sha256 digest"
 YAML_BYTES = 1 << 18  # of a config
 YAML_NODES = 10_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -136,26 +137,22 @@ def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def parse_json(text: str, path: Path | None = None) -> dict[str, Any]:
+def parse_json(text: str, path: Path) -> dict[str, Any]:
     """A JSON object, checked against its digest where it carries one; every text in it made printable.
 
     Args:
         text: the JSON.
-        path: of the file that should carry a digest; None for a part of a file that has one of its own.
+        path: of the file that holds it, for the warning that it carries no digest.
 
     Raises:
         ValueError: it is no object, holds NaN, or is not what was written.
     """
-    content = json.loads(text, parse_constant=_refuse_constant)
-    if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
+    content = _object(text)
     if DIGEST not in content:
-        if path is not None:
-            warn_without_digest(path)
+        warn_without_digest(path)
     elif content.pop(DIGEST) != digest_of(content):
-        raise ValueError("it was altered: its content does not belong to its sha256 digest")
-    found: Any = cleaned(content)
-    return dict(found)
+        raise ValueError(ALTERED)
+    return _printable(content)
 
 
 def validated(content: Mapping[str, Any], schema: TypeAdapter[T]) -> T:
@@ -201,36 +198,43 @@ def read_tensors(folder: Path, name: str, table: Mapping[str, Mapping[str, Any]]
     return tensors
 
 
-def read_sealed(path: Path, ours: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and the texts of its header, checked against its digest if it carries one.
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and the texts in its header.
 
-    Args:
-        path: the file.
-        ours: whether this program writes such files, so that a missing digest is worth a warning; weights come from
-            anywhere.
+    Raises:
+        OSError: it cannot be read.
+        SafetensorError: it is no safetensors file.
+    """
+    check_regular(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return tensors, dict(file.metadata() or {})
+
+
+def read_sealed(path: Path, entry: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a file that `write_sealed` wrote, and its record, checked against their digest.
 
     Raises:
         OSError: it cannot be read.
         SafetensorError: it is no safetensors file.
         ValueError: it is not what was written.
     """
-    check_regular(path)
-    with safe_open(path, framework="pt") as file:
-        header = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    if DIGEST not in header:
-        if ours:
-            warn_without_digest(path)
-    elif header.pop(DIGEST) != _seal(tensors, header):
-        raise ValueError("it was altered: its content does not belong to its sha256 digest")
-    return tensors, header
+    tensors, header = read_safetensors(path)
+    record = _object(header.get(entry, "{}"))
+    if DIGEST not in record:
+        warn_without_digest(path)
+    elif record.pop(DIGEST) != _seal(tensors, record):
+        raise ValueError(ALTERED)
+    return tensors, _printable(record)
 
 
-def read_header(path: Path) -> dict[str, str]:
-    """The texts of a safetensors file's header; nothing is checked, as a digest is over the tensors too."""
+def read_header(path: Path, entry: str) -> dict[str, Any]:
+    """The record of such a file alone; not checked against its digest, which is over the tensors too."""
     check_regular(path)
     with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+        record = _object((file.metadata() or {}).get(entry, "{}"))
+    record.pop(DIGEST, None)
+    return _printable(record)
 
 
 def warn_without_digest(path: Path) -> None:
@@ -259,9 +263,18 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> Non
         _write_safetensors(folder / f"{name}.safetensors", tensors, None)
 
 
-def write_sealed(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically, with texts of one's own and a digest of everything in its header."""
-    _write_safetensors(path, tensors, {**header, DIGEST: _seal(tensors, header)})
+def write_sealed(path: Path, tensors: Mapping[str, Tensor], entry: str, record: Mapping[str, Any]) -> None:
+    """Write a safetensors file atomically, with a record in its header and, in that, a digest of everything.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        entry: name of the header's entry that is to hold the record. The digest is no entry of its own, for entries
+            come in no fixed order, and equal contents are to give equal files.
+        record: as for `write_json`.
+    """
+    text = json.dumps({**record, DIGEST: _seal(tensors, record)}, allow_nan=False)
+    _write_safetensors(path, tensors, {entry: text})
 
 
 def write_picture(path: Path, picture: Tensor) -> None:
@@ -305,8 +318,20 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: dict[s
     write(path, lambda partial: save_file(own, partial, metadata=header))
 
 
-def _seal(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    return digest_of({"tensors": {name: describe(tensor) for name, tensor in tensors.items()}, "header": dict(header)})
+def _seal(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
+    return digest_of({"tensors": {name: describe(tensor) for name, tensor in tensors.items()}, "record": dict(record)})
+
+
+def _object(text: str) -> dict[str, Any]:
+    content = json.loads(text, parse_constant=_refuse_constant)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
+def _printable(content: dict[str, Any]) -> dict[str, Any]:
+    found: Any = cleaned(content)
+    return dict(found)
 
 
 def _refuse_constant(name: str) -> float:

@@ -34,12 +34,17 @@ def check_checkpoint(path: Path) -> None:
         )
     import torch  # takes seconds, which the help of a command should not
 
+    from lightning_recon.checkpoints import checkpoint_fault
+
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # unpickling foreign bytes can raise anything
         found = None
+    advice = "give --ckpt_path a file from checkpoints/ of a run"
     if not isinstance(found, dict) or not found.keys() >= {"state_dict", "loops", "pytorch-lightning_version"}:
-        raise UserError(f"{path} is no checkpoint of this program: give --ckpt_path a file from checkpoints/ of a run")
+        raise UserError(f"{path} is no checkpoint of this program: {advice}")
+    if fault := checkpoint_fault(found, path):
+        raise UserError(f"{path} is damaged ({fault}): {advice}, or start anew without --ckpt_path")
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -52,5 +57,13 @@ def user_error(error: BaseException) -> UserError | None:
     if isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
         return UserError(
             "the checkpoint belongs to another model: give --ckpt_path a file from checkpoints/ of this run"
+        )
+    from lightning_recon.checkpoints import restoring
+    from lightning_recon.storage import reason_of
+
+    if isinstance(error, Exception) and restoring(error):
+        return UserError(
+            f"the checkpoint cannot be resumed ({type(error).__name__}: {reason_of(error)[:200]}): give --ckpt_path "
+            "another file from checkpoints/ of this run, or start anew without it"
         )
     return None

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lightning_recon import cli
+from lightning_recon.checkpoints import DIGEST
 from lightning_recon.cli import main
 from lightning_recon.exchange import ClientUpdate, RecordedClient
 from lightning_recon.networks import build_network
@@ -223,7 +224,7 @@ class Trap:
 def test_a_checkpoint_of_another_model(refused: Refused, kept: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
     checkpoint = torch.load(kept / "checkpoints" / "last.ckpt", weights_only=True)
-    del checkpoint["exchange"]
+    del checkpoint["exchange"], checkpoint[DIGEST]
     torch.save(checkpoint | {"state_dict": {"network.weight": torch.zeros(3)}}, path)
     assert "does not belong to" in refused("--ckpt_path", str(path))
 

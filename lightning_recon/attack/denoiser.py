@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
-from lightning_recon.storage import FAULTS, read_sealed, reason_of
+from lightning_recon.storage import FAULTS, read_safetensors, reason_of
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
 
@@ -92,7 +92,7 @@ def _read(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"denoiser weights {path} do not exist: {advice}")
     try:
-        found, _ = read_sealed(path, ours=False)
+        found, _ = read_safetensors(path)
     except FAULTS as error:
         raise UserError(f"denoiser weights {path} cannot be read ({reason_of(error)}): {advice}") from None
     if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in wanted.items()}:

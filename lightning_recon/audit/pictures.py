@@ -3,6 +3,7 @@
 
 import base64
 import io
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from lightning_recon.audit.outcome import Outcome
 from lightning_recon.audit.verdict import Protection, number
+from lightning_recon.data.opening import open_picture
 from lightning_recon.evaluation.comparison import caption
 
 SIDE = 112  # pixels of an embedded picture, at most
@@ -103,9 +105,8 @@ def embedded(folder: Path, name: str) -> str:
     if not path.is_relative_to(folder.resolve()):
         return ""
     try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError):
+        picture = open_picture(path).convert("RGB")
+    except (OSError, ValueError, SyntaxError, struct.error):
         return ""
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -2,7 +2,6 @@
 """What a run comes to: pictures, `results.json`, and the last lines on the terminal."""
 
 import hashlib
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +32,6 @@ from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.schema import BELIEFS as BELIEFS_SCHEMA
 from lightning_recon.schema import RESULTS
 from lightning_recon.storage import (
-    parse_json,
     read_json,
     read_sealed,
     readable,
@@ -116,7 +114,7 @@ class ResultsWriter(Callback):
             return
         root = Path(trainer.default_root_dir)
         pictures = {_key(one): one.pictures.contiguous() for one in found}
-        write_sealed(root / f"{PICTURES}.safetensors", pictures, {BELIEFS: beliefs_of(found)})
+        write_sealed(root / f"{PICTURES}.safetensors", pictures, BELIEFS, beliefs_of(found))
         cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.global_step, **share_record(pl_module, found)}
         if truths_of(trainer):
             self._score(trainer, pl_module, found, cost)
@@ -184,6 +182,7 @@ class ResultsWriter(Callback):
         record = run_record(module, truths, scored, cost, self._examined)
         if self._examined is not None:
             record["capture"] = self._examined.capture
+        record["skipped_pictures"] = list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", []))
         for name, picture in named_pictures(scored):
             write_picture(root / name, picture.clamp(0, 1))
         summary: Any = record["summary"]
@@ -279,11 +278,11 @@ def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """
     path = root / f"{PICTURES}.safetensors"
     with readable(path):
-        pictures, header = read_sealed(path)
+        pictures, beliefs = read_sealed(path, BELIEFS)
         for name, batch in pictures.items():
             if batch.ndim != 4 or batch.shape[1] != 3 or not bool(batch.isfinite().all()):
                 raise ValueError(f"{name} holds no pictures")
-        said: Any = validated(parse_json(header.get(BELIEFS, "{}")), BELIEFS_SCHEMA)
+        said: Any = validated(beliefs, BELIEFS_SCHEMA)
     for one in said.values():
         one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
         if one.get("files") is not None:
@@ -315,14 +314,14 @@ def _misfit(decoded: list[Reconstruction], final: dict[str, Tensor]) -> str:
     return ""
 
 
-def beliefs_of(found: list[Reconstruction]) -> str:
-    """What the attacker says of its pictures beside them, as JSON: whether it vouches for them, labels, files."""
+def beliefs_of(found: list[Reconstruction]) -> dict[str, Any]:
+    """What the attacker says of its pictures beside them: whether it vouches for them, labels, files."""
     said = {}
     for one in found:
         labels = None if one.labels is None else one.labels.tolist()
         files = None if one.files is None else [file and asdict(file) for file in one.files]
         said[_key(one)] = {"evident": one.evident, "labels": labels, "files": files}
-    return json.dumps(said)
+    return said
 
 
 def export(pictures: dict[str, Tensor], folder: Path) -> None:

@@ -8,7 +8,6 @@ entry "captured" is JSON: `format` "captured 1", `task` (the fields of `exchange
 `epsilon`, `delta` and `sensitivity`, or null). Reading one never executes code.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from lightning_recon import schema
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, check_task, completed
-from lightning_recon.storage import FAULTS, parse_json, read_header, read_sealed, reason_of, validated, write_sealed
+from lightning_recon.storage import FAULTS, read_header, read_sealed, reason_of, validated, write_sealed
 
 FORMAT = "captured 1"
 ENTRY = "captured"  # of the safetensors header
@@ -164,15 +163,14 @@ def save_captured(path: str | Path, captured: CapturedUpdate) -> None:
     header["task"] = asdict(captured.task)
     header["declared"] = captured.declared and asdict(captured.declared)
     try:
-        CapturedUpdate.from_header(json.loads(json.dumps(header)), {})
+        CapturedUpdate.from_header(header, {})
     except (ValueError, TypeError) as error:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from error
-    text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     for name, tensor in captured.tensors.items():
         if not tensor.is_floating_point():
             raise UserError(f"{name} holds {tensor.dtype}, and a gradient is floating point: nothing was written")
     tensors = {name: tensor.to(torch.float32) for name, tensor in captured.tensors.items()}
-    write_sealed(path, tensors, {ENTRY: text})
+    write_sealed(path, tensors, ENTRY, {"format": FORMAT, **header})
 
 
 def load_header(path: str | Path) -> CapturedUpdate:
@@ -196,13 +194,12 @@ def _load(path: Path, tensors: bool) -> CapturedUpdate:
     if not path.is_file():
         raise UserError(f"there is no captured update {path}: give --model.update a file, or a folder of them")
     try:
-        found, entries = read_sealed(path) if tensors else ({}, read_header(path))
-        if (text := entries.get(ENTRY)) is None:
+        found, header = read_sealed(path, ENTRY) if tensors else ({}, read_header(path, ENTRY))
+        if not header:
             raise UserError(
                 f"{path} does not say what it holds: a captured update has its description in the header; write "
                 "it by lightning_recon.capture.save_captured"
             )
-        header = parse_json(text)
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         # Other programs write other precisions; what float32 cannot hold becomes infinite, which the validator refuses.

@@ -5,7 +5,6 @@ A truth file is one safetensors file, `images` (B, 3, H, W) float32 in [0, 1] an
 index in its header. The attack never reads it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.schema import TRUTH
-from lightning_recon.storage import FAULTS, parse_json, read_sealed, reason_of, validated, write_sealed
+from lightning_recon.storage import FAULTS, read_sealed, reason_of, validated, write_sealed
 
 FORMAT = "truth 1"
 ENTRY = "truth"  # of the safetensors header
@@ -42,9 +41,7 @@ def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0
     if fault := _fault(images, labels):
         raise UserError(f"cannot write {path}: {fault}")
     tensors = {"images": images.to(torch.float32), "labels": labels.to(torch.int64)}
-    write_sealed(
-        path.with_name(f"{path.stem}.safetensors"), tensors, {ENTRY: json.dumps({"format": FORMAT, "client": client})}
-    )
+    write_sealed(path.with_name(f"{path.stem}.safetensors"), tensors, ENTRY, {"format": FORMAT, "client": client})
 
 
 def load_truth(path: Path) -> tuple[int, ClientBatch]:
@@ -54,8 +51,7 @@ def load_truth(path: Path) -> tuple[int, ClientBatch]:
         UserError: the file is damaged, or no truth file.
     """
     try:
-        tensors, entries = read_sealed(path)
-        header = parse_json(entries.get(ENTRY, "{}"))
+        tensors, header = read_sealed(path, ENTRY)
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         client, images, labels = validated(header, TRUTH)["client"], tensors["images"], tensors["labels"]

@@ -136,6 +136,12 @@ class ClientDataModule(LightningDataModule):
         """As for validation."""
         return self.val_dataloader()
 
+    @property
+    def skipped_pictures(self) -> list[dict[str, str]]:
+        """Name of each of the clients' pictures that could not be read, and why; another took its place."""
+        skipped = [] if self._chosen is None else self._chosen[1].skipped
+        return [{"name": name, "reason": reason} for name, reason in skipped]
+
     def pictures(self) -> Pictures:
         """All pictures that clients may hold; a data module for another source overrides this alone."""
         return open_source(self.source, self.root, self.num_classes)

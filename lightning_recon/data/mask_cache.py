@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.data.masks import NoMasks, SubjectMasks
+from lightning_recon.data.opening import open_picture
 from lightning_recon.errors import UserError
 
 
@@ -91,9 +92,8 @@ def _path(image: Tensor, masks: SubjectMasks, folder: Path) -> Path:
 def _load(path: Path, image: Tensor) -> Tensor | None:
     """A stored mask; None where there is none that can be read and fits, so that it is found again."""
     try:
-        with Image.open(path) as stored:
-            mask = torch.from_numpy(np.array(stored.convert("1")))[None]
-    except (OSError, SyntaxError):
+        mask = torch.from_numpy(np.array(open_picture(path).convert("1")))[None]
+    except (OSError, SyntaxError, ValueError):
         return None
     return mask if mask.shape[1:] == image.shape[1:] else None
 

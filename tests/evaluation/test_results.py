@@ -99,6 +99,7 @@ def test_a_record_has_the_documented_keys_and_survives_json(tmp_path: Path) -> N
     )
     write_json(tmp_path / "run" / "results.json", record)
     read = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(read.pop("sha256")) == 64
     sections = {"": read, "victims": read["victims"][0]} | {k: read[k] for k in KEYS if k not in ("", "victims")}
     assert {name: set(section) for name, section in sections.items()} == {k: set(v.split()) for k, v in KEYS.items()}
     assert read["schema_version"] == 1
@@ -181,7 +182,8 @@ def test_no_noise_law_is_invented_for_per_layer_clipping() -> None:
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": math.nan, "y": [math.inf, 1.0], "z": {"w": (-math.inf, 2)}})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [None, 1.0], "z": {"w": [None, 2]}}
+    read = json.loads((tmp_path / "a.json").read_text())
+    assert [read[name] for name in "xyz"] == [None, [None, 1.0], {"w": [None, 2]}]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(path, {"x": 1})
     with pytest.raises(TypeError):
         write_json(path, {"x": object()})
-    assert json.loads(path.read_text()) == {"x": 1}
+    assert json.loads(path.read_text())["x"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 

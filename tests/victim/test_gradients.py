@@ -48,7 +48,9 @@ class SmallResNet(nn.Module):
 
 @pytest.fixture(scope="module", params=["convnet", "resnet"])
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    network = build_network("convnet", CLASSES) if request.param == "convnet" else normalise_inputs(SmallResNet(), IMAGENET)
+    network = (
+        build_network("convnet", CLASSES) if request.param == "convnet" else normalise_inputs(SmallResNet(), IMAGENET)
+    )
     return without_batch_norm(network).double()
 
 
