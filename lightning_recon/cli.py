@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 # Classes that may be given by their bare names on the command line.
 from lightning_recon import __version__
 from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
-from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
+from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter, RunSummary
 from lightning_recon.callbacks.originals import Originals
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
@@ -46,6 +46,16 @@ LAST = Path("checkpoints", "last.ckpt")
 class ReconCLI(LightningCLI):
     """LightningCLI whose run folder, `trainer.default_root_dir`, holds config, events, checkpoints and results."""
 
+    def __init__(self, command: Sequence[str], **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+        """Parse, build everything, and run the subcommand.
+
+        Args:
+            command: What was typed after `recon`, for the record.
+            **kwargs: Arguments of LightningCLI.
+        """
+        self.command = command
+        super().__init__(**kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has.
 
@@ -54,6 +64,7 @@ class ReconCLI(LightningCLI):
         """
         parser.add_lightning_class_args(ImageGrid, "image_grid")
         parser.add_lightning_class_args(ResultsWriter, "results")
+        parser.add_lightning_class_args(Comparison, "comparison")
         parser.set_defaults({"trainer.default_root_dir": "runs/recon"})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -90,6 +101,7 @@ class ReconCLI(LightningCLI):
             ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=20, enable_version_counter=False),
             StepBar(),
             Originals(),
+            RunSummary(self.command),
         ]
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
@@ -134,16 +146,18 @@ class StepBar(RichProgressBar):
         return "Refining  " if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
 
 
-def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
+def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Sequence[str] | None = None) -> ReconCLI:
     """Parse the arguments, build everything, and run the subcommand.
 
     Args:
         args: Command line without the program's name, or a config.
         run: Whether to run; otherwise there is no subcommand and the objects are only built.
+        command: What was typed after `recon`, for the record. Default: the arguments, unless they are a config.
     """
     return ReconCLI(
-        LightningModule,
-        None,  # optional: recorded and captured updates come without pictures
+        command=command if command is not None else () if isinstance(args, dict) else args,
+        model_class=LightningModule,
+        datamodule_class=None,  # optional: recorded and captured updates come without pictures
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
@@ -184,7 +198,7 @@ def replay(run: str, output: str) -> None:
         own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
         own["update"] = None
         kept["trainer"]["default_root_dir"] = output
-    cli = run_cli(kept, run=False)
+    cli = run_cli(kept, run=False, command=["replay", run, "--output", output])
     cli.trainer.fit(cli.model)
 
 
@@ -225,7 +239,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None for that of the process.
     """
-    given = configs_first(with_shipped_configs(sys.argv[1:] if args is None else args))
+    typed = sys.argv[1:] if args is None else list(args)
+    given = configs_first(with_shipped_configs(typed))
     quieten()
     try:
         if given[:1] == ["replay"]:
@@ -242,7 +257,7 @@ def main(args: Sequence[str] | None = None) -> None:
             elif not command.audit(given[1:], resolved):
                 sys.exit(1)
         else:
-            run_cli(given)
+            run_cli(given, command=typed)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None or os.environ.get("LIGHTNING_RECON_DEBUG"):

@@ -31,7 +31,7 @@ stopped, and several may share one OUTPUT. All arguments of `recon fit` can be g
 
 REPORT = "Write the report of an audit from finished runs."
 
-_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results")
+_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
 
 
 def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]]) -> bool:

@@ -17,7 +17,7 @@ from lightning_recon.audit.chart import chart, colours_of
 from lightning_recon.audit.outcome import Outcome, Setting
 from lightning_recon.audit.pictures import grids_of, pictures_of
 from lightning_recon.audit.plan import Cell
-from lightning_recon.audit.points import CONFIDENCE, RECOGNISABLE_GAIN, RECOGNISABLE_SSIM, points_of, smallest_noise
+from lightning_recon.audit.points import CONFIDENCE, points_of, smallest_noise
 from lightning_recon.audit.runs import Runs
 from lightning_recon.audit.table import Value, failed_row, row_of, table_text, write_text
 from lightning_recon.audit.theory import theory_of
@@ -32,6 +32,7 @@ from lightning_recon.audit.verdict import (
     setting_name,
     summary_sentence,
 )
+from lightning_recon.evaluation.verdict import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
 
 NO_TRUTH = (
     "The pictures behind some of these updates are not at hand, so nothing can be scored there: what came back is "

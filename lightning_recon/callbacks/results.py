@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -20,6 +19,7 @@ from torchvision.utils import save_image
 from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
 from lightning_recon.callbacks.inspected import alarms_of
+from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.callbacks.truth import label_accuracy, scored_one, truth_of, truths_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.fidelity import lpips_per_image
@@ -27,7 +27,6 @@ from lightning_recon.evaluation.results import (
     Record,
     bounds_record,
     named_pictures,
-    privacy_record,
     results_record,
     write_json,
 )
@@ -69,6 +68,11 @@ class ResultsWriter(Callback):
         self._origin = origin(trainer, pl_module) if stage == "fit" else {}
         if self._examined is not None and stage == "fit":
             self._origin["hash of the captured update"] = self._examined.fingerprint
+
+    @property
+    def record(self) -> Record | None:
+        """What this run has written to `results.json`, until teardown; None if nothing, and on all ranks but one."""
+        return self._record
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far and whose noise and pictures they were about, for the checkpoint."""
@@ -172,7 +176,6 @@ class ResultsWriter(Callback):
             (root / name).parent.mkdir(exist_ok=True)
             save_image(picture.clamp(0, 1), root / name)
         summary: Any = record["summary"]
-        privacy: Any = record["privacy"]
         distances = [
             lpips_per_image(one.pictures, truth_of(truths, attacked.client, module).images.cpu())
             for attacked, one in zip(found, scored, strict=True)
@@ -180,10 +183,6 @@ class ResultsWriter(Callback):
         if known := [distance for distance in distances if distance is not None]:
             summary["lpips_mean"] = float(torch.cat(known).mean())
         write_json(root / "results.json", record)
-        for logger in trainer.loggers:
-            metrics = {name: summary[name] for name in ("psnr_mean", "ssim_mean")}
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams({"attack": record["attack"], **privacy}, metrics)
         self._record = record
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -209,8 +208,7 @@ def run_record(
     if examined is not None:
         privacy = examined.privacy
     elif isinstance(client, VictimClient):
-        shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
-        privacy = privacy_record(**asdict(client.privacy), **shares)
+        privacy = privacy_of(client)
         normalised = client.batch_norm if client.normalises_batches else None
         own = {"seed": client.seed, "batchnorm": normalised, "participation": client.participation}
     else:

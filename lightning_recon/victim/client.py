@@ -4,7 +4,7 @@
 import math
 from collections import OrderedDict
 from contextlib import AbstractContextManager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -168,6 +168,12 @@ class VictimClient(LightningModule):
                 )
         self._batches = list(batches)
         self._clean = None
+
+    def under_noise(self, noise_multiplier: float) -> "VictimClient":
+        """The same clients, with the same network and pictures, under another noise multiplier; after `bind`."""
+        other = copy(self)
+        other.privacy = replace(self.privacy, noise_multiplier=noise_multiplier)
+        return other
 
     @property
     def normalises_batches(self) -> bool:
