@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from lightning_recon.attack import Reconstruction, Server
+from lightning_recon.attack import GradientInversion, Reconstruction, Server
 from lightning_recon.callbacks.protection import noise_of
 from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
 from lightning_recon.errors import UserError
@@ -92,7 +92,8 @@ class ImageGrid(Callback):
                 if attacked.draw == 0 and isinstance(logger, TensorBoardLogger):
                     truth = truth_of(truths, attacked.client, module) if truths else None
                     drawn = Drawn(f"client_{attacked.client}", _about(module), self.columns)
-                    log_picture(logger, trainer.global_step, drawn, versions_of(attacked, truth, one))
+                    searched = isinstance(module, GradientInversion)
+                    log_picture(logger, trainer.global_step, drawn, versions_of(attacked, truth, one, searched))
 
 
 @dataclass(frozen=True)
@@ -110,22 +111,26 @@ class Drawn:
     columns: int
 
 
-def versions_of(attacked: Reconstruction, truth: Truth | None, scored: Scored | None) -> list[Version]:
+def versions_of(
+    attacked: Reconstruction, truth: Truth | None, scored: Scored | None, searched: bool = False
+) -> list[Version]:
     """The rows of a picture in TensorBoard.
 
     Args:
         attacked: The attacker's pictures.
         truth: What is known of its victims; None if nothing is.
         scored: The pictures matched with the truth; None without one, where they stay in the attacker's order.
+        searched: Whether nothing is decoded at first, so that a mean image stands where the search begins.
     """
+    first = "mean image: before the search" if searched else "decoded: first estimate"
     if truth is None or scored is None:
-        return [Version("decoded", attacked.initial), Version("refined", attacked.pictures)]
+        return [Version(first, attacked.initial), Version("refined: present state", attacked.pictures)]
     before = [caption(victim.psnr_initial, victim.psnr_initial >= _EXACT) for victim in scored.victims]
     after = [caption(victim.psnr, victim.bit_exact) for victim in scored.victims]
     return [
         Version("photograph", truth.photographs),
         Version("subject: what the client trained on", truth.images),
-        Version("decoded: first estimate", scored.initial, before),
+        Version(first, scored.initial, before),
         Version("refined: present state", scored.pictures, after),
     ]
 

@@ -72,6 +72,7 @@ def run_text(attack: str, privacy: Record, command: Sequence[str]) -> str:
         f"**Reconstruction robustness:** whoever would guess right with probability {kappa} does so with at most "
         f"{value:.3g} after seeing the releases"
         for kappa, value in gamma.items()
+        if value is not None
     ]
     if command:
         typed = printable(shlex.join(["recon", *command]))

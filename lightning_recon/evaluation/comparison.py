@@ -71,7 +71,8 @@ def comparison_figure(
     left = margin + (round(tile * _ROW_NAME) if lying else 0)
     captioned = [round(1.6 * text) if any(label for _, label in row) else 0 for row in rows]
     columns = len(rows[0]) if rows else 0
-    right = max(left + columns * (size[0] + gap) - gap, left + tile) + margin
+    least = 2 * tile if lying else 0  # room for a note in one line beside a single victim
+    right = left + max(columns * (size[0] + gap) - gap, least) + margin
     lines = _lines(note, text, right - 2 * margin)
     bottom = margin + heading + len(rows) * (size[1] + gap) + sum(captioned) - gap + margin // 2
     canvas = Image.new("RGB", (right, bottom + (round((1.4 * len(lines) + 0.6) * text) if lines else 0)), "white")
