@@ -33,12 +33,12 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None for that of the process.
     """
-    given = list(sys.argv[1:] if args is None else args)
-    console.configure(quiet="--quiet" in given)
-    given = configs_first([word for word in given if word != "--quiet"])
+    typed = list(sys.argv[1:] if args is None else args)
+    console.configure(quiet="--quiet" in typed)
+    given = configs_first([word for word in typed if word != "--quiet"])
     try:
         if not answered(given):
-            run(with_shipped_configs(given))
+            run(with_shipped_configs(given), typed)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None or os.environ.get("LIGHTNING_RECON_DEBUG"):
@@ -77,11 +77,12 @@ def answered(given: Sequence[str]) -> bool:
     return True
 
 
-def run(given: list[str]) -> None:
+def run(given: list[str], typed: Sequence[str]) -> None:
     """Run a command that takes its time.
 
     Args:
         given: Command line, names of shipped configs resolved.
+        typed: The same as it was typed, for the record.
 
     Raises:
         UserError: For every mistake of the user.
@@ -94,7 +95,8 @@ def run(given: list[str]) -> None:
 
     lightning_cli.quieten()
     if command in RUNS:
-        lightning_cli.run_cli(["--help" if word in ("--help_all", "--help-all") else word for word in given])
+        words = ["--help" if word in ("--help_all", "--help-all") else word for word in given]
+        lightning_cli.run_cli(words, command=typed)
     elif command == "replay":
         from lightning_recon.replay import replay_command
 

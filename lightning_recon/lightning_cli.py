@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 # Classes that may be given by their bare names on the command line.
 from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
-from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
+from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter, RunSummary
 from lightning_recon.callbacks.originals import Originals
 from lightning_recon.callbacks.progress import progress_bars
 from lightning_recon.checkpoints import DigestedCheckpoints
@@ -61,6 +61,16 @@ class Parser(LightningArgumentParser):
 class ReconCLI(LightningCLI):
     """LightningCLI whose run folder, `trainer.default_root_dir`, holds config, events, checkpoints and results."""
 
+    def __init__(self, command: Sequence[str], **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+        """Parse, build everything, and run the subcommand.
+
+        Args:
+            command: What was typed after `recon`, for the record.
+            **kwargs: Arguments of LightningCLI.
+        """
+        self.command = command
+        super().__init__(**kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has.
 
@@ -69,6 +79,7 @@ class ReconCLI(LightningCLI):
         """
         parser.add_lightning_class_args(ImageGrid, "image_grid")
         parser.add_lightning_class_args(ResultsWriter, "results")
+        parser.add_lightning_class_args(Comparison, "comparison")
         parser.set_defaults({"trainer.default_root_dir": "runs/recon"})
         # Help shows what is this program's own before the many options of Lightning's Trainer.
         groups: Any = parser.groups
@@ -111,6 +122,7 @@ class ReconCLI(LightningCLI):
             ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=20, enable_version_counter=False),
             *progress_bars(self._get(self.config_init, "trainer")),
             Originals(),
+            RunSummary(self.command),
         ]
         if is_quiet():
             kwargs["enable_progress_bar"] = False
@@ -153,20 +165,22 @@ class SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
 
-def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
+def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Sequence[str] | None = None) -> ReconCLI:
     """Parse the arguments, build everything, and run the subcommand.
 
     Args:
         args: Command line without the program's name, or a config.
         run: Whether to run; otherwise there is no subcommand and the objects are only built.
+        command: What was typed after `recon`, for the record. Default: the arguments, unless they are a config.
     """
     texts = {name: {"usage": f"recon {name} {OPTIONS}", "description": summary} for name, summary in RUNS.items()}
     if not isinstance(args, dict):
         check_settings([name for name in configs_in(args) if not name.lstrip().startswith("{")], roots())
     with explaining(roots, [] if isinstance(args, dict) else args):
         return ReconCLI(
-            LightningModule,
-            None,  # optional: recorded and captured updates come without pictures
+            command=command if command is not None else () if isinstance(args, dict) else args,
+            model_class=LightningModule,
+            datamodule_class=None,  # optional: recorded and captured updates come without pictures
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,

@@ -41,7 +41,9 @@ def replay(run: str, output: str, trust_config: bool = False) -> None:
         trust_config: Whether to run code that config.yaml names from outside this package.
     """
     folder = Path(run)
-    cli = run_cli(replay_config(folder, Path(output), trust_config), run=False)
+    cli = run_cli(
+        replay_config(folder, Path(output), trust_config), run=False, command=["replay", run, "--output", output]
+    )
     cli.trainer.fit(cli.model)
     if cli.trainer.is_global_zero:
         say(f"reconstructions in {output}: {sameness(folder, Path(output))}")

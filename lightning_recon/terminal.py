@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_recon.console import plain, say
+from lightning_recon.evaluation.naming import display_name
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.normalisation import in_words
@@ -71,15 +72,16 @@ def show_capture(privacy: Record, capture: Record) -> None:
 def show_results(record: Record, root: Path) -> None:
     """Print the table that ends a run, and where to look."""
     summary, baselines, bounds = (_plain(record[part]) for part in ("summary", "baselines", "bounds"))
+    name = display_name(str(record["attack"]))
     if summary["psnr_mean"] is None:
         say(
-            f"{record['attack']}: pictures for {summary['detected']} of {summary['victims']} victims, "
-            f"{summary['draws']} noise draw(s), {summary['seconds']:.0f} s; no truth is known, so there are no scores"
+            f"{name}: pictures for {summary['detected']} of {summary['victims']} victims, {summary['draws']} noise "
+            f"draw(s), {summary['seconds']:.0f} s; no truth is known, so there are no scores"
         )
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
         say(f"pictures and results.json in {root}; tensorboard --logdir {root}")
         return
-    title = f"{record['attack']}: {summary['victims']} victims, {summary['draws']} noise draw(s)"
+    title = f"{name}: {summary['victims']} victims, {summary['draws']} noise draw(s)"
     table = Table(title=Text(plain(title)))
     table.title_justify = "left"
     table.add_column("")

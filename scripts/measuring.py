@@ -69,7 +69,9 @@ def measured(cell: Cell, root: Path, runs: Path) -> Path:
 
             name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
             photographs[1] = str(with_true_labels(root, runs / f"labelled_{name}"))
-        recon(["fit", *shlex.split(cell.options), *photographs, "--trainer.default_root_dir", str(folder)])
+        alone = ["--comparison.structure", "null", "--comparison.noise_times", "null"]
+        place = ["--trainer.default_root_dir", str(folder)]
+        recon(["fit", *shlex.split(cell.options), *photographs, *alone, *place])
     return folder
 
 

@@ -333,9 +333,8 @@ class GradientInversion(Server):
             self._search_lines(many)
         else:
             self._move_together(many[0])
-        # Without a log the mean over guesses would cost a wait for the device in every step.
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("objective", self.search.lowest[self.slots].mean(), rank_zero_only=True)
+        # The best so far, whose pictures are handed over; stays on the device until somebody logs it.
+        self.latest_objective = self.search.lowest[self.slots].mean()
 
     def _move_together(self, optimizer: LightningOptimizer) -> None:
         """A step of all ranks' guesses on every rank, so that any of them can be resumed from."""

@@ -94,6 +94,8 @@ class Server(LightningModule, ABC):
         self.draws = draws
         self.record = record
         self.payload: ServerPayload | None = None
+        # The objective before the last step, a mean over this rank's pictures; None without one.
+        self.latest_objective: Tensor | None = None
 
     @property
     def oracles(self) -> tuple[str, ...]:
@@ -129,6 +131,10 @@ class Server(LightningModule, ABC):
     @abstractmethod
     def reconstructions(self) -> list[Reconstruction]:
         """This rank's pictures as they are now, in the order of updates and draws."""
+
+    def present_objective(self) -> Tensor | None:
+        """The objective of the pictures as they are now, a mean over this rank's; None if there is none."""
+        return self.latest_objective
 
     @property
     def exchange(self) -> Path:

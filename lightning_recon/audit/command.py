@@ -26,7 +26,7 @@ from lightning_recon.options import options_of
 from lightning_recon.shipped_configs import read_config
 from lightning_recon.victim import Privacy
 
-_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results")
+_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
 
 
 def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]]) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
 from lightning_recon.callbacks.inspected import alarms_of
+from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.callbacks.shares import share_record
 from lightning_recon.callbacks.truth import label_accuracy, scored_one, truth_of, truths_of
 from lightning_recon.console import say
@@ -24,7 +24,6 @@ from lightning_recon.evaluation.results import (
     Record,
     bounds_record,
     named_pictures,
-    privacy_record,
     results_record,
     write_json,
 )
@@ -76,6 +75,11 @@ class ResultsWriter(Callback):
         self._origin = origin(trainer, pl_module) if stage == "fit" else {}
         if self._examined is not None and stage == "fit":
             self._origin["hash of the captured update"] = self._examined.fingerprint
+
+    @property
+    def record(self) -> Record | None:
+        """What this run has written to `results.json`, until teardown; None if nothing, and on all ranks but one."""
+        return self._record
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far and whose noise and pictures they were about, for the checkpoint."""
@@ -186,7 +190,6 @@ class ResultsWriter(Callback):
         for name, picture in named_pictures(scored):
             write_picture(root / name, picture.clamp(0, 1))
         summary: Any = record["summary"]
-        privacy: Any = record["privacy"]
         distances = [
             lpips_per_image(one.pictures, truth_of(truths, attacked.client, module).images.cpu())
             for attacked, one in zip(found, scored, strict=True)
@@ -194,10 +197,6 @@ class ResultsWriter(Callback):
         if known := [distance for distance in distances if distance is not None]:
             summary["lpips_mean"] = float(torch.cat(known).mean())
         write_json(root / "results.json", record)
-        for logger in trainer.loggers:
-            metrics = {name: summary[name] for name in ("psnr_mean", "ssim_mean")}
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams({"attack": record["attack"], **privacy}, metrics)
         self._record = record
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -225,8 +224,7 @@ def run_record(
     if examined is not None:
         privacy = examined.privacy
     elif isinstance(client, VictimClient):
-        shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
-        privacy = privacy_record(**asdict(client.privacy), **shares)
+        privacy = privacy_of(client)
         normalised = client.batch_norm if client.normalises_batches else None
         own = {"seed": client.seed, "batchnorm": normalised, "participation": client.participation}
     else:

@@ -4,6 +4,7 @@
 import math
 from collections import OrderedDict
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -207,6 +208,12 @@ class VictimClient(LightningModule):
             self.network, rebuild, self.network_name, image_shape, self.num_classes, pictures, self.seed
         )
         self.network = network.to(self.device)
+
+    def under_noise(self, noise_multiplier: float) -> "VictimClient":
+        """The same clients, with the same network and pictures, under another noise multiplier; after `bind`."""
+        other = copy(self)
+        other.privacy = replace(self.privacy, noise_multiplier=noise_multiplier)
+        return other
 
     @property
     def normalises_batches(self) -> bool:

@@ -64,8 +64,13 @@ def test_without_a_truth_there_are_pictures_and_no_scores(blind: Path) -> None:
     assert record["bounds"]["noise_law_psnr"] is None
     assert record["bounds"]["gaussian_reference_psnr"] > 20
     assert (blind / "reconstructions.safetensors").is_file()
-    (grid,) = EventAccumulator(str(blind), size_guidance={"images": 0}).Reload().Tags()["images"]
-    assert grid == "client_0/decoded_refined"
+    board = EventAccumulator(str(blind), size_guidance={"images": 0, "tensors": 0}).Reload()
+    assert board.Tags()["images"] == ["client_0"]
+    assert [picture.step for picture in board.Images("client_0")] == [0, 1, 2, 4]
+    assert board.Images("client_0")[0].height > 2 * 128  # decoded and refined, without scores
+    assert "psnr" not in board.Tags()["scalars"]
+    (said,) = board.Tensors("verdict/text_summary")
+    assert b"vouches for 4 of 4 pictures; the truth is not known" in said.tensor_proto.string_val[0]
 
 
 def test_the_record_has_the_fields_of_any_other(blind: Path, finished: Path) -> None:
@@ -234,12 +239,6 @@ def test_a_damaged_update_is_refused_before_anything_is_attacked(
     (tmp_path / "u.safetensors").write_bytes(b"nothing")
     assert "truncated or no safetensors file" in refused(tmp_path / "u.safetensors")
     assert "there is no captured update" in refused(tmp_path / "missing.safetensors")
-
-
-def test_a_comparison_would_take_a_second_release(refused: Callable[..., str], single: Path) -> None:
-    callback = ["--trainer.callbacks", "Comparison", "--trainer.callbacks.structure"]
-    callback.append("lightning_recon.structure.SeedPaper")
-    assert "give --trainer.callbacks null" in refused(single, *callback)
 
 
 def test_anybody_elses_pictures_are_refused(refused: Callable[..., str], single: Path) -> None:
