@@ -190,8 +190,11 @@ class PrivacyRecord(TypedDict):
     batch_size: Batch
     delta: Annotated[float, Field(gt=0, lt=1)]
     adjacency: Literal["add_remove", "replace_one"]
-    epsilon_nominal: NotRequired[NotNegative | None]
+    epsilon_nominal: NotNegative | None
     epsilon_accounted: NotNegative | None
+    epsilon_by_adjacency: NotRequired[dict[Name, NotNegative | None]]
+    epsilon_of_one_client: NotRequired[NotNegative | None]
+    epsilon_of_sum: NotRequired[NotNegative | None]
     aggregated: NotRequired[Clients]
     noise_share: NotRequired[Literal["full", "shared"]]
     mu: NotRequired[NotNegative | None]
@@ -216,13 +219,17 @@ class VictimRecord(TypedDict):
 class SummaryRecord(TypedDict):
     """The section `summary`."""
 
+    clients: NotRequired[Index]
     draws: NotRequired[Index]
     victims: NotRequired[Count]
     detected: NotRequired[NotNegative | None]
+    collided: NotRequired[NotNegative | None]
+    false_detections: NotRequired[NotNegative | None]
     psnr_mean: NotRequired[Decibels | None]
     ssim_mean: NotRequired[float | None]
     seconds: NotRequired[NotNegative | None]
     steps: NotRequired[Count | None]
+    structure_bytes: NotRequired[Count | None]
 
 
 @with_config(OPEN)
@@ -271,6 +278,30 @@ class ResultsRecord(TypedDict):
     summary: SummaryRecord
 
 
+def _consistent(record: ResultsRecord) -> ResultsRecord:
+    """Refuse a record in which one part takes another for granted that is not there."""
+    privacy, baselines = record["privacy"], record["baselines"]
+    if (privacy["epsilon_nominal"] is None) != (privacy["epsilon_accounted"] is None):
+        raise ValueError("privacy has one of the two epsilons without the other")
+    if "0.1" not in privacy["rero_gamma"]:
+        raise ValueError("privacy.rero_gamma lacks 0.1")
+    scored = [victim for victim in record["victims"] if victim["psnr"] is not None]
+    if not scored:
+        return record
+    wanted = (
+        (len(scored) == len(record["victims"]), "psnr of every victim"),
+        (all(one["index"] is not None and one["detected"] is not None for one in scored), "index and detected"),
+        (all(one.get("image") for one in scored), "image of every victim"),
+        (baselines is not None and baselines["mean_image_psnr"] is not None, "baselines.mean_image_psnr"),
+        (record["summary"].get("ssim_mean") is not None, "summary.ssim_mean"),
+        (record["summary"].get("draws") is not None, "summary.draws"),
+        (record.get("subject_fraction") is not None, "subject_fraction"),
+    )
+    if lacking := [what for there, what in wanted if not there]:
+        raise ValueError(f"it has scores without {lacking[0]}")
+    return record
+
+
 PAYLOAD: Final = TypeAdapter(PayloadRecord)
 UPDATE: Final = TypeAdapter(UpdateRecord)
 NETWORK: Final = TypeAdapter(NetworkRecord)
@@ -279,4 +310,4 @@ TRUTH: Final = TypeAdapter(TruthRecord)
 BELIEFS: Final = TypeAdapter(dict[Name, BeliefRecord])
 ORIGINALS: Final = TypeAdapter(OriginalsRecord)
 PLAN: Final = TypeAdapter(PlanRecord)
-RESULTS: Final = TypeAdapter(ResultsRecord)
+RESULTS: Final = TypeAdapter(Annotated[ResultsRecord, AfterValidator(_consistent)])
