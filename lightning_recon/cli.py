@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_recon import __version__, console
 from lightning_recon.commands import COMMANDS, RUNS, help_of, overview, unknown_command
+from lightning_recon.interrupts import stoppable
 from lightning_recon.shipped_configs import (
     configs_first,
     configs_in,
@@ -27,6 +28,8 @@ from lightning_recon.usage import user_error
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
+@stoppable()
+@stoppable()
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `recon` command.
 

@@ -106,6 +106,7 @@ COMMANDS = {
         """
   RUN                the folder of a finished run, with config.yaml and exchange/
   --output DIR       folder for the reconstructions and their images
+  --overwrite        replace a run that is in that folder
   --trust_config true  run code that its config.yaml names from outside this package: only if you know it
 
 At the end it says whether they equal the run's own reconstructions bit for bit.

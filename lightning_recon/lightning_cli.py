@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,7 +20,6 @@ from lightning_recon.attack import GradientInversion, ReconstructionAttack  # no
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter, RunSummary
 from lightning_recon.callbacks.originals import Originals
 from lightning_recon.callbacks.progress import progress_bars
-from lightning_recon.checkpoints import DigestedCheckpoints
 from lightning_recon.commands import OPTIONS, RUNS
 from lightning_recon.console import is_quiet, log_above_bars
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
@@ -29,18 +27,29 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
 from lightning_recon.mistakes import explaining
 from lightning_recon.options import options_of
+from lightning_recon.run_folder import LAST, RunFolder, check_free
 from lightning_recon.shipped_configs import check_settings, configs_first, configs_in, with_shipped_configs
+from lightning_recon.storage import write
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
+from lightning_recon.trainer_options import (
+    buildable,
+    check_finite,
+    check_seed,
+    check_strategy,
+    check_trainer,
+    checkpoints_wanted,
+    trainer_errors,
+    write_whole_checkpoints,
+)
 from lightning_recon.usage import check_checkpoint, writable
 from lightning_recon.victim import VictimClient  # noqa: F401
-
-LAST = Path("checkpoints", "last.ckpt")
 
 TITLES = {
     "model": "The attack, and whom it attacks",
     "data": "The pictures",
     "image_grid": "Pictures in TensorBoard",
     "results": "Results",
+    "comparison": "Comparison with another attack",
     "trainer": "Lightning's Trainer",
 }
 
@@ -81,6 +90,14 @@ class ReconCLI(LightningCLI):
         parser.add_lightning_class_args(ResultsWriter, "results")
         parser.add_lightning_class_args(Comparison, "comparison")
         parser.set_defaults({"trainer.default_root_dir": "runs/recon"})
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="fit: replace the run that trainer.default_root_dir holds, once the new one has been set up",
+        )
         # Help shows what is this program's own before the many options of Lightning's Trainer.
         groups: Any = parser.groups
         for name, title in TITLES.items():
@@ -97,9 +114,17 @@ class ReconCLI(LightningCLI):
         """
         super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
-        if subcommand and (checkpoint := self.config[subcommand].get("ckpt_path")):
-            root = Path(self.config[subcommand].trainer.default_root_dir)
+        config = self.config[subcommand] if subcommand else self.config
+        check_finite(config)
+        check_seed(config.get("seed_everything"))
+        check_trainer(config.trainer)
+        root, checkpoint = Path(config.trainer.default_root_dir), config.get("ckpt_path")
+        if checkpoint:
             check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
+        self.fits = subcommand in (None, "fit")
+        self.folder = RunFolder(root, bool(config.overwrite), checkpoint, self.fits)
+        if self.fits:
+            check_free(root, self.folder.overwrite, checkpoint)
 
     def before_instantiate_classes(self) -> None:
         """Refuse to run without pictures where somebody needs them: recorded and captured updates need none."""
@@ -112,26 +137,49 @@ class ReconCLI(LightningCLI):
                 "--model.update with an update that was captured"
             )
 
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; a value that one of their constructors refuses is named in one line."""
+        with buildable():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
-        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself."""
-        root = Path(self._get(self.config_init, "trainer.default_root_dir"))
-        writable(root)
-        last = root / LAST
-        self.trainer_defaults["callbacks"] = [
+        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself.
+
+        Only `fit` logs, keeps its config and makes its folder: the other commands look at a run that is there.
+        """
+        root, options = self.folder.root, self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = [*progress_bars(options), Originals(), RunSummary(self.command)]
+        if checkpoints_wanted(options):
             # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
-            ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=20, enable_version_counter=False),
-            *progress_bars(self._get(self.config_init, "trainer")),
-            Originals(),
-            RunSummary(self.command),
-        ]
+            folder = (root / LAST).parent
+            callbacks.append(
+                ModelCheckpoint(folder, save_last=True, every_n_train_steps=20, enable_version_counter=False)
+            )
+        self.trainer_defaults["callbacks"] = callbacks
+        if self.fits:
+            writable(root)
+        else:
+            kwargs["logger"] = False
         if is_quiet():
             kwargs["enable_progress_bar"] = False
-        if self._get(self.config_init, "trainer.logger") is None:
-            kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
-        trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = DigestedCheckpoints()
+        with trainer_errors():
+            if self.fits and options.get("logger") is None:
+                kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
+            trainer = super().instantiate_trainer(**kwargs)
+        check_strategy(trainer.strategy)
+        write_whole_checkpoints(trainer)
+        if self.subcommand != "validate":
+            # First of all, so that the replaced run is gone before any other callback writes.
+            trainer.callbacks.insert(0, self.folder.held_by(trainer))  # type: ignore[attr-defined]
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and let no other process write to the folder meanwhile."""
+        if subcommand == "validate":
+            super()._run_subcommand(subcommand)
+            return
+        with self.folder:
+            super()._run_subcommand(subcommand)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -153,7 +201,14 @@ class SaveConfig(SaveConfigCallback):
             trainer: The trainer.
             pl_module: The model.
         """
-        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero and not self.already_saved:
+            # The config repeats this run wherever it is used: without what it was to replace.
+            config = self.config.clone()
+            config.overwrite = False
+            text = self.parser.dump(config, skip_none=False)
+            path = Path(trainer.default_root_dir) / self.config_filename
+            write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        self.already_saved = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config.yaml of a run without steps.
@@ -162,7 +217,7 @@ class SaveConfig(SaveConfigCallback):
             trainer: The trainer.
             pl_module: The model.
         """
-        super().setup(trainer, pl_module, "fit")
+        self.on_train_start(trainer, pl_module)
 
 
 def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Sequence[str] | None = None) -> ReconCLI:
@@ -187,7 +242,6 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
             auto_configure_optimizers=False,
             parser_class=Parser,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "max_epochs": -1,  # steps say how far an attack is: one that has ended goes on when given more
                 "num_sanity_val_steps": 0,
@@ -201,7 +255,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
 
 def roots() -> dict[str, Any]:
     """The options of `recon fit` and its like, for messages and completion: see `options.options_of`."""
-    groups = {"trainer": Trainer, "image_grid": ImageGrid, "results": ResultsWriter}
+    groups = {"trainer": Trainer, "image_grid": ImageGrid, "results": ResultsWriter, "comparison": Comparison}
     single = {"config": str, "print_config": str, "seed_everything": bool | int, "ckpt_path": str | None}
     single |= {"weights_only": bool | None, "overwrite": bool, "help": bool, "help_all": bool, "quiet": bool}
     single |= {"verbose": bool, "return_predictions": bool | None}

@@ -9,9 +9,11 @@ from jsonargparse import ArgumentParser
 
 from lightning_recon.callbacks.results import PICTURES, finished
 from lightning_recon.console import say
+from lightning_recon.errors import UserError
 from lightning_recon.lightning_cli import run_cli
 from lightning_recon.mistakes import explaining
 from lightning_recon.replay_config import replay_config
+from lightning_recon.run_folder import check_free
 
 
 def replay_command(args: Sequence[str]) -> None:
@@ -23,30 +25,36 @@ def replay_command(args: Sequence[str]) -> None:
     Raises:
         UserError: For every mistake on it, and a run that cannot be replayed.
     """
-    with explaining(lambda: {"output": str, "trust_config": bool, "help": bool, "quiet": bool}, ["replay", *args]):
+    options = {"output": str, "overwrite": bool, "trust_config": bool, "help": bool, "quiet": bool}
+    with explaining(lambda: options, ["replay", *args]):
         parser = ArgumentParser(prog="recon replay", exit_on_error=False, allow_abbrev=False)
         parser.add_argument("run")
         parser.add_argument("--output", required=True)
+        parser.add_argument("--overwrite", action="store_true")
         parser.add_argument("--trust_config", type=bool, default=False)
         chosen = parser.parse_args(list(args))
-    replay(chosen.run, chosen.output, chosen.trust_config)
+    replay(chosen.run, chosen.output, chosen.overwrite, chosen.trust_config)
 
 
-def replay(run: str, output: str, trust_config: bool = False) -> None:
+def replay(run: str, output: str, overwrite: bool = False, trust_config: bool = False) -> None:
     """Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist.
 
     Args:
         run: Folder of a finished run, with config.yaml and exchange/.
         output: Folder for the reconstructions and their images.
+        overwrite: Whether to replace a run that is there.
         trust_config: Whether to run code that config.yaml names from outside this package.
     """
-    folder = Path(run)
-    cli = run_cli(
-        replay_config(folder, Path(output), trust_config), run=False, command=["replay", run, "--output", output]
-    )
-    cli.trainer.fit(cli.model)
+    folder, target = Path(run), Path(output)
+    if target.resolve() == folder.resolve():
+        raise UserError(f"--output {output} is the run itself: name another folder")
+    check_free(target, overwrite, None, "--output")
+    config = replay_config(folder, target, trust_config) | {"overwrite": overwrite}
+    cli = run_cli(config, run=False, command=["replay", run, "--output", output])
+    with cli.folder:
+        cli.trainer.fit(cli.model)
     if cli.trainer.is_global_zero:
-        say(f"reconstructions in {output}: {sameness(folder, Path(output))}")
+        say(f"reconstructions in {output}: {sameness(folder, target)}")
 
 
 def sameness(run: Path, again: Path) -> str:

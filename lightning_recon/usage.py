@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is checked before any work is done, and which exceptions are the user's mistakes."""
 
+import errno
 import tempfile
 from pathlib import Path
 
@@ -58,12 +59,25 @@ def user_error(error: BaseException) -> UserError | None:
         return UserError(
             "the checkpoint belongs to another model: give --ckpt_path a file from checkpoints/ of this run"
         )
+    # Library code, which takes seconds to import: the help of a command does without.
+    import torch
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from lightning_recon.checkpoints import restoring
     from lightning_recon.storage import reason_of
+    from lightning_recon.trainer_options import first_sentence, refused_by_library
 
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return UserError("out of memory: lower --data.batch_size, --data.image_size or the sizes of --model")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"cannot write ({error.strerror}): make room; what was written before is whole")
     if isinstance(error, Exception) and restoring(error):
         return UserError(
             f"the checkpoint cannot be resumed ({type(error).__name__}: {reason_of(error)[:200]}): give --ckpt_path "
             "another file from checkpoints/ of this run, or start anew without it"
         )
+    if isinstance(error, MisconfigurationException) or (
+        isinstance(error, ValueError | RuntimeError | ImportError) and refused_by_library(error)
+    ):
+        return UserError(f"{first_sentence(error)} (LIGHTNING_RECON_DEBUG=1 shows where)")
     return None

@@ -30,10 +30,12 @@ data_root=$1 sam_checkpoint=$2 output=$3
 resume=()
 if [ -f "$output/checkpoints/last.ckpt" ]; then
     resume=(--ckpt_path last)
+elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+    resume=(--overwrite) # stopped before its first checkpoint
 fi
 
 # Four clients a GPU, shared out evenly over the ranks.
-srun recon fit \
+srun --kill-on-bad-exit=1 recon fit \
     --config imagenet.yaml \
     --data.root "$data_root" \
     --data.clients $((SLURM_NNODES * SLURM_NTASKS_PER_NODE * 4)) \

@@ -40,7 +40,9 @@ def refused(kept: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> Refuse
     def run(*flags: str, command: str = "fit") -> str:
         """Run a command that must fail as it should; the line that it prints."""
         before = contents(kept)
-        arguments = [command, "--config", tiny, "--trainer.default_root_dir", str(kept), *flags]
+        # Refused before it replaces anything.
+        replacing = ["--overwrite"] if command == "fit" and "--ckpt_path" not in flags else []
+        arguments = [command, "--config", tiny, "--trainer.default_root_dir", str(kept), *replacing, *flags]
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2

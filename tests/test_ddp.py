@@ -58,7 +58,7 @@ def test_two_ranks_are_one_process(
     assert events.Tags()["images"] == [f"client_{client}" for client in range(updates)]
     assert events.Scalars("psnr")[-1].value == pytest.approx(split["summary"]["psnr_mean"], abs=1e-3)
 
-    fit(one, *flags, "--trainer.max_steps", "4")
+    fit(one, *flags, "--trainer.max_steps", "4", "--overwrite")
     fit(two, *flags, "--trainer.max_steps", "4", "--ckpt_path", "last")
     assert_same_pictures(one, two)
 

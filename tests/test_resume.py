@@ -171,7 +171,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tiny: str, tmp_path: Path
 def test_results_are_there_whole_or_not_at_all(tiny: str, finished: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(finished, root)
-    arguments = ["fit", "--config", tiny, "--trainer.default_root_dir", str(root)]
+    arguments = ["test", "--config", tiny, "--trainer.default_root_dir", str(root)]
     command = [sys.executable, "-c", KILLED_WHILE_WRITING_RESULTS, *arguments]
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
     assert (root / "results.json").read_bytes() == (finished / "results.json").read_bytes()

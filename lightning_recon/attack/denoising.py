@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recon.ranges import COUNT, check_ranges
+
 # Weight of total variation that suits noise of standard deviation 1, and the size of one step on its dual.
 _WEIGHT = 0.7
 _DUAL_STEP = 0.125
@@ -42,6 +44,7 @@ class TotalVariation(nn.Module):
             iterations: Steps of the algorithm, at least 1.
         """
         super().__init__()
+        check_ranges("--model.denoiser.", iterations=(iterations, COUNT))
         self.iterations = iterations
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from lightning_recon.attack.shipped import keep_network, network_of, told_labels
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payload_name
 from lightning_recon.networks import twice_differentiable
+from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SEED, check_ranges
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 
 log = logging.getLogger(__name__)
@@ -135,10 +136,13 @@ class GradientInversion(Server):
         self.automatic_optimization = False
         if start == "revealed" and basis == "pixels":
             raise UserError("--model.start revealed needs --model.basis spectrum or balanced")
-        if restarts < 1:
-            raise UserError(f"--model.restarts is {restarts}: give at least 1")
-        if chunk_size is not None and chunk_size < 1:
-            raise UserError(f"--model.chunk_size is {chunk_size}: give at least 1")
+        check_ranges(
+            "--model.",
+            langevin=(langevin, NOT_NEGATIVE),
+            restarts=(restarts, COUNT),
+            seed=(seed, SEED),
+            chunk_size=(chunk_size, COUNT),
+        )
         if compile and (penalties.features or penalties.batch_norm):
             raise UserError(
                 "--model.compile cannot look into the network: set --model.penalties.features and batch_norm to 0, or "

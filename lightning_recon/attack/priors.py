@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_recon.errors import UserError
+from lightning_recon.ranges import NOT_NEGATIVE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class Penalties:
 
     def __post_init__(self) -> None:
         """Refuse negative weights."""
-        for name, value in vars(self).items():
-            if value < 0:
-                raise UserError(f"--model.penalties.{name} is {value}: give a weight of at least 0")
+        check_ranges("--model.penalties.", **{name: (value, NOT_NEGATIVE) for name, value in vars(self).items()})
 
 
 def total_variation(pictures: Tensor, opponents: bool) -> Tensor:

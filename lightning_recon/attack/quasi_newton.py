@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
+
 _DECREASE = 1e-4  # share of the promised decrease that makes a step good enough (Armijo)
 _SHRINK = (0.1, 0.5)  # how much shorter a refused step becomes
 _PATIENCE = 10  # refusals in a row after which what was learned of the curvature is forgotten
@@ -31,6 +33,7 @@ class QuasiNewton(Optimizer):
             lr: Length of the first step along every line, 1 for a full quasi-Newton step.
             history: Changes of the gradient that are remembered, at least 1.
         """
+        check_ranges("--model.optimizer.", lr=(lr, POSITIVE), history=(history, COUNT))
         super().__init__(params, {"lr": lr, "history": history})
 
     @torch.no_grad()

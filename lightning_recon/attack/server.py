@@ -17,6 +17,8 @@ from lightning_recon.attack.conversation import fingerprint, publish
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
+from lightning_recon.ranges import COUNT, check_ranges
+from lightning_recon.run_folder import begin_run
 from lightning_recon.structure.budget import BudgetShare
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.statistics import PublicStatistics
@@ -86,8 +88,7 @@ class Server(LightningModule, ABC):
                 "give either --model.client, who answers the server, or --model.update, what a client of another "
                 "program has answered" + ("" if client is None else ": not both (--model.client null)")
             )
-        if draws < 1:
-            raise UserError(f"--model.draws is {draws}: ask for at least one noise draw")
+        check_ranges("--model.", draws=(draws, COUNT))
         # The client is another party, not a part of the attacker: out of its parameters, checkpoints and DDP.
         object.__setattr__(self, "client", client if update is None else CapturedClient(update))
         self.client: Client
@@ -182,6 +183,7 @@ class Server(LightningModule, ABC):
             shutil.rmtree(self.staged, ignore_errors=True)
             raise
         self.trainer.strategy.barrier()
+        begin_run(self.trainer)
         if not self.record and self.trainer.is_global_zero:
             # An earlier run's recording must not stand beside these pictures.
             shutil.rmtree(self.exchange, ignore_errors=True)
@@ -273,6 +275,12 @@ class Server(LightningModule, ABC):
             raise UserError(
                 f"--ckpt_path names a checkpoint that does not belong to {self.exchange}: give last, or a file from "
                 "checkpoints/ of this run"
+            )
+        taken = int(checkpoint.get("global_step", 0))
+        if self.trainer.state.fn == "fit" and 0 <= self.trainer.max_steps < taken:
+            raise UserError(
+                f"the run has taken {taken} steps already, and --trainer.max_steps is {self.trainer.max_steps}: give "
+                f"{taken} or more to go on, or --overwrite instead of --ckpt_path to start again"
             )
 
     def gathered(self) -> list[Reconstruction]:

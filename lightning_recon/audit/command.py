@@ -2,8 +2,6 @@
 """`recon audit` and `recon report`: from the command line to the files."""
 
 import json
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +14,13 @@ from jsonargparse import ArgumentParser
 from lightning_recon.audit.outcome import cell_folder
 from lightning_recon.audit.plan import Plan, base_path, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
+from lightning_recon.audit.running import Runner, failure
 from lightning_recon.audit.runs import read_audit, read_runs, write_plan
 from lightning_recon.audit.sweep import Sweep
 from lightning_recon.audit.table import write_hparams, write_text
 from lightning_recon.console import say
 from lightning_recon.errors import UserError
+from lightning_recon.locking import claimed
 from lightning_recon.mistakes import explaining
 from lightning_recon.options import options_of
 from lightning_recon.shipped_configs import read_config
@@ -42,8 +42,6 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     Raises:
         UserError: For whatever can be told before the first cell runs, or where files cannot be written.
     """
-    from lightning_recon.audit.running import Runner, claimed, failure  # Unix only, unlike reports
-
     configs, flags, own = split(args)
     sections, bases = read_configs(configs)
     given = ["audit", *(word for name in configs for word in ("--config", name)), *own]
@@ -63,14 +61,11 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
         write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
     check_plan(plan, resolve)
     write_plan(output, plan, sweep.changes)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the cells end too
     try:
         runner.run(cells)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on where this one was")
-        sys.exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt as stop:
+        stop.add_note("stopped; the same command goes on where this one was")
+        raise
 
     runs, reasons = read_audit(output), {cell: failure(cell_folder(output, cell.name)) for cell in cells}
     failed = [(cell, reason) for cell, reason in reasons.items() if reason]

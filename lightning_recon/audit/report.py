@@ -34,6 +34,7 @@ from lightning_recon.audit.verdict import (
 )
 from lightning_recon.evaluation.naming import display_name, printable
 from lightning_recon.evaluation.verdict import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
+from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
 
 _NAMED = 5  # pictures that were left out, by name
 
@@ -56,6 +57,15 @@ class Judgement:
     tolerance: float = 0.5
     records: int | None = None
     sampling_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_ranges(
+            "--",
+            tolerance=(self.tolerance, POSITIVE),
+            records=(self.records, COUNT),
+            sampling_rate=(self.sampling_rate, SHARE),
+        )
 
 
 def write_report(

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells run as processes of their own: what one does to its memory, or fails by, is no other's business.
 
-A cell is claimed by a lock of the operating system, which ends with the process that holds it. So any number of audits
-(a SLURM array, say) may share one output folder, and none waits for one that was killed.
+A cell is claimed by a lock of the operating system, which ends with the process that holds it, and its run holds its
+own folder. So any number of audits (a SLURM array, say) may share one output folder, and none waits for one that was
+killed, unless its run goes on.
 """
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import rich
@@ -24,6 +24,8 @@ from lightning_recon.audit.outcome import FAILED, cell_folder, is_finished
 from lightning_recon.audit.plan import Cell
 from lightning_recon.console import is_quiet, say, warn
 from lightning_recon.errors import UserError
+from lightning_recon.locking import claimed
+from lightning_recon.run_folder import LOCK
 
 # Isolated from the current folder (-P), which `recon` takes modules from only where a class path names one.
 PROGRAM = (sys.executable, "-P", "-m", "lightning_recon", "fit")
@@ -106,62 +108,53 @@ class Runner:
             Whether it is settled; otherwise another audit runs it.
         """
         folder = cell_folder(self.output, cell.name)
-        with claimed(self.locks / cell.name, wait) as lock:
-            if lock is None:
+        with claimed(self.locks / cell.name, wait) as mine:
+            if not mine:
                 return False
-            if is_finished(folder) or _failed_since(folder, self.started):
-                return True
-            shutil.rmtree(folder, ignore_errors=True)
-            # The child inherits the lock: if only this process is killed, the cell stays claimed until the child ends.
-            command = [*PROGRAM, *cell.arguments]
-            command += [
-                "--results.show",
-                "false",
-                "--results.inspect",
-                "true",
-                "--trainer.default_root_dir",
-                str(folder),
-            ]
-            with subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=self.environment,
-                pass_fds=[lock],
-            ) as child:
-                self._children.add(child)
-                said, _ = child.communicate()
-                self._children.discard(child)
-            if not is_finished(folder):
-                with suppress(OSError):  # a full disk: the cell is missing all the same
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / FAILED).write_text(said + f"\nexit status {child.returncode}\n", encoding="utf-8")
+            # A run that has outlived its killed audit still holds its own folder.
+            with claimed(_made(folder) / LOCK, wait) as idle:
+                if not idle:
+                    return False
+                if is_finished(folder) or _failed_since(folder, self.started):
+                    return True
+                _clear(folder)
+            said, status = self._fit(cell, folder)
+            with claimed(folder / LOCK, wait) as idle:
+                if not idle:
+                    return False
+                if not is_finished(folder):
+                    with suppress(OSError):  # a full disk: the cell is missing all the same
+                        (folder / FAILED).write_text(said + f"\nexit status {status}\n", encoding="utf-8")
         return True
 
+    def _fit(self, cell: Cell, folder: Path) -> tuple[str, int]:
+        """Run one cell to its end; what it printed, and its exit status."""
+        command = [*PROGRAM, *cell.arguments]
+        command += ["--results.show", "false", "--results.inspect", "true", "--trainer.default_root_dir", str(folder)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
+        ) as child:
+            self._children.add(child)
+            said, _ = child.communicate()
+            self._children.discard(child)
+        return said, child.returncode
 
-@contextmanager
-def claimed(path: Path, wait: bool = True) -> Iterator[int | None]:
-    """Hold a lock that ends with the processes that hold it.
 
-    Args:
-        path: File of the lock.
-        wait: Whether to wait for it.
-
-    Yields:
-        File descriptor, which child processes may inherit; None if another process holds the lock.
-    """
+def _made(folder: Path) -> Path:
     try:
-        file = path.open("w")
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): make room, then start the same audit again") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-        else:
-            yield file.fileno()
+        raise UserError(f"cannot write to {folder} ({error.strerror}): make room, or choose another --output") from None
+    return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a stopped or failed cell has left, all but its lock, which is held."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def failure(folder: Path) -> str:

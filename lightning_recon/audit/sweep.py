@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_recon.errors import UserError
+from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED_32, SHARE, check_ranges
 
 AXES = ("granularity", "batch_size", "rounds", "seeds")
 
@@ -23,6 +24,12 @@ class Attack:
     least_rounds: int = 1
     most_noise: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_ranges(
+            "audit.attacks: ", least_rounds=(self.least_rounds, COUNT), most_noise=(self.most_noise, NOT_NEGATIVE)
+        )
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -40,6 +47,15 @@ class Reference:
     batch_size: int | None = None
     rounds: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_ranges(
+            "audit.reference.",
+            noise_multiplier=(self.noise_multiplier, NOT_NEGATIVE),
+            batch_size=(self.batch_size, COUNT),
+            rounds=(self.rounds, COUNT),
+        )
+
 
 @dataclass(frozen=True)
 class Change:
@@ -56,6 +72,10 @@ class Change:
     batch_times: int = 1
     flags: dict[str, bool | int | float | str] = field(default_factory=dict)
     cost: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_ranges("audit.changes: ", noise_times=(self.noise_times, POSITIVE), batch_times=(self.batch_times, COUNT))
 
 
 @dataclass(frozen=True)
@@ -108,19 +128,23 @@ class Sweep:
         for name in ("attacks", *AXES):
             if not getattr(self, name):
                 raise UserError(f"audit.{name} is empty: name at least one")
-        for name, value in (("rounds", min(self.rounds)), ("batch_size", min(self.batch_size)), ("jobs", self.jobs)):
-            if value < 1:
-                raise UserError(f"audit.{name} has {value}: give whole numbers of at least 1")
-        if not 0 < self.delta < 1:
-            raise UserError(f"audit.delta is {self.delta}: give a probability between 0 and 1, for example 1e-5")
-        if self.records is not None and self.records < 1:
-            raise UserError(f"audit.records is {self.records}: say how many people's data are protected, or null")
-        if not self.tolerance > 0:
-            raise UserError(f"audit.tolerance is {self.tolerance}: give decibels above 0")
-        if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
-            raise UserError(f"audit.sampling_rate is {self.sampling_rate}: give a probability above 0, up to 1")
+        for name, values, range_ in (
+            ("noise_multiplier", self.noise_multiplier, NOT_NEGATIVE),
+            ("epsilon", self.epsilon, POSITIVE),
+            ("batch_size", self.batch_size, COUNT),
+            ("rounds", self.rounds, COUNT),
+            ("seeds", self.seeds, SEED_32),
+        ):
+            for value in values or []:
+                check_ranges("audit.", **{name: (value, range_)})
+        check_ranges(
+            "audit.",
+            delta=(self.delta, PROBABILITY),
+            sampling_rate=(self.sampling_rate, SHARE),
+            records=(self.records, COUNT),
+            tolerance=(self.tolerance, POSITIVE),
+            jobs=(self.jobs, COUNT),
+        )
         for name, change in self.changes.items():
-            if not (change.noise_times > 0 and change.batch_times >= 1):
-                raise UserError(f"audit.changes: “{name}” wants noise_times above 0, batch_times of at least 1")
             if change == Change(cost=change.cost):
                 raise UserError(f"audit.changes: “{name}” changes nothing: give noise_times, batch_times or flags")

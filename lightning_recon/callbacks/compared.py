@@ -19,6 +19,8 @@ from lightning_recon.errors import UserError
 from lightning_recon.evaluation.comparison import Version, caption, comparison_figure
 from lightning_recon.evaluation.naming import display_name
 from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
+from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
+from lightning_recon.storage import write
 from lightning_recon.structure import Structure
 from lightning_recon.victim import VictimClient
 
@@ -51,10 +53,7 @@ class Comparison(Callback):
             noise_times: A last column shows the same attack under so many times the noise, and TensorBoard its
                 refinement, where the run's own noise leaves nothing to refine. Default: no such column.
         """
-        if victims < 1:
-            raise UserError(f"the comparison is to show {victims} victims: give a whole number of at least 1")
-        if noise_times is not None and not 0 < noise_times < float("inf"):
-            raise UserError(f"--comparison.noise_times is {noise_times}: give a number above 0, such as 10")
+        check_ranges("--comparison.", victims=(victims, COUNT), noise_times=(noise_times, POSITIVE))
         self.structure = structure
         self.title = title
         self.victims = victims
@@ -79,7 +78,8 @@ class Comparison(Callback):
         versions = [Version("photograph", truth.photographs), Version("what the client used", truth.images)]
         versions += [_version(name, scored) for name, scored in compared]
         note = f"{promise(privacy_of(pl_module.client), 'epsilon', 'delta')}. {NOTE if asks else ''}"
-        comparison_figure([one.first(self.victims) for one in versions], note=note).save(path)
+        figure = comparison_figure([one.first(self.victims) for one in versions], note=note)
+        write(path, lambda partial: figure.save(partial, format="png"))
         means = [f"{name} {_mean_psnr(scored):.1f} dB" for name, scored in compared]
         self._report = f"first client: {', '.join(means)}; {path}"
 

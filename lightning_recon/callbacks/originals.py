@@ -10,6 +10,7 @@ from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.evaluation.fidelity import psnr_per_image
 from lightning_recon.evaluation.results import write_json
+from lightning_recon.ranges import COUNT_OR_NONE, check_ranges
 from lightning_recon.storage import write_picture
 
 FOLDER = "truth"
@@ -25,6 +26,7 @@ class Originals(Callback):
         Args:
             pictures: At most so many victims get picture files; scores and names are kept of all.
         """
+        check_ranges("Originals: ", pictures=(pictures, COUNT_OR_NONE))
         self.pictures = pictures
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,11 +11,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning_recon.attack import GradientInversion, Reconstruction, Server
 from lightning_recon.callbacks.protection import noise_of
 from lightning_recon.callbacks.truth import scored_one, truth_of, truths_of
-from lightning_recon.errors import UserError
 from lightning_recon.evaluation.comparison import Version, caption, comparison_figure
 from lightning_recon.evaluation.fidelity import psnr_per_image
 from lightning_recon.evaluation.naming import display_name
 from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.ranges import COUNT, COUNT_OR_NONE, check_ranges
 
 _LEAST_TILE, _MOST_TILE = 128, 192  # pixels
 _EXACT = 100.0  # dB, as an exact picture's PSNR is written
@@ -41,9 +41,12 @@ class ImageGrid(Callback):
                 aggregation that of a group of clients.
             columns: At most so many victims of each are shown, the first ones.
         """
-        for name, value in (("every_n_steps", every_n_steps), ("clients", clients), ("columns", columns)):
-            if value is not None and value < 1:
-                raise UserError(f"--image_grid.{name} is {value}: give a whole number of at least 1")
+        check_ranges(
+            "--image_grid.",
+            every_n_steps=(every_n_steps, COUNT),
+            clients=(clients, COUNT_OR_NONE),
+            columns=(columns, COUNT),
+        )
         self.every_n_steps = every_n_steps
         self.clients = clients
         self.columns = columns

@@ -16,6 +16,13 @@ from lightning_recon.console import SECONDS, is_quiet, say
 class StepBar(RichProgressBar):
     """Progress in steps: without a limit to them, epochs are not counted."""
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """All steps from the start, as the bar counts them: Lightning leaves those before a stop out of the total."""
+        if self.trainer.max_epochs != -1 or self.trainer.max_steps < 0:
+            return super().total_train_batches
+        return min(self.trainer.num_training_batches, self.trainer.max_steps)
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "Refining  " if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
 

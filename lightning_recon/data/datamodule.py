@@ -19,6 +19,7 @@ from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
 from lightning_recon.data.subjects import Batches, Subjects, name_skipped, warn
 from lightning_recon.errors import UserError
+from lightning_recon.ranges import COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
 
 
 class ClientDataModule(LightningDataModule):
@@ -67,11 +68,15 @@ class ClientDataModule(LightningDataModule):
             UserError: A number is out of its range.
         """
         super().__init__()
-        least = {"image_size": 8, "batch_size": 1, "clients": 1, "num_classes": 1, "num_workers": 0}
-        values = {"image_size": image_size, "batch_size": batch_size, "clients": clients, "num_workers": num_workers}
-        for name, value in (values | {"num_classes": 1 if num_classes is None else num_classes}).items():
-            if value < least[name]:
-                raise UserError(f"data.{name} is {value}: give {least[name]} or more")
+        check_ranges(
+            "--data.",
+            image_size=(image_size, SIDE),
+            batch_size=(batch_size, COUNT),
+            clients=(clients, COUNT),
+            seed=(seed, SEED),
+            num_classes=(num_classes, COUNT),
+            num_workers=(num_workers, COUNT_OR_NONE),
+        )
         given = root or (os.environ.get("LIGHTNING_RECON_DATA") if source != "samples" else None)
         self.root = Path(given).expanduser() if given else None
         if self.root is None and download and source in DOWNLOADABLE:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
+from lightning_recon.ranges import COUNT, COUNT_OR_NONE, FRACTION, SEED_31, Range, check_ranges
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -32,6 +33,8 @@ SAM_CHECKPOINTS = {
     "vit_l": ("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     "vit_b": ("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
 }
+
+INSET = Range("a number above 0 and below 0.5", 0, 0.5, inner=True)
 
 
 class SubjectMasks(ABC):
@@ -95,12 +98,14 @@ class GrabCutMasks(SubjectMasks):
         Raises:
             UserError: An argument is out of its range.
         """
-        if not 0 < inset < 0.5 or iterations < 1 or not 0 <= min_fraction <= 1 or work_size < 0:
-            raise UserError(
-                f"GrabCutMasks(inset={inset}, iterations={iterations}, min_fraction={min_fraction}, "
-                f"work_size={work_size}): use 0 < inset < 0.5, iterations of 1 or more, min_fraction from 0 to 1, "
-                "work_size of 0 or more"
-            )
+        check_ranges(
+            "--data.masks.",
+            inset=(inset, INSET),
+            iterations=(iterations, COUNT),
+            seed=(seed, SEED_31),
+            min_fraction=(min_fraction, FRACTION),
+            work_size=(work_size, COUNT_OR_NONE),
+        )
         self.inset, self.iterations, self.seed = inset, iterations, seed
         self.min_fraction, self.work_size = min_fraction, work_size
 
@@ -163,8 +168,7 @@ class SamMasks(SubjectMasks):
         Raises:
             UserError: A batch size below 1, or no checksum for a model that is not one of the published three.
         """
-        if batch_size < 1:
-            raise UserError(f"SamMasks(batch_size={batch_size}): give 1 or more")
+        check_ranges("--data.masks.", batch_size=(batch_size, COUNT))
         if checksum is None and model_type not in SAM_CHECKPOINTS:
             raise UserError(
                 f"no published checksum for the SAM model {model_type!r}: "

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_recon.console import counting
-from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
 from lightning_recon.structure.budget import structure_share
 from lightning_recon.structure.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
@@ -84,10 +84,9 @@ class Digital:
             strength: Factor of the structure's gradient, see `WaterFilling`.
             detach_logits: Whether the network's own gradient is zero, which a client can notice, see `WaterFilling`.
         """
-        if margin_db < 0:
-            raise UserError(f"--model.structure.margin_db is {margin_db}: give a number of at least 0")
-        if upload_limit < 1:
-            raise UserError(f"--model.structure.upload_limit is {upload_limit}: give a number of bytes")
+        check_ranges(
+            "--model.structure.", margin_db=(margin_db, NOT_NEGATIVE), upload_limit=(upload_limit, SIZE_IN_BYTES)
+        )
         self.linear = WaterFilling(
             subjects=subjects,
             units=units,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.ranges import PROBABILITY, check_ranges
 from lightning_recon.structure.encoding import water_filling
 from lightning_recon.structure.guess import Guess, Knowledge, Posterior
 from lightning_recon.structure.release import budget_share, released_rows, weight_names
@@ -48,8 +49,7 @@ class Feedback:
         self.opening = WaterFilling(pilot_power=0.2) if opening is None else opening
         if self.opening.pilot_power == 0:
             raise UserError("--model.structure.opening.pilot_power is 0: feedback needs a pilot to settle signs")
-        if not 0 < pilot_power < 1:
-            raise UserError(f"--model.structure.pilot_power is {pilot_power}: it is a share of the power, in (0, 1)")
+        check_ranges("--model.structure.", pilot_power=(pilot_power, PROBABILITY))
         self.pilot_power = pilot_power
         self._opened: tuple[Task, ServerPayload] | None = None
 

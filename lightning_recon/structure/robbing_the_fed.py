@@ -9,6 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.guess import Guess
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.structure.voices import class_code
@@ -56,6 +57,7 @@ class RobbingTheFed:
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); unused by "upstream".
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
+        check_ranges("--model.structure.", units=(units, SIZE), false_alarm=(false_alarm, PROBABILITY))
         self.units = units
         self.row_choice = row_choice
         self.subjects = subjects

@@ -8,6 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.guess import Guess
 from lightning_recon.structure.moments import MOMENTS
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
@@ -53,6 +54,7 @@ class SeedPaper:
                 oracle.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
+        check_ranges("--model.structure.", units=(units, SIZE), false_alarm=(false_alarm, PROBABILITY))
         self.units = units
         self.interval_filter = interval_filter
         self.moments = moments

@@ -8,6 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.guess import Guess
 from lightning_recon.structure.robbing_the_fed import FOOTPRINT, STRENGTH, audible, quietest_std, relu_payload
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics, synthetic_pictures
@@ -85,6 +86,12 @@ class TrapWeights:
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
+        check_ranges(
+            "--model.structure.",
+            units=(units, SIZE),
+            scaling=(scaling, PROBABILITY),
+            false_alarm=(false_alarm, PROBABILITY),
+        )
         self.units = units
         self.scaling = scaling
         self.subjects = subjects

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.ranges import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, SIZE, SIZE_OR_NONE, check_ranges
 from lightning_recon.structure.budget import structure_share
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.encoding import water_filling
@@ -94,19 +95,18 @@ class WaterFilling:
                 is exactly zero and the structure has the whole clipping budget. The output does not change, but a
                 client who looks can notice zero gradients, see `lightning_recon.defense`.
         """
-        if nulls < 0:
-            raise UserError(f"--model.structure.nulls is {nulls}: give 0 to believe the announced noise, or more")
-        if not 0 <= pilot_power < 1:
-            raise UserError(f"--model.structure.pilot_power is {pilot_power}: it is a share of the power, in [0, 1)")
-        if not 0 < false_alarm < 1:
-            raise UserError(f"--model.structure.false_alarm is {false_alarm}: it is a probability, in (0, 1)")
-        if not 0 < strength < math.inf:
-            raise UserError(f"--model.structure.strength is {strength}: give a finite number above 0")
-        if assumed_noise is not None and assumed_noise < 0:
-            raise UserError(f"--model.structure.assumed_noise is {assumed_noise}: give a number of at least 0")
-        for name, value in (("units", units), ("directions", directions)):
-            if value is not None and value < 1:
-                raise UserError(f"--model.structure.{name} is {value}: give at least 1, or leave it out")
+        check_ranges(
+            "--model.structure.",
+            units=(units, SIZE),
+            directions=(directions, SIZE),
+            pilot_power=(pilot_power, FRACTION),
+            nulls=(nulls, SIZE_OR_NONE),
+            strength=(strength, POSITIVE),
+            assumed_noise=(assumed_noise, NOT_NEGATIVE),
+            false_alarm=(false_alarm, PROBABILITY),
+        )
+        if pilot_power == 1:
+            raise UserError("--model.structure.pilot_power is 1: leave the pictures a share of the power")
         if units is not None and directions is not None and units < directions:
             raise UserError(
                 f"--model.structure.units is {units}, fewer than its {directions} directions: give each at least one"

@@ -20,6 +20,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
 from lightning_recon.networks import build_network, copied, load_weights, takes_size, without_batch_norm
 from lightning_recon.normalisation import Normalisation, announced, resolve, without_wrapper
+from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
 from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
 from lightning_recon.victim.accountant import Accountant
@@ -101,16 +102,17 @@ class VictimClient(LightningModule):
                 "convnet" ImageNet's.
         """
         super().__init__()
-        if chunk_size < 1:
-            raise UserError(f"--model.client.chunk_size is {chunk_size}: give a whole number of at least 1")
-        if not 0 < participation <= 1:
-            raise UserError(f"--model.client.participation is {participation}: give a probability above 0, up to 1")
-        if aggregated < 1:
-            raise UserError(f"--model.client.aggregated is {aggregated}: give a whole number of at least 1")
-        if min(local_steps, local_epochs) < 1 or not local_rate > 0:
-            raise UserError(
-                "--model.client.local_steps and local_epochs count from 1, and --model.client.local_rate is above 0"
-            )
+        check_ranges(
+            "--model.client.",
+            num_classes=(num_classes, SIZE),
+            participation=(participation, SHARE),
+            aggregated=(aggregated, COUNT),
+            local_steps=(local_steps, COUNT),
+            local_rate=(local_rate, POSITIVE),
+            local_epochs=(local_epochs, COUNT),
+            chunk_size=(chunk_size, COUNT),
+            seed=(seed, SEED),
+        )
         if local_steps * local_epochs > 1 and privacy.granularity == "sample":
             raise UserError(
                 f"the client takes {local_steps * local_epochs} local steps, but under granularity sample every one "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
+from lightning_recon.ranges import CLIP, COUNT, NOT_NEGATIVE, PROBABILITY, check_ranges
 from lightning_recon.streams import stream
 
 CHUNK = 1 << 20  # numbers handled at a time, whatever the size of the tensor; a multiple of BLOCK
@@ -50,19 +51,18 @@ class Privacy:
         flag = "--model.client.privacy."
         if self.max_grad_norm == math.inf:
             object.__setattr__(self, "max_grad_norm", None)
-        if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
-            raise UserError(f"{flag}noise_multiplier is {self.noise_multiplier}: give a number of at least 0")
+        check_ranges(
+            flag,
+            noise_multiplier=(self.noise_multiplier, NOT_NEGATIVE),
+            max_grad_norm=(self.max_grad_norm, CLIP),
+            rounds=(self.rounds, COUNT),
+            delta=(self.delta, PROBABILITY),
+        )
         if self.max_grad_norm is None and self.noise_multiplier > 0:
             raise UserError(
                 f"{flag}noise_multiplier is {self.noise_multiplier} but {flag}max_grad_norm sets no bound, and noise "
                 "without a clip protects nothing: set max_grad_norm, or noise_multiplier to 0"
             )
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise UserError(f"{flag}max_grad_norm is {self.max_grad_norm}: give a number above 0, or .inf for no clip")
-        if self.rounds < 1:
-            raise UserError(f"{flag}rounds is {self.rounds}: give a whole number of at least 1")
-        if not 0 < self.delta < 1:
-            raise UserError(f"{flag}delta is {self.delta}: give a number between 0 and 1")
 
     @property
     def noise_std(self) -> float:

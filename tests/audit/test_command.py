@@ -17,6 +17,7 @@ from lightning_recon.audit.command import split
 from lightning_recon.audit.plan import plan_of
 from lightning_recon.audit.sweep import Attack, Sweep
 from lightning_recon.cli import main
+from lightning_recon.locking import claimed
 
 MakeRun = Callable[..., Path]
 
@@ -133,7 +134,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_cell(
 def test_several_audits_share_a_folder(config: list[str], tmp_path: Path) -> None:
     cell = plan_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path).cells[0]
     runner = running.Runner(tmp_path / "out", jobs=1)
-    with running.claimed(runner.locks / cell.name):  # another audit runs it
+    with claimed(runner.locks / cell.name):  # another audit runs it
         assert not runner.settle(cell, wait=False)
         waiting = threading.Thread(target=runner.settle, args=(cell, True))
         waiting.start()
