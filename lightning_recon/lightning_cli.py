@@ -112,7 +112,9 @@ class ReconCLI(LightningCLI):
         ]
         if is_quiet():
             kwargs["enable_progress_bar"] = False
-        if self._get(self.config_init, "trainer.logger") is None:
+        if self.config.get("subcommand") == "validate":
+            kwargs["logger"] = False  # nothing is attacked, and nothing written
+        elif self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
         return super().instantiate_trainer(**kwargs)
 
