@@ -42,7 +42,12 @@ for victim in record["victims"]:
 if "KILL" in os.environ and os.environ["KILL"] in folder.name:
     os.kill(os.getppid(), signal.SIGKILL)
 """
-AUDIT = {"attacks": {"ours": {}, "theirs": {}}, "noise_multiplier": [0.1, 1.0], "granularity": ["sample"]}
+AUDIT = {
+    "attacks": {"ours": {}, "theirs": {}},
+    "noise_multiplier": [0.1, 1.0],
+    "granularity": ["sample"],
+    "reference": None,  # the first of each list
+}
 
 
 @pytest.fixture
