@@ -132,6 +132,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
     except UnpicklingError as error:
         raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
+    for name, value in content.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
     for prefix in ("network.model.", "model."):  # of a client's checkpoint, and of a `Normalized`
         if any(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}

@@ -48,7 +48,7 @@ def show_capture(privacy: Record, capture: Record) -> None:
         capture: section of `results.json`.
     """
     console = Console()
-    console.print(f"captured from {capture['source']}: {capture['convention']}; {privacy_line(privacy)}")
+    console.print(f"captured from {capture['source']}: {capture['convention']}; {privacy_line(privacy)}", markup=False)
     once, together = _plain(capture["epsilon_one_round"]), _plain(privacy["epsilon_by_adjacency"])
     if any(value is not None for value in once.values()):
         table = Table(title=f"Epsilon at delta {privacy['delta']:g}", title_justify="left")
