@@ -80,15 +80,16 @@ def _misshapen(content: Mapping[str, Any]) -> str:
     for name, kind in (("state_dict", dict), ("loops", dict), ("optimizer_states", list), ("lr_schedulers", list)):
         if not isinstance(content.get(name), kind):
             return f"its {name} is no {kind.__name__}"
-    if not all(
-        isinstance(one, dict) and one.keys() >= {"state", "param_groups"} for one in content["optimizer_states"]
-    ):
-        return "its optimizer_states are none"
+    states, step = content["optimizer_states"], content.get("global_step")
+    if not states or not all(isinstance(one, dict) and one.keys() >= {"state", "param_groups"} for one in states):
+        return "it holds no states of optimizers"
+    if not isinstance(step, int) or step < 0:
+        return "its global_step is no number of steps"
     for name, value in content["state_dict"].items():
         if not isinstance(value, Tensor):
             return f"{str(name)[:50]} is no tensor"
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            return f"NaN or infinity in {str(name)[:50]}"
+        if value.is_floating_point() and bool(value.isnan().any()):
+            return f"NaN in {str(name)[:50]}"
     return ""
 
 

@@ -150,6 +150,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
     except UnpicklingError as error:
         raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
+    for name, value in content.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
     # Names as in the user's own model, in a client's checkpoint, or of the time when a wrapper normalised the pictures.
     own = network.state_dict().keys()
     prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))

@@ -86,7 +86,7 @@ def is_allowed(path: str) -> bool:
     if module == "torch.optim":
         found: object = getattr(torch.optim, name, None)
         return isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
-    if path.split(".")[0] != PACKAGE:
+    if not path.startswith(f"{PACKAGE}."):
         return False
     try:
         found = getattr(import_module(module), name, None)
