@@ -25,14 +25,20 @@ def share_record(module: Server, found: Sequence[Reconstruction]) -> dict[str, A
     mean, low = mean_share(shares)
     if low:
         worst = min(share.value for share in shares if share is not None and share.low)
+        fewer = "clients answered on fewer pictures or in fewer rounds than announced"
+        cause = f"{fewer}, or their gradients did not reach the clip, for which a larger strength helps"
+        if not detached:
+            cause = (
+                f"the network's own gradient took the rest (set detach_logits true, or a larger strength), or {fewer}"
+            )
         log.warning(
-            "in %d of %d updates the structure holds less than %.0f %% of the clipping budget (down to %.2g %%), so "
-            "this run shows less than a server could see: %s; or a client used fewer pictures or rounds than announced",
+            "in %d of %d updates the structure has less than %.0f %% of the clipping budget (down to %.2g %%), so this "
+            "run shows less than a server could see: %s",
             low,
             len(shares),
             100 * LOW_SHARE,
             100 * max(worst, 0.0),
-            "give the structure a larger strength" + ("" if detached else ", or detach_logits true"),
+            cause,
         )
     told = any(share is not None for share in shares)
     return {"detached_logits": detached, "structure_share": mean, "low_shares": low if told else None}

@@ -101,7 +101,7 @@ def test_a_captured_update_shows_what_share_of_the_budget_it_holds(
     assert summary["low_shares"] == 1
     (line,) = (message for message in caplog.messages if "clipping budget" in message)
     assert "in 1 of 1 updates" in line
-    assert "give the structure a larger strength" in line
+    assert "did not reach the clip" in line
 
 
 def test_what_was_declared_stands_beside_what_is_accounted(blind: Path) -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The structure has the whole clipping budget, and a server notices from the rows alone if it has not."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -198,3 +200,26 @@ def test_the_mean_is_null_where_it_says_nothing() -> None:
     assert mean_share([]) == mean_share([None, None]) == (None, 0)
     assert mean_share([BudgetShare(0.2, 0.01), BudgetShare(1.0, 0.01), None]) == (0.6, 1)
     assert mean_share([BudgetShare(-3.0, 1.0)]) == (None, 0)
+
+
+def test_the_committed_table_has_no_cell_in_which_the_default_is_behind() -> None:
+    with (Path(__file__).parents[2] / "results" / "budget.csv").open(newline="") as file:
+        assert next(file).startswith("# python scripts/budget.py; ")
+        rows = list(csv.DictReader(file))
+    assert len({row["network"] for row in rows}) >= 10
+    assert {row["batch"] for row in rows} == {"1", "2", "8"}
+    for row in rows:
+        if row["refused"]:
+            assert (row["batch"], row["batch_norm"]) == ("1", "train")
+            continue
+        found = {way: float(row[f"psnr_{way}"]) for way in ("default", "strength_1e9", "strength_1e4")}
+        assert found["default"] > max(found.values()) - 0.5, row
+        assert float(row["true_share_default"]) == 1
+        assert float(row["share_default"]) > 0.85
+    # What docs/method.md says.
+    (taken,) = (
+        row
+        for row in rows
+        if (row["network"], row["batch"], row["batch_norm"], row["code"]) == ("resnet50", "2", "train", "digital")
+    )
+    assert float(taken["true_share_strength_1e9"]) < 0.025
