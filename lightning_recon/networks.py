@@ -150,7 +150,16 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         content = content.get("state_dict", content)
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise TypeError("it holds no tensors by name")
-    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError, AttributeError, EOFError, TypeError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        EOFError,
+        TypeError,
+    ) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
     except UnpicklingError as error:
@@ -282,13 +291,17 @@ def _sized(build: Callable[..., nn.Module], option: str, image_size: tuple[int, 
         # torchvision's transformers take pictures of one side.
         return build(**{option: image_size if height != width or option == "img_size" else height})
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
-        raise UserError(f"it is not built for pictures of {height} x {width}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"it is not built for pictures of {height} x {width}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _refuse_unusable(network: nn.Module, name: str) -> None:
     """Say in one line what hooks and `torch.func` cannot work with."""
     if isinstance(network, torch.jit.ScriptModule):
-        raise UserError(f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class")
+        raise UserError(
+            f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class"
+        )
     if isinstance(network, nn.DataParallel):
         raise UserError(f"network {name!r} is wrapped in DataParallel: give the network within")
     if any(not is_lazy(one) and one.is_inference() for one in network.parameters()):

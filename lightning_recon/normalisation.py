@@ -135,7 +135,9 @@ def _of_torchvision(name: str) -> ChannelStatistics:
     return ChannelStatistics(tuple(transforms.mean), tuple(transforms.std))
 
 
-def without_wrapper(named: Mapping[str, Tensor], expected: set[str] | Mapping[str, Any], place: str = "") -> dict[str, Tensor]:
+def without_wrapper(
+    named: Mapping[str, Tensor], expected: set[str] | Mapping[str, Any], place: str = ""
+) -> dict[str, Tensor]:
     """Tensors by the names of a network's own parameters.
 
     Until 0.1 the normalisation was a wrapper, which put "model." before every name: files of that time are read, and

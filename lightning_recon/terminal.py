@@ -39,7 +39,9 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
     task = client.task
     shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
     console.print(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
-    console.print(f"network {task.network}, normalisation of its pictures: {in_words(task.normalisation)}", markup=False)
+    console.print(
+        f"network {task.network}, normalisation of its pictures: {in_words(task.normalisation)}", markup=False
+    )
 
 
 def show_capture(privacy: Record, capture: Record) -> None:

@@ -137,7 +137,9 @@ def ordinary(name: str) -> nn.Module:
     if library == "timm":
         import timm
 
-        network: nn.Module = timm.create_model(name, num_classes=CLASSES, **({"img_size": SIZE} if name in SIZED else {}))
+        network: nn.Module = timm.create_model(
+            name, num_classes=CLASSES, **({"img_size": SIZE} if name in SIZED else {})
+        )
         network = normalise_inputs(network, IMAGENET)
         for module in network.modules():
             if hasattr(module, "inplace"):
@@ -180,7 +182,9 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
 
 def tampered(network: str, structure: Structure, protection: dict[str, Any], batch: ClientBatch) -> nn.Module:
     """The model that a malicious server ships in the last round."""
-    client = VictimClient(network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval", normalisation="imagenet")
+    client = VictimClient(
+        network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval", normalisation="imagenet"
+    )
     client.bind([batch])
     payload = structure.payload(client.task)
     if protection.get("rounds", 1) > 1:

@@ -73,7 +73,9 @@ def find_head(model: Model, pictures: Tensor) -> Head | None:
     classes = logits.shape[1]
     candidates = [name for name, value in values.items() if value.dim() and len(value) == classes]
     biases = [name for name in candidates if values[name].dim() == 1]
-    weights = [name for name in candidates if values[name].dim() > 1 and values[name][0].numel() == values[name].shape[1]]
+    weights = [
+        name for name in candidates if values[name].dim() > 1 and values[name][0].numel() == values[name].shape[1]
+    ]
     if not candidates or not logits.requires_grad:
         return None
     # Errors of the first picture alone, whose sum is zero as that of softmax minus one-hot always is.
@@ -117,7 +119,9 @@ def _with_bias(model: Model, bias: str, gains: Tensor, logits: Tensor, values: U
     weight = f"{place}.weight" if place else "weight"
     layer = place if isinstance(model.network.get_submodule(place), nn.Linear) else None
     if not exact:  # the mean over all pictures: of one, a class may happen to count for nothing
-        each = [_gradients(logits[n : n + 1], torch.ones_like(logits[:1]), values, [bias])[bias] for n in range(len(logits))]
+        each = [
+            _gradients(logits[n : n + 1], torch.ones_like(logits[:1]), values, [bias])[bias] for n in range(len(logits))
+        ]
         gains = torch.stack(each).mean(0)
         gains = (gains / gains.max()).clamp(min=0.05)
     return Head(weight if weight in values else None, bias, layer, gains.detach(), None)
@@ -131,7 +135,7 @@ def _one_direction(rows: Tensor, errors: Tensor) -> bool:
 
 
 def _direction(weight: str, logits: Tensor, values: Update, errors: Tensor) -> Tensor | None:
-    """The mean input of a layer without bias, scaled so that it shows errors as a bias would; None if pictures disagree.
+    """The mean input of a layer without bias, scaled to show errors as a bias would; None if pictures disagree.
 
     Every picture's errors reach the weight times that picture's input, and a product with the mean input leaves the
     errors times a number, if that number is about the same for all pictures.

@@ -201,9 +201,7 @@ class GradientInversion(Server):
             with twice_differentiable(self.task.network):
                 self.known_information = information(self.model, self.task, self.coordinates)
             self.coordinates.balance(self.known_information)
-        matching = UpdateMatching(
-            self.model, self.task, self.coordinates, self.distance, self.penalties, self.head
-        )
+        matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties, self.head)
         self.matching = torch.compile(matching) if self.compile_objective else matching
         self.moves = Moves(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
@@ -425,7 +423,7 @@ class GradientInversion(Server):
         return found
 
     def _evident(self, heard: Heard, pictures: Tensor, targets: Tensor) -> bool:
-        """Whether an update shows these pictures, by the announced clip and noise, whatever distance was searched with."""
+        """Whether an update shows these pictures under the announced clip and noise, whatever the search's distance."""
         mean = self.mean_image.to(pictures).expand_as(pictures)
         with twice_differentiable(self.task.network):
             guess, of_mean = (client_update(self.model, one, targets, self.task)[0] for one in (pictures, mean))

@@ -182,9 +182,7 @@ class VictimClient(LightningModule):
 
     def _built(self, image_size: tuple[int, int] | None) -> nn.Module:
         """The target network with its weights, for pictures of a height and width; None: of the default size."""
-        network = build_network(
-            self.network_name, self.num_classes, None, self.seed, self.normalisation, image_size
-        )
+        network = build_network(self.network_name, self.num_classes, None, self.seed, self.normalisation, image_size)
         if self.privacy.granularity == "sample":
             network = without_batch_norm(network)
         if self.weights is not None:
