@@ -88,14 +88,14 @@ def _advice(network: nn.Module, num_classes: int, pictures: int, seed: int) -> s
             _forward(network, (3, side, side), num_classes, pictures, seed)
         except _Unfit:
             raise
-        except Exception:
+        except Exception:  # the next size may work
             continue
         return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"
     return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or mend its forward pass"
 
 
 def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int, pictures: int, seed: int) -> None:
-    """One pass in training mode that leaves modes, buffers and random state as they were; raises if it shows a fault."""
+    """One pass in training mode that leaves modes, buffers and random state alone; raises if it shows a fault."""
     modes = {module: module.training for module in network.modules()}
     device = next((one.device for one in network.parameters()), torch.device("cpu"))
     if device.type == "meta":

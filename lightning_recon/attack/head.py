@@ -135,7 +135,7 @@ def _one_direction(rows: Tensor, errors: Tensor) -> bool:
 
 
 def _direction(weight: str, logits: Tensor, values: Update, errors: Tensor) -> Tensor | None:
-    """The mean input of a layer without bias, scaled so that it shows errors as a bias would; None if pictures disagree.
+    """The mean input of a layer without bias, scaled to show errors as a bias would; None if pictures disagree.
 
     Every picture's errors reach the weight times that picture's input, and a product with the mean input leaves the
     errors times a number, if that number is about the same for all pictures.

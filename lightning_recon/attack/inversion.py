@@ -428,7 +428,7 @@ class GradientInversion(Server):
         return found
 
     def _evident(self, heard: Heard, pictures: Tensor, targets: Tensor) -> bool:
-        """Whether an update shows these pictures, by the announced clip and noise, whatever distance was searched with."""
+        """Whether an update shows these pictures under the announced clip and noise, whatever the search's distance."""
         mean = self.mean_image.to(pictures).expand_as(pictures)
         with twice_differentiable(self.task.network):
             guess, of_mean = (client_update(self.model, one, targets, self.task)[0] for one in (pictures, mean))

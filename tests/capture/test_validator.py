@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.callbacks.captured import network_shapes
+from lightning_recon.callbacks.captured import known_network
 from lightning_recon.capture import CapturedUpdate, Declared, load_captured, name_arrays
 from lightning_recon.capture.validator import check_update, remarks_of
 from lightning_recon.errors import UserError
@@ -28,9 +28,9 @@ def good(single: Path) -> CapturedUpdate:
 
 @pytest.fixture(scope="module")
 def shapes(task: Task) -> dict[str, tuple[int, ...]]:
-    found = network_shapes(task)
-    assert found is not None
-    return found
+    network = known_network(task)
+    assert network is not None
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 def without(tensors: Tensors, name: str) -> Tensors:
@@ -85,7 +85,7 @@ def test_of_an_unknown_network_only_the_structure_is_checked(good: CapturedUpdat
 
 @pytest.mark.parametrize("name", ["os.system", "no_such_network"])
 def test_a_name_in_a_file_runs_no_code(task: Task, name: str) -> None:
-    assert network_shapes(replace(task, network=name)) is None
+    assert known_network(replace(task, network=name)) is None
 
 
 def test_another_payload_is_refused(good: CapturedUpdate, task: Task) -> None:
