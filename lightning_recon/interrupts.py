@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is stopped, by Ctrl-C or by SIGTERM as batch systems send it, ends in one line and its own exit status."""
 
+import io
 import signal
 import sys
 import threading
@@ -23,6 +24,13 @@ def terminable() -> None:
         signal.signal(signal.SIGTERM, _stop)
 
 
+def printable() -> None:
+    """Let a terminal that cannot show a character show another: no run may end for that."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Stop in one line on Ctrl-C or SIGTERM inside the block, and restore what the two did before.
@@ -30,6 +38,7 @@ def stoppable() -> Iterator[None]:
     Raises:
         SystemExit: With status 130 for Ctrl-C and 143 for SIGTERM.
     """
+    printable()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     terminable()

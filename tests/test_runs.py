@@ -122,8 +122,8 @@ def test_two_at_once_do_not_share_a_folder(run: Path, refused: Callable[..., str
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys, time; from lightning_recon.locking import take; take(__import__('pathlib').Path(sys.argv[1]))"
-    code += "; print('held', flush=True); time.sleep(60)"
+    code = "import pathlib, sys, time; from lightning_recon.locking import take; "
+    code += "lock = take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, str(tmp_path / LOCK)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
