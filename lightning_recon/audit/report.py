@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from lightning_recon import __version__
 from lightning_recon.audit.advice import Advice, advice_of, advice_sentence, warned_of
@@ -119,7 +120,7 @@ def write_report(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_safe
     )
-    environment.filters |= {"number": number, "decibels": _decibels, "share": _share}
+    environment.filters |= {"number": number, "decibels": _decibels, "share": _share, "wrapped": _wrapped}
     write_text(page, environment.from_string(template).render(content))
     return rows
 
@@ -222,7 +223,14 @@ def _about(setting: Setting, settings: Sequence[Setting]) -> str:
 
 def _safe(value: object) -> object:
     """What a template's expression came to, without control characters; markup is escaped besides."""
-    return printable(" ".join(value.split())) if isinstance(value, str) and not value.startswith("data:") else value
+    if not isinstance(value, str) or isinstance(value, Markup) or value.startswith("data:"):
+        return value
+    return printable(" ".join(value.split()))
+
+
+def _wrapped(text: str) -> Markup:
+    """A picture's name, which may be broken after each folder before it is broken anywhere else."""
+    return Markup(escape(printable(text)).replace("/", Markup("/<wbr>")))
 
 
 def _decibels(value: float | None) -> str:
@@ -282,10 +290,11 @@ def _skipped(outcomes: Sequence[Outcome]) -> list[str]:
                 found.setdefault(str(entry.get("name", "unnamed")), str(entry.get("reason", "reason not recorded")))
     if not found:
         return []
-    which = "1 picture was" if len(found) == 1 else f"{len(found)} pictures were"
+    many = len(found) > 1
+    which = f"{len(found)} picture{'s' if many else ''} of the data set could not be used"
     named = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:_NAMED])
     more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return [f"{which} left out of the attacked data because they could not be used: {named}{more}."]
+    return [f"{which} and {'were' if many else 'was'} not attacked: {named}{more}."]
 
 
 def _failures(failed: Sequence[tuple[Cell, str]]) -> list[str]:
