@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the structure have the whole clipping budget, whatever the network, the batch and the mode of its normalisation?
 
-    python scripts/budget.py                # writes results/budget.csv; some fifteen minutes on one core
+    python scripts/budget.py                # writes results/budget.csv; some twenty minutes on one core
 
 Every cell is attacked in closed form by three structures that differ in nothing else: the default, which detaches the
 network's logits; the network attached and a strength of 1e9; attached and 1e4, the default until then. Pictures are the

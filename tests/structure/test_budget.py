@@ -220,6 +220,6 @@ def test_the_committed_table_has_no_cell_in_which_the_default_is_behind() -> Non
     (taken,) = (
         row
         for row in rows
-        if (row["network"], row["batch"], row["batch_norm"], row["code"]) == ("resnet50", "2", "train", "digital")
+        if (row["network"], row["batch"], row["batch_norm"], row["code"]) == ("regnet_y_400mf", "2", "train", "digital")
     )
-    assert float(taken["true_share_strength_1e9"]) < 0.025
+    assert float(taken["true_share_strength_1e9"]) < 0.001
