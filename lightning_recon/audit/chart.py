@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from lightning_recon.audit.points import Point
+from lightning_recon.printable import plain
 
 _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#0e7490", "#4d4d4d")
 _MARKS = "osD^vPX*"
@@ -40,7 +41,7 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
                 continue
             at, mark = [_epsilon(p) for p in curve], _MARKS[place % len(_MARKS)]
             line = {"color": colours[attack], "marker": mark, "markersize": 4, "linewidth": 1.6}
-            left.plot(at, [p.psnr.mean for p in curve], label=attack, **line)
+            left.plot(at, [p.psnr.mean for p in curve], label=plain(attack, 60), **line)
             right.plot(at, [p.ssim for p in curve], **line)
             ends = [(p.psnr.mean if p.psnr.low is None else p.psnr.low, p.psnr.high or p.psnr.mean) for p in curve]
             left.fill_between(at, *zip(*ends, strict=True), color=colours[attack], alpha=0.12, linewidth=0)

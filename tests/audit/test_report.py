@@ -180,6 +180,10 @@ def test_hostile_names_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
     assert not [tag for tag, attributes in page.tags if tag == "script" or "onerror" in attributes]
 
 
+def test_formulas_in_names_are_drawn_as_they_are(make_run: MakeRun, tmp_path: Path) -> None:
+    assert r"$\frac$" in Page(written(tmp_path, outcome(make_run("formula", r"$\frac$")))).text
+
+
 def test_hostile_changes_and_alarms_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
     before = outcome(make_run("before", names=["cat/a", "cat/b"], data={"root": f"/x/{HOSTILE.replace('/', '')}"}))
     after = outcome(make_run("after", names=["cat/a", "cat/b"], alarms=[HOSTILE]))
