@@ -15,6 +15,10 @@ def writable(folder: Path) -> None:
         UserError: If it cannot.
     """
     try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {folder} is not UTF-8, as TensorBoard needs it: rename that folder") from None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

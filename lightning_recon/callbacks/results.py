@@ -127,7 +127,7 @@ class ResultsWriter(Callback):
         if self._examined is not None:
             images = [[f"images/{name}-{n:03d}.png" for n in range(len(pictures[name]))] for name in pictures]
             self._record = record_without_truth(pl_module, found, images, self._examined.privacy, cost)
-            self._record["capture"] = self._examined.capture
+            self._record |= {"capture": self._examined.capture, "skipped_pictures": []}
             write_json(root / "results.json", self._record)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

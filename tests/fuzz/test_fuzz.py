@@ -33,7 +33,7 @@ from .mutations import damaged
 
 COUNT = int(os.environ.get("LIGHTNING_RECON_FUZZ", "3000"))
 SEED = int(os.environ.get("LIGHTNING_RECON_FUZZ_SEED", "0"))
-COMMANDS = max(4, COUNT // 150)  # whole commands are run over so many of them
+COMMANDS = max(4, COUNT // 300)  # whole commands are run over so many of them
 SLOW = 5.0  # seconds
 MEMORY = 4 << 30  # bytes of address space beyond those of the start
 
