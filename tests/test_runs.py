@@ -16,12 +16,12 @@ import torch
 import yaml
 
 from lightning_recon import storage
+from lightning_recon.attack import ReconstructionAttack
 from lightning_recon.callbacks import ImageGrid
 from lightning_recon.cli import main
 from lightning_recon.interrupts import Terminated
 from lightning_recon.locking import claimed, take
 from lightning_recon.run_folder import LOCK, RunFolder, files_of_run
-from lightning_recon.victim import VictimClient
 
 Fit = Callable[..., dict[str, Any]]
 
@@ -205,7 +205,7 @@ def test_a_run_stopped_in_its_set_up_leaves_no_trace(
     def stop(*arguments: object) -> None:
         raise Terminated
 
-    monkeypatch.setattr(VictimClient, "share", stop)
+    monkeypatch.setattr(ReconstructionAttack, "hear", stop)
     assert "before the first step" in refused(tmp_path, status=143)
     assert {path.name for path in tmp_path.iterdir()} <= {LOCK}
 
