@@ -8,7 +8,6 @@ control characters are shown, not sent to the terminal.
 import io
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Seconds between the lines of a log.
 SECONDS = 30.0
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def configure(quiet: bool = False) -> None:
@@ -45,9 +42,9 @@ def plain(text: str) -> str:
     r"""The text with control characters as their escapes: a file name cannot move the cursor or change colours.
 
     Args:
-        text: Anything; new lines and tabs stay.
+        text: Anything; new lines stay.
     """
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return "\n".join(printable(line, max(len(line), 1)) for line in text.split("\n"))
 
 
 def say(text: str) -> None:

@@ -27,11 +27,6 @@ def printable(text: str, most: int = MOST) -> str:
     return "".join(character if _shown(character) else _escaped(character) for character in text)
 
 
-def plain(text: str, most: int = MOST) -> str:
-    """The same for matplotlib, which takes what stands between dollar signs for a formula."""
-    return printable(text, most).replace("$", r"\$")
-
-
 def cleaned(value: object) -> object:
     """A value read from JSON with every text in it, and every key, made printable; texts keep their length.
 

@@ -33,8 +33,9 @@ from lightning_recon.audit.verdict import (
     setting_name,
     summary_sentence,
 )
-from lightning_recon.evaluation.naming import display_name, printable
+from lightning_recon.evaluation.naming import display_name
 from lightning_recon.evaluation.verdict import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
+from lightning_recon.printable import printable
 from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
 
 _NAMED = 5  # pictures that were left out, by name

@@ -15,7 +15,8 @@ from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.points import Interval, interval_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.accounting import epsilon_by_adjacency
-from lightning_recon.evaluation.naming import display_name, printable
+from lightning_recon.evaluation.naming import display_name
+from lightning_recon.printable import printable
 
 Value = str | float | None
 HPARAMS = "hparams"

@@ -11,9 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_recon.attack import Server
 from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
 from lightning_recon.callbacks.results import ResultsWriter
-from lightning_recon.evaluation.naming import display_name, in_words, printable
+from lightning_recon.evaluation.naming import display_name, in_words
 from lightning_recon.evaluation.results import Record
 from lightning_recon.evaluation.verdict import verdict
+from lightning_recon.printable import printable
 
 
 class RunSummary(Callback):

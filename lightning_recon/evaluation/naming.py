@@ -3,6 +3,8 @@
 
 import math
 
+from lightning_recon.printable import printable
+
 _NAMES = {
     "digital": "digital code (ours)",
     "water_filling": "linear code (ours)",
@@ -33,11 +35,6 @@ def display_name(attack: str) -> str:
         The published or usual name of an attack of this package; of any other its own name in printable characters.
     """
     return _NAMES.get(attack) or printable(attack)
-
-
-def printable(text: str) -> str:
-    """Text in which control characters and what is not UTF-8 are written as escapes, so that it is safe to show."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def in_words(value: float | None) -> str:
