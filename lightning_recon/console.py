@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lightning_recon.printable import printable
+
 # Seconds between the lines of a log.
 SECONDS = 30.0
 
