@@ -32,12 +32,20 @@ class ChannelStatistics:
     std: Triple
 
     def __post_init__(self) -> None:
-        """Refuse what cannot normalise pictures of three channels."""
+        """Let whole numbers, and lists, compare equal to what a file says."""
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+    def check(self) -> None:
+        """Refuse what cannot normalise pictures of three channels.
+
+        Raises:
+            UserError: which number is wrong.
+        """
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
                 raise UserError(f"normalisation.{name} is {list(values)}: give three finite numbers, one a channel")
-            object.__setattr__(self, name, tuple(float(value) for value in values))
         if min(self.std) <= 0:
             raise UserError(f"normalisation.std is {list(self.std)}: give three numbers above 0")
 
@@ -89,8 +97,12 @@ def resolve(normalisation: Normalisation, name: str, network: nn.Module) -> Chan
         normalisation: as configured or announced.
         name: of the network, as in `networks.build_network`.
         network: as built; a network of timm carries the settings of its published weights.
+
+    Raises:
+        UserError: statistics that cannot normalise pictures.
     """
     if isinstance(normalisation, ChannelStatistics):
+        normalisation.check()
         return normalisation
     if normalisation != "auto":
         return IMAGENET if normalisation == "imagenet" else None
@@ -121,9 +133,11 @@ def in_words(normalisation: Normalisation) -> str:
 def from_record(value: object) -> Normalisation:
     """What JSON says of a normalisation; a `ValueError` if it is none."""
     if value in ("auto", "none", "imagenet"):
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(value, Mapping) and value.keys() == {"mean", "std"}:
-        return ChannelStatistics(**{name: tuple(value[name]) for name in ("mean", "std")})
+        found = ChannelStatistics(**{name: tuple(value[name]) for name in ("mean", "std")})
+        found.check()
+        return found
     raise ValueError(f"normalisation is {value!r}, not auto, none, imagenet, or a mean and std of three numbers each")
 
 

@@ -15,8 +15,8 @@ from lightning_recon.evaluation.matching import label_share
 from lightning_recon.exchange import ClientUpdate, ServerPayload
 from lightning_recon.victim import Privacy, VictimClient
 from lightning_recon.victim.privacy import add_noise, noise_generator
-from tests.attack.test_inversion import pytestmark as pytestmark
 from tests.attack.test_inversion import photographs, preset
+from tests.attack.test_inversion import pytestmark as pytestmark
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, list[Reconstruction]]]
