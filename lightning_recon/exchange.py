@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_recon import schema
 from lightning_recon.errors import UserError
-from lightning_recon.normalisation import Normalisation
+from lightning_recon.normalisation import ChannelStatistics, Normalisation
 from lightning_recon.schema import Fingerprint
 from lightning_recon.storage import (
     describe,
@@ -347,6 +347,8 @@ def check_task(task: Task) -> Task:
     Raises:
         ValueError: what is wrong, in one line.
     """
+    if isinstance(task.normalisation, ChannelStatistics):
+        task.normalisation.check()
     if task.image_shape[0] != 3:
         raise ValueError(f"task.image_shape has {task.image_shape[0]} channels: pictures have 3")
     if task.max_grad_norm is None and task.noise_multiplier > 0:

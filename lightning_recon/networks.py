@@ -275,7 +275,7 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
         settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
         built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
         if name == "inception_v3":  # its auxiliary head needs large pictures, and what it says is not used
-            built.AuxLogits.forward = _nothing
+            built.get_submodule("AuxLogits").forward = _nothing
         return built
     if find_spec("timm") is not None:
         import timm

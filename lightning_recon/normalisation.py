@@ -32,12 +32,20 @@ class ChannelStatistics:
     std: Triple
 
     def __post_init__(self) -> None:
-        """Refuse what cannot normalise pictures of three channels."""
+        """Let whole numbers, and lists, compare equal to what a file says."""
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+    def check(self) -> None:
+        """Refuse what cannot normalise pictures of three channels.
+
+        Raises:
+            UserError: which number is wrong.
+        """
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
                 raise UserError(f"normalisation.{name} is {list(values)}: give three finite numbers, one a channel")
-            object.__setattr__(self, name, tuple(float(value) for value in values))
         if min(self.std) <= 0:
             raise UserError(f"normalisation.std is {list(self.std)}: give three numbers above 0")
 
@@ -89,8 +97,12 @@ def resolve(normalisation: Normalisation, name: str, network: nn.Module) -> Chan
         normalisation: as configured or announced.
         name: of the network, as in `networks.build_network`.
         network: as built; a network of timm carries the settings of its published weights.
+
+    Raises:
+        UserError: statistics that cannot normalise pictures.
     """
     if isinstance(normalisation, ChannelStatistics):
+        normalisation.check()
         return normalisation
     if normalisation != "auto":
         return IMAGENET if normalisation == "imagenet" else None

@@ -60,7 +60,7 @@ def fit_to_pictures(
         if rebuild is not None and (sized := _rebuilt(rebuild, image_shape, num_classes, pictures, seed)) is not None:
             log.warning("Built the network %s for pictures of %d x %d.", name, height, width)
             return sized
-        advice = _advice(network, num_classes, pictures, seed)
+        advice = _advice(network, rebuild, num_classes, pictures, seed)
     except _Unfit as error:
         raise UserError(f"network {name!r} {error}") from error
     raise UserError(f"network {name!r} cannot take pictures of {height} x {width} ({reason}); {advice}")
@@ -77,7 +77,7 @@ def _rebuilt(
     return sized
 
 
-def _advice(network: nn.Module, num_classes: int, pictures: int, seed: int) -> str:
+def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, pictures: int, seed: int) -> str:
     """What to do about a network that raises: another size, if one works."""
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is not None and first.in_channels != 3:
@@ -88,8 +88,9 @@ def _advice(network: nn.Module, num_classes: int, pictures: int, seed: int) -> s
             _forward(network, (3, side, side), num_classes, pictures, seed)
         except _Unfit:
             raise
-        except Exception:  # the next size may work
-            continue
+        except Exception:  # whatever a network that is not ours may raise
+            if rebuild is None or _rebuilt(rebuild, (3, side, side), num_classes, pictures, seed) is None:
+                continue
         return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"
     return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or mend its forward pass"
 

@@ -101,7 +101,7 @@ def test_who_normalises_how(name: str, asked: Normalisation, expected: ChannelSt
 )
 def test_statistics_that_normalise_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="normalisation"):
-        ChannelStatistics(**wrong)
+        build_network("convnet", 4, normalisation=ChannelStatistics(**wrong))
 
 
 def test_names_of_the_time_of_a_wrapper_are_read() -> None:

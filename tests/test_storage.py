@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from lightning_recon import storage
 from lightning_recon.checkpoints import DigestedCheckpoints
 from lightning_recon.errors import UserError
-from lightning_recon.printable import plain, printable
+from lightning_recon.printable import printable
 from lightning_recon.storage import (
     read_json,
     read_sealed,
@@ -124,7 +124,6 @@ def test_names_become_printable(text: str, shown: str) -> None:
     assert printable(text, 20 if len(text) == 50 else 100) == shown
     assert printable(shown) == shown
     assert UserError(text).args == (text,)
-    assert plain("$x$") == r"\$x\$"
 
 
 def test_a_mistake_is_told_in_one_printable_line() -> None:

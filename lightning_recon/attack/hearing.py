@@ -105,7 +105,7 @@ def public_predictions(model: Model, pictures: Tensor, together: int) -> Tensor:
     """
     device = next(iter(model.parameters.values())).device
     mixing = any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in model.network.modules())
-    parts = pictures.to(device).split(max(together, 1) if mixing else len(pictures))
+    parts = torch.split(pictures.to(device), max(together, 1) if mixing else len(pictures))
     with torch.no_grad():
         return torch.cat([model.network(part).softmax(-1) for part in parts if len(part) == len(parts[0])])
 

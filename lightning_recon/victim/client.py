@@ -200,11 +200,11 @@ class VictimClient(LightningModule):
 
     def _fit_to(self, image_shape: tuple[int, int, int], pictures: int) -> None:
         """Make sure that the network can be trained on pictures of a shape, so many at a time or more."""
-        if self._unloaded is not None:
+        if (unloaded := self._unloaded) is not None:
             try:
                 self.network, self._unloaded = self._built((image_shape[1], image_shape[2])), None
             except UserError:
-                raise self._unloaded from None
+                raise unloaded from None
         rebuild = self._built if takes_size(self.network_name) else None
         network = fit_to_pictures(
             self.network, rebuild, self.network_name, image_shape, self.num_classes, pictures, self.seed
