@@ -28,8 +28,8 @@ _LOG_SCALE_STD = 0.4
 # Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip whoever
 # it is: |δ| is 30 (1 − p) for a picture that the network is sure of, so for a clip of 10 over 16 pictures this suffices
 # down to 1 − p = 1e-11. The network's own gradient, where it is not detached, was up to 1e11 (RegNet-Y 400MF,
-# batch normalisation over two numbers). More than about 1e14 would overflow a client's float32, in which norms are squared:
-# |δ| is at most 60, and ‖e‖ was at most 60 for the strangest pictures, 700 for pixels far outside of [0, 1].
+# batch normalisation over two numbers). More than about 1e14 would overflow a client's float32, in which norms are
+# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the strangest pictures, 700 for pixels far outside of [0, 1].
 STRENGTH = 1e12
 # How far units without a twin may move the logits.
 _FOOTPRINT = 0.01
