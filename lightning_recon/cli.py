@@ -29,7 +29,6 @@ _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 @stoppable()
-@stoppable()
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `recon` command.
 

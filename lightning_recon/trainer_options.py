@@ -124,10 +124,9 @@ def buildable() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        cause = root_cause(error)
-        if isinstance(cause, UserError):
+        if any(isinstance(one, UserError) for one in causes(error)):
             raise
-        reason = f"{first_sentence(cause)} (LIGHTNING_RECON_DEBUG=1 shows where)"
+        reason = f"{first_sentence(causes(error)[-1])} (LIGHTNING_RECON_DEBUG=1 shows where)"
         raise UserError(f"cannot build what the options ask for: {reason}") from error
 
 
@@ -146,11 +145,12 @@ def check_strategy(strategy: Strategy) -> None:
         raise UserError("--trainer.strategy: give auto or ddp, which start every rank as a process of its own")
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The first of a chain of exceptions."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return error
+def causes(error: BaseException) -> list[BaseException]:
+    """A chain of exceptions, the first that was raised last."""
+    found = [error]
+    while later := found[-1].__cause__ or found[-1].__context__:
+        found.append(later)
+    return found
 
 
 def refused_by_library(error: BaseException) -> bool:

@@ -294,7 +294,7 @@ def test_bad_commands(
 
 
 def test_a_fault_of_the_program_is_not_blamed_on_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(args: object) -> None:
+    def broken(given: object, typed: object) -> None:
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr(cli, "run", broken)

@@ -188,11 +188,11 @@ def test_a_rival_that_cannot_be_shipped_costs_the_run_nothing(
     monkeypatch.setattr("lightning_recon.structure.SeedPaper.payload", refused)
     record = fit(tmp_path, "--trainer.max_steps", "0", "--comparison.structure", SEED_PAPER)
     assert record["summary"]["victims"] == 4
-    assert "no comparison with seed paper: too small" in capsys.readouterr().err
+    assert "no comparison with seed paper: too small" in capsys.readouterr().out
     assert (tmp_path / "comparison.png").is_file()
 
 
-@pytest.mark.parametrize("flag", ["image_grid.clients", "image_grid.every_n_steps", "comparison.victims"])
+@pytest.mark.parametrize("flag", ["image_grid.columns", "image_grid.every_n_steps", "comparison.victims"])
 def test_counts_of_nothing_are_refused(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:

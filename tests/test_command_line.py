@@ -209,7 +209,7 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
         ),
         ("QS --model.optimizer torch.optim.Adm", "there is no class torch.optim.Adm: did you mean Adam?"),
         ("QS --trainer.logger CSVLoger", "there is no class CSVLoger: did you mean CSVLogger?"),
-        ("QS --trainer.callbacks.structure Digitl", "--trainer.callbacks.structure: there is no class Digitl: did you"),
+        ("QS --comparison.structure Digitl", "--comparison.structure: there is no class Digitl: did you mean Digital?"),
         (
             "QS --model.denoiser bilaterl.Bilateral",
             "--model.denoiser: there is no module 'bilaterl': run recon in the folder that holds it, or put that "

@@ -23,7 +23,6 @@ from lightning_recon.normalisation import (
     ChannelStatistics,
     Normalisation,
     announced,
-    from_record,
     normalise_inputs,
     resolve,
     without_wrapper,
@@ -89,7 +88,8 @@ def test_who_normalises_how(name: str, asked: Normalisation, expected: ChannelSt
     network, bare = (build_network(name, 4, normalisation=one) for one in (asked, "none"))
     assert resolve(asked, name, network) == expected
     told = announced(expected)
-    assert from_record(json.loads(json.dumps(told if isinstance(told, str) else asdict(told)))) == told
+    record = asdict(TASK) | {"normalisation": told if isinstance(told, str) else asdict(told)}
+    assert Task.from_record(json.loads(json.dumps(record))).normalisation == told
     images, mode = torch.rand(2, 3, 224 if "224" in name else 32, 224 if "224" in name else 32), network.eval()
     scaled = images if expected is None else normalise_inputs(nn.Identity(), expected)(images)
     torch.testing.assert_close(mode(images), bare.eval()(scaled))

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lightning_recon import attack, callbacks, data, structure, victim
-from lightning_recon.attack import quasi_newton
+from lightning_recon.attack import priors, quasi_newton
 from lightning_recon.audit import report, sweep
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 
 Fit = Callable[..., dict[str, Any]]
-MODULES = (attack, callbacks, data, structure, victim, quasi_newton, sweep, report)
+MODULES = (attack, callbacks, data, structure, victim, priors, quasi_newton, sweep, report)
 # What some of them cannot be built without.
 NEEDED: dict[str, dict[str, Any]] = {
     "ReconstructionAttack": {"client": object(), "structure": object()},

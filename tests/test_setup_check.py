@@ -185,7 +185,7 @@ def test_networks_that_can_be_used(name: str) -> None:
         ("inception_v3", "set --data.image_size 96"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_networks_that_cannot_are_answered_in_one_line(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as raised:
         client(name)

@@ -130,7 +130,7 @@ def embedded(folder: Path, name: str) -> str:
     if not path.is_relative_to(folder.resolve()):
         return ""
     try:
-        picture = open_picture(path).convert("RGB")
+        picture = open_picture(path, _MOST_PIXELS).convert("RGB")
     except (OSError, ValueError, SyntaxError, struct.error):
         return ""
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

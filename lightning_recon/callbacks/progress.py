@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_recon.attack import Server
 from lightning_recon.console import SECONDS, is_quiet, say
 
 
@@ -64,8 +65,11 @@ class StepLog(ProgressBar):
         if not self._enabled or taken < 1 or not due:
             return
         self._last = now
-        loss = trainer.callback_metrics.get("loss")
-        say(step_line(step, trainer.max_steps, None if loss is None else float(loss), (now - self._started) / taken))
+        objective = (
+            pl_module.latest_objective if isinstance(pl_module, Server) else trainer.callback_metrics.get("loss")
+        )
+        value = None if objective is None else float(objective)
+        say(step_line(step, trainer.max_steps, value, (now - self._started) / taken))
 
 
 def step_line(step: int, last: int, objective: float | None, seconds_a_step: float) -> str:
@@ -89,21 +93,13 @@ def progress_bars(trainer: Mapping[str, Any]) -> list[Callback]:
     """The program's own progress, unless another one or none is asked for.
 
     Args:
-        trainer: Configuration of the trainer.
+        trainer: The section `trainer` of a config, its callbacks instantiated.
 
     Returns:
         At most one: a bar on a terminal, lines elsewhere.
     """
-    asked = trainer.get("enable_progress_bar")
-    own = trainer.get("callbacks") or []
-    if (
-        is_quiet()
-        or asked is False
-        or any("ProgressBar" in _path(one) for one in (own if isinstance(own, list) else [own]))
-    ):
+    given = trainer.get("callbacks") or []
+    brings_one = any(isinstance(one, ProgressBar) for one in (given if isinstance(given, list) else [given]))
+    if is_quiet() or trainer.get("enable_progress_bar") is False or brings_one:
         return []
     return [StepBar() if rich.get_console().is_terminal else StepLog()]
-
-
-def _path(callback: Any) -> str:  # noqa: ANN401 - a class path with arguments, or an object
-    return str(callback.get("class_path", "")) if hasattr(callback, "get") else type(callback).__name__

@@ -27,11 +27,12 @@ _TURNED = {
 }
 
 
-def open_picture(source: Path | BytesIO) -> Image.Image:
+def open_picture(source: Path | BytesIO, most_pixels: int | None = None) -> Image.Image:
     """Decode a picture of one of the known formats, whatever its file is called.
 
     Args:
         source: a plain file, or its content.
+        most_pixels: refuse a picture that has more; None: what Pillow allows.
 
     Raises:
         OSError: there is none, it is no plain file, damaged, or of another format.
@@ -44,6 +45,8 @@ def open_picture(source: Path | BytesIO) -> Image.Image:
         warnings.simplefilter("ignore")  # of large pictures, odd EXIF, truncated colour profiles: read, or an error
         try:
             with Image.open(source, formats=FORMATS) as picture:
+                if most_pixels is not None and picture.width * picture.height > most_pixels:
+                    raise ValueError(f"too large: {picture.width} x {picture.height} pixels")
                 picture.load()
         except Image.DecompressionBombError as error:
             raise ValueError(f"too large: {str(error).partition(',')[0]}") from error

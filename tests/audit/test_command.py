@@ -32,7 +32,7 @@ with open(os.environ["CALLS"], "a") as calls:
 if os.environ.get("FAIL", "-") in folder.name and "FAIL" in os.environ:
     print("some noise\\nrecon: error: no room in /secret/place/file")
     sys.exit(2)
-shutil.copytree(os.environ["TEMPLATE"], folder)
+shutil.copytree(os.environ["TEMPLATE"], folder, dirs_exist_ok=True)
 record = json.loads((folder / "results.json").read_text())
 z = float(flags["--model.client.privacy.noise_multiplier"])
 record["privacy"]["noise_multiplier"], record["seed"] = z, int(flags["--model.client.seed"])

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning_recon.replaying import is_allowed, replay_config
 
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
+from lightning_recon.replay_config import is_allowed, replay_config
 from lightning_recon.storage import DIGEST, write_json
 
 Config = dict[str, Any]
