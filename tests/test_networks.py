@@ -17,6 +17,7 @@ from torchvision.models import resnet18
 from torchvision.models.vision_transformer import VisionTransformer
 
 from lightning_recon.errors import UserError
+from lightning_recon.exchange import Task
 from lightning_recon.networks import build_network, copied, load_weights, math_attention, without_batch_norm
 from lightning_recon.normalisation import (
     IMAGENET,
@@ -88,7 +89,8 @@ def test_who_normalises_how(name: str, asked: Normalisation, expected: ChannelSt
     network, bare = (build_network(name, 4, normalisation=one) for one in (asked, "none"))
     assert resolve(asked, name, network) == expected
     told = announced(expected)
-    record = asdict(TASK) | {"normalisation": told if isinstance(told, str) else asdict(told)}
+    task = Task((3, 8, 8), 4, 1, 1, name, "update", False, None, 0.0, 1, 1)
+    record = asdict(task) | {"normalisation": told if isinstance(told, str) else asdict(told)}
     assert Task.from_record(json.loads(json.dumps(record))).normalisation == told
     images, mode = torch.rand(2, 3, 224 if "224" in name else 32, 224 if "224" in name else 32), network.eval()
     scaled = images if expected is None else normalise_inputs(nn.Identity(), expected)(images)

@@ -13,6 +13,7 @@ import yaml
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 from lightning_recon.replay_config import is_allowed, replay_config
+from lightning_recon.run_folder import LOCK
 from lightning_recon.storage import DIGEST, write_json
 
 Config = dict[str, Any]
@@ -112,4 +113,4 @@ def test_what_the_task_announces_must_be_there(
             main(["replay", str(run), "--output", str(tmp_path / "out")])
         assert stop.value.code == 2
         assert says in capsys.readouterr().err
-        assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "tfevents" not in path.name]
+        assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != LOCK]
