@@ -65,8 +65,10 @@ class StepLog(ProgressBar):
         if not self._enabled or taken < 1 or not due:
             return
         self._last = now
-        attack = isinstance(pl_module, Server)
-        objective = pl_module.latest_objective if attack else trainer.callback_metrics.get("train_loss")
+        if isinstance(pl_module, Server):
+            objective = pl_module.latest_objective
+        else:
+            objective = trainer.callback_metrics.get("train_loss")
         value = None if objective is None else float(objective)
         say(step_line(step, trainer.max_steps, value, (now - self._started) / taken))
 
