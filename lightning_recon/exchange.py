@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_recon import schema
 from lightning_recon.errors import UserError
-from lightning_recon.normalisation import ChannelStatistics, Normalisation
+from lightning_recon.normalization import ChannelStatistics, Normalization
 from lightning_recon.schema import Fingerprint
 from lightning_recon.storage import (
     describe,
@@ -67,7 +67,7 @@ class Task:
             they took from the weights, divided by the learning rate: with one step the gradient itself.
         local_rate: their learning rate.
         local_epochs: how often a client goes through its batch so.
-        normalisation: of the pictures, as the network does it: "none", "imagenet", or mean and standard deviation;
+        normalization: of the pictures, as the network does it: "none", "imagenet", or mean and standard deviation;
             "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
             have it, and mean "imagenet".
     """
@@ -92,7 +92,7 @@ class Task:
     local_steps: schema.Batch = 1
     local_rate: schema.Positive = 0.1
     local_epochs: schema.Rounds = 1
-    normalisation: Normalisation = "auto"
+    normalization: Normalization = "auto"
 
     @property
     def updates(self) -> int:
@@ -143,7 +143,7 @@ TASK = TypeAdapter(Task)
 
 def completed(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a task with what it leaves out: before normalisation was an option, it was ImageNet's."""
-    return {"normalisation": "imagenet", **record}
+    return {"normalization": "imagenet", **record}
 
 
 @dataclass(frozen=True)
@@ -347,8 +347,8 @@ def check_task(task: Task) -> Task:
     Raises:
         ValueError: what is wrong, in one line.
     """
-    if isinstance(task.normalisation, ChannelStatistics):
-        task.normalisation.check()
+    if isinstance(task.normalization, ChannelStatistics):
+        task.normalization.check()
     if task.image_shape[0] != 3:
         raise ValueError(f"task.image_shape has {task.image_shape[0]} channels: pictures have 3")
     if task.max_grad_norm is None and task.noise_multiplier > 0:

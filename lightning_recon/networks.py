@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
-from lightning_recon.normalisation import Normalisation, normalise_inputs, resolve
+from lightning_recon.normalization import Normalization, normalize_inputs, resolve
 from lightning_recon.storage import FAULTS, read_safetensors, reason_of
 
 # What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
@@ -68,7 +68,7 @@ def build_network(
     num_classes: int,
     weights: str | Path | None = None,
     seed: int = 0,
-    normalisation: Normalisation = "auto",
+    normalization: Normalization = "auto",
     image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """Build a network that maps pictures in [0, 1] to logits.
@@ -79,7 +79,7 @@ def build_network(
         num_classes: number of logits, at least 2.
         weights: file with a state dict, see `load_weights`; None: random weights.
         seed: seed of the random weights; the global random state is left alone.
-        normalisation: of the pictures, inside the network; see `normalisation.resolve`.
+        normalization: of the pictures, inside the network; see `normalization.resolve`.
         image_size: height and width that the network is built for, in pixels; None: its own default. Only some
             networks take it, see `takes_size`.
 
@@ -101,7 +101,7 @@ def build_network(
             setattr(module, "inplace", False)  # noqa: B010 - in-place changes break torch.func transforms and second derivatives
     network.train()
     network = in_single_precision(network, name)
-    normalise_inputs(network, resolve(normalisation, name, network))
+    normalize_inputs(network, resolve(normalization, name, network))
     network.register_forward_hook(logits_of)
     if weights is not None:
         load_weights(network, weights)

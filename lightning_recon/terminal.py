@@ -14,7 +14,7 @@ from lightning_recon.console import plain, say
 from lightning_recon.evaluation.naming import display_name
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import ServerPayload
-from lightning_recon.normalisation import in_words
+from lightning_recon.normalization import in_words
 from lightning_recon.victim import VictimClient
 
 
@@ -41,7 +41,7 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
     task = client.task
     shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
     say(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
-    say(f"network {task.network}, normalisation of its pictures: {in_words(task.normalisation)}")
+    say(f"network {task.network}, normalisation of its pictures: {in_words(task.normalization)}")
 
 
 def show_capture(privacy: Record, capture: Record) -> None:

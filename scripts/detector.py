@@ -29,7 +29,7 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.defense import THRESHOLDS, inspect_model
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks import build_network
-from lightning_recon.normalisation import IMAGENET, normalise_inputs
+from lightning_recon.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import (
     Digital,
     Feedback,
@@ -142,15 +142,15 @@ def ordinary(name: str) -> nn.Module:
         network: nn.Module = timm.create_model(
             name, num_classes=CLASSES, **({"img_size": SIZE} if name in SIZED else {})
         )
-        network = normalise_inputs(network, IMAGENET)
+        network = normalize_inputs(network, IMAGENET)
         for module in network.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False
         return network
     if name in SIZED:
         network = torchvision.models.get_model(name, num_classes=CLASSES, image_size=SIZE)
-        return normalise_inputs(network, IMAGENET)
-    return build_network(f"pretrained.{name}" if library == "trained" else name, CLASSES, normalisation="imagenet")
+        return normalize_inputs(network, IMAGENET)
+    return build_network(f"pretrained.{name}" if library == "trained" else name, CLASSES, normalization="imagenet")
 
 
 def names() -> Iterator[str]:
@@ -186,7 +186,7 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
 def tampered(network: str, structure: Structure, protection: dict[str, Any], batch: ClientBatch) -> nn.Module:
     """The model that a malicious server ships in the last round."""
     client = VictimClient(
-        network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval", normalisation="imagenet"
+        network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval", normalization="imagenet"
     )
     client.bind([batch])
     payload = structure.payload(client.task)

@@ -78,7 +78,7 @@ def accuracy_after(share: float, step_when_attacked: bool, seed: int) -> float:
         seed: Of weights, batches, noise and held-out pictures.
     """
     images, labels, held, answers = digits(seed)
-    client = VictimClient("convnet", 10, privacy=PRIVACY, seed=seed, normalisation="imagenet")
+    client = VictimClient("convnet", 10, privacy=PRIVACY, seed=seed, normalization="imagenet")
     network, tampered = client.network, attacked(client, images[:BATCH], labels[:BATCH])
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM)
     batches = torch.Generator().manual_seed(seed)

@@ -52,7 +52,7 @@ def candidates_of(count: int) -> list[ClientBatch]:
 def client_of(batches: list[ClientBatch], noise_multiplier: float) -> VictimClient:
     """Clients of DP-SGD with a clip that binds, one picture each."""
     client = VictimClient(
-        "convnet", max(16, len(batches)), privacy=Privacy(CLIP, noise_multiplier, "sample"), normalisation="imagenet"
+        "convnet", max(16, len(batches)), privacy=Privacy(CLIP, noise_multiplier, "sample"), normalization="imagenet"
     )
     client.bind(batches)
     return client

@@ -78,7 +78,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         CLASSES[job["network"]],
         privacy=Privacy(max_grad_norm=None),
         batch_norm="eval",
-        normalisation="imagenet",
+        normalization="imagenet",
     )
     mask, batches = torch.ones(1, 1, size, size, dtype=torch.bool), []
     for victim in range(job["victims"]):
@@ -122,7 +122,7 @@ def peer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     import breaching
 
     from lightning_recon.networks import build_network
-    from lightning_recon.normalisation import IMAGENET_MEAN, IMAGENET_STD
+    from lightning_recon.normalization import IMAGENET_MEAN, IMAGENET_STD
 
     class Metadata:
         modality, task, classes, vocab_size = "vision", "classification", CLASSES[job["network"]], 0
@@ -134,7 +134,7 @@ def peer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     device = torch.device(job["device"])
     shared = torch.load(folder / "shared.pt", map_location=device)
     # It takes standardised pictures.
-    network = build_network(job["network"], CLASSES[job["network"]], normalisation="none")
+    network = build_network(job["network"], CLASSES[job["network"]], normalization="none")
     network.load_state_dict(shared["network"])
     model, loss = network.to(device).eval(), torch.nn.CrossEntropyLoss()
     changes = [f"optim.max_iterations={job['iterations']}", f"optim.callback={10 * job['iterations']}"]

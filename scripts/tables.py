@@ -223,8 +223,8 @@ def networks() -> Iterator[Cell]:
 
 
 FOUR = "--data.batch_size 4 --data.clients 4"
-PRETRAINED = "--model.client.network pretrained.EfficientNetLite0 --model.client.normalisation imagenet"
-FROZEN = "--model.client.network pretrained.FoldedEfficientNetLite0 --model.client.normalisation imagenet"
+PRETRAINED = "--model.client.network pretrained.EfficientNetLite0 --model.client.normalization imagenet"
+FROZEN = "--model.client.network pretrained.FoldedEfficientNetLite0 --model.client.normalization imagenet"
 
 
 def voices() -> Iterator[Cell]:

@@ -19,12 +19,12 @@ from torchvision.models.vision_transformer import VisionTransformer
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.networks import build_network, copied, load_weights, math_attention, without_batch_norm
-from lightning_recon.normalisation import (
+from lightning_recon.normalization import (
     IMAGENET,
     ChannelStatistics,
-    Normalisation,
+    Normalization,
     announced,
-    normalise_inputs,
+    normalize_inputs,
     resolve,
     without_wrapper,
 )
@@ -63,7 +63,7 @@ PLAIN = f"{__name__}.Plain"
 
 
 def test_normalisation_happens_inside() -> None:
-    network = normalise_inputs(nn.Flatten(), IMAGENET)
+    network = normalize_inputs(nn.Flatten(), IMAGENET)
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (IMAGENET.mean, IMAGENET.std))
     for same in (network, copied(network)):
         assert torch.equal(same(mean.expand(2, 3, 2, 2)), torch.zeros(2, 12))
@@ -83,17 +83,17 @@ def test_normalisation_happens_inside() -> None:
         ("vit_tiny_patch16_224", "auto", ChannelStatistics((0.5,) * 3, (0.5,) * 3)),
     ],
 )
-def test_who_normalises_how(name: str, asked: Normalisation, expected: ChannelStatistics | None) -> None:
+def test_who_normalises_how(name: str, asked: Normalization, expected: ChannelStatistics | None) -> None:
     if name.startswith("vit"):
         pytest.importorskip("timm")
-    network, bare = (build_network(name, 4, normalisation=one) for one in (asked, "none"))
+    network, bare = (build_network(name, 4, normalization=one) for one in (asked, "none"))
     assert resolve(asked, name, network) == expected
     told = announced(expected)
     task = Task((3, 8, 8), 4, 1, 1, name, "update", False, None, 0.0, 1, 1)
-    record = asdict(task) | {"normalisation": told if isinstance(told, str) else asdict(told)}
-    assert Task.from_record(json.loads(json.dumps(record))).normalisation == told
+    record = asdict(task) | {"normalization": told if isinstance(told, str) else asdict(told)}
+    assert Task.from_record(json.loads(json.dumps(record))).normalization == told
     images, mode = torch.rand(2, 3, 224 if "224" in name else 32, 224 if "224" in name else 32), network.eval()
-    scaled = images if expected is None else normalise_inputs(nn.Identity(), expected)(images)
+    scaled = images if expected is None else normalize_inputs(nn.Identity(), expected)(images)
     torch.testing.assert_close(mode(images), bare.eval()(scaled))
     assert [key for key, _ in network.named_parameters()] == [key for key, _ in bare.named_parameters()]
 
@@ -102,8 +102,8 @@ def test_who_normalises_how(name: str, asked: Normalisation, expected: ChannelSt
     "wrong", [{"mean": (0, 0, 0), "std": (1, 0, 1)}, {"mean": (0, 0, float("nan")), "std": (1,) * 3}]
 )
 def test_statistics_that_normalise_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="normalisation"):
-        build_network("convnet", 4, normalisation=ChannelStatistics(**wrong))
+    with pytest.raises(UserError, match="normalization"):
+        build_network("convnet", 4, normalization=ChannelStatistics(**wrong))
 
 
 def test_names_of_the_time_of_a_wrapper_are_read() -> None:

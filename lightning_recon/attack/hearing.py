@@ -15,7 +15,7 @@ from lightning_recon.attack.matching import announced_std, noise_std, signal_wei
 from lightning_recon.capture.validator import NETWORK, check_tensors
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload, Task, update_name
-from lightning_recon.normalisation import without_wrapper
+from lightning_recon.normalization import without_wrapper
 from lightning_recon.structure.statistics import PublicStatistics
 from lightning_recon.structure.transform import synthesise
 

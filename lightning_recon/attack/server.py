@@ -203,8 +203,8 @@ class Server(LightningModule, ABC):
             now, before = getattr(self.client.task, name), getattr(recorded, name)
             if now != before:
                 advice = "use the config.yaml of that run"
-                if name == "normalisation":  # which runs of before there was a choice do not name
-                    advice += f", with --model.client.normalisation {before}"
+                if name == "normalization":  # which runs of before there was a choice do not name
+                    advice += f", with --model.client.normalization {before}"
                 raise UserError(f"{name} is {now}, but {self.exchange} was recorded with {before}: {advice}")
 
     def _listen(self, client: Client, record: bool) -> None:

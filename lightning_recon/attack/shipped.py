@@ -75,7 +75,7 @@ def shipped_network(task: Task, name: str | None = None, weights: Path | None = 
     called = name or task.network
 
     def built(image_size: tuple[int, int] | None = None) -> nn.Module:
-        network = build_network(called, task.num_classes, None, 0, task.normalisation, image_size)
+        network = build_network(called, task.num_classes, None, 0, task.normalization, image_size)
         network = without_batch_norm(network) if task.granularity == "sample" else network
         if weights is not None:
             load_weights(network, weights)

@@ -24,7 +24,7 @@ from lightning_recon.evaluation.scoring import Attacked
 from lightning_recon.evaluation.unscored import unscored_record
 from lightning_recon.exchange import Task
 from lightning_recon.networks import is_class_path, math_attention
-from lightning_recon.normalisation import announced, in_words, resolve
+from lightning_recon.normalization import announced, in_words, resolve
 from lightning_recon.structure.digital_plan import channel_code_name
 from lightning_recon.structure.inference import structure_bytes
 
@@ -95,7 +95,7 @@ def examine(trainer: Trainer, module: Server) -> Examined | None:
     _check(client, module, known)
     if isinstance(module, GradientInversion):
         network = network_of(client, client, module.network)
-        told = announced(resolve(client.task.normalisation, module.network or client.task.network, network))
+        told = announced(resolve(client.task.normalization, module.network or client.task.network, network))
         said = (
             f"network.safetensors beside the update fits {module.network or client.task.network}; normalisation of its "
             f"pictures: {in_words(told)}"

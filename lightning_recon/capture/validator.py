@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
-from lightning_recon.normalisation import without_wrapper
+from lightning_recon.normalization import without_wrapper
 from lightning_recon.structure.inference import InferenceStructure
 from lightning_recon.structure.release import weight_names
 

@@ -19,7 +19,7 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
 from lightning_recon.networks import build_network, copied, load_weights, takes_size, without_batch_norm
-from lightning_recon.normalisation import Normalisation, announced, resolve, without_wrapper
+from lightning_recon.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
 from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
@@ -67,7 +67,7 @@ class VictimClient(LightningModule):
         chunk_size: int = 1,
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
-        normalisation: Normalisation = "auto",
+        normalization: Normalization = "auto",
     ) -> None:
         """Build the network; the pictures come by `bind`.
 
@@ -96,7 +96,7 @@ class VictimClient(LightningModule):
                 parameters (the server's structure included) for each.
             seed: seed of the untrained weights and of the noise.
             optimizer: optimiser of training the network itself.
-            normalisation: of the pictures, which are in [0, 1], inside the network: "none", "imagenet" (its mean and
+            normalization: of the pictures, which are in [0, 1], inside the network: "none", "imagenet" (its mean and
                 standard deviation), or `mean` and `std`, three numbers each. "auto": none for class paths; for
                 torchvision's and timm's networks what their published weights ask for, ImageNet's if none do; for
                 "convnet" ImageNet's.
@@ -124,7 +124,7 @@ class VictimClient(LightningModule):
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
         self.aggregated, self.noise_share = aggregated, noise_share
-        self.weights, self.normalisation = weights, normalisation
+        self.weights, self.normalization = weights, normalization
         self._unloaded: UserError | None = None  # why the weights do not fit a network of the default size
         self.network = self._built(None)
         self.accountant = Accountant(privacy)
@@ -185,7 +185,7 @@ class VictimClient(LightningModule):
 
     def _built(self, image_size: tuple[int, int] | None) -> nn.Module:
         """The target network with its weights, for pictures of a height and width; None: of the default size."""
-        network = build_network(self.network_name, self.num_classes, None, self.seed, self.normalisation, image_size)
+        network = build_network(self.network_name, self.num_classes, None, self.seed, self.normalization, image_size)
         if self.privacy.granularity == "sample":
             network = without_batch_norm(network)
         if self.weights is not None:
@@ -244,7 +244,7 @@ class VictimClient(LightningModule):
             local_steps=self.local_steps,
             local_rate=self.local_rate,
             local_epochs=self.local_epochs,
-            normalisation=announced(resolve(self.normalisation, self.network_name, self.network)),
+            normalization=announced(resolve(self.normalization, self.network_name, self.network)),
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -193,7 +193,7 @@ def test_a_plain_network_is_attacked_as_it_is(pictures: ClientBatch, tmp_path: P
     wrapped = {key.replace("network.", "network.model."): tensor for key, tensor in plain.items()}
     for case, tensors in (("auto", plain), ("auto", wrapped), ("imagenet", plain)):
         root = tmp_path / f"{case}{len(found)}"
-        announced = replace(task(), network=name, parameter_tensors=4, normalisation=case)
+        announced = replace(task(), network=name, parameter_tensors=4, normalization=case)
         save_captured(root / UPDATE, CapturedUpdate(announced, tensors, "gradient_mean"))
         save_file(model.state_dict(), root / "network.safetensors")
         save_truth(root / "truth.safetensors", pictures.images, pictures.labels)
@@ -209,5 +209,5 @@ def test_a_plain_network_is_attacked_as_it_is(pictures: ClientBatch, tmp_path: P
 def test_a_file_of_before_the_choice_means_imagenet(plain: Path) -> None:
     with safe_open(plain / UPDATE, framework="pt") as file:
         header = json.loads(file.metadata()["captured"])
-    assert header["task"].pop("normalisation") == "auto"
-    assert Task.from_record(header["task"]).normalisation == "imagenet"
+    assert header["task"].pop("normalization") == "auto"
+    assert Task.from_record(header["task"]).normalization == "imagenet"

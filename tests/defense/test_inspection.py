@@ -18,7 +18,7 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.defense import THRESHOLDS, Finding, inspect_model
 from lightning_recon.defense.checks import energy_share, gradient_of
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.normalisation import IMAGENET, normalise_inputs
+from lightning_recon.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
 from lightning_recon.structure.guess import Structure
 from lightning_recon.structure.inference import TamperedNetwork
@@ -122,7 +122,7 @@ def test_a_head_of_zeros_does_not_alarm(batches: dict[int, ClientBatch]) -> None
         image_size=SIZE, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=CLASSES
     )
     assert not transformer.heads.head.weight.any()
-    assert alarms(normalise_inputs(transformer, IMAGENET), batches[4]) == set()
+    assert alarms(normalize_inputs(transformer, IMAGENET), batches[4]) == set()
 
 
 def test_an_honest_layer_over_the_pixels_leaks_and_alarms(batches: dict[int, ClientBatch]) -> None:

@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock
 
 from lightning_recon.errors import UserError
 from lightning_recon.networks import build_network, without_batch_norm
-from lightning_recon.normalisation import IMAGENET, normalise_inputs
+from lightning_recon.normalization import IMAGENET, normalize_inputs
 from lightning_recon.victim.gradients import clipped_sum, global_norm, mean_gradient, mixing_layer, per_sample_gradients
 
 CLASSES = 5
@@ -49,7 +49,7 @@ class SmallResNet(nn.Module):
 @pytest.fixture(scope="module", params=["convnet", "resnet"])
 def model(request: pytest.FixtureRequest) -> nn.Module:
     network = (
-        build_network("convnet", CLASSES) if request.param == "convnet" else normalise_inputs(SmallResNet(), IMAGENET)
+        build_network("convnet", CLASSES) if request.param == "convnet" else normalize_inputs(SmallResNet(), IMAGENET)
     )
     return without_batch_norm(network).double()
 

@@ -110,7 +110,7 @@ def test_training_without_clip_and_noise_is_plain_sgd(
 @pytest.mark.parametrize("granularity", ["sample", "update"])
 def test_private_training_learns(tmp_path: Path, networks: dict[str, str], granularity: Granularity) -> None:
     privacy = Privacy(2.0, 0.05, granularity)
-    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8, normalisation="imagenet")
+    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8, normalization="imagenet")
     client.optimizer = lambda p: torch.optim.SGD(p, lr=0.02)
     first = float(fit(client, tmp_path, 1).callback_metrics["train_loss"])
     metrics = fit(client, tmp_path, 60).callback_metrics

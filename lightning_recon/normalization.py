@@ -45,20 +45,20 @@ class ChannelStatistics:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise UserError(f"normalisation.{name} is {list(values)}: give three finite numbers, one a channel")
+                raise UserError(f"normalization.{name} is {list(values)}: give three finite numbers, one a channel")
         if min(self.std) <= 0:
-            raise UserError(f"normalisation.std is {list(self.std)}: give three numbers above 0")
+            raise UserError(f"normalization.std is {list(self.std)}: give three numbers above 0")
 
 
 # "auto" is resolved by `resolve`: none for class paths, else what the network's published weights ask for.
-Normalisation = Literal["auto", "none", "imagenet"] | ChannelStatistics
+Normalization = Literal["auto", "none", "imagenet"] | ChannelStatistics
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 IMAGENET = ChannelStatistics(IMAGENET_MEAN, IMAGENET_STD)
 
 
-class Normalise:
+class Normalize:
     """The hook: normalises the pictures that a network is called with.
 
     Args:
@@ -75,7 +75,7 @@ class Normalise:
         return ((images - self.mean.to(images)) / self.std.to(images), *others)
 
 
-def normalise_inputs(network: nn.Module, statistics: ChannelStatistics | None) -> nn.Module:
+def normalize_inputs(network: nn.Module, statistics: ChannelStatistics | None) -> nn.Module:
     """Let a network normalise the pictures that it is called with.
 
     Args:
@@ -86,26 +86,26 @@ def normalise_inputs(network: nn.Module, statistics: ChannelStatistics | None) -
         The same network.
     """
     if statistics is not None:
-        network.register_forward_pre_hook(Normalise(statistics))
+        network.register_forward_pre_hook(Normalize(statistics))
     return network
 
 
-def resolve(normalisation: Normalisation, name: str, network: nn.Module) -> ChannelStatistics | None:
+def resolve(normalization: Normalization, name: str, network: nn.Module) -> ChannelStatistics | None:
     """The statistics that a network's pictures are normalised with; None if they are not.
 
     Args:
-        normalisation: as configured or announced.
+        normalization: as configured or announced.
         name: of the network, as in `networks.build_network`.
         network: as built; a network of timm carries the settings of its published weights.
 
     Raises:
         UserError: statistics that cannot normalise pictures.
     """
-    if isinstance(normalisation, ChannelStatistics):
-        normalisation.check()
-        return normalisation
-    if normalisation != "auto":
-        return IMAGENET if normalisation == "imagenet" else None
+    if isinstance(normalization, ChannelStatistics):
+        normalization.check()
+        return normalization
+    if normalization != "auto":
+        return IMAGENET if normalization == "imagenet" else None
     if name in torchvision.models.list_models(module=torchvision.models):
         return _of_torchvision(name)
     published: Mapping[str, Any] | None = getattr(network, "pretrained_cfg", None)
@@ -115,19 +115,19 @@ def resolve(normalisation: Normalisation, name: str, network: nn.Module) -> Chan
     return IMAGENET if "." not in name else None
 
 
-def announced(statistics: ChannelStatistics | None) -> Normalisation:
+def announced(statistics: ChannelStatistics | None) -> Normalization:
     """What a task says of resolved statistics: "none", "imagenet", or the numbers."""
     if statistics is None:
         return "none"
     return "imagenet" if statistics == IMAGENET else statistics
 
 
-def in_words(normalisation: Normalisation) -> str:
+def in_words(normalization: Normalization) -> str:
     """One phrase for the terminal."""
-    if isinstance(normalisation, ChannelStatistics):
-        mean, std = (", ".join(f"{value:g}" for value in one) for one in (normalisation.mean, normalisation.std))
+    if isinstance(normalization, ChannelStatistics):
+        mean, std = (", ".join(f"{value:g}" for value in one) for one in (normalization.mean, normalization.std))
         return f"mean {mean} and standard deviation {std}"
-    return {"auto": "as the network's weights ask for", "none": "none", "imagenet": "ImageNet's"}[normalisation]
+    return {"auto": "as the network's weights ask for", "none": "none", "imagenet": "ImageNet's"}[normalization]
 
 
 def _of_torchvision(name: str) -> ChannelStatistics:
