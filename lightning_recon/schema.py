@@ -198,7 +198,7 @@ class PrivacyRecord(TypedDict):
     aggregated: NotRequired[Clients]
     noise_share: NotRequired[Literal["full", "shared"]]
     mu: NotRequired[NotNegative | None]
-    rero_gamma: dict[Name, Probability]
+    rero_gamma: dict[Name, Probability | None]
 
 
 @with_config(OPEN)
