@@ -132,6 +132,23 @@ def test_an_unknown_network_is_remarked_on(
     assert "no network 'mine' is known here" in caplog.text
 
 
+def test_a_captured_update_has_no_rival_but_a_comparison(
+    single: Path, truth: Path, attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = ["--data", "CapturedPictures", "--data.root", str(truth), "--trainer.max_steps", "0"]
+    older = [
+        "--trainer.callbacks",
+        "Comparison",
+        "--trainer.callbacks.structure",
+        "lightning_recon.structure.SeedPaper",
+    ]
+    attack(tmp_path, single / "update-d0.safetensors", *pictures, *older)
+    assert (tmp_path / "comparison.png").is_file()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "first client: mean image " in said
+    assert "seed paper" not in said
+
+
 def test_a_captured_run_is_resumed_scored_and_replayed(
     captured: Path, truth: Path, attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
