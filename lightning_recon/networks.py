@@ -4,7 +4,6 @@
 Whatever the network, it takes pictures in [0, 1]: the normalisation that it expects happens inside.
 """
 
-import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from lightning_recon.commands import closest
 from lightning_recon.errors import UserError
 from lightning_recon.normalization import Normalization, normalize_inputs, resolve
 from lightning_recon.storage import FAULTS, read_safetensors, reason_of
@@ -285,8 +285,8 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
         known += timm.list_models()
     if "." in name:
         return _from_path(name, num_classes)
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "no name comes near."
+    near = closest(name, ["convnet", *known])
+    hint = f"did you mean {near}?" if near else "no name comes near."
     raise UserError(f"unknown network {name!r}: {hint} Give a torchvision or timm name, convnet, or a class path")
 
 
