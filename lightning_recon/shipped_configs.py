@@ -10,6 +10,7 @@ import yaml
 
 from lightning_recon.commands import closest
 from lightning_recon.errors import UserError
+from lightning_recon.yaml_size import YAML_NODES, expanded
 
 # An installed package carries the configs; a source checkout has them at its top.
 CONFIGS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
@@ -110,6 +111,8 @@ def read_config(name: str) -> dict[str, Any]:
     text = _text(name)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if expanded(node) > YAML_NODES:
+            raise UserError(f"config {name} stands for more than {YAML_NODES} values: is it a config of recon?")
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

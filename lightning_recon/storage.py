@@ -26,6 +26,7 @@ from torchvision.utils import save_image
 
 from lightning_recon.errors import UserError
 from lightning_recon.printable import cleaned, printable
+from lightning_recon.yaml_size import YAML_BYTES, YAML_NODES, expanded
 
 T = TypeVar("T")
 
@@ -33,8 +34,6 @@ DIGEST: Final = "sha256"  # entry of a JSON record, and of a safetensors header,
 JSON_BYTES = 1 << 28  # the longest record that is read; far above that of a run with 65,536 victims
 
 ALTERED: Final = "it was altered: its content does not belong to its sha256 digest"
-YAML_BYTES = 1 << 18  # of a config
-YAML_NODES = 10_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # What a damaged or foreign file can raise, from the file system to the parsers of JSON, YAML and safetensors.
@@ -119,22 +118,11 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever a config holds
     """
     text = read_text(path, YAML_BYTES)
     try:
-        if _expanded(yaml.compose(text, Loader=_LOADER), {}) > YAML_NODES:
+        if expanded(yaml.compose(text, Loader=_LOADER)) > YAML_NODES:
             raise ValueError(f"its aliases stand for more than {YAML_NODES} values")
         return yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(reason_of(error)) from error
-
-
-def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """How many values a node stands for, aliases written out; without an end where it holds itself."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = YAML_NODES + 1  # what is met again within itself
-        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
-    return known[id(node)]
 
 
 def parse_json(text: str, path: Path) -> dict[str, Any]:

@@ -240,6 +240,10 @@ def test_a_mistake_is_one_line_with_one_suggestion(typed: str, says: str, capsys
         (b"a text\n", "is a text, not settings"),
         (b"data:\n  seed: 1\n  seed: 2\n", "line 3: seed is already set in line 2: keep one"),
         (b"[" * 3000, "nested too deeply"),
+        (
+            b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40)),
+            "stands for more",
+        ),
         (b"modle:\n  draws: 2\n", "line 1: there is no setting modle: did you mean model?"),
         (b"audit:\n  jobs: 2\n", "line 1: there is no setting audit"),
         (b"data:\n  init_args:\n    batch_size: many\n", "--data.batch_size is 'many' ("),
