@@ -1,291 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `recon` command: LightningCLI, with runs kept in one folder and mistakes answered in one line."""
+"""The `recon` command: finds out what is asked for, and imports no more than that needs.
 
-import io
-import logging
+PyTorch and Lightning take seconds to import. Help, names and versions do without, and a run says at once that it loads.
+"""
+
+import importlib.util
 import os
+import re
 import sys
-import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
-
-# Classes that may be given by their bare names on the command line.
-from lightning_recon import __version__
-from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
-from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter  # noqa: F401
-from lightning_recon.callbacks.originals import Originals
-from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
-from lightning_recon.errors import UserError
-from lightning_recon.exchange import RecordedClient
+from lightning_recon import __version__, console
+from lightning_recon.commands import COMMANDS, RUNS, help_of, overview, unknown_command
 from lightning_recon.interrupts import stoppable
-from lightning_recon.run_folder import LAST, RunFolder, check_free
-from lightning_recon.storage import readable, write_whole
-from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
-from lightning_recon.trainer_options import (
-    buildable,
-    check_finite,
-    check_seed,
-    check_strategy,
-    check_trainer,
-    trainer_errors,
-    wanted_callbacks,
-    write_whole_checkpoints,
+from lightning_recon.shipped_configs import (
+    configs_first,
+    configs_in,
+    listing,
+    printed,
+    read_config,
+    with_shipped_configs,
 )
-from lightning_recon.usage import check_checkpoint, configs_first, user_error, with_shipped_configs, writable
-from lightning_recon.victim import VictimClient  # noqa: F401
+from lightning_recon.usage import user_error
 
-DESCRIPTION = """Measure what a server can see of its users' pictures through clipping and noise.
-
-fit attacks the configured clients; validate only shows what they would release; test scores a finished run again;
-predict exports its pictures. `recon replay RUN --output DIR` repeats a run's reconstruction from its exchange alone.
-`recon audit --config audit.yaml --output DIR` attacks under many protections and writes a report;
-`recon report RUN... --output FILE` writes it from finished runs."""
-
-REPLAY = "Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist."
-
-
-class ReconCLI(LightningCLI):
-    """LightningCLI whose run folder, `trainer.default_root_dir`, holds config, events, checkpoints and results."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that every run has.
-
-        Args:
-            parser: The parser of a subcommand.
-        """
-        parser.add_lightning_class_args(ImageGrid, "image_grid")
-        parser.add_lightning_class_args(ResultsWriter, "results")
-        parser.set_defaults({"trainer.default_root_dir": "runs/recon"})
-        parser.add_argument(
-            "--overwrite",
-            type=bool,
-            nargs="?",
-            const=True,
-            default=False,
-            help="fit: replace the run that trainer.default_root_dir holds, once the new one has been set up",
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and check the checkpoint before Lightning trusts it.
-
-        Args:
-            parser: The parser of all subcommands.
-            args: The command line, or a config.
-        """
-        super().parse_arguments(parser, args)
-        subcommand = self.config.get("subcommand")
-        config = self.config[subcommand] if subcommand else self.config
-        check_finite(config)
-        check_seed(config.get("seed_everything"))
-        check_trainer(config.trainer)
-        root, checkpoint = Path(config.trainer.default_root_dir), config.get("ckpt_path")
-        if checkpoint:
-            check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
-        self.fits = subcommand in (None, "fit")
-        self.folder = RunFolder(root, bool(config.overwrite), checkpoint, self.fits)
-        if self.fits:
-            check_free(root, self.folder.overwrite, checkpoint)
-
-    def before_instantiate_classes(self) -> None:
-        """Refuse to run without pictures where somebody needs them: recorded and captured updates need none."""
-        arguments = self._get(self.config, "model").get("init_args", {})
-        client = arguments.get("client") or {}
-        recorded = client.get("class_path", "").rpartition(".")[2] == RecordedClient.__name__
-        if self._get(self.config, "data") is None and arguments.get("update") is None and not recorded:
-            raise UserError(
-                "there are no pictures: give --data, for instance by a config such as quickstart.yaml, or "
-                "--model.update with an update that was captured"
-            )
-
-    def instantiate_classes(self) -> None:
-        """Build data, model and trainer; a value that one of their constructors refuses is named in one line."""
-        with buildable():
-            super().instantiate_classes()
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
-        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself.
-
-        Only `fit` logs, keeps its config and makes its folder: the other commands look at a run that is there.
-        """
-        root, options = self.folder.root, self._get(self.config_init, "trainer")
-        # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
-        checkpoint = ModelCheckpoint(
-            (root / LAST).parent, save_last=True, every_n_train_steps=20, enable_version_counter=False
-        )
-        self.trainer_defaults["callbacks"] = [*wanted_callbacks(options, StepBar(), checkpoint), Originals()]
-        if self.fits:
-            writable(root)
-        else:
-            kwargs["logger"] = False
-        with trainer_errors():
-            if self.fits and options.get("logger") is None:
-                kwargs["logger"] = TensorBoardLogger(root, name="", version="", default_hp_metric=False)
-            trainer = super().instantiate_trainer(**kwargs)
-        check_strategy(trainer.strategy)
-        write_whole_checkpoints(trainer)
-        if self.subcommand != "validate":
-            # First of all, so that the replaced run is gone before any other callback writes.
-            trainer.callbacks.insert(0, self.folder.held_by(trainer))  # type: ignore[attr-defined]
-        return trainer
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run, and let no other process write to the folder meanwhile."""
-        if subcommand == "validate":
-            super()._run_subcommand(subcommand)
-            return
-        with self.folder:
-            super()._run_subcommand(subcommand)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Keeps the config of the run itself: scoring or exporting it later leaves config.yaml alone."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: the attack may still fail before its first step, and an earlier run's config stay valid.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The model.
-            stage: The trainer's stage.
-        """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write config.yaml before the first step.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The model.
-        """
-        if trainer.is_global_zero and not self.already_saved:
-            # The config repeats this run wherever it is used: without what it was to replace.
-            config = self.config.clone()
-            config.overwrite = False
-            text = self.parser.dump(config, skip_none=False)
-            path = Path(trainer.default_root_dir) / self.config_filename
-            write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        self.already_saved = True
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write config.yaml of a run without steps.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The model.
-        """
-        self.on_train_start(trainer, pl_module)
-
-
-class StepBar(RichProgressBar):
-    """Progress in steps: without a limit to them, epochs are not counted."""
-
-    @property
-    def total_train_batches(self) -> int | float:
-        """All steps from the start, as the bar counts them: Lightning leaves those before a stop out of the total."""
-        if self.trainer.max_epochs != -1 or self.trainer.max_steps < 0:
-            return super().total_train_batches
-        return min(self.trainer.num_training_batches, self.trainer.max_steps)
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "Refining  " if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
-
-
-def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True) -> ReconCLI:
-    """Parse the arguments, build everything, and run the subcommand.
-
-    Args:
-        args: Command line without the program's name, or a config.
-        run: Whether to run; otherwise there is no subcommand and the objects are only built.
-    """
-    return ReconCLI(
-        LightningModule,
-        None,  # optional: recorded and captured updates come without pictures
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveConfig,
-        trainer_defaults={
-            "max_epochs": -1,  # steps say how far an attack is: one that has ended goes on when given more
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-        },
-        parser_kwargs={"version": __version__, "description": DESCRIPTION, "exit_on_error": False},
-        args=args if isinstance(args, dict) else list(args),
-        run=run,
-    )
-
-
-def replay(run: str, output: str, overwrite: bool = False) -> None:
-    """Repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist.
-
-    Args:
-        run: Folder of a finished run, with config.yaml and exchange/.
-        output: Folder for the reconstructions and their images.
-        overwrite: Whether to replace a run that is there.
-    """
-    folder = Path(run)
-    if Path(output).resolve() == folder.resolve():
-        raise UserError(f"--output {output} is the run itself: name another folder")
-    check_free(Path(output), overwrite, None, "--output")
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds no config.yaml: name the folder of a finished run")
-    with readable(folder / "config.yaml"):
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-        kept = {name: config[name] for name in ("seed_everything", "model", "trainer", "image_grid", "results")}
-        recorded = {"folder": str(folder / "exchange")}
-        own: dict[str, Any] = kept["model"]["init_args"]
-        if "network" in own and own["network"] is None:
-            own["network"] = (own["client"] or {}).get("init_args", {}).get("network")
-        own["client"] = {"class_path": "lightning_recon.exchange.RecordedClient", "init_args": recorded}
-        own["update"] = None
-        kept["trainer"]["default_root_dir"] = output
-        kept["overwrite"] = overwrite
-    cli = run_cli(kept, run=False)
-    with cli.folder:
-        cli.trainer.fit(cli.model)
-
-
-def resolved(arguments: Sequence[str]) -> dict[str, Any]:
-    """The whole config that `recon fit` would run with.
-
-    Args:
-        arguments: Command line of `recon fit` without the subcommand.
-    """
-    printed = io.StringIO()
-    with redirect_stdout(printed), suppress(SystemExit):
-        run_cli(configs_first(with_shipped_configs(["fit", *arguments, "--print_config"])))
-    config: dict[str, Any] = yaml.safe_load(printed.getvalue())
-    return config
-
-
-def quieten() -> None:
-    """Silence what libraries say of themselves and a user can do nothing about."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "LightningCLI's args parameter is intended",  # the arguments are the command line's, with config names resolved
-        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with newer torch
-        ".*does not have many workers",  # the attack's loader yields step numbers
-        "The number of training batches",  # logging more often than there are steps is meant
-        "Your `IterableDataset` has `__len__` defined",  # the loader of step numbers has no workers
-        "Checkpoint directory .* exists and is not empty",  # as it is when a run is resumed or repeated
-        "The dirpath has changed from",  # a run folder may be moved
-        "You're resuming from a checkpoint that ended before the epoch ended",  # every step carries its own state
-        "Using ModelCheckpoint with manual optimization",  # the state after a step is the one to go on from
-    ):
-        warnings.filterwarnings("ignore", message=message)
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 @stoppable()
@@ -295,28 +35,112 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None for that of the process.
     """
-    given = configs_first(with_shipped_configs(sys.argv[1:] if args is None else args))
-    quieten()
+    typed = list(sys.argv[1:] if args is None else args)
+    console.configure(quiet="--quiet" in typed)
+    given = configs_first([word for word in typed if word != "--quiet"])
     try:
-        if given[:1] == ["replay"]:
-            parser = ArgumentParser(prog="recon replay", description=REPLAY, exit_on_error=False)
-            parser.add_argument("run", help="folder of a finished run, with config.yaml and exchange/")
-            parser.add_argument("--output", required=True, help="folder for the reconstructions and their images")
-            parser.add_argument("--overwrite", action="store_true", help="replace a run that is in that folder")
-            chosen = parser.parse_args(given[1:])
-            replay(chosen.run, chosen.output, chosen.overwrite)
-        elif given[:1] in (["audit"], ["report"]):
-            from lightning_recon.audit import command  # drawing is no business of the other commands
-
-            if given[0] == "report":
-                command.report(given[1:])
-            elif not command.audit(given[1:], resolved):
-                sys.exit(1)
-        else:
-            run_cli(given)
+        if not answered(given):
+            run(with_shipped_configs(given), typed)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None or os.environ.get("LIGHTNING_RECON_DEBUG"):
             raise
-        print(f"recon: error: {mistake}", file=sys.stderr)
+        print(f"recon: error: {console.plain(str(mistake))}", file=sys.stderr)
         sys.exit(2)
+
+
+def answered(given: Sequence[str]) -> bool:
+    """Answer what asks about the program; whatever else is a run.
+
+    Args:
+        given: Command line.
+
+    Returns:
+        Whether it was answered.
+
+    Raises:
+        UserError: There is no such command or config.
+    """
+    command, rest = (given[0], list(given[1:])) if given else ("--help", [])
+    if command in ("help", "--help", "-h"):
+        if rest and rest[0] not in COMMANDS:
+            raise unknown_command(rest[0])
+        sys.stdout.write(help_of(rest[0]) if rest else overview())
+    elif command == "--version" or (command == "version" and not rest):
+        print(f"recon {__version__}")
+    elif command not in COMMANDS:
+        raise unknown_command(command)
+    elif command == "version" or {"-h", "--help"} & set(rest):
+        sys.stdout.write(help_of(command))
+    elif command == "configs":
+        print(printed(rest[0]) if rest else listing(), end="" if rest else "\n")
+    else:
+        return False
+    return True
+
+
+def run(given: list[str], typed: Sequence[str]) -> None:
+    """Run a command that takes its time.
+
+    Args:
+        given: Command line, names of shipped configs resolved.
+        typed: The same as it was typed, for the record.
+
+    Raises:
+        UserError: For every mistake of the user.
+    """
+    command, rest = given[0], given[1:]
+    contents = [read_config(name) for name in configs_in(given) if not name.lstrip().startswith("{")]
+    find_modules_here([*rest, *_words(contents)])
+    console.sign_of_life(f"recon {command}: loading PyTorch and Lightning, a few seconds …")
+    from lightning_recon import lightning_cli  # takes seconds
+
+    lightning_cli.quieten()
+    if command in RUNS:
+        words = ["--help" if word in ("--help_all", "--help-all") else word for word in given]
+        lightning_cli.run_cli(words, command=typed)
+    elif command == "replay":
+        from lightning_recon.replay import replay_command
+
+        replay_command(rest)
+    elif command == "completion":
+        from lightning_recon.completion import script
+
+        print(script(rest))
+    else:
+        from lightning_recon.audit import command as audit  # drawing is no business of the other commands
+
+        if command == "report":
+            audit.report(rest)
+        elif not audit.audit(rest, lightning_cli.resolved):
+            sys.exit(1)
+
+
+def find_modules_here(words: Sequence[str]) -> None:
+    """Let class paths name modules of the current folder, after everything that is installed.
+
+    The folder becomes importable only if a class path that the user gives names a module that lies there and nowhere
+    else: a file in a folder that happens to be the current one replaces no library, and is not executed unasked.
+
+    Args:
+        words: Command line, and what configs say.
+    """
+    for word in words:
+        name = word.rpartition("=")[2]
+        if not _CLASS_PATH.fullmatch(name) or Path(name).exists():
+            continue
+        top = name.partition(".")[0]
+        here = Path(f"{top}.py").is_file() or Path(top).is_dir()
+        if here and importlib.util.find_spec(top) is None:
+            sys.path.append(os.getcwd())
+            importlib.invalidate_caches()
+            return
+
+
+def _words(content: Any) -> Iterator[str]:  # noqa: ANN401 - whatever YAML holds
+    """All texts in a config."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict | list):
+        for one in content.values() if isinstance(content, dict) else content:
+            yield from _words(one)

@@ -12,23 +12,33 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
+from lightning_recon import schema
 from lightning_recon.errors import UserError
-from lightning_recon.storage import describe, read_json, read_tensors, readable, sha256, write_json, write_tensors
+from lightning_recon.normalization import ChannelStatistics, Normalization
+from lightning_recon.schema import Fingerprint
+from lightning_recon.storage import (
+    describe,
+    parse_json,
+    read_json,
+    read_tensors,
+    read_text,
+    readable,
+    sha256,
+    validated,
+    write_json,
+    write_tensors,
+)
 
 NoiseShare = Literal["full", "shared"]
 ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME
-
-
-class Fingerprint(TypedDict):
-    """What is known of a tensor that was not kept."""
-
-    shape: list[int]
-    sha256: str
+# The most numbers that the pictures of one update, or the logits of them, may be: 8 GiB in float32.
+MOST_NUMBERS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -57,25 +67,32 @@ class Task:
             they took from the weights, divided by the learning rate: with one step the gradient itself.
         local_rate: their learning rate.
         local_epochs: how often a client goes through its batch so.
+        normalization: of the pictures, as the network does it: "none", "imagenet", or mean and standard deviation;
+            "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
+            have it, and mean "imagenet".
     """
 
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    batch_size: int
-    clients: int
-    network: str
+    # Applied to what is read from disk, together with the bounds below.
+    __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
+
+    image_shape: tuple[schema.Side, schema.Side, schema.Side]
+    num_classes: schema.Classes
+    batch_size: schema.Batch
+    clients: schema.Clients
+    network: schema.Name
     granularity: Literal["sample", "update"]
     per_layer: bool
-    max_grad_norm: float | None
-    noise_multiplier: float
-    rounds: int
-    parameter_tensors: int
-    aggregated: int = 1
+    max_grad_norm: schema.Positive | None
+    noise_multiplier: schema.NotNegative
+    rounds: schema.Rounds
+    parameter_tensors: schema.Rounds
+    aggregated: schema.Clients = 1
     noise_share: NoiseShare = "full"
     batch_norm: Literal["train", "eval"] = "train"
-    local_steps: int = 1
-    local_rate: float = 0.1
-    local_epochs: int = 1
+    local_steps: schema.Batch = 1
+    local_rate: schema.Positive = 0.1
+    local_epochs: schema.Rounds = 1
+    normalization: Normalization = "auto"
 
     @property
     def updates(self) -> int:
@@ -102,17 +119,31 @@ class Task:
         write_json(folder / "task.json", {"format": "task 2", **asdict(self)})
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> "Task":
         """Read `task.json` from the folder; a missing or damaged file is a `UserError`."""
         path = folder / "task.json"
         with readable(path):
-            return cls.from_record(read_json(path, "task 2"))
+            content = parse_json(read_text(path), path)
+            if content.pop("format", None) != "task 2":
+                raise ValueError("not of the format 'task 2'")
+            return cls.from_record(content)
 
     @classmethod
-    def from_record(cls, content: Mapping[str, Any]) -> Self:
-        """The task that `asdict` of one, read back from JSON, describes; a `TypeError` names what is missing."""
-        channels, height, width = content["image_shape"]
-        return cls(**{**content, "image_shape": (int(channels), int(height), int(width))})
+    def from_record(cls, content: Mapping[str, Any]) -> "Task":
+        """The task that `asdict` of one, read back from JSON, describes.
+
+        Raises:
+            ValueError: a field is missing, unknown, of another type or out of bounds, or they contradict each other.
+        """
+        return check_task(validated(completed(content), TASK))
+
+
+TASK = TypeAdapter(Task)
+
+
+def completed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a task with what it leaves out: before normalisation was an option, it was ImageNet's."""
+    return {"normalization": "imagenet", **record}
 
 
 @dataclass(frozen=True)
@@ -141,16 +172,16 @@ class ServerPayload:
         """
         table: dict[str, dict[str, Any]] = {key: describe(tensor) for key, tensor in self.tensors.items()}
         digest = _digest(self.settings, table)
-        earlier: dict[str, Any] = {"tensors": {}, "digest": None}
+        earlier: schema.PayloadRecord | None = None
         if like is not None:
             with readable(folder / f"{like}.json"):
-                earlier = read_json(folder / f"{like}.json", "payload 1")
+                earlier = read_json(folder / f"{like}.json", schema.PAYLOAD, "payload 1")
         for key, entry in table.items():
-            known = earlier["tensors"].get(key, {})
+            known: Mapping[str, Any] = earlier["tensors"].get(key, {}) if earlier else {}
             same = all(known.get(part) == value for part, value in entry.items())
             entry["stored_in"] = known["stored_in"] if same else name
         write_tensors(folder, name, {k: t for k, t in self.tensors.items() if table[k]["stored_in"] == name})
-        same_as = {"same_as": like} if earlier["digest"] == digest else {}
+        same_as = {"same_as": like} if earlier and earlier["digest"] == digest else {}
         content = {"format": "payload 1", "digest": digest, **same_as, "settings": self.settings, "tensors": table}
         write_json(folder / f"{name}.json", content)
 
@@ -159,11 +190,14 @@ class ServerPayload:
         """Read what `save` wrote; a missing, truncated or altered file is a `UserError`."""
         path = folder / f"{name}.json"
         with readable(path):
-            content = read_json(path, "payload 1")
-            table, tensors = content["tensors"], {}
-            for key, entry in table.items():
-                tensors[key] = read_tensors(folder, entry.pop("stored_in"), {key: entry})[key]
-            if _digest(content["settings"], table) != content["digest"]:
+            content = read_json(path, schema.PAYLOAD, "payload 1")
+            tensors: dict[str, Tensor] = {}
+            for key, entry in content["tensors"].items():
+                mark = {part: value for part, value in entry.items() if part != "stored_in"}
+                tensors[key] = read_tensors(folder, entry["stored_in"], {key: mark})[key]
+                if tensors[key].is_floating_point() and bool(tensors[key].isnan().any()):
+                    raise ValueError(f"NaN in {key}")
+            if _digest(content["settings"], content["tensors"]) != content["digest"]:
                 raise ValueError("its settings do not belong to its digest")
             return cls(settings=content["settings"], tensors=tensors)
 
@@ -223,15 +257,15 @@ class ClientUpdate:
         """Read what `save` wrote; a missing, truncated or altered file, or NaN in it, is a `UserError`."""
         path = folder / f"{name}.json"
         with readable(path):
-            content = read_json(path, "update 1")
+            content = read_json(path, schema.UPDATE, "update 1")
             stored = read_tensors(folder, name, content["tensors"]) if content["tensors"] else {}
             gradient = {}
             for key, mark in content["whole"].items():
                 if not bool(stored[key].isfinite().all()):
                     raise ValueError(f"NaN or infinity in {key}")
                 gradient[key] = _spread(stored[key], stored.get(key + ROWS), mark["shape"])
-            place = {part: int(content[part]) for part in ("client", "draw", "round")}
-            return cls(gradient=gradient, omitted=content["omitted"], payload=content["payload"], **place)
+            place = content["client"], content["draw"], content["round"]
+            return cls(*place, gradient=gradient, omitted=content["omitted"], payload=content["payload"])
 
 
 @runtime_checkable
@@ -268,6 +302,24 @@ class RecordedClient:
         """What the server knows of the training, as recorded."""
         return self._task
 
+    def require(self, rounds: int) -> None:
+        """Check, before anything is written, that the folder holds what the task announces.
+
+        Args:
+            rounds: how many rounds every client answers before the server learns anything.
+
+        Raises:
+            UserError: a round's payload, or a client's update, is missing.
+        """
+        for number in range(rounds):
+            names = [payload_name(number), *(update_name(client, 0, number) for client in range(self.task.updates))]
+            for name in names:
+                if not (self.folder / f"{name}.json").is_file():
+                    raise UserError(
+                        f"{self.folder} lacks {name}.json, and its task.json announces {self.task.updates} update(s) "
+                        f"in {self.task.rounds} round(s): restore the exchange folder of the run"
+                    )
+
     def payload(self, round: int, client: int | None = None, draw: int | None = None) -> ServerPayload:
         """What the server shipped in this round, as recorded: to all, or to this client in this noise draw."""
         return ServerPayload.load(self.folder, payload_name(round, client, draw))
@@ -284,6 +336,34 @@ class RecordedClient:
                 f"the server now ships {digest[:12]}: replay with the config.yaml of the same run"
             )
         return update
+
+
+def check_task(task: Task) -> Task:
+    """Refuse a task whose fields contradict each other, or ask together for more memory than any real training.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: what is wrong, in one line.
+    """
+    if isinstance(task.normalization, ChannelStatistics):
+        task.normalization.check()
+    if task.image_shape[0] != 3:
+        raise ValueError(f"task.image_shape has {task.image_shape[0]} channels: pictures have 3")
+    if task.max_grad_norm is None and task.noise_multiplier > 0:
+        raise ValueError(
+            f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null, and noise without "
+            "a clip protects nothing: state the clipping norm"
+        )
+    if task.clients % task.aggregated:
+        raise ValueError(f"task.aggregated is {task.aggregated}, which does not divide task.clients, {task.clients}")
+    if task.batch_size % task.local_steps:
+        raise ValueError(f"task.local_steps is {task.local_steps}, which does not divide task.batch_size")
+    for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):
+        if task.victims * size > MOST_NUMBERS:
+            raise ValueError(f"one update is about {task.victims} pictures with {size} {what} each: too many")
+    return task
 
 
 def summed_noise(noise_multiplier: float, aggregated: int, noise_share: NoiseShare) -> float:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM has arrived: handled like Ctrl-C by everything between here and the command line."""
@@ -50,6 +48,8 @@ def stoppable() -> Iterator[None]:
         stopped = interruption(stop)
         if stopped is None:
             raise
+        from lightning.fabric.utilities.rank_zero import rank_zero_only  # takes seconds
+
         if not getattr(rank_zero_only, "rank", 0):
             print(f"recon: {stopped[0]}", file=sys.stderr)
         sys.exit(stopped[1])

@@ -4,10 +4,11 @@
 Whatever the network, it takes pictures in [0, 1]: the normalisation that it expects happens inside.
 """
 
-import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,45 +17,23 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
+from lightning_recon.commands import closest
 from lightning_recon.errors import UserError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from lightning_recon.normalization import Normalization, normalize_inputs, resolve
+from lightning_recon.storage import FAULTS, read_safetensors, reason_of
 
 # What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
 _ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")
 
+# What may stand before a network's own names in a file of weights.
+_PREFIXES = ("", "network.", "model.", "network.model.")
+
 log = logging.getLogger(__name__)
-
-
-class Normalized(nn.Module):
-    """A network that takes pictures in [0, 1] and normalises them itself, with the statistics of ImageNet."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a network.
-
-        Args:
-            model: network that expects normalised pictures (B, 3, height, width) and returns logits (B, classes).
-        """
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of pictures (B, 3, height, width) in [0, 1]."""
-        output = self.model((images - self.mean) / self.std)
-        logits: Tensor = getattr(output, "logits", output)  # GoogLeNet and Inception add auxiliary heads in training
-        return logits
 
 
 class ConvNet(nn.Module):
@@ -84,7 +63,14 @@ class ConvNet(nn.Module):
         return logits
 
 
-def build_network(name: str, num_classes: int, weights: str | Path | None = None, seed: int = 0) -> Normalized:
+def build_network(
+    name: str,
+    num_classes: int,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    normalization: Normalization = "auto",
+    image_size: tuple[int, int] | None = None,
+) -> nn.Module:
     """Build a network that maps pictures in [0, 1] to logits.
 
     Args:
@@ -93,23 +79,53 @@ def build_network(name: str, num_classes: int, weights: str | Path | None = None
         num_classes: number of logits, at least 2.
         weights: file with a state dict, see `load_weights`; None: random weights.
         seed: seed of the random weights; the global random state is left alone.
+        normalization: of the pictures, inside the network; see `normalization.resolve`.
+        image_size: height and width that the network is built for, in pixels; None: its own default. Only some
+            networks take it, see `takes_size`.
 
     Returns:
-        The network, in training mode, on the CPU, without in-place activations.
+        The network, in training mode, on the CPU, in float32, without in-place activations; what it returns is the
+        logits, of networks with auxiliary outputs too. Its parameters have the names that the network gives them.
 
     Raises:
-        UserError: unknown name, or weights that do not fit.
+        UserError: unknown name, a network that takes no `image_size`, or weights that do not fit.
     """
     if num_classes < 2:
         raise UserError(f"num_classes is {num_classes}: a network needs at least 2 classes")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Normalized(_find(name, num_classes))
+        network = _find(name, num_classes, image_size)
+    _refuse_unusable(network, name)
     for module in network.modules():
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010 - in-place changes break torch.func transforms and second derivatives
+    network.train()
+    network = in_single_precision(network, name)
+    normalize_inputs(network, resolve(normalization, name, network))
+    network.register_forward_hook(logits_of)
     if weights is not None:
         load_weights(network, weights)
+    return network
+
+
+def logits_of(module: nn.Module, given: tuple[Any, ...], output: object) -> object:
+    """The hook: of an output with auxiliary parts (`output.logits`, `output["logits"]`) the logits alone."""
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    return getattr(output, "logits", output)
+
+
+def in_single_precision(network: nn.Module, name: str) -> nn.Module:
+    """The network in float32, in which clients compute: half and double precision are converted with a notice.
+
+    Args:
+        network: any network; it is converted in place.
+        name: its name, for the notice.
+    """
+    kinds = {str(one.dtype).removeprefix("torch.") for one in network.parameters() if one.is_floating_point()}
+    if other := sorted(kinds - {"float32"}):
+        log.warning("Converted the network %s from %s to float32, in which clients compute.", name, " and ".join(other))
+        network = network.float()
     return network
 
 
@@ -117,7 +133,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load a state dict into the network, every tensor of it.
 
     Args:
-        network: network to fill, a `Normalized`.
+        network: network to fill.
         path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint of a trained `VictimClient`.
             Reading it executes no code.
 
@@ -128,21 +144,22 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if not path.is_file():
         raise UserError(f"weights {path} do not exist: give the path of a state dict (.safetensors or .pt)")
     try:
-        tensors = path.suffix == ".safetensors"
-        content: Any = load_file(path) if tensors else torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError, AttributeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
+        content = _state_dict(path)
+    except FAULTS as error:
+        reason = reason_of(error)[:300]
         raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
     except UnpicklingError as error:
         raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
-    for prefix in ("network.model.", "model."):  # of a client's checkpoint, and of a `Normalized`
-        if any(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
-            break
+    for name, value in content.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
+    # Names as in the user's own model, in a client's checkpoint, or of the time when a wrapper normalised the pictures.
+    own = network.state_dict().keys()
+    prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
+    content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
     try:
-        network.get_submodule("model").load_state_dict(content)
-    except (RuntimeError, TypeError) as error:
+        network.load_state_dict(content)
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
@@ -150,7 +167,26 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         ) from error
 
 
-def without_batch_norm(network: Normalized) -> Normalized:
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    content: object = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it holds no state dict")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"its entry {str(name)[:50]!r} is no tensor with a name")
+    return content
+
+
+def without_batch_norm(network: nn.Module) -> nn.Module:
     """Replace batch normalisation, under which no sample has a gradient of its own, by group normalisation.
 
     Args:
@@ -174,7 +210,15 @@ def without_batch_norm(network: Normalized) -> Normalized:
             "another network, or granularity update"
         )
     log.warning("Replaced %d batch normalisation layers by group normalisation (granularity: sample).", len(found))
-    return Normalized(fixed.model)
+    result: nn.Module = fixed
+    return result
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy; tensors that the network keeps of an earlier pass come along without their graph."""
+    kept = (value for module in network.modules() for value in vars(module).values())
+    detached = {id(one): one.detach() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
+    return deepcopy(network, detached)
 
 
 @contextmanager
@@ -216,24 +260,64 @@ def is_class_path(name: str) -> bool:
     return not timm.is_model(name)
 
 
-def _find(name: str, num_classes: int) -> nn.Module:
+def takes_size(name: str) -> bool:
+    """Whether a network may be one that is built for pictures of one size: torchvision's transformers, any of timm."""
+    if name == "convnet" or name in torchvision.models.list_models(module=torchvision.models):
+        return name.startswith("vit_")
+    return not is_class_path(name)
+
+
+def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn.Module:
     if name == "convnet":
         return ConvNet(num_classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
-        built: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **_quiet(name))
+        settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
+        built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
+        if name == "inception_v3":  # its auxiliary head needs large pictures, and what it says is not used
+            built.get_submodule("AuxLogits").forward = _nothing
         return built
     if find_spec("timm") is not None:
         import timm
 
         if timm.is_model(name):
-            return timm.create_model(name, num_classes=num_classes)
+            return _sized(partial(timm.create_model, name, num_classes=num_classes), "img_size", image_size)
         known += timm.list_models()
     if "." in name:
         return _from_path(name, num_classes)
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "no name comes near."
+    near = closest(name, ["convnet", *known])
+    hint = f"did you mean {near}?" if near else "no name comes near."
     raise UserError(f"unknown network {name!r}: {hint} Give a torchvision or timm name, convnet, or a class path")
+
+
+def _sized(build: Callable[..., nn.Module], option: str, image_size: tuple[int, int] | None) -> nn.Module:
+    """Build a library's network; for pictures of a size, if one is given, by the option that the library has for it."""
+    if image_size is None:
+        return build()
+    height, width = image_size
+    try:
+        # torchvision's transformers take pictures of one side.
+        return build(**{option: image_size if height != width or option == "img_size" else height})
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
+        raise UserError(
+            f"it is not built for pictures of {height} x {width}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _refuse_unusable(network: nn.Module, name: str) -> None:
+    """Say in one line what hooks and `torch.func` cannot work with."""
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError(
+            f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class"
+        )
+    if isinstance(network, nn.DataParallel):
+        raise UserError(f"network {name!r} is wrapped in DataParallel: give the network within")
+    if any(not is_lazy(one) and one.is_inference() for one in network.parameters()):
+        raise UserError(f"network {name!r} was built in inference mode and has no gradients: build it outside of it")
+
+
+def _nothing(features: Tensor) -> None:
+    """What an auxiliary head says that is left out; it keeps its parameters, whose gradient is zero."""
 
 
 def _quiet(name: str) -> dict[str, bool]:
@@ -245,9 +329,10 @@ def _from_path(name: str, num_classes: int) -> nn.Module:
     module, _, attribute = name.rpartition(".")
     try:
         built = getattr(import_module(module), attribute)(num_classes=num_classes)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the constructor of a class that is not ours may raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"network {name!r} cannot be built ({error}): give the path of a class that takes num_classes"
+            f"network {name!r} cannot be built ({reason}): give the path of a class that takes num_classes"
         ) from error
     if not isinstance(built, nn.Module):
         raise UserError(f"network {name!r} builds a {type(built).__name__}: give the path of a torch.nn.Module class")

@@ -35,9 +35,9 @@ class Range:
 
 
 # Squares of these stay within float32, which gradients are computed in.
-POSITIVE = Range("a number above 0 (1e-18 to 1e18)", 1e-18, 1e18)
-NOT_NEGATIVE = Range("0 or a number above (1e-18 to 1e18)", 1e-18, 1e18, zero=True)
-CLIP = Range("a number above 0 (1e-18 to 1e18), or .inf for no clip", 1e-18, 1e18)
+POSITIVE = Range("a number above 0, from 1e-18 to 1e18", 1e-18, 1e18)
+NOT_NEGATIVE = Range("a number of at least 0: 0, or from 1e-18 to 1e18", 1e-18, 1e18, zero=True)
+CLIP = Range("a number above 0, from 1e-18 to 1e18, or .inf for no clip", 1e-18, 1e18)
 PROBABILITY = Range("a number between 0 and 1, neither included", 0, 1, inner=True)
 SHARE = Range("a number above 0, up to 1", 1e-18, 1)
 FRACTION = Range("a number from 0 to 1", 0, 1)

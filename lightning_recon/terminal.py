@@ -6,11 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import rich
 from rich.table import Table
+from rich.text import Text
 
+from lightning_recon.console import plain, say
+from lightning_recon.evaluation.naming import display_name
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import ServerPayload
+from lightning_recon.normalization import in_words
 from lightning_recon.victim import VictimClient
 
 
@@ -25,19 +29,19 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
         factors = f"{min(release.clip_factors):.3g}"
         share, noise = f"{100 * release.structure_share:.3f} %", f"{release.noise_std:.3g}"
         table.add_row(str(index), spread, factors, share, noise, f"{release.noise_norm:.3g}")
-    console = Console()
-    console.print(table)
+    rich.print(table)
     if client.privacy.per_layer and client.privacy.max_grad_norm is not None:
         bound = client.privacy.max_grad_norm / math.sqrt(release.tensors)
-        console.print(
+        say(
             f"each of {release.tensors} tensors is clipped to {bound:.3g}; the structure's make up "
             f"{100 * release.structure_bound:.3g} % of the squared clipping norm, its share is that of what is sent"
         )
     if client.aggregated > 1:
-        console.print(f"the server gets the sum of {client.aggregated} of these at a time")
+        say(f"the server gets the sum of {client.aggregated} of these at a time")
     task = client.task
     shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
-    console.print(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
+    say(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
+    say(f"network {task.network}, normalisation of its pictures: {in_words(task.normalization)}")
 
 
 def show_capture(privacy: Record, capture: Record) -> None:
@@ -47,8 +51,7 @@ def show_capture(privacy: Record, capture: Record) -> None:
         privacy: section of `results.json`.
         capture: section of `results.json`.
     """
-    console = Console()
-    console.print(f"captured from {capture['source']}: {capture['convention']}; {privacy_line(privacy)}")
+    say(f"captured from {capture['source']}: {capture['convention']}; {privacy_line(privacy)}")
     once, together = _plain(capture["epsilon_one_round"]), _plain(privacy["epsilon_by_adjacency"])
     if any(value is not None for value in once.values()):
         table = Table(title=f"Epsilon at delta {privacy['delta']:g}", title_justify="left")
@@ -57,28 +60,29 @@ def show_capture(privacy: Record, capture: Record) -> None:
         rows = {"one round": once} | ({} if privacy["rounds"] == 1 else {f"all {privacy['rounds']} rounds": together})
         for name, found in rows.items():
             table.add_row(name, f"{found['add_remove']:.3g}", f"{found['replace_one']:.3g}")
-        console.print(table)
+        rich.print(table)
     declared = {name: value for name, value in _plain(capture["declared"]).items() if value is not None}
     said = ", ".join(f"{name} {value:g}" for name, value in declared.items())
-    console.print(f"declared by the program: {said or 'nothing'}")
+    say(f"declared by the program: {said or 'nothing'}")
     remarks: Any = capture["remarks"]
     for remark in remarks:
-        console.print(f"remark: {remark}", highlight=False, markup=False)
+        say(f"remark: {remark}")
 
 
 def show_results(record: Record, root: Path) -> None:
     """Print the table that ends a run, and where to look."""
     summary, baselines, bounds = (_plain(record[part]) for part in ("summary", "baselines", "bounds"))
-    console = Console()
+    name = display_name(str(record["attack"]))
     if summary["psnr_mean"] is None:
-        console.print(
-            f"{record['attack']}: pictures for {summary['detected']} of {summary['victims']} victims, "
-            f"{summary['draws']} noise draw(s), {summary['seconds']:.0f} s; no truth is known, so there are no scores"
+        say(
+            f"{name}: pictures for {summary['detected']} of {summary['victims']} victims, {summary['draws']} noise "
+            f"draw(s), {summary['seconds']:.0f} s; no truth is known, so there are no scores"
         )
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
-        console.print(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+        say(f"pictures and results.json in {root}; tensorboard --logdir {root}")
         return
-    table = Table(title=f"{record['attack']}: {summary['victims']} victims, {summary['draws']} noise draw(s)")
+    title = f"{name}: {summary['victims']} victims, {summary['draws']} noise draw(s)"
+    table = Table(title=Text(plain(title)))
     table.title_justify = "left"
     table.add_column("")
     table.add_column("PSNR, dB", justify="right")
@@ -95,22 +99,22 @@ def show_results(record: Record, root: Path) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, "–" if value is None else f"{value:.1f}")
-    console.print(table)
-    console.print(
+    rich.print(table)
+    say(
         f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
         f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
     )
     if told := _exact_line(summary):
-        console.print(told)
+        say(told)
     if summary["label_accuracy"] is not None:
         oracles: Any = record["oracles"]
         told = "told by an oracle" if "labels" in oracles else f"{100 * summary['label_accuracy']:.0f} % right"
-        console.print(f"labels: {told}")
+        say(f"labels: {told}")
     if "capture" in record:
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
     else:
-        console.print(privacy_line(_plain(record["privacy"])))
-    console.print(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+        say(privacy_line(_plain(record["privacy"])))
+    say(f"pictures and results.json in {root}; tensorboard --logdir {root}")
 
 
 def _exact_line(summary: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of Lightning's Trainer: what a run adds to them, and which of them no run can have."""
 
-import io
 import math
 import re
 import traceback
@@ -10,18 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from lightning_recon.checkpoints import DigestedCheckpoints
 from lightning_recon.errors import UserError
 from lightning_recon.ranges import SEED_32, check_ranges
-from lightning_recon.storage import write_whole
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
@@ -127,10 +124,9 @@ def buildable() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        chain = list(causes(error))
-        if any(isinstance(one, UserError) for one in chain):
+        if any(isinstance(one, UserError) for one in causes(error)):
             raise
-        reason = f"{first_sentence(chain[-1])} (LIGHTNING_RECON_DEBUG=1 shows where)"
+        reason = f"{first_sentence(causes(error)[-1])} (LIGHTNING_RECON_DEBUG=1 shows where)"
         raise UserError(f"cannot build what the options ask for: {reason}") from error
 
 
@@ -149,12 +145,12 @@ def check_strategy(strategy: Strategy) -> None:
         raise UserError("--trainer.strategy: give auto or ddp, which start every rank as a process of its own")
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that led to it, the first of all last."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+def causes(error: BaseException) -> list[BaseException]:
+    """A chain of exceptions, the first that was raised last."""
+    found = [error]
+    while later := found[-1].__cause__ or found[-1].__context__:
+        found.append(later)
+    return found
 
 
 def refused_by_library(error: BaseException) -> bool:
@@ -170,42 +166,12 @@ def first_sentence(error: BaseException) -> str:
     return re.split(r"(?<=[a-z)`'\"])[.] ", text, maxsplit=1)[0].rstrip(".!")
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are there whole or not at all, even where the disk is full or the process is killed."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
-        """Write beside the file and rename.
-
-        Args:
-            checkpoint: What to write.
-            path: File to write.
-            storage_options: Of other kinds of storage; there are none here.
-        """
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_whole(Path(path), lambda partial: partial.write_bytes(content.getbuffer()))
-
-
 def write_whole_checkpoints(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints atomically, unless a plugin of the user's own writes them."""
+    """Let a trainer write its checkpoints atomically and with a digest, unless a plugin of the user's writes them."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer.strategy.checkpoint_io = DigestedCheckpoints()
 
 
-def wanted_callbacks(options: Mapping[str, Any], bar: ProgressBar, checkpoint: ModelCheckpoint) -> list[Any]:
-    """A run's own progress bar and checkpoints, unless the user has switched them off or brings another bar.
-
-    Args:
-        options: The section `trainer`, its callbacks instantiated.
-        bar: The run's own progress bar.
-        checkpoint: The run's own checkpoints.
-    """
-    given = options.get("callbacks") or []
-    given = given if isinstance(given, list) else [given]
-    wanted: list[Any] = []
-    if options.get("enable_checkpointing") is not False:
-        wanted.append(checkpoint)
-    brings_one = any(isinstance(callback, ProgressBar) for callback in given)
-    if options.get("enable_progress_bar") is not False and not brings_one:
-        wanted.append(bar)
-    return wanted
+def checkpoints_wanted(options: Mapping[str, Any]) -> bool:
+    """Whether the user has left the run's own checkpoints switched on, in the section `trainer`."""
+    return options.get("enable_checkpointing") is not False

@@ -49,7 +49,7 @@ def main() -> None:
     (batch,) = data.client_batches
 
     # The server announces the training, and ships its model.
-    network = build_network("convnet", CLASSES)
+    network = build_network("convnet", CLASSES, normalization="imagenet")
     task = Task(
         image_shape=(3, given.image_size, given.image_size),
         num_classes=CLASSES,
@@ -62,6 +62,7 @@ def main() -> None:
         noise_multiplier=given.noise_multiplier,
         rounds=given.rounds,
         parameter_tensors=len(list(network.parameters())),
+        normalization="imagenet",
     )
     payload = WaterFilling().payload(task)
     model = TamperedNetwork(network, InferenceStructure(payload))

@@ -28,7 +28,8 @@ from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.defense import THRESHOLDS, inspect_model
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.networks import Normalized, build_network
+from lightning_recon.networks import build_network
+from lightning_recon.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import (
     Digital,
     Feedback,
@@ -59,6 +60,8 @@ TIMM = (
 # Branches scaled by 1e-4 leave a resmlp linear until it is trained: the gradient of its first layer is the mean patch.
 LEAKING = ("perceptron", "timm resmlp_12_224")
 VICTIMS = ("convnet", "resnet18", "mobilenet_v3_small")
+# Most rows were measured on structures that leave the network its gradient.
+ATTACHED: dict[str, Any] = {"strength": 1e4, "detach_logits": False}
 COLUMNS = ["kind", "network", "structure", "batch", "z", "per_layer", *THRESHOLDS, "alarms", "where", "seconds"]
 
 
@@ -136,16 +139,18 @@ def ordinary(name: str) -> nn.Module:
     if library == "timm":
         import timm
 
-        network = Normalized(
-            timm.create_model(name, num_classes=CLASSES, **({"img_size": SIZE} if name in SIZED else {}))
+        network: nn.Module = timm.create_model(
+            name, num_classes=CLASSES, **({"img_size": SIZE} if name in SIZED else {})
         )
+        network = normalize_inputs(network, IMAGENET)
         for module in network.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False
         return network
     if name in SIZED:
-        return Normalized(torchvision.models.get_model(name, num_classes=CLASSES, image_size=SIZE))
-    return build_network(f"pretrained.{name}" if library == "trained" else name, CLASSES)
+        network = torchvision.models.get_model(name, num_classes=CLASSES, image_size=SIZE)
+        return normalize_inputs(network, IMAGENET)
+    return build_network(f"pretrained.{name}" if library == "trained" else name, CLASSES, normalization="imagenet")
 
 
 def names() -> Iterator[str]:
@@ -161,15 +166,16 @@ def names() -> Iterator[str]:
 def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
     """Every structure, and the protection that it is shipped under."""
     for z in (1e-3, 0.1):
-        yield "water_filling", WaterFilling(), {"noise_multiplier": z}
-        yield "water_filling per layer", WaterFilling(), {"noise_multiplier": z, "per_layer": True}
-        yield "water_filling per sample", WaterFilling(), {"noise_multiplier": z, "granularity": "sample"}
+        yield "water_filling", WaterFilling(**ATTACHED), {"noise_multiplier": z}
+        yield "water_filling per layer", WaterFilling(**ATTACHED), {"noise_multiplier": z, "per_layer": True}
+        yield "water_filling per sample", WaterFilling(**ATTACHED), {"noise_multiplier": z, "granularity": "sample"}
     weak: dict[str, Any] = {"noise_multiplier": 1e-3}
-    yield "water_filling flattened", WaterFilling(voices="flattened"), weak
-    yield "water_filling fixed voices", WaterFilling(voices="fixed"), weak
-    yield "water_filling without twins", WaterFilling(cancel=False), weak
-    yield "digital", Digital(), weak
-    yield "feedback round 2", Feedback(), weak | {"rounds": 2}
+    yield "water_filling detached", WaterFilling(), weak
+    yield "water_filling flattened", WaterFilling(voices="flattened", **ATTACHED), weak
+    yield "water_filling fixed voices", WaterFilling(voices="fixed", **ATTACHED), weak
+    yield "water_filling without twins", WaterFilling(cancel=False, **ATTACHED), weak
+    yield "digital", Digital(**ATTACHED), weak
+    yield "feedback round 2", Feedback(WaterFilling(pilot_power=0.2, **ATTACHED)), weak | {"rounds": 2}
     yield "paper", SeedPaper(), weak
     yield "paper with moments", SeedPaper(moments=True), weak
     yield "robbing_the_fed upstream", RobbingTheFed(64, "upstream"), weak
@@ -179,7 +185,9 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
 
 def tampered(network: str, structure: Structure, protection: dict[str, Any], batch: ClientBatch) -> nn.Module:
     """The model that a malicious server ships in the last round."""
-    client = VictimClient(network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval")
+    client = VictimClient(
+        network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval", normalization="imagenet"
+    )
     client.bind([batch])
     payload = structure.payload(client.task)
     if protection.get("rounds", 1) > 1:

@@ -78,7 +78,7 @@ def accuracy_after(share: float, step_when_attacked: bool, seed: int) -> float:
         seed: Of weights, batches, noise and held-out pictures.
     """
     images, labels, held, answers = digits(seed)
-    client = VictimClient("convnet", 10, privacy=PRIVACY, seed=seed)
+    client = VictimClient("convnet", 10, privacy=PRIVACY, seed=seed, normalization="imagenet")
     network, tampered = client.network, attacked(client, images[:BATCH], labels[:BATCH])
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM)
     batches = torch.Generator().manual_seed(seed)
@@ -107,5 +107,5 @@ def attacked(client: VictimClient, images: Tensor, labels: Tensor) -> nn.Module:
         labels: Shape (B,), int64.
     """
     client.bind([ClientBatch(images, images, torch.ones_like(images[:, :1], dtype=torch.bool), labels, [""] * BATCH)])
-    structure = WaterFilling(units=BATCH, directions=1)
+    structure = WaterFilling(units=BATCH, directions=1, strength=1e4, detach_logits=False)
     return TamperedNetwork(client.network, InferenceStructure(structure.payload(client.task)))

@@ -15,22 +15,19 @@ from pathlib import Path
 import torch
 from measuring import read_table
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lightning_recon.cli import main as recon
 from lightning_recon.data import ClientDataModule, GrabCutMasks
-from lightning_recon.evaluation.comparison import caption, comparison_figure
+from lightning_recon.evaluation.comparison import Version, caption, comparison_figure
 
 ROOT = Path(__file__).parent.parent
 FIGURES, RESULTS = ROOT / "fig", ROOT / "results"
 OVERLAY = """
-trainer:
-  callbacks:
-    - class_path: lightning_recon.callbacks.Comparison
-      init_args:
-        victims: 4
-        structure: {class_path: lightning_recon.structure.SeedPaper}
+model: {init_args: {structure: {init_args: {detach_logits: false, strength: 10000.0}}}}
+comparison:
+  victims: 4
+  noise_times: null
 """
 
 # The paper's setting on the sixteen bundled photographs, at nominal epsilon 5.
@@ -38,7 +35,7 @@ PEERS = (
     ("Robbing the Fed", "--config attack/robbing_the_fed.yaml"),
     ("Curious Abandon Honesty", "--config attack/curious_abandon_honesty.yaml"),
     ("seed paper", "--config attack/paper.yaml"),
-    ("ours", ""),
+    ("ours", "--model.structure.detach_logits false --model.structure.strength 10000"),
 )
 SIZE, BATCH, NOISE, SHOWN = 224, 16, 4e-4, (0, 1, 2, 3)
 
@@ -88,16 +85,18 @@ def peers() -> None:
     data.prepare_data()
     data.setup()
     shown = list(SHOWN)
-    columns: list[tuple[str, Tensor, list[str] | None]] = [("subject", data.client_batches[0].images[shown], None)]
+    columns = [Version("subject", data.client_batches[0].images[shown])]
     for heading, overlay in PEERS:
         with tempfile.TemporaryDirectory() as scratch:
             setting = f"--config quickstart.yaml {overlay} --data.image_size {SIZE} --data.batch_size {BATCH}"
             noise = f"--model.client.privacy.noise_multiplier {NOISE:f} --trainer.default_root_dir {scratch}"
-            recon(["fit", *setting.split(), *noise.split()])
+            alone = "--comparison.structure null --comparison.noise_times null"
+            recon(["fit", *setting.split(), *noise.split(), *alone.split()])
             victims = json.loads((Path(scratch) / "results.json").read_text())["victims"]
             pictures = [pil_to_tensor(Image.open(Path(scratch) / victims[victim]["image"])) for victim in shown]
             found = torch.stack(pictures).float() / 255
-            columns.append((heading, found, [caption(victims[v]["psnr"], victims[v]["bit_exact"]) for v in shown]))
+            captions = [caption(victims[v]["psnr"], victims[v]["bit_exact"]) for v in shown]
+            columns.append(Version(heading, found, captions))
     comparison_figure(columns).save(FIGURES / "peers.png")
 
 

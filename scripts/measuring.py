@@ -69,8 +69,9 @@ def measured(cell: Cell, root: Path, runs: Path) -> Path:
 
             name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
             photographs[1] = str(with_true_labels(root, runs / f"labelled_{name}"))
-        output = ["--trainer.default_root_dir", str(folder), "--overwrite"]  # of a run that was stopped
-        recon(["fit", *shlex.split(cell.options), *photographs, *output])
+        alone = ["--comparison.structure", "null", "--comparison.noise_times", "null"]
+        place = ["--trainer.default_root_dir", str(folder), "--overwrite"]  # of a run that was stopped
+        recon(["fit", *shlex.split(cell.options), *photographs, *alone, *place])
     return folder
 
 

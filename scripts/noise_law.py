@@ -131,7 +131,13 @@ def _readings(setting: Setting, batch: ClientBatch, z: float, seed: int) -> tupl
         Shape (draws, B, 3, H, W), not clamped; and (B,), bool.
     """
     noisy, clean = (
-        VictimClient("convnet", CLASSES, privacy=Privacy(MAX_GRAD_NORM, noise, setting.granularity), seed=seed)
+        VictimClient(
+            "convnet",
+            CLASSES,
+            privacy=Privacy(MAX_GRAD_NORM, noise, setting.granularity),
+            seed=seed,
+            normalization="imagenet",
+        )
         for noise in (z, 0.0)
     )
     noisy.bind([batch])

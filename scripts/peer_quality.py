@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.evaluation.fidelity import psnr_per_image, ssim_per_image
-from lightning_recon.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
+from lightning_recon.networks import build_network
+from lightning_recon.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIZE, CLASSES = 32, 64
@@ -46,7 +47,7 @@ def reconstructed(network: str, name: str, picture: Tensor, label: Tensor, seed:
 
     torch.manual_seed(seed)
     steps = STEPS[network]
-    model = build_network(network, CLASSES).model.eval()  # takes standardised pictures
+    model = build_network(network, CLASSES, normalization="none").eval()  # takes standardised pictures
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
     loss = torch.nn.CrossEntropyLoss()
     value = loss(model(((picture - mean) / std)[None]), label)

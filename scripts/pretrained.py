@@ -16,7 +16,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lightning_recon.networks import IMAGENET_MEAN, IMAGENET_STD
+from lightning_recon.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES = 1000
 
@@ -63,9 +63,9 @@ class FoldedEfficientNetLite0(EfficientNetLite0):
         for block in self.model._blocks:
             convolutions = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
             pairs += [(block, *names) for names in convolutions if hasattr(block, names[0])]
-        for owner, convolution, normalisation in pairs:
-            setattr(owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, normalisation)))
-            setattr(owner, normalisation, nn.Identity())
+        for owner, convolution, normalization in pairs:
+            setattr(owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, normalization)))
+            setattr(owner, normalization, nn.Identity())
 
 
 def with_true_labels(root: Path, staged: Path) -> Path:

@@ -51,7 +51,9 @@ def candidates_of(count: int) -> list[ClientBatch]:
 
 def client_of(batches: list[ClientBatch], noise_multiplier: float) -> VictimClient:
     """Clients of DP-SGD with a clip that binds, one picture each."""
-    client = VictimClient("convnet", max(16, len(batches)), privacy=Privacy(CLIP, noise_multiplier, "sample"))
+    client = VictimClient(
+        "convnet", max(16, len(batches)), privacy=Privacy(CLIP, noise_multiplier, "sample"), normalization="imagenet"
+    )
     client.bind(batches)
     return client
 
@@ -75,7 +77,9 @@ def row(server: str, count: int, epsilon: float, rounds: int) -> dict[str, objec
     assert mu is not None
     batches = candidates_of(count)
     client, own = client_of(batches, z), client_of(batches, 0.0)
-    payload = ServerPayload() if server == "honest" else WaterFilling().payload(client.task)
+    payload = (
+        ServerPayload() if server == "honest" else WaterFilling(strength=1e4, detach_logits=False).payload(client.task)
+    )
     known = torch.stack([flat(own.share(payload, index, 0, 0)) for index in range(count)])
     directions = torch.nn.functional.normalize(known.double(), dim=1)
     alike = (directions @ directions.T - torch.eye(count)).abs().max()

@@ -74,7 +74,11 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     size, turns = job["size"], Turns(job["turn"], job["device"] == "cuda")
     client = VictimClient(
-        job["network"], CLASSES[job["network"]], privacy=Privacy(max_grad_norm=None), batch_norm="eval"
+        job["network"],
+        CLASSES[job["network"]],
+        privacy=Privacy(max_grad_norm=None),
+        batch_norm="eval",
+        normalization="imagenet",
     )
     mask, batches = torch.ones(1, 1, size, size, dtype=torch.bool), []
     for victim in range(job["victims"]):
@@ -117,7 +121,8 @@ def peer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The peer's attack on the first of our victims, from our start; its loop is untouched."""
     import breaching
 
-    from lightning_recon.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
+    from lightning_recon.networks import build_network
+    from lightning_recon.normalization import IMAGENET_MEAN, IMAGENET_STD
 
     class Metadata:
         modality, task, classes, vocab_size = "vision", "classification", CLASSES[job["network"]], 0
@@ -128,9 +133,10 @@ def peer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     device = torch.device(job["device"])
     shared = torch.load(folder / "shared.pt", map_location=device)
-    network = build_network(job["network"], CLASSES[job["network"]])
+    # It takes standardised pictures.
+    network = build_network(job["network"], CLASSES[job["network"]], normalization="none")
     network.load_state_dict(shared["network"])
-    model, loss = network.model.to(device).eval(), torch.nn.CrossEntropyLoss()
+    model, loss = network.to(device).eval(), torch.nn.CrossEntropyLoss()
     changes = [f"optim.max_iterations={job['iterations']}", f"optim.callback={10 * job['iterations']}"]
     config = breaching.get_attack_config(PRESETS[job["attack"]], overrides=changes)
     attacker = breaching.attacks.prepare_attack(model, loss, config, {"device": device, "dtype": torch.float})

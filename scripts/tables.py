@@ -31,9 +31,14 @@ CLOSED_FORM = "--trainer.max_steps 0"
 
 PAPER = "--config attack/paper.yaml"
 RAW = f"{PAPER} --model.structure.interval_filter false"
-FEEDBACK = "--config attack/feedback.yaml"
-LINEAR = "--config attack/linear.yaml"
-DIGITAL = "--config attack/digital.yaml"
+# Measured before the logits were detached: the network's own gradient has its small share of the budget.
+FEEDBACK = (
+    "--config attack/feedback.yaml --model.structure.opening.detach_logits false "
+    "--model.structure.opening.strength 10000"
+)
+ATTACHED = "--model.structure.detach_logits false --model.structure.strength 10000"
+LINEAR = f"--config attack/linear.yaml {ATTACHED}"
+DIGITAL = f"--config attack/digital.yaml {ATTACHED}"
 TRAPS = "--config attack/curious_abandon_honesty.yaml"
 BINS = "--config attack/robbing_the_fed.yaml"
 UPSTREAM_BINS = f"{BINS} --model.structure.row_choice upstream"
@@ -218,8 +223,8 @@ def networks() -> Iterator[Cell]:
 
 
 FOUR = "--data.batch_size 4 --data.clients 4"
-PRETRAINED = "--model.client.network pretrained.EfficientNetLite0"
-FROZEN = "--model.client.network pretrained.FoldedEfficientNetLite0"
+PRETRAINED = "--model.client.network pretrained.EfficientNetLite0 --model.client.normalization imagenet"
+FROZEN = "--model.client.network pretrained.FoldedEfficientNetLite0 --model.client.normalization imagenet"
 
 
 def voices() -> Iterator[Cell]:

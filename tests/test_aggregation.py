@@ -21,7 +21,7 @@ SUMS = ["--data.clients", "4", "--data.batch_size", "2", "--model.client.aggrega
 
 def test_the_victims_of_sums_are_scored_under_their_own_clients(fit: Fit, tmp_path: Path) -> None:
     rival = ["--trainer.callbacks+", "lightning_recon.callbacks.Comparison"]
-    rival += ["--trainer.callbacks.structure", "lightning_recon.structure.WaterFilling"]
+    rival += ["--trainer.callbacks.structure", "lightning_recon.structure.SeedPaper"]
     record = fit(tmp_path, *SUMS, "--model.client.privacy.noise_multiplier", "1e-5", *rival)
     privacy, summary = record["privacy"], record["summary"]
     assert (privacy["batch_size"], privacy["aggregated"], privacy["noise_share"]) == (2, 2, "full")

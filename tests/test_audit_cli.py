@@ -19,7 +19,8 @@ import yaml
 from lightning_recon.audit.command import check_plan, read_configs
 from lightning_recon.audit.plan import plan_of
 from lightning_recon.audit.sweep import Attack, Change, Reference, Sweep
-from lightning_recon.cli import main, resolved
+from lightning_recon.cli import main
+from lightning_recon.lightning_cli import resolved
 
 SHIPPED = Path(__file__).parent.parent / "configs" / "audit.yaml"
 

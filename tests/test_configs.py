@@ -150,6 +150,7 @@ def test_bases_run_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     if attack:
         summary = json.loads((root / "results.json").read_text())["summary"]
         assert (summary["victims"], summary["steps"]) == (4, 1)
+        assert (root / "comparison.png").is_file()
     else:
         assert (root / "checkpoints" / "last.ckpt").is_file()
 
@@ -159,9 +160,10 @@ def test_overlays_run_a_step_on_top_of_quickstart(name: str, tmp_path: Path) -> 
     overlay = read(name)
     steps = str(min(1, overlay.get("trainer", {}).get("max_steps", 1)))
     typed = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / name), *TOY, *ATTACK]
-    typed += ["--trainer.callbacks", "null", "--trainer.max_steps", steps]
+    typed += ["--trainer.max_steps", steps]
     typed += SINGLE if name == "attack/analytic.yaml" else []
     main(["fit", *typed, *ONE_PROCESS, "--trainer.default_root_dir", str(tmp_path)])
+    assert (tmp_path / "comparison.png").is_file()
     record = json.loads((tmp_path / "results.json").read_text())
     privacy = overlay.get("model", {}).get("init_args", {}).get("client", {}).get("init_args", {}).get("privacy", {})
     assert {key: record["privacy"][key] for key in privacy} == privacy

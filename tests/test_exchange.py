@@ -18,6 +18,7 @@ from lightning_recon.exchange import (
     payload_name,
     update_name,
 )
+from lightning_recon.storage import write_json
 
 TASK = Task((3, 32, 32), 10, 4, 1, "convnet", "update", False, 1.0, 0.1, 2, 8)
 
@@ -202,7 +203,7 @@ def test_a_table_cannot_point_outside_the_folder(exchange: Path) -> None:
     path = exchange / "payload-r0000.json"
     content = json.loads(path.read_text())
     content["tensors"]["gain"]["stored_in"] = "../payload-r0000"
-    path.write_text(json.dumps(content))
+    write_json(path, content)  # with a digest that belongs to it
     with pytest.raises(UserError, match="no file name"):
         ServerPayload.load(exchange, payload_name(0))
 

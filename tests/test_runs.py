@@ -215,7 +215,8 @@ def test_a_resumed_run_is_not_cut_short(run: Path, refused: Callable[..., str]) 
 
 
 def test_the_bar_of_a_resumed_run_counts_all_steps(run: Path, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(run, "--ckpt_path", "last", "--trainer.max_steps", "7")
+    bar = ("--trainer.callbacks", "lightning_recon.callbacks.progress.StepBar")
+    fit(run, "--ckpt_path", "last", "--trainer.max_steps", "7", *bar)
     assert "7/7" in capsys.readouterr().out
 
 

@@ -27,7 +27,7 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 TABLES = [
     path
     for path in sorted((ROOT / "results").glob("*.csv"))
-    if path.stem not in ("detector", "rero", "peer_quality", "speed")
+    if path.stem not in ("budget", "detector", "rero", "peer_quality", "speed")
 ]  # without draws
 ONE_DRAW = ("honest",)  # of slow peers: ten clients with noise of their own each
 

@@ -56,13 +56,14 @@ def revealed_input(weight: Tensor, bias: Tensor, std: float) -> tuple[Tensor, Te
     Source: Phong et al. 2018 (IEEE TIFS 13(5), section 3) for the ratio of a single row; Eckart & Young (1936) for all
     rows under noise.
     """
-    rows = torch.cat([weight, bias[:, None]], dim=1).double()
+    # On the host: Apple's GPUs have no float64.
+    rows, own = torch.cat([weight, bias[:, None]], dim=1).cpu().double(), bias.cpu().double()
     values, vectors = torch.linalg.eigh(rows @ rows.T)  # rows are few, inputs many
     heard = vectors[:, -1]
-    voice = heard @ bias.double()
+    voice = heard @ own
     if values[-1] <= 0 or voice.abs() <= 2 * std:  # the voice itself may be noise: the sign would be a guess
         return torch.zeros_like(weight[0]), weight.new_tensor(torch.inf)
-    return (heard @ weight.double() / voice).to(weight), (std / voice.abs()).to(weight)
+    return (heard @ rows[:, :-1] / voice).to(weight), (std / voice.abs()).to(weight)
 
 
 def revealed_picture(model: Model, seen: Update, std: float, coordinates: Coordinates) -> Tensor:

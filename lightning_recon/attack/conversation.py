@@ -11,13 +11,13 @@ from torch import Tensor
 from lightning_recon.exchange import (
     Client,
     ClientUpdate,
-    Fingerprint,
     RecordedClient,
     ServerPayload,
     Task,
     payload_name,
     update_name,
 )
+from lightning_recon.schema import Fingerprint
 from lightning_recon.structure.feedback import Feedback
 from lightning_recon.structure.guess import Guess, Structure
 from lightning_recon.structure.release import weight_names
@@ -26,6 +26,7 @@ from lightning_recon.structure.release import weight_names
 def prepare(client: Client, structure: Structure) -> ServerPayload:
     """The payload to ship; from a recording, the one that was shipped."""
     if isinstance(client, RecordedClient):
+        client.require(_opening_rounds(structure, client.task))
         return client.payload(0)
     return structure.payload(client.task)
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
+from lightning_recon.storage import FAULTS, read_safetensors, reason_of
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
 
@@ -93,9 +92,9 @@ def _read(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"denoiser weights {path} do not exist: {advice}")
     try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"denoiser weights {path} cannot be read ({error}): {advice}") from None
+        found, _ = read_safetensors(path)
+    except FAULTS as error:
+        raise UserError(f"denoiser weights {path} cannot be read ({reason_of(error)}): {advice}") from None
     if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in wanted.items()}:
         raise UserError(f"denoiser weights {path} belong to another network: {advice}")
     return {name: value.float() for name, value in found.items()}

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_recon.attack.labels import label_counts
+from lightning_recon.attack.head import Head
+from lightning_recon.attack.labels import expected_share, label_counts
 from lightning_recon.attack.local import Model, Update
-from lightning_recon.attack.matching import noise_std, signal_weights
+from lightning_recon.attack.matching import announced_std, noise_std, signal_weights
 from lightning_recon.capture.validator import NETWORK, check_tensors
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload, Task, update_name
+from lightning_recon.normalization import without_wrapper
 from lightning_recon.structure.statistics import PublicStatistics
 from lightning_recon.structure.transform import synthesise
 
@@ -28,10 +31,12 @@ class Heard:
     Args:
         update: Mean over the rounds, by the names of the network's parameters.
         labels: Of the victims, (victims,), int64.
+        claimed: Whether the update, or an oracle, shows them; otherwise they stand for the search alone.
     """
 
     update: Update
     labels: Tensor
+    claimed: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,48 +72,74 @@ def mean_update(client: Client, place: Place, model: Model, folder: Path | None)
     total = {name: torch.zeros_like(tensor) for name, tensor in model.parameters.items()}
     for number in range(client.task.rounds):
         update = client.share(ServerPayload(), *place, number)
-        check_tensors(update.gradient, expected, others=False)
+        gradient = without_wrapper(update.gradient, expected, NETWORK)
+        check_tensors(gradient, expected, others=False)
         if folder is not None:
             update.save(folder, update_name(*place, number), keep=dict.fromkeys(update.gradient))
         for name, tensor in total.items():
-            tensor += update.gradient[NETWORK + name].to(tensor)
+            tensor += gradient[NETWORK + name].to(tensor)
     return {name: tensor / client.task.rounds for name, tensor in total.items()}
 
 
-def expected_prediction(model: Model, statistics: PublicStatistics, seed: int) -> Tensor:
-    """What the network says on average of pictures as the server imagines them, (classes,).
+def public_pictures(statistics: PublicStatistics, seed: int, count: int = _PUBLIC_PICTURES) -> Tensor:
+    """Pictures as the server imagines them, (count, 3, H, W), values in [0, 1].
+
+    Args:
+        statistics: What the server takes for granted about pictures.
+        seed: Of the pictures.
+        count: How many.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    waves = torch.randn(count, *statistics.mean.shape, generator=generator)
+    return synthesise(waves * statistics.variance.sqrt(), statistics.mean, statistics.colour).clamp(0, 1)
+
+
+def public_predictions(model: Model, pictures: Tensor, together: int) -> Tensor:
+    """What the network says of public pictures, (N, classes): probabilities.
 
     Args:
         model: The network.
-        statistics: What the server takes for granted about pictures.
-        seed: Of the imagined pictures.
+        pictures: Public ones, (N, 3, H, W).
+        together: How many pictures go through it at a time in a client's step, which matters where batch normalisation
+            uses the batch: then so many do here, too.
     """
-    generator = torch.Generator().manual_seed(seed)
-    waves = torch.randn(_PUBLIC_PICTURES, *statistics.mean.shape, generator=generator)
-    imagined = synthesise(waves * statistics.variance.sqrt(), statistics.mean, statistics.colour).clamp(0, 1)
     device = next(iter(model.parameters.values())).device
+    mixing = any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in model.network.modules())
+    parts = torch.split(pictures.to(device), max(together, 1) if mixing else len(pictures))
     with torch.no_grad():
-        prediction: Tensor = model.network(imagined.to(device)).softmax(-1).mean(0)
-    return prediction
+        return torch.cat([model.network(part).softmax(-1) for part in parts if len(part) == len(parts[0])])
 
 
-def counted_labels(update: Update, model: Model, task: Task, prediction: Tensor) -> Tensor:
-    """The labels that the last layer's gradient shows, (victims,), int64.
+def counted_labels(update: Update, head: Head | None, task: Task, predictions: Tensor) -> Tensor:
+    """The labels that the classifier's gradient shows, (victims,), int64; none, (0,), if it is all zeros.
 
     Args:
         update: As received.
-        model: The network.
+        head: Where the network shows its errors; None if that is not known.
         task: What was announced.
-        prediction: From `expected_prediction`.
+        predictions: From `public_predictions`.
 
     Raises:
-        UserError: The last layer is not linear with a bias.
+        UserError: The labels of so many pictures cannot be read from this network.
     """
-    if f"{model.head}.bias" not in update:
+    advice = "set --model.labels joint, which searches them with the pictures, or known, an oracle"
+    if head is None:
+        raise UserError(f"no parameter of the network has the gradient softmax - one-hot that shows labels: {advice}")
+    if task.victims > 1 and not head.of_batches:
         raise UserError(
-            "labels cannot be read from a network whose last layer is not linear with a bias: set --model.labels joint"
+            f"the network's last layer has no bias, and the gradient of its weight does not show the labels of "
+            f"{task.victims} pictures: {advice}"
         )
-    return label_counts(update[f"{model.head}.bias"], task.victims, prediction, noise_std(task))
+    errors, noise = head.errors(update, announced_std(task))
+    if not bool(errors.any()):
+        return torch.zeros(0, dtype=torch.int64)
+    return label_counts(errors, task.victims, predictions.mean(0), noise)
+
+
+def labels_to_trust(update: Update, head: Head, task: Task, predictions: Tensor) -> float:
+    """What share of the labels `counted_labels` is likely to get right; arguments as there."""
+    errors, noise = head.errors(update, announced_std(task))
+    return expected_share(errors, task.victims, predictions, noise)
 
 
 def lay_out(members: list[tuple[int, Heard]], task: Task, weigh_tensors: bool) -> Chunk:

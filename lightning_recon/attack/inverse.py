@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from lightning_recon.attack.dummies import Coordinates
+from lightning_recon.attack.head import Head
 from lightning_recon.attack.local import Model, Update, client_update
 from lightning_recon.attack.matching import Distance, cosine_distance, noise_std, squared_distance
 from lightning_recon.attack.priors import Penalties, batch_statistics, revealed_features, total_variation
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 
 
@@ -58,7 +60,13 @@ class UpdateMatching:
     """Distance between updates plus penalties, a sum over guesses that do not influence one another."""
 
     def __init__(
-        self, model: Model, task: Task, coordinates: Coordinates, distance: Distance, penalties: Penalties
+        self,
+        model: Model,
+        task: Task,
+        coordinates: Coordinates,
+        distance: Distance,
+        penalties: Penalties,
+        head: Head | None = None,
     ) -> None:
         """Prepare the objective.
 
@@ -68,6 +76,10 @@ class UpdateMatching:
             coordinates: of the search.
             distance: between updates; only "likelihood" reckons with clip and noise.
             penalties: what pictures look like.
+            head: the network's last layer, which the penalty on features looks at.
+
+        Raises:
+            UserError: the network has no such layer as that penalty needs.
         """
         # The published distances know nothing of clipping.
         self.task = task if distance == "likelihood" else replace(task, max_grad_norm=None)
@@ -75,8 +87,14 @@ class UpdateMatching:
         self.model, self.coordinates = model, coordinates
         self.distance, self.penalties = distance, penalties
         watch = list(model.running) if penalties.batch_norm else []
-        if penalties.features and model.head is not None:
-            watch.append(model.head)
+        self.head = head
+        if penalties.features:
+            if head is None or head.layer is None or head.weight is None:
+                raise UserError(
+                    "--model.penalties.features looks at the input of a linear last layer with a bias, and the network "
+                    "has none that can be found: set it to 0"
+                )
+            watch.append(head.layer)
         self.watch = tuple(watch)
 
     def __call__(self, guesses: Guesses) -> Evaluated:
@@ -140,14 +158,14 @@ class UpdateMatching:
 
     def _inside(self, inputs: Mapping[str, Tensor], seen: Update) -> Tensor | float:
         """Penalties on what the network's layers see of a guess."""
-        penalties, head = self.penalties, self.model.head
+        penalties, head = self.penalties, self.head
         value: Tensor | float = 0.0
         if penalties.batch_norm and self.model.running:
             shown = {name: inputs[name] for name in self.model.running}
             value = value + penalties.batch_norm * batch_statistics(shown, self.model.running)
-        if penalties.features and head is not None:
-            revealed = revealed_features(seen[f"{head}.weight"], seen[f"{head}.bias"])
-            value = value + penalties.features * (inputs[head].to(revealed).mean(0) - revealed).square().mean()
+        if penalties.features and head is not None and head.layer is not None:
+            revealed = revealed_features(seen[str(head.weight)], seen[str(head.bias)])
+            value = value + penalties.features * (inputs[head.layer].to(revealed).mean(0) - revealed).square().mean()
         return value
 
     def _prior(self, dummies: Tensor, pictures: Tensor, centre: Tensor | None) -> Tensor:

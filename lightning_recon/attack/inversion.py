@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The honest server's attack as a LightningModule: nothing is added to the network, the update itself is inverted."""
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -16,11 +17,22 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_recon.attack.closed_form import revealed_picture
 from lightning_recon.attack.dummies import Basis, Coordinates, Start
-from lightning_recon.attack.hearing import Heard, Place, counted_labels, expected_prediction, lay_out, mean_update
+from lightning_recon.attack.evidence import is_evident
+from lightning_recon.attack.head import find_head
+from lightning_recon.attack.hearing import (
+    Heard,
+    Place,
+    counted_labels,
+    labels_to_trust,
+    lay_out,
+    mean_update,
+    public_pictures,
+    public_predictions,
+)
 from lightning_recon.attack.information import information
 from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
-from lightning_recon.attack.local import Update, take_apart
-from lightning_recon.attack.matching import Distance, explained, noise_std
+from lightning_recon.attack.local import Update, client_update, take_apart
+from lightning_recon.attack.matching import Distance, announced_std, explained, noise_std
 from lightning_recon.attack.moving import Moves, Schedule, Signed
 from lightning_recon.attack.order import ordered_labels
 from lightning_recon.attack.priors import Penalties, consensus
@@ -28,13 +40,17 @@ from lightning_recon.attack.search import Search
 from lightning_recon.attack.server import Reconstruction, Server
 from lightning_recon.attack.shipped import keep_network, network_of, told_labels
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, ServerPayload, payload_name
+from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payload_name
 from lightning_recon.networks import twice_differentiable
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SEED, check_ranges
 from lightning_recon.structure.statistics import PublicStatistics, public_statistics
 
+log = logging.getLogger(__name__)
+
 Labels = Literal["counted", "joint", "known"]
 _SIDE_BY_SIDE = 16  # guesses at a time, at most
+_TRUSTED = 0.75  # share of labels below which they are said not to be trusted
+_LOOKS = 4  # public pictures on which the network's last layer is looked for
 _BUSY = 2**21  # numbers of as many guesses keep a CPU busy: more side by side are slower there
 
 
@@ -141,6 +157,7 @@ class GradientInversion(Server):
         self.chunk_size, self.compile_objective, self.optimizer = chunk_size, compile, optimizer
         self.network = network
         self.along_lines = False  # until the optimiser is known
+        self.known_information: float | None = None  # of an update about one coefficient, once it was needed
 
     @property
     def name(self) -> str:
@@ -159,6 +176,8 @@ class GradientInversion(Server):
 
     def design(self, client: Client) -> ServerPayload:
         """Nothing is added to the network."""
+        if isinstance(client, RecordedClient):
+            client.require(client.task.rounds)
         return ServerPayload()
 
     def announce(self, folder: Path) -> None:
@@ -183,9 +202,12 @@ class GradientInversion(Server):
         network = network_of(client, self.client, self.network).to(device)
         self.model = take_apart(network, self.task.batch_norm == "train")
         self.coordinates = Coordinates(self.basis, self.statistics, device)
+        self._look_for_labels(device)
         if self.basis == "balanced":
-            self.coordinates.balance(information(self.model, self.task, self.coordinates))
-        matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties)
+            with twice_differentiable(self.task.network):
+                self.known_information = information(self.model, self.task, self.coordinates)
+            self.coordinates.balance(self.known_information)
+        matching = UpdateMatching(self.model, self.task, self.coordinates, self.distance, self.penalties, self.head)
         self.matching = torch.compile(matching) if self.compile_objective else matching
         self.moves = Moves(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
@@ -202,6 +224,18 @@ class GradientInversion(Server):
             if self.trainer.max_steps and self.chunks:
                 with twice_differentiable(self.task.network):
                     matching.by_transforms(self.search.guesses(self.chunks[0], *self.search.now(), None))
+
+    def _look_for_labels(self, device: torch.device) -> None:
+        """Find where the network shows labels, and what it says of public pictures, as far as either is needed."""
+        self.head, self.predictions = None, None
+        if self.labelled != "counted" and not self.penalties.features:
+            return
+        pictures = public_pictures(self.statistics, self.seed).to(device)
+        with twice_differentiable(self.task.network):
+            self.head = find_head(self.model, pictures[:_LOOKS])
+            if self.labelled == "counted":
+                together = max(1, self.task.sharers // self.task.local_steps)
+                self.predictions = public_predictions(self.model, pictures, together)
 
     def _side_by_side(self, device: torch.device) -> int:
         """How many guesses at a time are quickest: on a CPU one that fills the caches is best left alone."""
@@ -220,18 +254,35 @@ class GradientInversion(Server):
 
     def _answer(self, client: Client, place: Place, folder: Path | None) -> Heard:
         """What a client answers, and the labels that the server takes it to be about."""
-        update = mean_update(client, place, self.model, folder)
+        update, claimed = mean_update(client, place, self.model, folder), True
         if self.labelled == "known":
             labels = told_labels(client, place[0], folder)
         elif self.labelled == "joint":
             labels = torch.zeros(self.task.victims, dtype=torch.int64)
         else:
-            prediction = expected_prediction(self.model, self.statistics, self.seed)
-            labels = counted_labels(update, self.model, self.task, prediction)
+            labels, claimed = self._counted(update, place)
             # A finished search is only looked at, which the order does not change.
             if self.task.local_steps > 1 and self.trainer.state.fn == "fit" and self.trainer.max_steps:
                 labels = self._in_order(labels, update)
-        return Heard(update, labels.to(self.coordinates.mean.device))
+        return Heard(update, labels.to(self.coordinates.mean.device), claimed)
+
+    def _counted(self, update: Update, place: Place) -> tuple[Tensor, bool]:
+        """Labels that the update shows, and whether it shows any; says so where most of them are likely wrong."""
+        assert self.predictions is not None
+        labels = counted_labels(update, self.head, self.task, self.predictions)
+        if not len(labels):
+            log.warning("Update %d shows no labels: the gradient of the network's last layer is all zeros.", place[0])
+            return torch.zeros(self.task.victims, dtype=torch.int64), False  # the search needs some
+        if self.head is not None and place[1] == 0:  # once for all draws
+            share = labels_to_trust(update, self.head, self.task, self.predictions)
+            if share < _TRUSTED:
+                log.warning(
+                    "Of the labels read from update %d about %.0f %% are right, to judge by public pictures: set "
+                    "--model.labels joint to search them with the pictures, or known (an oracle).",
+                    place[0],
+                    100 * share,
+                )
+        return labels, True
 
     def _in_order(self, labels: Tensor, update: Update) -> Tensor:
         """The labels in the order of the client's local steps, as the likelihood tells it, whatever the distance."""
@@ -286,10 +337,8 @@ class GradientInversion(Server):
             self._search_lines(many)
         else:
             self._move_together(many[0])
-        # Without a log the mean over guesses would cost a wait for the device in every step.
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.global_step % every == 0:
-            self.log("objective", self.search.lowest[self.slots].mean(), rank_zero_only=True)
+        # The best so far, whose pictures are handed over; stays on the device until somebody logs it.
+        self.latest_objective = self.search.lowest[self.slots].mean()
 
     def _move_together(self, optimizer: LightningOptimizer) -> None:
         """A step of all ranks' guesses on every rank, so that any of them can be resumed from."""
@@ -369,7 +418,30 @@ class GradientInversion(Server):
         for place, heard in self.heard.items():
             dummies, logits, known = self.search.best_of(self._slots(place))
             known = known or (self.begin == "revealed" and bool(dummies.any()))
-            pictures = self.coordinates.pictures(dummies).clamp(0, 1).float().cpu()
-            start, labels = self.mean_image.expand_as(pictures), heard.labels if logits is None else logits.argmax(-1)
-            found.append(Reconstruction(*place, pictures, start, 0, known, labels.cpu()))
+            pictures = self.coordinates.pictures(dummies).clamp(0, 1).float()
+            labels = heard.labels if logits is None else logits.argmax(-1)
+            evident = known and self._evident(heard, pictures, labels if logits is None else logits.softmax(-1))
+            claimed = labels.cpu() if heard.claimed else labels[:0].cpu()
+            pictures = pictures.cpu()
+            start = self.mean_image.expand_as(pictures)
+            found.append(Reconstruction(*place, pictures, start, 0, evident, claimed))
         return found
+
+    def _evident(self, heard: Heard, pictures: Tensor, targets: Tensor) -> bool:
+        """Whether an update shows these pictures under the announced clip and noise, whatever the search's distance."""
+        mean = self.mean_image.to(pictures).expand_as(pictures)
+        with twice_differentiable(self.task.network):
+            guess, of_mean = (client_update(self.model, one, targets, self.task)[0] for one in (pictures, mean))
+        searched = self._freedom() + (targets.numel() if targets.is_floating_point() else 0)
+        return is_evident(heard.update, guess, of_mean, announced_std(self.task), searched)
+
+    def _freedom(self) -> float:
+        """How many numbers the search of one update is free to choose: all, but for those that its prior decides."""
+        count = self.task.victims * self.coordinates.std.numel()
+        if self.distance != "likelihood" or not self.penalties.spectrum:
+            return count
+        if self.known_information is None:
+            with twice_differentiable(self.task.network):
+                self.known_information = information(self.model, self.task, self.coordinates)
+        ratio = self.known_information * self.coordinates.std.square() / self.penalties.spectrum
+        return self.task.victims * float((ratio / (1 + ratio)).sum())

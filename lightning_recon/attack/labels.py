@@ -8,6 +8,7 @@ from torch import Tensor
 
 # How many factors are tried, and how far below the largest that fits.
 _FACTORS, _SPAN = 400, 20.0
+_TRIALS = 8  # imagined batches
 
 
 def label_counts(bias_gradient: Tensor, batch: int, prediction: Tensor, noise: float) -> Tensor:
@@ -43,6 +44,37 @@ def label_counts(bias_gradient: Tensor, batch: int, prediction: Tensor, noise: f
     residual = (gradient - fitted[:, None] * model).square().sum(1)
     best = counts[residual.argmin()].long()
     return torch.arange(len(best)).repeat_interleave(best)
+
+
+def expected_share(bias_gradient: Tensor, batch: int, predictions: Tensor, noise: float, seed: int = 0) -> float:
+    """What share of a batch's labels `label_counts` gets right, as the server finds out on batches that it imagines.
+
+    Labels are drawn, the network's errors follow from its predictions of public pictures, and noise of the announced
+    strength is added to as much signal as the update holds.
+
+    Args:
+        bias_gradient: As received, shape (classes,).
+        batch: Pictures in the batch, B.
+        predictions: Probabilities of public pictures, shape (N, classes), those of one batch beside each other.
+        noise: Standard deviation of the noise on every entry.
+        seed: Of labels and noise.
+
+    Returns:
+        A mean over imagined batches, in [0, 1].
+    """
+    generator, shares = torch.Generator().manual_seed(seed), []
+    public, classes = predictions.detach().cpu().double(), predictions.shape[1]
+    energy = float(bias_gradient.detach().double().square().sum()) - classes * noise**2
+    places = torch.arange(_TRIALS * batch).view(_TRIALS, batch) % len(public)
+    for place in places:
+        labels = torch.randint(classes, (batch,), generator=generator)
+        errors = public[place].mean(0) - labels.bincount(minlength=classes) / batch
+        seen = errors * (max(energy, 0.0) ** 0.5 / errors.norm())
+        seen = seen + noise * torch.randn(classes, generator=generator, dtype=torch.float64)
+        found = label_counts(seen, batch, public.mean(0), noise)
+        counts = (one.bincount(minlength=classes) for one in (found, labels))
+        shares.append(float(torch.minimum(*counts).sum()) / batch)
+    return sum(shares) / len(shares)
 
 
 def _rounded(wanted: Tensor, total: int) -> Tensor:

@@ -5,7 +5,6 @@ Pure functions of tensors, which can be differentiated with respect to the pictu
 many guesses at once.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -21,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_recon.attack.convolution import LeanConvolutions
 from lightning_recon.attack.small import lighten
 from lightning_recon.exchange import Task
+from lightning_recon.networks import copied
 
 Update = dict[str, Tensor]
 
@@ -40,7 +40,6 @@ class Model:
         network: pictures (B, 3, H, W) in [0, 1] to logits (B, classes), in the mode in which clients differentiate.
         parameters: by name, without gradients.
         running: mean and variance that each batch normalisation layer carries, by the layer's name.
-        head: name of the last linear layer; None if there is none.
         places: where the network keeps its parameters, shared ones in several places: the module, the name there, the
             parameter, and its name in the network.
     """
@@ -48,7 +47,6 @@ class Model:
     network: nn.Module
     parameters: Mapping[str, Tensor]
     running: Mapping[str, tuple[Tensor, Tensor]]
-    head: str | None
     places: tuple[tuple[nn.Module, str, nn.Parameter, str], ...]
 
     def at(self, values: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -71,7 +69,7 @@ def take_apart(network: nn.Module, batch_statistics: bool) -> Model:
         batch_statistics: whether clients normalise by the batch's statistics, or by the running ones. Dropout is off
             in the attacker's copy: which units a client dropped is not known.
     """
-    own = copy.deepcopy(network).eval().requires_grad_(False)
+    own = copied(network).eval().requires_grad_(False)
     running = {}
     for name, layer in own.named_modules():
         if isinstance(layer, _BatchNorm):
@@ -81,7 +79,6 @@ def take_apart(network: nn.Module, batch_statistics: bool) -> Model:
                 # Without running statistics a layer uses the batch's, and changes nothing that could not be mapped.
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     lighten(own)
-    linear = [name for name, layer in own.named_modules() if isinstance(layer, nn.Linear)]
     parameters = {name: parameter.detach() for name, parameter in own.named_parameters()}
     names = {parameter: name for name, parameter in own.named_parameters()}
     places = tuple(
@@ -90,7 +87,7 @@ def take_apart(network: nn.Module, batch_statistics: bool) -> Model:
         for attribute, parameter in module._parameters.items()
         if parameter is not None
     )
-    return Model(own, parameters, running, linear[-1] if linear else None, places)
+    return Model(own, parameters, running, places)
 
 
 @contextmanager

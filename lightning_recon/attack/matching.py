@@ -63,6 +63,11 @@ def squared_distance(guess: Update, seen: Update, weights: Update | None = None)
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
+def announced_std(task: Task) -> float:
+    """Standard deviation of the announced noise on every number of the mean of all rounds; 0 without noise."""
+    return (task.max_grad_norm or 0.0) * task.update_noise / math.sqrt(task.rounds)
+
+
 def noise_std(task: Task) -> float:
     """Standard deviation of the noise on every number of the mean of all rounds; at least what float32 leaves."""
     return (task.max_grad_norm or 1.0) * max(task.update_noise / math.sqrt(task.rounds), _LEAST_NOISE)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where refinement moves: to what row and denoiser agree on, or to the seed paper's leaked moments."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,23 @@ class PlugAndPlay:
     def losses(self, dummies: Tensor, step: int) -> Tensor:
         """Half the squared way to where the step leads, shape (M,): gradient descent with step 1 goes all of it."""
         return 0.5 * (dummies - self.stepped(dummies, step)).square().sum(dim=(1, 2, 3))
+
+
+def refinement(objective: PlugAndPlay, steps: int) -> Iterator[Tensor]:
+    """The pictures before the first step and after each, as `ReconstructionAttack` makes them by default.
+
+    Args:
+        objective: Of M pictures.
+        steps: How many steps to take.
+
+    Yields:
+        Shape (M, 3, H, W), values in [0, 1]; `steps` + 1 of them.
+    """
+    dummies = torch.zeros_like(objective.mean)
+    yield objective.pictures(dummies).clamp(0, 1)
+    for step in range(steps):
+        dummies = objective.stepped(dummies, step)
+        yield objective.pictures(dummies).clamp(0, 1)
 
 
 @dataclass(frozen=True)

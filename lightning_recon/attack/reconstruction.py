@@ -150,8 +150,17 @@ class ReconstructionAttack(Server):
         # A likelihood of 50 dB needs more than the eight bits of bfloat16, whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
             losses = self.objective.losses(self.dummies[self.slots.to(self.device)].float(), self.trainer.global_step)
-        self.log("loss", losses.detach().mean(), rank_zero_only=True)
+        self.latest_objective = losses.detach().mean()
         return losses.sum() * self.trainer.world_size
+
+    @torch.no_grad()
+    def present_objective(self) -> Tensor | None:
+        """The objective of the pictures as they are now, a mean over this rank's; None if there is none."""
+        if self.objective is None or not len(self.slots):
+            return None
+        dummies = self.dummies.detach()[self.slots.to(self.dummies.device)].float()
+        with torch.autocast(self.dummies.device.type, enabled=False):
+            return self.objective.losses(dummies, self.trainer.global_step).mean()
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser over the dummies, the only parameters."""
@@ -167,6 +176,8 @@ class ReconstructionAttack(Server):
         if self.objective is not None and self.trainer.global_step > 0:
             final = list(torch.split(self.objective.pictures(dummies).clamp(0, 1).cpu(), sizes))
         return [
-            Reconstruction(index, draw, pictures, before, guess.unresolved, guess.evident, files=guess.files)
+            Reconstruction(
+                index, draw, pictures, before, guess.unresolved, guess.evident, files=guess.files, share=guess.share
+            )
             for ((index, draw), guess), pictures, before in zip(self.guesses.items(), final, initial, strict=True)
         ]

@@ -19,6 +19,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
 from lightning_recon.ranges import COUNT, check_ranges
 from lightning_recon.run_folder import begin_run
+from lightning_recon.structure.budget import BudgetShare
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.statistics import PublicStatistics
 
@@ -36,6 +37,7 @@ class Reconstruction:
         evident: Whether the pictures rest on more than the noise explains.
         labels: The classes that the attacker believes the update to be about, (victims,); None if it cares for none.
         files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
+        share: The structure's share of the clipping budget, as the update shows it; None where that cannot be told.
     """
 
     client: int
@@ -46,6 +48,7 @@ class Reconstruction:
     evident: bool
     labels: Tensor | None = None
     files: tuple[ReceivedFile | None, ...] | None = None
+    share: BudgetShare | None = None
 
 
 class Steps(IterableDataset[int]):
@@ -92,6 +95,8 @@ class Server(LightningModule, ABC):
         self.draws = draws
         self.record = record
         self.payload: ServerPayload | None = None
+        # The objective before the last step, a mean over this rank's pictures; None without one.
+        self.latest_objective: Tensor | None = None
 
     @property
     def oracles(self) -> tuple[str, ...]:
@@ -128,6 +133,10 @@ class Server(LightningModule, ABC):
     def reconstructions(self) -> list[Reconstruction]:
         """This rank's pictures as they are now, in the order of updates and draws."""
 
+    def present_objective(self) -> Tensor | None:
+        """The objective of the pictures as they are now, a mean over this rank's; None if there is none."""
+        return self.latest_objective
+
     @property
     def exchange(self) -> Path:
         """Folder that keeps what crossed the wire."""
@@ -158,6 +167,8 @@ class Server(LightningModule, ABC):
             return
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the search has no end: give a number of steps by --trainer.max_steps")
+        if isinstance(self.client, RecordedClient):
+            self.client.require(1)  # memory is taken for every update that the task announces
         self.task, self.resumed = self.client.task, False
         self.allocate()
         if stage != "fit":
@@ -188,12 +199,13 @@ class Server(LightningModule, ABC):
 
     def _check_announced(self, recorded: Task) -> None:
         """Refuse to go on with a recording under another protection or other data than are configured now."""
-        for name, value in asdict(self.client.task).items():
-            if value != getattr(recorded, name):
-                raise UserError(
-                    f"{name} is {value}, but {self.exchange} was recorded with {getattr(recorded, name)}: "
-                    "use the config.yaml of that run"
-                )
+        for name in asdict(recorded):
+            now, before = getattr(self.client.task, name), getattr(recorded, name)
+            if now != before:
+                advice = "use the config.yaml of that run"
+                if name == "normalization":  # which runs of before there was a choice do not name
+                    advice += f", with --model.client.normalization {before}"
+                raise UserError(f"{name} is {now}, but {self.exchange} was recorded with {before}: {advice}")
 
     def _listen(self, client: Client, record: bool) -> None:
         """Ship to this rank's clients, and hear what they answer."""

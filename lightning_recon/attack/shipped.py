@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an honest server shipped, and what an oracle told it: from the client itself, or from where it was kept."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -10,8 +9,11 @@ from torch import Tensor, nn
 
 from lightning_recon.capture.client import NETWORK, CapturedClient
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, RecordedClient
-from lightning_recon.networks import build_network, is_class_path, load_weights, without_batch_norm
+from lightning_recon.exchange import Client, RecordedClient, Task
+from lightning_recon.networks import build_network, copied, is_class_path, load_weights, takes_size, without_batch_norm
+from lightning_recon.schema import LABELS
+from lightning_recon.schema import NETWORK as NETWORK_RECORD
+from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.storage import describe, read_json, read_tensors, readable, write_json, write_tensors
 
 
@@ -47,17 +49,48 @@ def network_of(client: Client, configured: Client, name: str | None = None) -> n
     if isinstance(client, RecordedClient):
         _check_unaltered(path)
     if isinstance(configured, nn.Module):
-        network = deepcopy(configured.get_submodule("network"))
+        network = copied(configured.get_submodule("network"))
     elif name is None and is_class_path(task.network):
         raise UserError(
             f"the network is called {task.network!r} in {path.parent}, where nobody may name code to be run: give "
             "--model.network if you trust it"
         )
     else:
-        network = build_network(name or task.network, task.num_classes)
-        network = without_batch_norm(network) if task.granularity == "sample" else network
+        return shipped_network(task, name, path)
     load_weights(network, path)
     return network
+
+
+def shipped_network(task: Task, name: str | None = None, weights: Path | None = None) -> nn.Module:
+    """The network of a task, as its clients build it.
+
+    Args:
+        task: What was announced.
+        name: Of the network; None: as the task says.
+        weights: File of its state dict; None: random weights.
+
+    Raises:
+        UserError: There is no such network, its weights do not fit, or it cannot take the pictures.
+    """
+    called = name or task.network
+
+    def built(image_size: tuple[int, int] | None = None) -> nn.Module:
+        network = build_network(called, task.num_classes, None, 0, task.normalization, image_size)
+        network = without_batch_norm(network) if task.granularity == "sample" else network
+        if weights is not None:
+            load_weights(network, weights)
+        return network
+
+    sized = takes_size(called)
+    try:
+        network = built()
+    except UserError:
+        # Weights may belong to the same network, built for pictures of another size.
+        if not sized or weights is None:
+            raise
+        network = built(task.image_shape[1:])
+    rebuild = built if sized else None
+    return fit_to_pictures(network, rebuild, called, task.image_shape, task.num_classes, min(2, task.batch_size))
 
 
 def keep_network(client: Client, configured: Client, folder: Path, name: str | None = None) -> None:
@@ -70,7 +103,9 @@ def keep_network(client: Client, configured: Client, folder: Path, name: str | N
 
 def _check_unaltered(path: Path) -> None:
     with readable(path):
-        read_tensors(path.parent, path.stem, read_json(path.with_suffix(".json"), "network 1")["tensors"])
+        read_tensors(
+            path.parent, path.stem, read_json(path.with_suffix(".json"), NETWORK_RECORD, "network 1")["tensors"]
+        )
 
 
 def told_labels(client: Client, index: int, folder: Path | None) -> Tensor:
@@ -90,12 +125,12 @@ def told_labels(client: Client, index: int, folder: Path | None) -> Tensor:
     if not path.is_file():
         raise UserError(f"nobody tells the labels of update {index}: set --model.labels counted")
     with readable(path):
-        labels = torch.tensor(read_json(path, "labels 1")["labels"], dtype=torch.int64)
+        labels = torch.tensor(read_json(path, LABELS, "labels 1")["labels"], dtype=torch.int64)
     victims, classes = client.task.victims, client.task.num_classes
     if labels.shape != (victims,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(
-            f"{path} holds the labels {labels.tolist()}, and the update is about {victims} picture(s) of classes 0 to "
-            f"{classes - 1}: correct the file"
+            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} picture(s) of classes "
+            f"0 to {classes - 1}: correct the file"
         )
     if folder is not None:
         _keep_labels(labels, index, folder)

@@ -5,10 +5,13 @@ import base64
 import io
 import statistics
 from collections.abc import Sequence
+from textwrap import shorten
 
 from lightning_recon.audit.points import Point
+from lightning_recon.printable import printable
 
 _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#0e7490", "#4d4d4d")
+_LONGEST = 44  # characters of a name in the legend
 _MARKS = "osD^vPX*"
 
 
@@ -22,6 +25,7 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
     Returns:
         SVG as a data URI; empty where no noise gives a finite epsilon.
     """
+    names = {attack: shorten(printable(attack), width=_LONGEST, placeholder=" …") for attack in colours}
     # Imported here: half a second that only reports need.
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -31,7 +35,7 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
     if not shown:
         return ""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "recon", "font.size": 9}):
-        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        figure = Figure(figsize=(9.2, 3.9 + 0.09 * len(names)), layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         for place, attack in enumerate(colours):
@@ -40,7 +44,7 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
                 continue
             at, mark = [_epsilon(p) for p in curve], _MARKS[place % len(_MARKS)]
             line = {"color": colours[attack], "marker": mark, "markersize": 4, "linewidth": 1.6}
-            left.plot(at, [p.psnr.mean for p in curve], label=attack, **line)
+            left.plot(at, [p.psnr.mean for p in curve], label=names[attack], **line)
             right.plot(at, [p.ssim for p in curve], **line)
             ends = [(p.psnr.mean if p.psnr.low is None else p.psnr.low, p.psnr.high or p.psnr.mean) for p in curve]
             left.fill_between(at, *zip(*ends, strict=True), color=colours[attack], alpha=0.12, linewidth=0)
@@ -63,7 +67,11 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
             axes.set_ylabel(label)
             axes.grid(alpha=0.25, linewidth=0.5)
             axes.spines[["top", "right"]].set_visible(False)
-        left.legend(fontsize=7.5, frameon=False, loc="upper left")
+        # Below both: inside, it would cover curves. Names are text, whatever they look like to TeX.
+        lines, labels = left.get_legend_handles_labels()
+        legend = figure.legend(lines, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=3)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()

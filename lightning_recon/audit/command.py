@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from lightning_recon.audit.outcome import cell_folder
 from lightning_recon.audit.plan import Plan, base_path, plan_of
@@ -19,19 +18,15 @@ from lightning_recon.audit.running import Runner, failure
 from lightning_recon.audit.runs import read_audit, read_runs, write_plan
 from lightning_recon.audit.sweep import Sweep
 from lightning_recon.audit.table import write_hparams, write_text
+from lightning_recon.console import say
 from lightning_recon.errors import UserError
 from lightning_recon.locking import claimed
+from lightning_recon.mistakes import explaining
+from lightning_recon.options import options_of
+from lightning_recon.shipped_configs import read_config
 from lightning_recon.victim import Privacy
 
-AUDIT = """Attack your clients under every protection that you consider, and write a report.
-
-Every cell of the sweep is a `recon fit` of its own, kept in OUTPUT/cells; the same command goes on where it was
-stopped, and several may share one OUTPUT. All arguments of `recon fit` can be given too (--data.root DIR,
---model.client.network NAME, --trainer.accelerator gpu, ...); they hold for all cells."""
-
-REPORT = "Write the report of an audit from finished runs."
-
-_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results")
+_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
 
 
 def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]]) -> bool:
@@ -49,11 +44,15 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     """
     configs, flags, own = split(args)
     sections, bases = read_configs(configs)
-    parser = ArgumentParser(prog="recon audit", description=AUDIT, exit_on_error=False)
-    parser.add_argument("--config", help="config of an audit, or of recon fit; may be repeated")
-    parser.add_argument("--output", required=True, help="folder for cells, results.csv and report.html")
-    parser.add_class_arguments(Sweep, "audit")
-    chosen = parser.instantiate(parser.parse_args([*(["--audit", json.dumps(sections)] if sections else []), *own]))
+    given = ["audit", *(word for name in configs for word in ("--config", name)), *own]
+    with explaining(audit_options, given):
+        parser = ArgumentParser(prog="recon audit", exit_on_error=False, allow_abbrev=False)
+        parser.add_argument("--config", help="config of an audit, or of recon fit; may be repeated")
+        parser.add_argument("--output", required=True, help="folder for cells, results.csv and report.html")
+        parser.add_class_arguments(Sweep, "audit")
+        whole = ["--help" if word in ("--help_all", "--help-all") else word for word in own]
+        chosen = parser.parse_args([*(["--audit", json.dumps(sections)] if sections else []), *whole])
+    chosen = parser.instantiate(chosen)
     sweep, output = chosen.audit, Path(chosen.output)
     plan = plan_of(sweep, bases, output / "configs", flags)
     cells = plan.cells
@@ -74,11 +73,10 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     with claimed(output / "locks" / "report"):
         rows = write_report(output / "report.html", output / "results.csv", runs, failed, judgement)
         write_hparams(output, rows)
-    console = Console()
     for remark in remarks_of(runs.outcomes, judgement):
-        console.print(f"warning: {remark}", markup=False, highlight=False)
+        say(f"warning: {remark}")
     done = f"{len(runs.outcomes)} of {len(cells)} cells finished: {output / 'report.html'}, {output / 'results.csv'}; "
-    console.print(f"{done}tensorboard --logdir {output / 'hparams'}", markup=False, highlight=False)
+    say(f"{done}tensorboard --logdir {output / 'hparams'}")
     return not failed
 
 
@@ -88,18 +86,19 @@ def report(args: Sequence[str]) -> None:
     Args:
         args: Command line after the subcommand.
     """
-    parser = ArgumentParser(prog="recon report", description=REPORT, exit_on_error=False)
-    parser.add_argument("runs", nargs="+", help="folders of finished runs, or of an audit")
-    parser.add_argument("--output", required=True, help="HTML file; a table (.csv) and JSON go beside it")
-    parser.add_class_arguments(Judgement)
-    chosen = parser.parse_args(list(args))
+    with explaining(lambda: options_of(Judgement) | {"output": str, "help": bool, "quiet": bool}, ["report", *args]):
+        parser = ArgumentParser(prog="recon report", exit_on_error=False, allow_abbrev=False)
+        parser.add_argument("runs", nargs="+", help="folders of finished runs, or of an audit")
+        parser.add_argument("--output", required=True, help="HTML file; a table (.csv) and JSON go beside it")
+        parser.add_class_arguments(Judgement)
+        chosen = parser.parse_args(list(args))
     page = Path(chosen.output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {page} is no HTML file: give a name that ends in .html")
     runs = read_runs([Path(run) for run in chosen.runs])
     judgement = Judgement(chosen.tolerance, chosen.records, chosen.sampling_rate)
     write_report(page, page.with_suffix(".csv"), runs, judgement=judgement)
-    Console().print(f"{len(runs.outcomes)} runs: {page}", markup=False, highlight=False)
+    say(f"{len(runs.outcomes)} runs: {page}")
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -148,14 +147,22 @@ def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, A
     sections: dict[str, Any] = {}
     bases = []
     for name in names:
-        try:
-            content = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
-            sections |= content.pop("audit", None) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
-            raise UserError(f"cannot read --config {name} ({' '.join(str(error).split())}): name a YAML file") from None
+        content = read_config(name)
+        section = content.pop("audit", None) or {}
+        if not isinstance(section, dict):
+            raise UserError(
+                f"config {name}: audit is no section: write its settings below it, as in recon configs audit"
+            )
+        sections |= section
         if content:
             bases.append(content)
     return sections, bases
+
+
+def audit_options() -> dict[str, Any]:
+    """The options of `recon audit` for messages and completion."""
+    single = {"config": str, "output": str, "help": bool, "help_all": bool, "quiet": bool}
+    return single | {"audit": options_of(Sweep)} | {name.removeprefix("--"): Any for name in _FIT}
 
 
 def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]]) -> None:

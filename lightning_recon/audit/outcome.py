@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_recon.callbacks.originals import INDEX
+from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import SCHEMA_VERSION
+from lightning_recon.printable import printable
+from lightning_recon.schema import ORIGINALS, RESULTS
+from lightning_recon.storage import FAULTS, parse_json, read_json, read_text, read_yaml, readable, validated
 
 FAILED = "failed.txt"
 
@@ -139,13 +141,28 @@ def cell_folder(output: Path, name: str) -> Path:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Content of a run's `results.json`; None if there is none, or none that can be used."""
-    try:
-        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Content of a run's `results.json`; None if there is none, or one of another version.
+
+    Raises:
+        UserError: It is damaged, was altered, or is none.
+    """
+    path = folder / "results.json"
+    if not path.exists():
         return None
-    whole = isinstance(record, dict) and record.keys() >= {"privacy", "victims", "summary", "baselines", "bounds"}
-    return record if whole and record.get("schema_version") == SCHEMA_VERSION else None
+    with readable(path):
+        content = parse_json(read_text(path), path)
+        if content.get("schema_version") != SCHEMA_VERSION:
+            return None
+        record: Any = validated(content, RESULTS)
+    return dict(record)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a cell has a record that can be used: one that is damaged is measured again."""
+    try:
+        return read_record(folder) is not None
+    except UserError:
+        return False
 
 
 def read_outcome(folder: Path, attack: str | None = None, change: str = "") -> Outcome | None:
@@ -155,33 +172,37 @@ def read_outcome(folder: Path, attack: str | None = None, change: str = "") -> O
         folder: Folder of the run.
         attack: Name that the report gives the attack; None for its own.
         change: The change of a protection that the run was made for, if it was.
+
+    Raises:
+        UserError: Its record, or that of its victims, is damaged.
     """
     record = read_record(folder)
     if record is None:
         return None
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["victims"]
-        originals = {(entry["client"], entry["index"]): entry for entry in index}
-    except (OSError, ValueError, LookupError, TypeError):
-        originals = {}
+    originals: dict[tuple[int, int], Mapping[str, Any]] = {}
+    if (path := folder / INDEX).exists():
+        with readable(path):
+            victims = read_json(path, ORIGINALS)["victims"]
+            originals = {(entry["client"], entry["index"]): entry for entry in victims}
     about, pictures = _about(folder)
-    return Outcome(attack or str(record["attack"]), folder.name, folder, record, originals, about, pictures, change)
+    name = printable(folder.name)
+    return Outcome(attack or str(record["attack"]), name, folder, record, originals, about, pictures, change)
 
 
 def _about(folder: Path) -> tuple[str, str]:
     """The target network and the pictures in words, and a mark of the pictures' source; empty if the config is gone."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(folder / "config.yaml")
         client, data = config["model"]["init_args"]["client"]["init_args"], config["data"]["init_args"]
         size, root, kind = data["image_size"], data.get("root"), data.get("source", "samples")
         trained = "trained" if client.get("weights") else "untrained"
         # Not the seed, which chooses among the pictures, nor how many are dealt to whom.
         source = {"class": config["data"]["class_path"], "root": root, "source": kind, "masks": data.get("masks")}
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        network = f"{client['network']}, {trained}" if "network" in client else "an update from elsewhere"
+        if "network" not in client:
+            source["client"] = client  # another file, other pictures
+        mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        named = f"pictures of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
+    except FAULTS:  # gone, damaged, or of another kind of run
         return "", ""
-    network = f"{client['network']}, {trained}" if "network" in client else "an update from elsewhere"
-    if "network" not in client:
-        source["client"] = client  # another file, other pictures
-    mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    named = f"pictures of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
-    return f"{network}; {named}, {size} × {size} pixels", mark
+    return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark

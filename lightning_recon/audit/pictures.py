@@ -3,6 +3,7 @@
 
 import base64
 import io
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from PIL import Image
 
 from lightning_recon.audit.outcome import Outcome
 from lightning_recon.audit.verdict import Protection, number
+from lightning_recon.data.opening import open_picture
 from lightning_recon.evaluation.comparison import caption
 
 SIDE = 112  # pixels of an embedded picture, at most
 COLUMNS = 6  # victims in a grid
+_MOST_PIXELS = 1 << 26  # of a picture's file: larger ones are not opened
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,38 @@ def grids_of(protections: Sequence[Protection]) -> list[dict[str, Any]]:
         if blind:
             note = "; ".join(f"{attack}: z = {', '.join(noises)}" for attack, noises in blind.items())
             rows.append({"label": "none of these isolated: the mean image", "note": note, "pictures": last})
-        grids.append({"seed": seed, "rows": rows})
+        draws = max(int(outcome.record["summary"]["draws"]) for outcome in cells)
+        shown = [picture for row in rows for picture in row["pictures"]]
+        grids.append({"seed": seed, "rows": rows, "left_out": left_out(len(places), len(firsts), draws, shown)})
     return grids
 
 
-def pictures_of(outcome: Outcome) -> list[Picture]:
-    """The first reconstructions of a run whose truth is not at hand."""
-    names = [str(victim.get("image")) for victim in outcome.record["victims"]][:COLUMNS]
-    return [Picture(embedded(outcome.folder, name), "", f"reconstruction by {outcome.attack}") for name in names]
+def pictures_of(outcome: Outcome) -> tuple[list[Picture], str]:
+    """The first reconstructions of a run whose truth is not at hand, and what is left out, in words."""
+    names = [str(victim.get("image")) for victim in outcome.record["victims"]]
+    shown = [
+        Picture(embedded(outcome.folder, name), "", f"reconstruction by {outcome.attack}") for name in names[:COLUMNS]
+    ]
+    return shown, left_out(len(shown), len(names), 1, shown)
+
+
+def left_out(victims: int, of: int, draws: int, shown: Sequence[Picture]) -> str:
+    """What a grid does not show, in words; empty if it shows everything.
+
+    Args:
+        victims: How many it shows.
+        of: How many there are.
+        draws: Noise draws of each; the first is shown.
+        shown: Its pictures, some of which may not have been readable.
+    """
+    parts = [f"the first {victims} of {of} victims"] if victims < of else []
+    parts += [f"the first of {draws} noise draws"] if draws > 1 else []
+    lost = sum(not picture.source for picture in shown)
+    text = f"Shown: {', '.join(parts)}." if parts else ""
+    if lost:
+        pictures = "1 picture is missing" if lost == 1 else f"{lost} pictures are missing"
+        text += f" {pictures}: no file, or none that can be read."
+    return text.strip()
 
 
 def _reconstruction(outcome: Outcome, victim: Mapping[str, Any]) -> Picture:
@@ -103,9 +130,8 @@ def embedded(folder: Path, name: str) -> str:
     if not path.is_relative_to(folder.resolve()):
         return ""
     try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError):
+        picture = open_picture(path, _MOST_PIXELS).convert("RGB")
+    except (OSError, ValueError, SyntaxError, struct.error):
         return ""
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -12,13 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from lightning_recon import __version__
-from lightning_recon.audit.sweep import Attack, Sweep
+from lightning_recon.audit.sweep import Attack, Reference, Sweep
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.accounting import noise_multiplier_for
-from lightning_recon.usage import with_shipped_configs
+from lightning_recon.shipped_configs import read_config, with_shipped_configs
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
             "the sweep is empty: every attack asks for more rounds (least_rounds) or less noise (most_noise) than the "
             "audit has"
         )
-    chosen = sweep.reference
+    chosen = sweep.reference or Reference()
     granularity, rounds = chosen.granularity or sweep.granularity[0], chosen.rounds or sweep.rounds[0]
     noises, batch = sorted(_noises(sweep, rounds)), chosen.batch_size or sweep.batch_size[0]
     z = chosen.noise_multiplier or noises[(len(noises) - 1) // 2]
@@ -179,12 +177,6 @@ def _overlays(attack: Attack) -> dict[str, Any]:
     """Content of an attack's overlays by the paths that `recon fit` finds them at."""
     found = {}
     for name in attack.configs:
-        path = Path(with_shipped_configs(["--config", name])[1])
-        try:
-            found[str(path)] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"cannot read the attack's config {name} ({reason}): name a file, or a shipped one"
-            ) from None
+        path = with_shipped_configs(["--config", name])[1]
+        found[str(Path(path))] = read_config(path)
     return found

@@ -11,10 +11,9 @@ from typing import Any
 from scipy.stats import t as student
 
 from lightning_recon.audit.outcome import Outcome, Setting
+from lightning_recon.evaluation.verdict import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
 
 CONFIDENCE = 0.95
-RECOGNISABLE_GAIN = 6.0  # dB above a mean image: a quarter of its squared error
-RECOGNISABLE_SSIM = 0.5
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from lightning_recon import __version__
 from lightning_recon.audit.advice import Advice, advice_of, advice_sentence, warned_of
@@ -17,7 +18,7 @@ from lightning_recon.audit.chart import chart, colours_of
 from lightning_recon.audit.outcome import Outcome, Setting
 from lightning_recon.audit.pictures import grids_of, pictures_of
 from lightning_recon.audit.plan import Cell
-from lightning_recon.audit.points import CONFIDENCE, RECOGNISABLE_GAIN, RECOGNISABLE_SSIM, points_of, smallest_noise
+from lightning_recon.audit.points import CONFIDENCE, points_of, smallest_noise
 from lightning_recon.audit.runs import Runs
 from lightning_recon.audit.table import Value, failed_row, row_of, table_text, write_text
 from lightning_recon.audit.theory import theory_of
@@ -32,7 +33,12 @@ from lightning_recon.audit.verdict import (
     setting_name,
     summary_sentence,
 )
+from lightning_recon.evaluation.naming import display_name
+from lightning_recon.evaluation.verdict import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
+from lightning_recon.printable import printable
 from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
+
+_NAMED = 5  # pictures that were left out, by name
 
 NO_TRUTH = (
     "The pictures behind some of these updates are not at hand, so nothing can be scored there: what came back is "
@@ -112,8 +118,10 @@ def write_report(
     }
     write_text(page.with_suffix(".json"), json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "decibels": _decibels, "share": _share}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_safe
+    )
+    environment.filters |= {"number": number, "decibels": _decibels, "share": _share, "wrapped": _wrapped}
     write_text(page, environment.from_string(template).render(content))
     return rows
 
@@ -126,7 +134,7 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], judgement: Judgem
         failed: Cells that failed, with the reason.
         judgement: How to judge.
     """
-    tolerance = judgement.tolerance
+    tolerance, runs = judgement.tolerance, displayed(runs)
     scored = [outcome for outcome in runs.outcomes if outcome.scored]
     points = points_of([outcome for outcome in scored if not outcome.change])
     colours = colours_of([point.attack for point in points])
@@ -167,7 +175,12 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], judgement: Judgem
         "advice_sentence": advice_sentence(advice) if advice else "",
         "reference_name": setting_name(advice[0].before.setting) if advice else "",
         "warned": warned_of(runs.outcomes),
-        "blind": [{"outcome": outcome, "pictures": pictures_of(outcome)} for outcome in blind],
+        "blind": [
+            {"outcome": outcome, "pictures": pictures, "left_out": told}
+            for outcome in blind
+            for pictures, told in [pictures_of(outcome)]
+        ],
+        "server": server_sentence(runs.outcomes),
         "failed": [(cell.name, reason) for cell, reason in failed],
         "assumptions": assumptions_of(scored),
         "names": NAMES,
@@ -180,6 +193,26 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], judgement: Judgem
     }
 
 
+def displayed(runs: Runs) -> Runs:
+    """The same runs with the names that people know the attacks by."""
+
+    def named(outcomes: Sequence[Outcome]) -> list[Outcome]:
+        return [replace(outcome, attack=display_name(outcome.attack)) for outcome in outcomes]
+
+    trials = [replace(one, before=tuple(named(one.before)), after=tuple(named(one.after))) for one in runs.trials]
+    return Runs(named(runs.outcomes), trials)
+
+
+def server_sentence(outcomes: Sequence[Outcome]) -> str:
+    """Who attacked: servers that add a structure to the model, servers that ship it as it is, or both."""
+    malicious = {bool(outcome.record["summary"].get("structure_bytes")) for outcome in outcomes}
+    if malicious == {False}:
+        return "An honest but curious server, which ships the model as it is, attacked"
+    if malicious == {True, False}:
+        return "Malicious servers, which add a structure to the model, and honest but curious ones attacked"
+    return "A malicious server attacked"
+
+
 def _about(setting: Setting, settings: Sequence[Setting]) -> str:
     """Network, pictures, delta and adjacency; a mark of the source only where nothing else tells two apart."""
     adjacency = {"add_remove": "add/remove", "replace_one": "replace one"}.get(setting.adjacency, setting.adjacency)
@@ -187,6 +220,18 @@ def _about(setting: Setting, settings: Sequence[Setting]) -> str:
     if sum(replace(other, pictures=setting.pictures) == setting for other in settings) > 1:
         text += f"; source {setting.pictures or 'not recorded'}"
     return text
+
+
+def _safe(value: object) -> object:
+    """What a template's expression came to, without control characters; markup is escaped besides."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.startswith("data:"):
+        return value
+    return printable(" ".join(value.split()))
+
+
+def _wrapped(text: str) -> Markup:
+    """A picture's name, which may be broken after each folder before it is broken anywhere else."""
+    return Markup(escape(printable(text)).replace("/", Markup("/<wbr>")))
 
 
 def _decibels(value: float | None) -> str:
@@ -234,7 +279,23 @@ def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
             found.append(f"{outcome.name} was made by {capture['source']}. {told}{'.' if told else ''}".rstrip())
     if any(not outcome.scored for outcome in outcomes):
         found.append(NO_TRUTH)
-    return found
+    return found + _skipped(outcomes)
+
+
+def _skipped(outcomes: Sequence[Outcome]) -> list[str]:
+    """Pictures that could not be read, and so were not attacked: counted once, however many runs left them out."""
+    found: dict[str, str] = {}
+    for outcome in outcomes:
+        for entry in outcome.record.get("skipped_pictures") or []:
+            if isinstance(entry, Mapping):
+                found.setdefault(str(entry.get("name", "unnamed")), str(entry.get("reason", "reason not recorded")))
+    if not found:
+        return []
+    many = len(found) > 1
+    which = f"{len(found)} picture{'s' if many else ''} of the data set could not be used"
+    named = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:_NAMED])
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return [f"{which} and {'were' if many else 'was'} not attacked: {named}{more}."]
 
 
 def _failures(failed: Sequence[tuple[Cell, str]]) -> list[str]:

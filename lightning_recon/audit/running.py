@@ -17,15 +17,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
+import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lightning_recon.audit.outcome import FAILED, cell_folder, read_record
+from lightning_recon.audit.outcome import FAILED, cell_folder, is_finished
 from lightning_recon.audit.plan import Cell
+from lightning_recon.console import is_quiet, say, warn
 from lightning_recon.errors import UserError
 from lightning_recon.locking import claimed
 from lightning_recon.run_folder import LOCK
 
-PROGRAM = (sys.executable, "-m", "lightning_recon", "fit")
+# Isolated from the current folder (-P), which `recon` takes modules from only where a class path names one.
+PROGRAM = (sys.executable, "-P", "-m", "lightning_recon", "fit")
 
 
 class Runner:
@@ -56,9 +59,17 @@ class Runner:
             cells: The plan, or a part of it.
         """
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        left = [cell for cell in cells if read_record(cell_folder(self.output, cell.name)) is None]
+        left = [cell for cell in cells if not is_finished(cell_folder(self.output, cell.name))]
         # Time left is judged by all cells so far: they take seconds or hours.
-        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), speed_estimate_period=1e6) as progress:
+        watched = rich.get_console().is_terminal and not is_quiet()
+        with Progress(
+            *columns,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            speed_estimate_period=1e6,
+            console=rich.get_console(),
+            disable=not watched,
+        ) as progress:
             task = progress.add_task("Auditing", total=len(cells), completed=len(cells) - len(left))
             # What others have claimed comes last: it is looked at once they have let go of it.
             for wait in (False, True):
@@ -72,8 +83,13 @@ class Runner:
                                 taken.append(cell)
                                 continue
                             progress.advance(task)
-                            if reason := failure(cell_folder(self.output, cell.name)):
-                                progress.console.print(f"failed: {cell.name}: {reason}", markup=False, highlight=False)
+                            reason = failure(cell_folder(self.output, cell.name))
+                            if reason:
+                                warn(f"failed: {cell.name}: {reason}")
+                            elif not watched:
+                                say(
+                                    f"finished: {cell.name}, {progress.tasks[task].completed:.0f} of {len(cells)} cells"
+                                )
                     except BaseException:
                         pool.shutdown(wait=False, cancel_futures=True)
                         for child in list(self._children):
@@ -99,14 +115,14 @@ class Runner:
             with claimed(_made(folder) / LOCK, wait) as idle:
                 if not idle:
                     return False
-                if read_record(folder) is not None or _failed_since(folder, self.started):
+                if is_finished(folder) or _failed_since(folder, self.started):
                     return True
                 _clear(folder)
             said, status = self._fit(cell, folder)
             with claimed(folder / LOCK, wait) as idle:
                 if not idle:
                     return False
-                if read_record(folder) is None:
+                if not is_finished(folder):
                     with suppress(OSError):  # a full disk: the cell is missing all the same
                         (folder / FAILED).write_text(said + f"\nexit status {status}\n", encoding="utf-8")
         return True
@@ -143,7 +159,7 @@ def _clear(folder: Path) -> None:
 
 def failure(folder: Path) -> str:
     """Why a cell failed, in one line without absolute paths; empty if it did not."""
-    if read_record(folder) is not None:
+    if is_finished(folder):
         return ""
     try:
         said = (folder / FAILED).read_text(encoding="utf-8", errors="replace").split("\n")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All runs of a report, from folders of runs or of audits, and which of them show what a change is worth."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,10 @@ from pathlib import Path
 from lightning_recon.audit.outcome import Outcome, cell_folder, read_outcome
 from lightning_recon.audit.plan import Plan
 from lightning_recon.audit.sweep import Change
-from lightning_recon.audit.table import row_of, write_text
+from lightning_recon.audit.table import row_of
 from lightning_recon.errors import UserError
-from lightning_recon.storage import readable
+from lightning_recon.schema import PLAN as PLAN_SCHEMA
+from lightning_recon.storage import read_json, readable, write_json
 
 PLAN = "plan.json"
 
@@ -66,7 +66,7 @@ def write_plan(output: Path, plan: Plan, changes: dict[str, Change]) -> None:
             for name, cells in plan.changes.items()
         },
     }
-    write_text(output / PLAN, json.dumps(content, indent=1) + "\n")
+    write_json(output / PLAN, content)
 
 
 def read_audit(folder: Path) -> Runs:
@@ -79,7 +79,7 @@ def read_audit(folder: Path) -> Runs:
         UserError: If the plan cannot be read.
     """
     with readable(folder / PLAN):
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        plan = read_json(folder / PLAN, PLAN_SCHEMA)
         tried = plan.get("changes", {})
         sweep = {*plan.get("sweep", plan["cells"]), *plan.get("reference", [])}
         made_for = {name: change for change, entry in tried.items() for name in entry["cells"] if name not in sweep}
@@ -93,7 +93,7 @@ def read_audit(folder: Path) -> Runs:
             return tuple(finished[name] for name in names if name in finished and finished[name].scored)
 
         trials = [
-            Trial(change, str(entry["cost"]), those(plan["reference"]), those(entry["cells"]))
+            Trial(change, str(entry["cost"]), those(plan.get("reference", [])), those(entry["cells"]))
             for change, entry in tried.items()
         ]
     return Runs(list(finished.values()), [trial for trial in trials if trial.before and trial.after])

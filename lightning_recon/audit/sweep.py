@@ -93,7 +93,7 @@ class Sweep:
         delta: delta at which epsilon is accounted.
         adjacency: neighbours of the epsilon that is asked for and named first: "add_remove" or "replace_one".
         changes: changes of one protection by the names that the report gives them, each attacked like the sweep.
-        reference: the protection that is changed.
+        reference: the protection that is changed; null: the first of each list above, the middle one of the noises.
         sampling_rate: probability with which a round uses a record, if you announce Poisson sampling: the report then
             states beside every epsilon what it would be if the server honours that; null: it does not.
         records: how many people's data the protection is about, to judge delta by; null: not known.
@@ -111,7 +111,7 @@ class Sweep:
     delta: float = 1e-5
     adjacency: Literal["add_remove", "replace_one"] = "add_remove"
     changes: dict[str, Change] = field(default_factory=dict)
-    reference: Reference = Reference()
+    reference: Reference | None = None
     sampling_rate: float | None = None
     records: int | None = None
     tolerance: float = 0.5

@@ -15,9 +15,12 @@ from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.points import Interval, interval_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.accounting import epsilon_by_adjacency
+from lightning_recon.evaluation.naming import display_name
+from lightning_recon.printable import printable
 
 Value = str | float | None
 HPARAMS = "hparams"
+_VARIED = ("granularity", "per_layer", "batch_size", "rounds", "aggregated", "change", "seed")
 
 _SUMMARY = (
     *("clients", "draws", "victims", "detected", "collided", "false_detections"),
@@ -128,11 +131,15 @@ def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:
         rows: Rows of finished cells.
     """
     shutil.rmtree(folder / HPARAMS, ignore_errors=True)
-    varied = ("attack", "granularity", "noise_multiplier", "epsilon_accounted", "batch_size", "rounds", "seed")
+    # Few columns, so that the scores stand beside what was attacked: of the rest only what differs between the cells.
+    first = {"attack": "attack", "z": "noise_multiplier", "epsilon": "epsilon_accounted"}
+    others = [name for name in _VARIED if len({str(row[name]) for row in rows}) > 1]
     metrics = ("psnr_mean", "gain_mean", "psnr_best", "ssim_mean", "detected")
     with SummaryWriter(str(folder / HPARAMS)) as writer:
         for row in rows:
-            chosen = {name: row[name] for name in varied if row[name] is not None}
+            chosen = {name: row[column] for name, column in first.items() if row[column] is not None}
+            chosen |= {name: row[name] for name in others if row[name] is not None}
+            chosen["attack"] = display_name(str(row["attack"]))
             measured = {f"audit/{name}": row[name] for name in metrics if row[name] is not None}
             writer.add_hparams(chosen, measured, run_name=str(row["cell"]))
 
@@ -140,4 +147,4 @@ def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:
 def _written(value: Value) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else printable(str(value))

@@ -9,6 +9,7 @@ from lightning_recon.audit.exact import exact_of, most_exact, share_sentence
 from lightning_recon.audit.outcome import Setting
 from lightning_recon.audit.points import CONFIDENCE, Point, smallest_noise
 from lightning_recon.evaluation.accounting import epsilon_by_adjacency
+from lightning_recon.evaluation.naming import in_words
 from lightning_recon.evaluation.robustness import binomial_interval
 
 Level = Literal["recognisable", "something", "nothing", "open"]
@@ -78,8 +79,6 @@ def summary_sentence(protections: Sequence[Protection], tolerance: float) -> str
     """
     count = {level: sum(one.level == level for one in protections) for level in _ORDER}
     parts = []
-    if exact := sum(bool((most := most_exact(one.points)) and most[1].came) for one in protections):
-        parts.append(f"pictures came back bit for bit under {exact}")
     if count["recognisable"]:
         parts.append(f"pictures came back recognisable under {count['recognisable']}")
     if count["something"]:
@@ -89,7 +88,12 @@ def summary_sentence(protections: Sequence[Protection], tolerance: float) -> str
     if count["open"]:
         parts.append(f"these pictures are too few to say under {count['open']}")
     plural = "protection was" if len(protections) == 1 else "protections were"
-    return f"{len(protections)} {plural} audited: {'; '.join(parts)}."
+    text = f"{len(protections)} {plural} audited: {'; '.join(parts)}."
+    if exact := sum(bool((most := most_exact(one.points)) and most[1].came) for one in protections):
+        # Not one of the parts: what came back bit for bit counts there too.
+        of = "it" if len(protections) == 1 else f"{exact} of them"
+        text += f" Under {of}, pictures came back bit for bit."
+    return text
 
 
 def sentences_of(protections: Sequence[Protection], tolerance: float) -> list[tuple[Level, str]]:
@@ -198,12 +202,12 @@ def promise(point: Point) -> str:
     if privacy["epsilon_accounted"] is None:
         return "without noise (no finite ε)"
     rounds = "" if privacy["rounds"] == 1 else f", {privacy['rounds']} rounds together"
-    text = f"accounted ε = {number(privacy['epsilon_accounted'])}, δ = {number(privacy['delta'])}{rounds}"
+    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}, δ = {number(privacy['delta'])}{rounds}"
     if privacy["adjacency"] == "replace_one":
         text += ", one record replaced"
     nominal = privacy["epsilon_nominal"]
     if 0.1 <= nominal <= 100 and privacy["epsilon_accounted"] > 100 * nominal:
-        return f"the seed paper's nominal ε = {nominal:.3g} ({text})"
+        return f"{text} (the seed paper's formula calls this noise ε = {nominal:.3g})"
     return text
 
 
@@ -228,7 +232,7 @@ def _listed(words: Sequence[str]) -> str:
 def _noise(noise: float, points: Sequence[Point]) -> str:
     privacy = points[0].privacy
     epsilon = epsilon_by_adjacency(noise, privacy["rounds"], privacy["delta"])[privacy["adjacency"]]
-    return f"z = {noise:.3g} (accounted ε = {number(epsilon)})"
+    return f"z = {noise:.3g} (accounted ε = {in_words(epsilon)})"
 
 
 def _sentence(one: Protection, tolerance: float) -> str:

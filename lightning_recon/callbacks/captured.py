@@ -6,10 +6,14 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from lightning_recon.attack import GradientInversion, Reconstruction, Server
-from lightning_recon.attack.shipped import network_of
+from lightning_recon.attack.head import find_head
+from lightning_recon.attack.local import take_apart
+from lightning_recon.attack.shipped import network_of, shipped_network
 from lightning_recon.callbacks.truth import truths_of
 from lightning_recon.capture import CapturedClient, Declared
 from lightning_recon.data import ClientBatch
@@ -19,7 +23,8 @@ from lightning_recon.evaluation.results import Record, bounds_record, privacy_re
 from lightning_recon.evaluation.scoring import Attacked
 from lightning_recon.evaluation.unscored import unscored_record
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network, is_class_path, without_batch_norm
+from lightning_recon.networks import is_class_path, math_attention
+from lightning_recon.normalization import announced, in_words, resolve
 from lightning_recon.structure.digital_plan import channel_code_name
 from lightning_recon.structure.inference import structure_bytes
 
@@ -46,20 +51,29 @@ class Examined:
     network: str | None = None
 
 
-def network_shapes(task: Task) -> dict[str, tuple[int, ...]] | None:
-    """Shape of the target network's parameters by name; None if there is no such network here.
+def known_network(task: Task) -> nn.Module | None:
+    """The target network with random weights; None if there is no such network here.
 
     The name comes from a file: a class path, which would run code of anyone's choice, counts as unknown.
     """
     if is_class_path(task.network):
         return None
     try:
-        network = build_network(task.network, task.num_classes)
+        return shipped_network(task)
     except Exception:  # whatever a network that is not ours may raise
         return None
-    if task.granularity == "sample":
-        network = without_batch_norm(network)
-    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+def _check(client: CapturedClient, module: Server, network: nn.Module | None) -> None:
+    """Hold every file against a network, and against its last layer's sign."""
+    if network is None:
+        client.check(module.design(client), None)
+        return
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    with math_attention():
+        model = take_apart(network, batch_statistics=client.task.batch_norm == "train")
+        head = find_head(model, torch.rand(2, *client.task.image_shape, generator=torch.Generator().manual_seed(0)))
+    client.check(module.design(client), shapes, None if head is None else head.bias)
 
 
 def examine(trainer: Trainer, module: Server) -> Examined | None:
@@ -77,16 +91,20 @@ def examine(trainer: Trainer, module: Server) -> Examined | None:
         return None
     if truths := truths_of(trainer):
         check_truth([batch for batch in truths if isinstance(batch, ClientBatch)], client.task)
-    shapes, said = network_shapes(client.task), None
-    client.check(module.design(client), shapes)
+    known, said = known_network(client.task), None
+    _check(client, module, known)
     if isinstance(module, GradientInversion):
         network = network_of(client, client, module.network)
-        said = f"network.safetensors beside the update fits {module.network or client.task.network}"
-        if shapes is None:
-            shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-            client.check(module.design(client), shapes)
+        told = announced(resolve(client.task.normalization, module.network or client.task.network, network))
+        said = (
+            f"network.safetensors beside the update fits {module.network or client.task.network}; normalisation of its "
+            f"pictures: {in_words(told)}"
+        )
+        if known is None:
+            known = network
+            _check(client, module, known)
     remarks = list(client.remarks)
-    if shapes is None:
+    if known is None:
         unknown = f"no network {client.task.network!r} is known here: only the structure's tensors were checked"
         log.warning("%s", unknown)
         remarks.append(unknown)
@@ -148,7 +166,7 @@ def record_without_truth(
         found: its pictures.
         images: their files, relative to the run folder.
         privacy: from `protection_of`.
-        cost: seconds and steps.
+        cost: seconds and steps, and what `share_record` says.
     """
     task, statistics = module.task, module.statistics
     attacked = [
@@ -176,6 +194,5 @@ def record_without_truth(
         ),
         structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
         channel_code=channel_code_name(module.payload) if module.payload is not None else None,
-        seconds=cost["seconds"],
-        steps=cost["steps"],
+        **cost,
     )

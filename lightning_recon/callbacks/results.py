@@ -2,7 +2,6 @@
 """What a run comes to: pictures, `results.json`, and the last lines on the terminal."""
 
 import hashlib
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,28 +9,36 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_recon.attack import Reconstruction, Server
 from lightning_recon.callbacks.captured import Examined, examine, record_without_truth
 from lightning_recon.callbacks.inspected import alarms_of
+from lightning_recon.callbacks.protection import privacy_of
+from lightning_recon.callbacks.shares import share_record
 from lightning_recon.callbacks.truth import label_accuracy, scored_one, truth_of, truths_of
+from lightning_recon.console import say
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.fidelity import lpips_per_image
 from lightning_recon.evaluation.results import (
     Record,
     bounds_record,
     named_pictures,
-    privacy_record,
     results_record,
     write_json,
 )
 from lightning_recon.evaluation.scoring import Scored, Truth
-from lightning_recon.storage import readable, sha256, write_picture, write_tensors
+from lightning_recon.schema import BELIEFS as BELIEFS_SCHEMA
+from lightning_recon.schema import RESULTS
+from lightning_recon.storage import (
+    read_json,
+    read_sealed,
+    readable,
+    sha256,
+    validated,
+    write_picture,
+    write_sealed,
+)
 from lightning_recon.structure.digital_plan import channel_code_name
 from lightning_recon.structure.guess import ReceivedFile
 from lightning_recon.structure.inference import structure_bytes
@@ -59,7 +66,7 @@ class ResultsWriter(Callback):
         self._origin: dict[str, object] = {}
         self._record: Record | None = None
         self._examined: Examined | None = None
-        self._training = ""
+        self._training = self._written = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock: what the clients and the decoding take counts as well; look at a captured update."""
@@ -68,6 +75,11 @@ class ResultsWriter(Callback):
         self._origin = origin(trainer, pl_module) if stage == "fit" else {}
         if self._examined is not None and stage == "fit":
             self._origin["hash of the captured update"] = self._examined.fingerprint
+
+    @property
+    def record(self) -> Record | None:
+        """What this run has written to `results.json`, until teardown; None if nothing, and on all ranks but one."""
+        return self._record
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far and whose noise and pictures they were about, for the checkpoint."""
@@ -106,8 +118,8 @@ class ResultsWriter(Callback):
             return
         root = Path(trainer.default_root_dir)
         pictures = {_key(one): one.pictures.contiguous() for one in found}
-        write_tensors(root, PICTURES, pictures, {BELIEFS: beliefs_of(found)})
-        cost = {"seconds": seconds, "steps": trainer.global_step}
+        write_sealed(root / f"{PICTURES}.safetensors", pictures, BELIEFS, beliefs_of(found))
+        cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.global_step, **share_record(pl_module, found)}
         if truths_of(trainer):
             self._score(trainer, pl_module, found, cost)
             return
@@ -115,7 +127,7 @@ class ResultsWriter(Callback):
         if self._examined is not None:
             images = [[f"images/{name}-{n:03d}.png" for n in range(len(pictures[name]))] for name in pictures]
             self._record = record_without_truth(pl_module, found, images, self._examined.privacy, cost)
-            self._record["capture"] = self._examined.capture
+            self._record |= {"capture": self._examined.capture, "skipped_pictures": []}
             write_json(root / "results.json", self._record)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,23 +140,29 @@ class ResultsWriter(Callback):
         if not truths_of(trainer):
             raise UserError("nobody knows what the clients trained on: give --data to score the run")
         root = Path(trainer.default_root_dir)
-        final = finished_pictures(root)
-        beliefs = finished_beliefs(root)
+        final, beliefs = finished(root)
+        if fault := _misfit(decoded, final):
+            raise UserError(f"{root / PICTURES}.safetensors does not belong to this run ({fault}): run recon fit again")
         found = [replace(one, pictures=final[_key(one)], **beliefs.get(_key(one), {})) for one in decoded]
-        old = json.loads((root / "results.json").read_text()) if (root / "results.json").exists() else {"summary": {}}
+        old = recorded(root)
         cost = {name: old["summary"].get(name) or 0 for name in ("seconds", "steps")}
         self._score(
             trainer,
             pl_module,
             found,
-            cost | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm", "alarms"}},
+            cost
+            | share_record(pl_module, found)
+            | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm", "alarms"}},
         )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the pictures of a finished run, in the attacker's order."""
         if isinstance(pl_module, Server) and trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
-            export(finished_pictures(root), root / "predictions")
+            pictures = finished(root)[0]
+            export(pictures, root / "predictions")
+            count = sum(map(len, pictures.values()))
+            self._written = f"{count} reconstructions of {root} as PNG files in {root / 'predictions'}"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the client would release, for `recon validate`."""
@@ -155,7 +173,8 @@ class ResultsWriter(Callback):
         if self._examined is not None:
             show_capture(self._examined.privacy, self._examined.capture)
             if self._examined.network is not None:
-                Console().print(self._examined.network, highlight=False, markup=False)
+                say(self._examined.network)
+        say("nothing was attacked, and nothing written; recon fit with the same options attacks")
 
     def _score(self, trainer: Trainer, module: Server, found: list[Reconstruction], cost: dict[str, Any]) -> None:
         """Match with the truth, write `results.json` and the images, log, print."""
@@ -167,10 +186,10 @@ class ResultsWriter(Callback):
         record = run_record(module, truths, scored, cost, self._examined)
         if self._examined is not None:
             record["capture"] = self._examined.capture
+        record["skipped_pictures"] = list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", []))
         for name, picture in named_pictures(scored):
             write_picture(root / name, picture.clamp(0, 1))
         summary: Any = record["summary"]
-        privacy: Any = record["privacy"]
         distances = [
             lpips_per_image(one.pictures, truth_of(truths, attacked.client, module).images.cpu())
             for attacked, one in zip(found, scored, strict=True)
@@ -178,10 +197,6 @@ class ResultsWriter(Callback):
         if known := [distance for distance in distances if distance is not None]:
             summary["lpips_mean"] = float(torch.cat(known).mean())
         write_json(root / "results.json", record)
-        for logger in trainer.loggers:
-            metrics = {name: summary[name] for name in ("psnr_mean", "ssim_mean")}
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams({"attack": record["attack"], **privacy}, metrics)
         self._record = record
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -189,8 +204,10 @@ class ResultsWriter(Callback):
         if self.show and self._record is not None:
             show_results(self._record, Path(trainer.default_root_dir))
         if self.show and self._training and trainer.is_global_zero:
-            Console().print(self._training)
-        self._record, self._training = None, ""
+            say(self._training)
+        if self._written:
+            say(self._written)
+        self._record, self._training, self._written = None, "", ""
 
 
 def run_record(
@@ -207,8 +224,7 @@ def run_record(
     if examined is not None:
         privacy = examined.privacy
     elif isinstance(client, VictimClient):
-        shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
-        privacy = privacy_record(**asdict(client.privacy), **shares)
+        privacy = privacy_of(client)
         normalised = client.batch_norm if client.normalises_batches else None
         own = {"seed": client.seed, "batchnorm": normalised, "participation": client.participation}
     else:
@@ -252,38 +268,62 @@ def origin(trainer: Trainer, module: LightningModule) -> dict[str, object]:
     return found
 
 
-def finished_pictures(root: Path) -> dict[str, Tensor]:
-    """The reconstructions that a run left in its folder."""
+def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """The reconstructions that a run left in its folder, and what `beliefs_of` said of them.
+
+    Raises:
+        UserError: the file is missing, damaged, or not what was written.
+    """
     path = root / f"{PICTURES}.safetensors"
     with readable(path):
-        return load_file(path)
+        pictures, beliefs = read_sealed(path, BELIEFS)
+        for name, batch in pictures.items():
+            if batch.ndim != 4 or batch.shape[1] != 3 or not bool(batch.isfinite().all()):
+                raise ValueError(f"{name} holds no pictures")
+        said: Any = validated(beliefs, BELIEFS_SCHEMA)
+    for one in said.values():
+        one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
+        if one.get("files") is not None:
+            one["files"] = tuple(file and ReceivedFile(**file) for file in one["files"])
+    return pictures, dict(said)
 
 
-def beliefs_of(found: list[Reconstruction]) -> str:
-    """What the attacker says of its pictures beside them, as JSON: whether it vouches for them, labels, files."""
+def recorded(root: Path) -> dict[str, Any]:
+    """The run's `results.json`, of which scoring again keeps what it cannot measure; without one an empty summary.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = root / "results.json"
+    if not path.exists():
+        return {"summary": {}}
+    with readable(path):
+        record: Any = read_json(path, RESULTS)
+    return dict(record)
+
+
+def _misfit(decoded: list[Reconstruction], final: dict[str, Tensor]) -> str:
+    """Why stored pictures cannot be those of the updates at hand; empty if they can."""
+    for one in decoded:
+        if (stored := final.get(_key(one))) is None:
+            return f"it lacks {_key(one)}"
+        if stored.shape != one.pictures.shape:
+            return f"{_key(one)} has shape {tuple(stored.shape)}, not {tuple(one.pictures.shape)}"
+    return ""
+
+
+def beliefs_of(found: list[Reconstruction]) -> dict[str, Any]:
+    """What the attacker says of its pictures beside them: whether it vouches for them, labels, files."""
     said = {}
     for one in found:
         labels = None if one.labels is None else one.labels.tolist()
         files = None if one.files is None else [file and asdict(file) for file in one.files]
         said[_key(one)] = {"evident": one.evident, "labels": labels, "files": files}
-    return json.dumps(said)
-
-
-def finished_beliefs(root: Path) -> dict[str, dict[str, Any]]:
-    """What `beliefs_of` said when a run ended."""
-    path = root / f"{PICTURES}.safetensors"
-    with readable(path), safe_open(path, framework="pt") as file:
-        said: dict[str, dict[str, Any]] = json.loads((file.metadata() or {}).get(BELIEFS, "{}"))
-        for one in said.values():
-            one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
-            if one.get("files") is not None:
-                one["files"] = tuple(file and ReceivedFile(**file) for file in one["files"])
     return said
 
 
 def export(pictures: dict[str, Tensor], folder: Path) -> None:
     """Write every picture as PNG, in the attacker's order."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, batch in pictures.items():
         for number, picture in enumerate(batch):
             write_picture(folder / f"{name}-{number:03d}.png", picture)

@@ -21,8 +21,8 @@ class CapturedClient:
         """Open a captured update, or a folder of them; the numbers themselves are read when they are asked for.
 
         Args:
-            path: a file, or a folder with a file for each client and round (network.safetensors, and files that begin
-                with "truth", are left alone).
+            path: a file, or a folder with a file for each client and round (network.safetensors, hidden files, and
+                files that begin with "truth", are left alone).
 
         Raises:
             UserError: a file is missing, damaged, no captured update, or does not belong to the others.
@@ -31,7 +31,7 @@ class CapturedClient:
         paths = [self.path]
         if self.path.is_dir():
             found = sorted(self.path.glob(f"*{ENDING}"))
-            paths = [file for file in found if not file.name.startswith(TRUTH) and file.stem != NETWORK]
+            paths = [file for file in found if not file.name.startswith((TRUTH, ".")) and file.stem != NETWORK]
             if not paths:
                 raise UserError(f"{self.path} holds no captured update (*{ENDING}): capture one first")
         self.files: dict[tuple[int, int, int], Path] = {}
@@ -63,21 +63,26 @@ class CapturedClient:
         """The captured update of this client, draw and round, if it answers this payload and makes sense."""
         return self._checked(payload, (client, draw, round), None)
 
-    def check(self, payload: ServerPayload, network: Mapping[str, Shape] | None) -> None:
+    def check(self, payload: ServerPayload, network: Mapping[str, Shape] | None, head: str | None = None) -> None:
         """Look at every file before anything is attacked.
 
         Args:
             payload: what the configured structure ships.
             network: shape of the network's parameters by name; None if the network is not known here.
+            head: name of the bias of its last layer; None if that is not known.
 
         Raises:
             UserError: the first thing that is wrong.
         """
         for place in self.files:
-            self._checked(payload, place, network)
+            self._checked(payload, place, network, head)
 
     def _checked(
-        self, payload: ServerPayload, place: tuple[int, int, int], network: Mapping[str, Shape] | None
+        self,
+        payload: ServerPayload,
+        place: tuple[int, int, int],
+        network: Mapping[str, Shape] | None,
+        head: str | None = None,
     ) -> ClientUpdate:
         if place not in self.files:
             raise UserError(
@@ -86,7 +91,7 @@ class CapturedClient:
             )
         path = self.files[place]
         try:
-            return check_update(load_captured(path), payload, network)
+            return check_update(load_captured(path), payload, network, head)
         except (UserError, ValueError) as error:
             raise UserError(f"{path}: {error}") from error
 

@@ -91,6 +91,7 @@ class FlowerAudit:
             noise_multiplier=self.privacy.noise_multiplier,
             rounds=self.rounds,
             parameter_tensors=len(list(self.network.parameters())),
+            normalization="none",
         )
 
     @cached_property

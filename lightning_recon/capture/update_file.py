@@ -8,20 +8,20 @@ entry "captured" is JSON: `format` "captured 1", `task` (the fields of `exchange
 `epsilon`, `delta` and `sensitivity`, or null). Reading one never executes code.
 """
 
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import ClassVar, Literal, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import ConfigDict, TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor
 
+from lightning_recon import schema
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.storage import write_tensors
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, check_task, completed
+from lightning_recon.storage import FAULTS, read_header, read_sealed, reason_of, validated, write_sealed
 
 FORMAT = "captured 1"
 ENTRY = "captured"  # of the safetensors header
@@ -40,9 +40,11 @@ class Declared:
         sensitivity: the sensitivity that its noise was computed from, in the unit of the update.
     """
 
-    epsilon: float | None = None
-    delta: float | None = None
-    sensitivity: float | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
+
+    epsilon: schema.NotNegative | None = None
+    delta: schema.Probability | None = None
+    sensitivity: schema.NotNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,36 @@ class CapturedUpdate:
         return ClientUpdate(self.client, self.draw, self.round, gradient=gradient, payload=self.payload)
 
     @classmethod
-    def from_header(cls, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_header(cls, header: Mapping[str, object], tensors: dict[str, Tensor]) -> Self:
         """Build one from the JSON of a header, less its `format`.
 
         Raises:
-            ValueError: something is missing, unknown, or of the wrong kind; the message says what.
+            ValueError: something is missing, unknown, of the wrong kind or out of bounds; the message says what.
         """
-        known = {field.name for field in fields(cls)} - {"tensors"}
-        content = dict(header)
-        _compare(content.keys(), known, "the header")
-        optional = {field.name for field in fields(Task) if field.default is not MISSING}
-        _compare(dict(content["task"]).keys() | optional, {field.name for field in fields(Task)}, "its task")
-        task = Task.from_record(content.pop("task"))
-        declared = content.pop("declared")
-        if content["convention"] not in get_args(Convention):
-            raise ValueError(f"convention is {content['convention']!r}, not one of {', '.join(get_args(Convention))}")
-        for name in ("client", "round", "draw"):
-            if type(content[name]) is not int or content[name] < 0:
-                raise ValueError(f"{name} is {content[name]!r}, not an index from 0")
-        check_task(task)
-        known_declared = None if declared is None else Declared(**declared)
-        return cls(task=task, tensors=tensors, declared=known_declared, **content)
+        task = header.get("task")
+        complete = {**header, "task": completed(task) if isinstance(task, Mapping) else task}
+        known = validated(complete, HEADER)
+        check_task(known.task)
+        return cls(tensors=tensors, **{field.name: getattr(known, field.name) for field in fields(known)})
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a captured update says; fields as in `CapturedUpdate`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
+
+    task: Task
+    convention: Convention
+    payload: schema.Hash
+    client: schema.Index
+    round: schema.Index
+    draw: schema.Index
+    source: schema.Text
+    declared: Declared | None
+
+
+HEADER = TypeAdapter(Header)
 
 
 def as_gradient(tensors: Mapping[str, Tensor], convention: Convention, task: Task) -> dict[str, Tensor]:
@@ -133,33 +144,6 @@ def as_gradient(tensors: Mapping[str, Tensor], convention: Convention, task: Tas
     return {name: factor * tensor.to(torch.float32) for name, tensor in tensors.items()}
 
 
-def check_task(task: Task) -> None:
-    """Refuse a task that describes no training.
-
-    Raises:
-        ValueError: what is wrong, in one line.
-    """
-    whole = {name: getattr(task, name) for name in ("num_classes", "batch_size", "clients", "rounds")}
-    whole |= dict(zip(("channels", "height", "width"), task.image_shape, strict=True))
-    for name, value in whole.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"task.{name} is {value!r}, not a whole number of at least 1")
-    if task.image_shape[0] != 3:
-        raise ValueError(f"task.image_shape has {task.image_shape[0]} channels: pictures have 3")
-    if task.granularity not in ("sample", "update"):
-        raise ValueError(f"task.granularity is {task.granularity!r}, neither sample nor update")
-    if not (math.isfinite(task.noise_multiplier) and task.noise_multiplier >= 0):
-        raise ValueError(f"task.noise_multiplier is {task.noise_multiplier!r}, not a number of at least 0")
-    if task.max_grad_norm is None:
-        if task.noise_multiplier > 0:
-            raise ValueError(
-                f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null, and noise without "
-                "a clip protects nothing: state the clipping norm"
-            )
-    elif not (math.isfinite(task.max_grad_norm) and task.max_grad_norm > 0):
-        raise ValueError(f"task.max_grad_norm is {task.max_grad_norm!r}, neither a number above 0 nor null")
-
-
 def save_captured(path: str | Path, captured: CapturedUpdate) -> None:
     """Write one captured update, whole or not at all.
 
@@ -175,19 +159,18 @@ def save_captured(path: str | Path, captured: CapturedUpdate) -> None:
         raise UserError(f"a captured update is a {ENDING} file, not {path.name}: name it {path.stem}{ENDING}")
     if not captured.tensors:
         raise UserError(f"nothing was captured for {path}: give the tensors by parameter name")
-    try:
-        check_task(captured.task)
-    except ValueError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
     header = {field.name: getattr(captured, field.name) for field in fields(captured) if field.name != "tensors"}
     header["task"] = asdict(captured.task)
     header["declared"] = captured.declared and asdict(captured.declared)
-    text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
+    try:
+        CapturedUpdate.from_header(header, {})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from error
     for name, tensor in captured.tensors.items():
         if not tensor.is_floating_point():
             raise UserError(f"{name} holds {tensor.dtype}, and a gradient is floating point: nothing was written")
     tensors = {name: tensor.to(torch.float32) for name, tensor in captured.tensors.items()}
-    write_tensors(path.parent, path.stem, tensors, {ENTRY: text})
+    write_sealed(path, tensors, ENTRY, {"format": FORMAT, **header})
 
 
 def load_header(path: str | Path) -> CapturedUpdate:
@@ -211,32 +194,20 @@ def _load(path: Path, tensors: bool) -> CapturedUpdate:
     if not path.is_file():
         raise UserError(f"there is no captured update {path}: give --model.update a file, or a folder of them")
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(ENTRY)
-            if text is None:
-                raise UserError(
-                    f"{path} does not say what it holds: a captured update has its description in the header; write "
-                    "it by lightning_recon.capture.save_captured"
-                )
-            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 - no mapping
-        header = json.loads(text)
+        found, header = read_sealed(path, ENTRY) if tensors else ({}, read_header(path, ENTRY))
+        if not header:
+            raise UserError(
+                f"{path} does not say what it holds: a captured update has its description in the header; write "
+                "it by lightning_recon.capture.save_captured"
+            )
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        return CapturedUpdate.from_header(header, found)
+        # Other programs write other precisions; what float32 cannot hold becomes infinite, which the validator refuses.
+        floats = {name: tensor.to(torch.float32) for name, tensor in found.items() if tensor.is_floating_point()}
+        return CapturedUpdate.from_header(header, found | floats)
     except SafetensorError as error:
         raise UserError(
-            f"{path} is truncated or no safetensors file ({_line(error)}): capture again, or copy it again"
+            f"{path} is truncated or no safetensors file ({reason_of(error)}): capture again, or copy it again"
         ) from error
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"{path} is no captured update: {_line(error)}") from error
-
-
-def _compare(found: Any, known: set[str], where: str) -> None:  # noqa: ANN401 - any collection of names
-    if missing := sorted(known - set(found)):
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    if unknown := sorted(set(found) - known):
-        raise ValueError(f"{where} has {', '.join(unknown)}, which this version does not know")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    except FAULTS as error:
+        raise UserError(f"{path} is no captured update: {reason_of(error)}") from error

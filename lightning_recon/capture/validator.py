@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
+from lightning_recon.normalization import without_wrapper
 from lightning_recon.structure.inference import InferenceStructure
 from lightning_recon.structure.release import weight_names
 
@@ -183,13 +185,19 @@ def _reason(captured: CapturedUpdate, measured: float, announced: float) -> str:
     return "likely another clip, a learning rate, or momentum: capture the noised gradient itself"
 
 
-def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapping[str, Shape] | None) -> ClientUpdate:
+def check_update(
+    captured: CapturedUpdate,
+    payload: ServerPayload,
+    network: Mapping[str, Shape] | None,
+    head: str | None = None,
+) -> ClientUpdate:
     """Everything that can be said about one captured update.
 
     Args:
         captured: the file's content.
         payload: what the configured structure ships.
         network: shape of the network's parameters by name, without "network."; None if the network is not known here.
+        head: which of them is the bias of the last layer, (classes,); None if that is not known.
 
     Returns:
         The update in the convention of `ClientUpdate`.
@@ -208,16 +216,17 @@ def check_update(captured: CapturedUpdate, payload: ServerPayload, network: Mapp
             f"{digest[:12]}: set --model.structure to the settings under which the payload was made"
         )
     expected = structure_shapes(payload) | {NETWORK + name: shape for name, shape in (network or {}).items()}
-    check_tensors(captured.tensors, expected, others=network is None)
+    tensors = captured.tensors if network is None else without_wrapper(captured.tensors, expected, NETWORK)
+    check_tensors(tensors, expected, others=network is None)
     if network is not None and len(network) != captured.task.parameter_tensors:
         raise UserError(
             f"task.parameter_tensors is {captured.task.parameter_tensors}, but the network has {len(network)} "
             "parameter tensors: write the true number"
         )
-    update = captured.update()
+    update = replace(captured, tensors=tensors).update()
     check_noise(captured, update, payload)
-    if network is not None:
-        check_sign(captured, update, network)
+    if head is not None:
+        check_sign(captured, update, head)
     return update
 
 
@@ -249,7 +258,7 @@ def sensitivity_remarks(clipping_norm: float, sensitivity: float) -> list[str]:
     return remarks
 
 
-def check_sign(captured: CapturedUpdate, update: ClientUpdate, network: Mapping[str, Shape]) -> None:
+def check_sign(captured: CapturedUpdate, update: ClientUpdate, head: str) -> None:
     """Hold the gradient of the last layer's bias against what cross-entropy allows.
 
     A picture's gradient there is prediction minus label: below zero in its own class alone. So no sum of clipped
@@ -259,16 +268,13 @@ def check_sign(captured: CapturedUpdate, update: ClientUpdate, network: Mapping[
     Args:
         captured: the file's content.
         update: the same in the convention of `ClientUpdate`.
-        network: shape of the network's parameters by name.
+        head: name of that bias in the network.
 
     Raises:
         UserError: more classes are below zero than chance explains.
     """
     task = captured.task
-    name, shape = list(network.items())[-1]
-    if not name.endswith(".bias") or shape != (task.num_classes,):
-        return
-    entries = update.gradient[NETWORK + name].double()
+    entries = update.gradient[NETWORK + head].double()
     margin = max(_ERRORS * task.update_noise * (task.max_grad_norm or 0.0), 1e-4 * float(entries.abs().max()))
     below, above = int((entries < -margin).sum()), int((entries > margin).sum())
     if below <= task.victims:
@@ -278,7 +284,7 @@ def check_sign(captured: CapturedUpdate, update: ClientUpdate, network: Mapping[
         other = "gradient_mean" if captured.convention == "delta" else "delta"
         advice = f"its sign is the opposite one, so say convention {other}"
     raise UserError(
-        f"{NETWORK + name} is below zero in {below} classes, and a gradient is in no more than it has pictures, here "
+        f"{NETWORK + head} is below zero in {below} classes, and a gradient is in no more than it has pictures, here "
         f"{task.victims} (gradients point from the new weights to the old, deltas the other way): {advice}"
     )
 

@@ -5,13 +5,11 @@ A truth file is one safetensors file, `images` (B, 3, H, W) float32 in [0, 1] an
 index in its header. The attack never reads it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,7 +17,8 @@ from lightning_recon.data.datamodule import one_step
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.storage import write_tensors
+from lightning_recon.schema import TRUTH
+from lightning_recon.storage import FAULTS, read_sealed, reason_of, validated, write_sealed
 
 FORMAT = "truth 1"
 ENTRY = "truth"  # of the safetensors header
@@ -42,7 +41,7 @@ def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0
     if fault := _fault(images, labels):
         raise UserError(f"cannot write {path}: {fault}")
     tensors = {"images": images.to(torch.float32), "labels": labels.to(torch.int64)}
-    write_tensors(path.parent, path.stem, tensors, {ENTRY: json.dumps({"format": FORMAT, "client": client})})
+    write_sealed(path.with_name(f"{path.stem}.safetensors"), tensors, ENTRY, {"format": FORMAT, "client": client})
 
 
 def load_truth(path: Path) -> tuple[int, ClientBatch]:
@@ -52,16 +51,17 @@ def load_truth(path: Path) -> tuple[int, ClientBatch]:
         UserError: the file is damaged, or no truth file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(ENTRY, "{}"))
-            if header.get("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT!r}")
-            images, labels, client = file.get_tensor("images"), file.get_tensor("labels"), int(header["client"])
+        tensors, header = read_sealed(path, ENTRY)
+        if header.pop("format", None) != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        client, images, labels = validated(header, TRUTH)["client"], tensors["images"], tensors["labels"]
         if fault := _fault(images, labels):
             raise ValueError(fault)
-    except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no truth file ({reason}): write it by lightning_recon.data.save_truth") from error
+    except FAULTS as error:
+        raise UserError(
+            f"{path} is no truth file ({reason_of(error)}): write it by lightning_recon.data.save_truth"
+        ) from error
+    images, labels = images.to(torch.float32), labels.to(torch.int64)
     names = [f"{path.stem}/{index}" for index in range(len(images))]
     return client, ClientBatch(images, images, torch.ones_like(images[:, :1], dtype=torch.bool), labels, names)
 
@@ -158,6 +158,8 @@ def _fault(images: Tensor, labels: Tensor) -> str:
         return f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, not float (B, 3, H, W)"
     if not (images.min() >= 0 and images.max() <= 1):
         return f"images reach from {float(images.min()):.3g} to {float(images.max()):.3g}, not from 0 to 1"
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        return f"labels are {str(labels.dtype).removeprefix('torch.')}, not integers"
     if labels.shape != images.shape[:1]:
         return f"{tuple(labels.shape)} labels for {len(images)} images"
     return f"the label {int(labels.min())} is below 0" if int(labels.min()) < 0 else ""

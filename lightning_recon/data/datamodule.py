@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_recon.data.download import DOWNLOADABLE, default_root
 from lightning_recon.data.images import ClientBatch, Pictures, Selection, Source, open_source, select
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
@@ -57,7 +58,8 @@ class ClientDataModule(LightningDataModule):
             seed: chooses the pictures.
             num_classes: number of classes of the network: a label that does not fit is refused, and a folder without
                 class subfolders gets labels below it; unchecked when not given.
-            download: fetch CIFAR-100, Caltech-256 or Flowers-102 when missing.
+            download: fetch CIFAR-100, Caltech-256 or Flowers-102 when missing, into `root` or, when that is not given
+                either, $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data.
             num_workers: processes that read pictures while a target network is trained.
             mask_cache: folder of found masks; $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks when not
                 given.
@@ -77,6 +79,8 @@ class ClientDataModule(LightningDataModule):
         )
         given = root or (os.environ.get("LIGHTNING_RECON_DATA") if source != "samples" else None)
         self.root = Path(given).expanduser() if given else None
+        if self.root is None and download and source in DOWNLOADABLE:
+            self.root = default_root()
         self.source: Source = "folder" if source == "samples" and root else source
         self.image_size, self.batch_size, self.clients, self.seed = image_size, batch_size, clients, seed
         self.masks = masks if masks is not None else GrabCutMasks()
@@ -136,6 +140,12 @@ class ClientDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """As for validation."""
         return self.val_dataloader()
+
+    @property
+    def skipped_pictures(self) -> list[dict[str, str]]:
+        """Name of each of the clients' pictures that could not be read, and why; another took its place."""
+        skipped = [] if self._chosen is None else self._chosen[1].skipped
+        return [{"name": name, "reason": reason} for name, reason in skipped]
 
     def pictures(self) -> Pictures:
         """All pictures that clients may hold; a data module for another source overrides this alone."""

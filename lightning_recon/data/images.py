@@ -5,22 +5,23 @@ Every source (bundled samples, image folders, torchvision's data sets) becomes `
 it is chosen, so a folder of a million pictures opens in seconds, and a damaged file costs one picture, not the run.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
+from lightning_recon.data.download import opened
+from lightning_recon.data.folders import is_picture, scan
+from lightning_recon.data.opening import open_picture, to_rgb
 from lightning_recon.errors import UserError
+from lightning_recon.printable import printable
 
 Source = Literal["samples", "folder", "imagenet", "cifar100", "caltech256", "flowers102"]
 
@@ -76,7 +77,7 @@ class Pictures:
             picture, label = self.fetch(index)
             return square(picture, size), int(label)
         except Exception as error:  # decoders raise many types on damaged files: struct.error, SyntaxError, OSError...
-            raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+            raise ValueError(printable(" ".join(str(error).split()) or type(error).__name__, 300)) from error
 
 
 @dataclass(frozen=True)
@@ -132,22 +133,14 @@ def square(picture: Image.Image, size: int) -> Tensor:
     """The picture upright, in RGB, its short side resized to `size` (antialiased) and its centre cropped.
 
     Args:
-        picture: any mode: 16-bit grey is scaled to 8 bits, transparent parts become black, EXIF rotation is applied.
+        picture: any mode; see `to_rgb` for what becomes of it.
         size: side of the result, in pixels.
 
     Returns:
         (3, size, size) uint8.
     """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # Pillow's own conversion clips at 255 instead of scaling
-        grey = np.asarray(picture).astype(np.int64)
-        scale = 257 if picture.mode != "I" or grey.max() > 255 else 1
-        picture = Image.fromarray((grey // scale).clip(0, 255).astype(np.uint8))
-    elif picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
     # fit() cuts the centre square first, so that an extremely long picture cannot become huge
-    fitted = ImageOps.fit(picture.convert("RGB"), (size, size), method=Image.Resampling.BILINEAR)
+    fitted = ImageOps.fit(to_rgb(picture), (size, size), method=Image.Resampling.BILINEAR)
     return torch.Tensor(transforms.pil_to_tensor(fitted)).to(torch.uint8)
 
 
@@ -171,24 +164,12 @@ def open_source(source: Source, root: Path | None, num_classes: int | None = Non
         raise UserError(f"no data root for the source {source}: give --data.root DIR or set LIGHTNING_RECON_DATA")
     if source in ("folder", "imagenet"):
         return open_folder(_imagenet_folder(root) if source == "imagenet" else root, num_classes)
-    if not (download or root.is_dir()):
-        raise UserError(f"data root {root} does not exist: give the right --data.root, or add --data.download true")
-    readers: dict[str, Callable[[], Any]] = {
-        "cifar100": partial(datasets.CIFAR100, root, train=True, download=download),
-        "caltech256": partial(datasets.Caltech256, root, download=download),
-        "flowers102": partial(datasets.Flowers102, root, split="train", download=download),
-    }
-    try:
-        data = readers[source]()
-    except (RuntimeError, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        remedy = "see the reason, or fetch it by hand" if download else "add --data.download true to fetch it"
-        raise UserError(f"{source} is not complete in {root} ({reason}): {remedy}") from error
+    data = opened(source, root, download)
     return Pictures(f"{source} in {root}", [str(index) for index in range(len(data))], data.__getitem__)
 
 
 def open_folder(root: Path, num_classes: int | None = None) -> Pictures:
-    """Pictures of a folder, in the order of their sorted paths; hidden files and folders are left out.
+    """Pictures of a folder, in the order of their sorted paths; see `scan` for what is left out.
 
     With a folder per class (torchvision's ImageFolder layout, any depth below it), the label is the position of the
     class among the sorted folder names. Without class folders, the label is the position of the picture among the
@@ -203,41 +184,34 @@ def open_folder(root: Path, num_classes: int | None = None) -> Pictures:
     """
     if not root.is_dir():
         raise UserError(f"data root {root} does not exist or is no folder: give the folder of pictures by --data.root")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files = [(path, label) for label, name in enumerate(classes) for path in _files(root / name)]
-    loose = [entry for entry in sorted(root.iterdir()) if entry.is_file() and not entry.name.startswith(".")]
-    if not any(_is_picture(path) for path, _ in files):
-        pictures = [path for path in loose if _is_picture(path)]
-        entries = [(path, position % (num_classes or 1000)) for position, path in enumerate(pictures)]
-        ignored = [path for path in loose if not _is_picture(path)]
+    try:
+        found = scan(root)
+    except OSError as error:
+        raise UserError(f"data root {root} cannot be listed ({error.strerror}): choose another --data.root") from error
+    loose = [path for path in found.loose if is_picture(path)]
+    entries = [(path, label) for path, label in found.files if is_picture(path)]
+    ignored = found.left_out
+    if entries:
+        ignored += [_name(path, root) for path, _ in found.files if not is_picture(path)]
+        ignored += [_name(path, root) for path in loose]
     else:
-        entries = [(path, label) for path, label in files if _is_picture(path)]
-        ignored = [path for path, _ in files if not _is_picture(path)] + [path for path in loose if _is_picture(path)]
+        entries = [(path, position % (num_classes or 1000)) for position, path in enumerate(loose)]
+        ignored += [_name(path, root) for path in found.loose if not is_picture(path)]
     if not entries:
         endings = " ".join(IMG_EXTENSIONS)
         raise UserError(f"data root {root} holds no pictures ({endings}): put them in it or in a subfolder per class")
-    names = [path.relative_to(root).as_posix() for path, _ in entries]
-    return Pictures(str(root), names, partial(_open_file, entries), [str(path.relative_to(root)) for path in ignored])
+    names = [_name(path, root) for path, _ in entries]
+    return Pictures(str(root), names, partial(_open_file, entries), [printable(name) for name in ignored])
+
+
+def _name(path: Path, root: Path) -> str:
+    """For people: bytes that are not UTF-8, and what would confuse a terminal, are written out."""
+    return printable(path.relative_to(root).as_posix())
 
 
 def _open_file(entries: Sequence[tuple[Path, int]], index: int) -> tuple[Image.Image, int]:
     path, label = entries[index]
-    with Image.open(path) as picture:
-        picture.load()
-    return picture, label
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, links to folders followed, hidden ones left out."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
-    return sorted(found)
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS
+    return open_picture(path), label
 
 
 def _imagenet_folder(root: Path) -> Path:

@@ -7,17 +7,18 @@ only reads.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import Progress
 from torch import Tensor
 
+from lightning_recon.console import counting
 from lightning_recon.data.masks import NoMasks, SubjectMasks
+from lightning_recon.data.opening import open_picture
 from lightning_recon.errors import UserError
 
 
@@ -46,19 +47,18 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
     if isinstance(masks, NoMasks):
         return 0
     keys: list[Path] = []
-    bar = Progress(transient=True)
 
-    def missing() -> Iterator[Tensor]:
-        for image in bar.track(images, total=total, description="subject masks"):
+    def missing(seen: set[Path], done: Callable[[int], None]) -> Iterator[Tensor]:
+        for number, image in enumerate(images):
+            done(number)
             path = _path(image, masks, folder)
             if path not in seen and _load(path, image) is None:
                 seen.add(path)
                 keys.append(path)
                 yield image
 
-    seen: set[Path] = set()
-    with bar:  # out here, where it is closed at once whatever goes wrong
-        for count, mask in enumerate(masks(missing())):
+    with counting("subject masks", total) as done:  # out here, where it is closed at once whatever goes wrong
+        for count, mask in enumerate(masks(missing(set(), done))):
             _store(keys[count], mask)
     return len(keys)
 
@@ -92,9 +92,8 @@ def _path(image: Tensor, masks: SubjectMasks, folder: Path) -> Path:
 def _load(path: Path, image: Tensor) -> Tensor | None:
     """A stored mask; None where there is none that can be read and fits, so that it is found again."""
     try:
-        with Image.open(path) as stored:
-            mask = torch.from_numpy(np.array(stored.convert("1")))[None]
-    except (OSError, SyntaxError):
+        mask = torch.from_numpy(np.array(open_picture(path).convert("1")))[None]
+    except (OSError, SyntaxError, ValueError):
         return None
     return mask if mask.shape[1:] == image.shape[1:] else None
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Six statistics of a shipped model: small for ordinary networks, large for a structure that copies pictures.
+"""Seven statistics of a shipped model: small for ordinary networks, large for a structure that copies pictures.
 
 All look at the model from outside: parameters, outputs and gradients, never at names, classes or code. None proves that
 a model is harmless; each docstring says what a server that knows the check would do, and what that costs it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ _LOUD, _SILENT = 0.1, 0.25
 # float32's rounding; an untrained resmlp_12, which is nearly linear, 4e-5; most ordinary layers 1e-2 and more.
 _LINEAR = 1e-5
 _MIXTURES = (0.0, 0.25, 0.5)
+# Weights are moved at random by this share of their size.
+_NUDGE = 1e-3
 # A step along the gradient that should change the loss by this share of it.
 _STEP = 1e-6
 
@@ -144,7 +146,8 @@ def false_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
         images: (B, channels, height, width), float32.
         labels: (B,), int64.
     """
-    precise, pictures = deepcopy(model).double(), images.double()
+    device = "cpu" if images.device.type == "mps" else images.device  # Apple's GPUs have no float64
+    precise, pictures, labels = deepcopy(model).to(device).double(), images.to(device).double(), labels.to(device)
     gradient = gradient_of(precise, pictures, labels)
     energy = max(sum(_energies(gradient).values()), 1e-300)
 
@@ -213,6 +216,34 @@ def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading
     return Reading(share, max(found, key=found.__getitem__, default=""))
 
 
+def zero_gradient(model: nn.Module, images: Tensor, gradient: Mapping[str, Tensor]) -> Reading:
+    """How far the weights whose gradient is exactly zero move the logits, as a share of what all weights do.
+
+    A weight that moves the logits has a gradient, unless the server detached the logits to keep the whole clipping
+    budget for its structure. Weights without effect on the logits (dead or unused units, branches that start at zero)
+    have zero gradients honestly and do not count. Not seen: a gradient that is scaled down rather than removed. To
+    evade: do just that, which costs the structure next to nothing.
+
+    Args:
+        model: images to logits.
+        images: (B, channels, height, width), float32.
+        gradient: by parameter name.
+    """
+    sizes = {name: tensor.numel() for name, tensor in gradient.items() if not bool(tensor.any())}
+    whole = _logits(model, images)
+
+    def moved(names: Collection[str]) -> float:
+        nudged, generator = deepcopy(model), torch.Generator().manual_seed(0)
+        for name, parameter in nudged.named_parameters():
+            random = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if name in names:
+                parameter.data.mul_(1 + _NUDGE * random)
+        return float((_logits(nudged, images) - whole).norm())
+
+    share = moved(sizes) / max(moved(gradient), 1e-300) if sizes else 0.0
+    return Reading(min(share, 1.0), max(sizes, key=sizes.__getitem__) if share > 0 else "")
+
+
 class _Inputs(TorchFunctionMode):
     """Within it, counts the constant inputs of every linear layer."""
 
@@ -267,7 +298,7 @@ def _removed(module: nn.Module) -> Iterator[list[bool]]:
 def _loudest_row(tensor: Tensor) -> Tensor:
     """The row of the greatest norm at norm 1, float64; empty if rows are short or all zero."""
     rows = tensor.flatten(1) if tensor.dim() > 1 else tensor.new_zeros(1, 0)
-    row = rows[rows.norm(dim=1).argmax()].double()
+    row = rows[rows.norm(dim=1).argmax()].cpu().double()
     return row / row.norm() if len(row) >= _LEAST_INPUTS and bool(row.any()) else row[:0]
 
 

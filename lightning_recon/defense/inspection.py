@@ -16,6 +16,7 @@ from lightning_recon.defense.checks import (
     linear_gradient,
     repeated_rows,
     silent_layer,
+    zero_gradient,
 )
 
 # Above these a check alarms. Chosen so that none of the ordinary networks of results/detector.csv does, half-way or
@@ -27,6 +28,7 @@ THRESHOLDS = {
     "false_gradient": 0.1,
     "silent_layer": 0.5,
     "linear_gradient": 0.01,
+    "zero_gradient": 0.5,
 }
 _SENTENCES = {
     "repeated_rows": "{value:.0%} of the rows of {where} have a twin: units that all measure the same quantity",
@@ -35,6 +37,7 @@ _SENTENCES = {
     "false_gradient": "{value:.1%} of the gradient's energy is no derivative of the loss: something cancels unseen",
     "silent_layer": "{where} takes {value:.1%} of the gradient's energy, and without it the logits hardly change",
     "linear_gradient": "{value:.1%} of the gradient's energy is a linear copy of the picture, most of it in {where}",
+    "zero_gradient": "weights such as {where} make {value:.0%} of the logits' movement, and their gradient is zero",
 }
 _NOTHING = "nothing conspicuous ({value:.3g}, an alarm is above {threshold:g})"
 
@@ -93,5 +96,6 @@ def inspect_model(model: nn.Module, images: Tensor, labels: Tensor) -> list[Find
         "false_gradient": false_gradient(model, images, labels),
         "silent_layer": silent_layer(model, images, gradient),
         "linear_gradient": linear_gradient(model, images, labels),
+        "zero_gradient": zero_gradient(model, images, gradient),
     }
     return [Finding(name, readings[name].value, level, readings[name].where) for name, level in THRESHOLDS.items()]

@@ -59,9 +59,9 @@ def label_share(guessed: Tensor, labels: Tensor) -> float:
     """Share of the labels that are among the guessed ones, each counted as often as it is there.
 
     Args:
-        guessed: shape (B,), int64, in any order.
+        guessed: shape (B,), int64, in any order; or empty, if nobody knows.
         labels: shape (B,), int64.
     """
-    length = int(max(guessed.max(), labels.max())) + 1
+    length = int(torch.cat([guessed, labels]).max()) + 1
     found = torch.minimum(guessed.bincount(minlength=length), labels.bincount(minlength=length))
     return int(found.sum()) / len(labels)

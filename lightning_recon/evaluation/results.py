@@ -63,6 +63,9 @@ def results_record(
     alarms: Sequence[str] | None = None,
     label_accuracy: float | None = None,
     channel_code: str | None = None,
+    detached_logits: bool | None = None,
+    structure_share: float | None = None,
+    low_shares: int | None = None,
 ) -> Record:
     """Everything that a run comes to, as `results.json` holds it.
 
@@ -86,10 +89,15 @@ def results_record(
         alarms: Which checks of the shipped model would have warned a client; None if it was not looked at.
         label_accuracy: See `summary_record`.
         channel_code: See `summary_record`.
+        detached_logits: Whether the server shipped the network's logits detached, so that the network's own gradient is
+            zero; None if it added nothing to the network.
+        structure_share: See `summary_record`.
+        low_shares: See `summary_record`.
 
     Returns:
         A record for `write_json`.
     """
+    shares: Any = {"structure_share": structure_share, "low_shares": low_shares}
     victims = [victim for one in scored for victim in one.victims]
     cost: dict[str, Any] = {"seconds": seconds, "steps": steps, "structure_bytes": structure_bytes}
     names = [name for name, _ in named_pictures(scored)]
@@ -101,6 +109,7 @@ def results_record(
         "seed": seed,
         "privacy": privacy,
         "oracles": list(oracles),
+        "detached_logits": detached_logits,
         "public_statistics": public_statistics,
         "subject_fraction": float(torch.cat([truth.masks for truth in truths]).double().mean()),
         "batchnorm": batchnorm,
@@ -109,7 +118,7 @@ def results_record(
         "baselines": baselines_record(truths, mean_image),
         "bounds": bounds,
         "victims": [asdict(victim) | {"image": name} for victim, name in zip(victims, names, strict=True)],
-        "summary": summary_record(scored, **cost, label_accuracy=label_accuracy, channel_code=channel_code),
+        "summary": summary_record(scored, **cost, **shares, label_accuracy=label_accuracy, channel_code=channel_code),
     }
 
 
@@ -236,6 +245,8 @@ def summary_record(
     structure_bytes: int,
     label_accuracy: float | None = None,
     channel_code: str | None = None,
+    structure_share: float | None = None,
+    low_shares: int | None = None,
 ) -> Record:
     """Averages over all victims and draws.
 
@@ -247,6 +258,9 @@ def summary_record(
         label_accuracy: Share of the true labels that the attacker has, a mean over updates and draws; None if it cares
             for none.
         channel_code: Name of the channel code that files were sent with; None if nothing was sent digitally.
+        structure_share: Share of the clipping budget that the structure had, as the server estimates it; a mean over
+            updates and draws; None where that cannot be told.
+        low_shares: In how many updates, of all draws, it is significantly below 0.9; None likewise.
 
     Returns:
         The `summary` section. `victims` counts each image once; `detected`, `collided` and `false_detections` are
@@ -280,6 +294,8 @@ def summary_record(
         "steps": steps,
         "steps_per_second": steps / seconds if steps and seconds else None,
         "structure_bytes": structure_bytes,
+        "structure_share": structure_share,
+        "low_shares": low_shares,
     }
 
 

@@ -29,6 +29,9 @@ def unscored_record(
     steps: int,
     structure_bytes: int,
     channel_code: str | None = None,
+    detached_logits: bool | None = None,
+    structure_share: float | None = None,
+    low_shares: int | None = None,
 ) -> Record:
     """Everything that a run without a truth comes to: the fields of `results_record`.
 
@@ -47,6 +50,9 @@ def unscored_record(
         steps: Refinement steps.
         structure_bytes: What the server's structure adds to one client's upload in one round.
         channel_code: Name of the channel code that files were sent with; None if nothing was sent digitally.
+        detached_logits: Whether the server shipped the network's logits detached; None if it added nothing to it.
+        structure_share: Share of the clipping budget that the structure had; None where that cannot be told.
+        low_shares: In how many updates it is low; None likewise.
 
     Returns:
         A record for `write_json`. `victims` has an entry for each picture, in the attacker's own order;
@@ -68,6 +74,7 @@ def unscored_record(
         "seed": None,
         "privacy": privacy,
         "oracles": list(oracles),
+        "detached_logits": detached_logits,
         "public_statistics": public_statistics,
         "subject_fraction": None,
         "batchnorm": None,
@@ -87,5 +94,7 @@ def unscored_record(
             "steps": steps,
             "steps_per_second": steps / seconds if steps and seconds else None,
             "structure_bytes": structure_bytes,
+            "structure_share": structure_share,
+            "low_shares": low_shares,
         },
     }

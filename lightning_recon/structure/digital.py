@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
+from lightning_recon.structure.budget import structure_share
 from lightning_recon.structure.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
@@ -21,7 +22,7 @@ from lightning_recon.structure.release import released_rows
 from lightning_recon.structure.separation import separate
 from lightning_recon.structure.statistics import PublicStatistics
 from lightning_recon.structure.transform import analyse, synthesise
-from lightning_recon.structure.water_filling import WaterFilling, in_coefficients
+from lightning_recon.structure.water_filling import STRENGTH, WaterFilling, in_coefficients
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
@@ -63,6 +64,8 @@ class Digital:
         upload_limit: int = 123_000_000,
         force: bool = False,
         statistics: str | None = None,
+        strength: float = STRENGTH,
+        detach_logits: bool = True,
     ) -> None:
         """Choose the server's parameters; the defaults need no tuning.
 
@@ -78,6 +81,8 @@ class Digital:
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             force: Whether to send digitally even where a linear code makes the better picture.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
+            strength: Factor of the structure's gradient, see `WaterFilling`.
+            detach_logits: Whether the network's own gradient is zero, which a client can notice, see `WaterFilling`.
         """
         check_ranges(
             "--model.structure.", margin_db=(margin_db, NOT_NEGATIVE), upload_limit=(upload_limit, SIZE_IN_BYTES)
@@ -88,6 +93,8 @@ class Digital:
             directions=directions,
             assumed_noise=assumed_noise,
             statistics=statistics,
+            strength=strength,
+            detach_logits=detach_logits,
         )
         self.margin_db = margin_db
         self.upload_limit = upload_limit
@@ -132,6 +139,8 @@ class Digital:
             directions=self.linear.directions,
             assumed_noise=None if assumed is None else assumed * factor,
             statistics=self.linear.statistics_file,
+            strength=self.linear.strength,
+            detach_logits=self.linear.detach_logits,
         )
         return linear.payload(replace(task, noise_multiplier=task.noise_multiplier * factor))
 
@@ -170,11 +179,10 @@ class Digital:
             scale=math.sqrt(count * sharers),
             log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
         )
-        found = separate(rows, _with_words(prior, plan), task.victims, self.linear.false_alarm)
+        whole = _with_words(prior, plan)
+        found = separate(rows, whole, task.victims, self.linear.false_alarm)
         size = (task.image_shape[1], task.image_shape[2])
-        columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, transient=True, disable=task.victims == 1) as bar:
-            pictures_read = bar.add_task("", total=task.victims)
+        with counting("decoding", task.victims) as decoded_so_far:
             received, others = read_victims(
                 released[:, sent:],
                 noise,
@@ -183,7 +191,7 @@ class Digital:
                 plan,
                 size,
                 task.victims,
-                lambda count: bar.update(pictures_read, completed=count),
+                decoded_so_far,
             )
         combined, pilots = found.combine.to(released) @ released, found.combine.to(pilot) @ pilot
         noises = noise * found.combine.norm(dim=1)
@@ -198,7 +206,9 @@ class Digital:
         evident = found.evident or any(one is not None for one in received)
         unresolved = found.unresolved if missing else 0
         files = tuple(_as_file(one, plan) for one in (*received, *others))
-        return Guess(pictures, unresolved, {"structure.weight": None}, posterior, evident=evident, files=files)
+        share = structure_share(released, pilot, noise, whole, task, payload)
+        read: dict[str, Tensor | None] = {"structure.weight": None}
+        return Guess(pictures, unresolved, read, posterior, evident=evident, files=files, share=share)
 
 
 def _sharers(task: Task) -> int:

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.structure.budget import BudgetShare
 from lightning_recon.structure.statistics import PublicStatistics
 
 
@@ -57,6 +58,7 @@ class Guess:
         evident: Whether the update shows more than the public mean image. If not, pictures are handed over all the
             same, because they cost nothing, but must not count as detections.
         files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
+        share: The structure's share of the clipping budget, as the rows show it; None where that cannot be told.
     """
 
     pictures: Tensor
@@ -66,6 +68,7 @@ class Guess:
     moments: Tensor | None = None
     evident: bool = True
     files: tuple[ReceivedFile | None, ...] | None = None
+    share: BudgetShare | None = None
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def unframed(bits: Tensor, height: int, width: int) -> tuple[Tensor, bool] | Non
         file += bytes(padded - len(data))
     else:
         file = _refilled(_container(height, width), len(data)) + data
-    with Image.open(io.BytesIO(file)) as opened:
+    with Image.open(io.BytesIO(file), formats=["WEBP" if exact else "AVIF"]) as opened:
         pixels = np.array(opened.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), exact
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.ranges import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, SIZE, SIZE_OR_NONE, check_ranges
+from lightning_recon.structure.budget import structure_share
 from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.encoding import water_filling
 from lightning_recon.structure.evidence import Rows
@@ -25,6 +26,12 @@ from lightning_recon.structure.voices import LOUDEST, class_code
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
+# Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip whoever
+# it is: |δ| is 30 (1 − p) for a picture that the network is sure of, so for a clip of 10 over 16 pictures this suffices
+# down to 1 − p = 1e-11. The network's own gradient, where it is not detached, was up to 1e11 (RegNet-Y 400MF,
+# batch normalisation over two numbers). More than about 1e14 would overflow a client's float32, in which norms are
+# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the strangest pictures, 700 for pixels far outside of [0, 1].
+STRENGTH = 1e12
 # How far units without a twin may move the logits.
 _FOOTPRINT = 0.01
 # Units: so many a picture, but at least so many, and so many times more where there is only one direction.
@@ -48,7 +55,7 @@ class WaterFilling:
         directions: int | None = None,
         pilot_power: float = 0.08,
         nulls: int = 256,
-        strength: float = 1e4,
+        strength: float = STRENGTH,
         assumed_noise: float | None = None,
         false_alarm: float = 0.01,
         spread: bool = True,
@@ -56,6 +63,7 @@ class WaterFilling:
         encoding: Literal["water_filling", "flat"] = "water_filling",
         cancel: bool = True,
         statistics: str | None = None,
+        detach_logits: bool = True,
     ) -> None:
         """Choose the server's parameters; the defaults need no tuning, the rest shows what each part is worth.
 
@@ -71,7 +79,8 @@ class WaterFilling:
             pilot_power: Share of the power spent on the constant input that reveals scale and sign, in [0, 1). Without
                 a pilot the sign stays unknown, and the mean over both signs is the mean image.
             nulls: Inputs that are always zero, from which the noise is measured. With 0 it is believed as announced.
-            strength: How much louder the structure is than the network, so that it takes the whole clipping budget.
+            strength: Factor of the structure's gradient, with which it exceeds the clipping norm and the network's own
+                gradient, whatever the network. Above 1e14 norms may overflow float32.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             spread: Whether to spread the rows over many tensors where each is clipped by itself, see `spreading`.
@@ -82,6 +91,9 @@ class WaterFilling:
             cancel: Whether frozen twins cancel the structure's output exactly. Without them it moves the logits by up
                 to 0.01, and pictures far outside of what is usual excite no unit.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
+            detach_logits: Whether the shipped model detaches the network's logits, so that the network's own gradient
+                is exactly zero and the structure has the whole clipping budget. The output does not change, but a
+                client who looks can notice zero gradients, see `lightning_recon.defense`.
         """
         check_ranges(
             "--model.structure.",
@@ -112,6 +124,7 @@ class WaterFilling:
         self.voices = voices
         self.encoding = encoding
         self.cancel = cancel
+        self.detach_logits = detach_logits
 
     @property
     def name(self) -> str:
@@ -153,6 +166,7 @@ class WaterFilling:
                 "target_scale": 0.0 if self.voices == "flattened" else 1.0,
                 "balanced": self.voices == "balanced",
                 "blocks": blocks,
+                "detach_logits": self.detach_logits,
             },
             tensors={
                 "mean": statistics.mean,
@@ -230,7 +244,9 @@ class WaterFilling:
         pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
         # Without a pilot both signs are alike, and their mean is no picture.
         evident = found.evident and level > 0
-        return Guess(pictures, found.unresolved, dict.fromkeys(weight_names(payload)), posterior, evident=evident)
+        share = structure_share(inputs, pilot, noise, prior, task, payload)
+        rows_read = dict.fromkeys(weight_names(payload))
+        return Guess(pictures, found.unresolved, rows_read, posterior, evident=evident, share=share)
 
 
 def layout(

@@ -4,8 +4,9 @@
 import math
 from collections import OrderedDict
 from contextlib import AbstractContextManager
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_recon.data.images import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
-from lightning_recon.networks import build_network, load_weights, without_batch_norm
+from lightning_recon.networks import build_network, copied, load_weights, takes_size, without_batch_norm
+from lightning_recon.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
+from lightning_recon.setup_check import fit_to_pictures
 from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
 from lightning_recon.victim.accountant import Accountant
 from lightning_recon.victim.gradients import exactly
@@ -64,6 +67,7 @@ class VictimClient(LightningModule):
         chunk_size: int = 1,
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        normalization: Normalization = "auto",
     ) -> None:
         """Build the network; the pictures come by `bind`.
 
@@ -92,6 +96,10 @@ class VictimClient(LightningModule):
                 parameters (the server's structure included) for each.
             seed: seed of the untrained weights and of the noise.
             optimizer: optimiser of training the network itself.
+            normalization: of the pictures, which are in [0, 1], inside the network: "none", "imagenet" (its mean and
+                standard deviation), or `mean` and `std`, three numbers each. "auto": none for class paths; for
+                torchvision's and timm's networks what their published weights ask for, ImageNet's if none do; for
+                "convnet" ImageNet's.
         """
         super().__init__()
         check_ranges(
@@ -116,11 +124,9 @@ class VictimClient(LightningModule):
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
         self.aggregated, self.noise_share = aggregated, noise_share
-        self.network = build_network(network, num_classes, seed=seed)
-        if privacy.granularity == "sample":
-            self.network = without_batch_norm(self.network)
-        if weights is not None:
-            load_weights(self.network, weights)
+        self.weights, self.normalization = weights, normalization
+        self._unloaded: UserError | None = None  # why the weights do not fit a network of the default size
+        self.network = self._built(None)
         self.accountant = Accountant(privacy)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._batches: list[ClientBatch] = []
@@ -134,6 +140,9 @@ class VictimClient(LightningModule):
         """
         if stage == "fit" and self.aggregated > 1:
             raise UserError(f"--model.aggregated is {self.aggregated}: leave it out where a target network is trained")
+        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
+        if not self._batches and size is not None:
+            self._fit_to((3, size, size), 2)
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the training has no end: give --trainer.max_epochs or --trainer.max_steps")
 
@@ -145,7 +154,7 @@ class VictimClient(LightningModule):
 
         Raises:
             UserError: a label that the network has no class for, clients that do not part into groups of
-                `aggregated`, or nobody to stand in for an absent client.
+                `aggregated`, nobody to stand in for an absent client, or a network that cannot take the pictures.
         """
         if len(batches) % self.aggregated:
             raise UserError(
@@ -168,8 +177,45 @@ class VictimClient(LightningModule):
                     f"the pictures have labels up to {int(batch.labels.max())}, the network has {self.num_classes} "
                     "classes: raise --model.client.num_classes"
                 )
+        if batches:
+            channels, height, width = batches[0].images.shape[1:]
+            self._fit_to((channels, height, width), min(2, len(batches[0].images)))
         self._batches = list(batches)
         self._clean = None
+
+    def _built(self, image_size: tuple[int, int] | None) -> nn.Module:
+        """The target network with its weights, for pictures of a height and width; None: of the default size."""
+        network = build_network(self.network_name, self.num_classes, None, self.seed, self.normalization, image_size)
+        if self.privacy.granularity == "sample":
+            network = without_batch_norm(network)
+        if self.weights is not None:
+            try:
+                load_weights(network, self.weights)
+            except UserError as error:
+                # They may belong to the same network, built for pictures of another size.
+                if image_size is not None or not takes_size(self.network_name) or not Path(self.weights).is_file():
+                    raise
+                self._unloaded = error
+        return network
+
+    def _fit_to(self, image_shape: tuple[int, int, int], pictures: int) -> None:
+        """Make sure that the network can be trained on pictures of a shape, so many at a time or more."""
+        if (unloaded := self._unloaded) is not None:
+            try:
+                self.network, self._unloaded = self._built((image_shape[1], image_shape[2])), None
+            except UserError:
+                raise unloaded from None
+        rebuild = self._built if takes_size(self.network_name) else None
+        network = fit_to_pictures(
+            self.network, rebuild, self.network_name, image_shape, self.num_classes, pictures, self.seed
+        )
+        self.network = network.to(self.device)
+
+    def under_noise(self, noise_multiplier: float) -> "VictimClient":
+        """The same clients, with the same network and pictures, under another noise multiplier; after `bind`."""
+        other = copy(self)
+        other.privacy = replace(self.privacy, noise_multiplier=noise_multiplier)
+        return other
 
     @property
     def normalises_batches(self) -> bool:
@@ -198,7 +244,16 @@ class VictimClient(LightningModule):
             local_steps=self.local_steps,
             local_rate=self.local_rate,
             local_epochs=self.local_epochs,
+            normalization=announced(resolve(self.normalization, self.network_name, self.network)),
         )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read checkpoints of the time when a wrapper normalised the pictures, too.
+
+        Args:
+            checkpoint: what was read.
+        """
+        checkpoint["state_dict"] = without_wrapper(checkpoint["state_dict"], self.state_dict(), "network.")
 
     def labels(self, update: int) -> Tensor:
         """What only an oracle would tell a server: the labels of an update's victims, int64.
@@ -352,11 +407,12 @@ class VictimClient(LightningModule):
     def _tampered(self, payload: ServerPayload) -> nn.Module:
         model: nn.Module
         if payload.settings or payload.tensors:
-            model = TamperedNetwork(self.network, InferenceStructure(payload).to(self.device))
+            # Missing gradients are made zeros where they are computed.
+            model = TamperedNetwork(self.network, InferenceStructure(payload).to(self.device), zeros=False)
         else:
             model = nn.Sequential(OrderedDict(network=self.network))
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-            model = deepcopy(model).float()
+            model = copied(model).float()
         return model
 
     def _seeded(self, client: int, step: int) -> AbstractContextManager[None]:

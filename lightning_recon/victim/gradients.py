@@ -181,7 +181,16 @@ def _vmapped(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tu
         return loss(functional_call(model, (parameters, buffers), (image.unsqueeze(0),)), label.unsqueeze(0))
 
     each = vmap(grad_and_value(sample_loss), in_dims=(None, 0, 0), randomness="different")
-    gradients, losses = each(parameters, images, labels)
+    try:
+        gradients, losses = each(parameters, images, labels)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:  # what torch.func cannot map, or cannot map in silence
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the network has layers that cannot be differentiated for several pictures at once ({reason}): set "
+            "--model.client.chunk_size 1, which takes them one by one"
+        ) from error
     return gradients, losses
 
 

@@ -3,13 +3,13 @@
 
 import math
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recon.networks import copied
 from lightning_recon.victim.gradients import clipped_sum, mean_gradient
 from lightning_recon.victim.privacy import Privacy, factors_of, tensor_norms
 
@@ -111,7 +111,7 @@ def local_descent(
 
     Source: McMahan et al. 2017 (arXiv 1602.05629), algorithm 1.
     """
-    own = deepcopy(model).requires_grad_(True)
+    own = copied(model).requires_grad_(True)
     optimizer = torch.optim.SGD(own.parameters(), lr=rate)
     for _ in range(epochs):
         for part, targets in zip(images.chunk(steps), labels.chunk(steps), strict=True):

@@ -11,7 +11,8 @@ from lightning_recon.attack.local import Model, client_update, take_apart
 from lightning_recon.attack.matching import noise_std
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks import Normalized, build_network
+from lightning_recon.networks import build_network
+from lightning_recon.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure.statistics import public_statistics
 
 SIZE = 16
@@ -22,7 +23,7 @@ def perceptron() -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 64), nn.ReLU(), nn.Linear(64, 10))
-    return take_apart(Normalized(layers), batch_statistics=False)
+    return take_apart(normalize_inputs(layers, IMAGENET), batch_statistics=False)
 
 
 def task(z: float) -> Task:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attack.dummies import Basis, Coordinates
+from lightning_recon.attack.head import find_head
 from lightning_recon.attack.inverse import Guesses, UpdateMatching
 from lightning_recon.attack.local import Model, client_update, take_apart
 from lightning_recon.attack.matching import Distance
@@ -62,7 +63,8 @@ def test_the_gradient_is_the_derivative(distance: Distance, basis: Basis, penalt
     privacy = Privacy(max_grad_norm=0.05, noise_multiplier=0.3)
     client = honest("smooth", count=2, privacy=privacy, local_steps=2, local_rate=0.4, batch_norm="eval")
     model, where = exact(client.network, False), coordinates(basis, 8)
-    matching = UpdateMatching(model, client.task, where, distance, penalties)
+    head = find_head(model, torch.rand(2, 3, 8, 8, dtype=torch.float64))
+    matching = UpdateMatching(model, client.task, where, distance, penalties, head)
     here = guesses(model, client.task, where, 2, joint=True)
     found = matching(here)
     assert found.logits is not None

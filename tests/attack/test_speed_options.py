@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attack.dummies import Coordinates
+from lightning_recon.attack.head import find_head
 from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
 from lightning_recon.attack.local import client_update, take_apart
 from lightning_recon.attack.priors import Penalties
@@ -22,7 +23,8 @@ PENALTIES = Penalties(total_variation=0.2, features=0.1)
 def objective(client: VictimClient, penalties: Penalties = PENALTIES) -> UpdateMatching:
     model = take_apart(client.network, batch_statistics=False)
     coordinates = Coordinates("pixels", public_statistics(8, 8, False, None), torch.device("cpu"))
-    return UpdateMatching(model, client.task, coordinates, "cosine", penalties)
+    head = find_head(model, torch.rand(2, 3, 8, 8))
+    return UpdateMatching(model, client.task, coordinates, "cosine", penalties, head)
 
 
 def guesses(client: VictimClient, count: int, joint: bool = False) -> Guesses:

@@ -33,7 +33,7 @@ with open(os.environ["CALLS"], "a") as calls:
 if os.environ.get("FAIL", "-") in folder.name and "FAIL" in os.environ:
     print("some noise\\nrecon: error: no room in /secret/place/file")
     sys.exit(2)
-shutil.copytree(os.environ["TEMPLATE"], folder, dirs_exist_ok=True)  # the audit has made it, for the lock
+shutil.copytree(os.environ["TEMPLATE"], folder, dirs_exist_ok=True)
 record = json.loads((folder / "results.json").read_text())
 z = float(flags["--model.client.privacy.noise_multiplier"])
 record["privacy"]["noise_multiplier"], record["seed"] = z, int(flags["--model.client.seed"])
@@ -43,7 +43,12 @@ for victim in record["victims"]:
 if "KILL" in os.environ and os.environ["KILL"] in folder.name:
     os.kill(os.getppid(), signal.SIGKILL)
 """
-AUDIT = {"attacks": {"ours": {}, "theirs": {}}, "noise_multiplier": [0.1, 1.0], "granularity": ["sample"]}
+AUDIT = {
+    "attacks": {"ours": {}, "theirs": {}},
+    "noise_multiplier": [0.1, 1.0],
+    "granularity": ["sample"],
+    "reference": None,  # the first of each list
+}
 
 
 @pytest.fixture
@@ -228,7 +233,7 @@ def test_a_report_of_finished_runs(config: list[str], tmp_path: Path, capsys: py
     for typed, says in [
         ([str(tmp_path), "--output", str(tmp_path / "x.html")], "holds no results.json"),
         ([str(output), "--output", str(tmp_path / "x.pdf")], "no HTML file"),
-        (["--output", str(tmp_path / "x.html")], "runs"),
+        (["--output", str(tmp_path / "x.html")], "RUN is missing"),
     ]:
         assert status("report", *typed) == 2
         assert says in capsys.readouterr().err

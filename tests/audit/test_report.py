@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report: careful words, everything inside one file, nothing that a hostile name could do."""
 
+import base64
 import csv
+import html
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,7 +15,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lightning_recon.audit.outcome import Outcome, read_outcome
 from lightning_recon.audit.pictures import embedded
@@ -30,7 +35,12 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 HOSTILE = '<script>document.title="owned"</script>"><img src=x onerror=alert(1)>'
-VOID = {"meta", "img", "br"}
+MEASURE = """onload = () => {
+    const page = f.contentDocument, labels = [...page.querySelectorAll('td.text, .grid td, .grid th')]
+    const narrowest = Math.round(Math.min(...labels.map(one => one.getBoundingClientRect().width)))
+    document.title = [page.title, page.images.length, page.documentElement.scrollWidth, narrowest].join('|')
+}"""
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -99,7 +109,10 @@ def test_the_verdict_says_what_was_measured(sweep: list[Outcome], tmp_path: Path
         "too few to say under 1." in text
     )
     # 2e-4: what the paper's formula calls 10 is an accounted 1.25e7; 0.6 is 8.
-    assert "At the seed paper's nominal ε = 10 (accounted ε = 1.3e7, δ = 1e-5), z = 0.0002: subjects are recog" in text
+    assert (
+        "At accounted ε = about 13 million, δ = 1e-5 (the seed paper's formula calls this noise ε = 10), z = 0.0002: "
+        "subjects are recognisable." in text
+    )
     assert "“ours” reaches 37.8 dB, 25.8 dB above a mean image" in text
     assert (
         "At accounted ε = 8, δ = 1e-5, z = 0.6: no attack in this audit beats a mean image by more than 0.5 dB" in text
@@ -126,11 +139,15 @@ def test_where_pictures_came_back_bit_for_bit_it_says_how_many_and_what_that_pro
         for attack, exact in runs
     ]
     text = Page(written(tmp_path, *outcomes)).text
-    assert "pictures came back bit for bit under 1; pictures came back recognisable under 3" in text
+    # Levels part the protections; what came back bit for bit is one of them, and counted beside.
+    assert (
+        "3 protections were audited: pictures came back recognisable under 3. Under 1 of them, pictures came back"
+        in text
+    )
     # Clopper and Pearson's interval of 2 of 3.
     assert (
         "z = 0.0002, 3 pictures a client: 2 of 3 pictures came back bit for bit in at least one of 2 noise draws (1 in "
-        "every one), by “digital”. So few prove little: of such pictures, 9 to 99 % would (95 % interval)."
+        "every one), by “digital code (ours)”. So few prove little: of such pictures, 9 to 99 % would (95 % interval)."
     ) in text
     # 1 - 0.025 ** (1 / 3).
     assert (
@@ -178,6 +195,48 @@ def test_hostile_names_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(content)
     assert page.text.count(HOSTILE) >= 4  # under the photograph, attack in table and grid, reason
     assert not [tag for tag, attributes in page.tags if tag == "script" or "onerror" in attributes]
+
+
+def test_names_that_tex_or_a_terminal_would_read_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
+    names = ["a/$\\frac$.jpg", "b/\x1b[31m\udcff.jpg"]
+    folder = make_run("odd", "$\\frac$ \x1b[31m_x", names=names)
+    text = Page(written(tmp_path, outcome(folder))).text
+    assert "$\\frac$ \\x1b[31m_x" in text
+    assert "b/\\x1b[31m\\xff.jpg" in text
+    chart = re.search(r"data:image/svg\+xml;base64,([^\"]+)", (tmp_path / "report.html").read_text())
+    assert chart is not None
+    assert "$\\frac$ \\x1b[31m_x" in base64.b64decode(chart[1]).decode()
+
+
+def test_what_is_left_out_is_counted(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("many", gains=((20.0, 20.0),) * 8)
+    (folder / "images" / "001.png").unlink()
+    (folder / "images" / "002.png").write_bytes((folder / "images" / "002.png").read_bytes()[:40])
+    Image.new("1", (9000, 9000)).save(folder / "images" / "003.png")  # more pixels than are opened
+    record = json.loads((folder / "results.json").read_text())
+    record["skipped_pictures"] = [{"name": f"cat/{n}.jpg", "reason": "truncated"} for n in range(7)]
+    (folder / "results.json").write_text(json.dumps(record))
+    one = outcome(folder)
+    text = Page(written(tmp_path, one, replace(one, name="again"))).text
+    assert "Shown: the first 6 of 8 victims, the first of 2 noise draws." in text
+    assert "6 pictures are missing: no file, or none that can be read." in text  # three of each run
+    assert "7 pictures of the data set could not be used and were not attacked: cat/0.jpg (truncated); " in text
+    assert "; and 2 more." in text
+    whole = Page(written(tmp_path, outcome(make_run("whole", gains=((20.0,), (21.0,)))))).text
+    assert "Shown:" not in whole
+    assert "not attacked" not in whole
+    assert "missing:" not in whole
+
+
+def test_an_honest_server_is_called_one(make_run: MakeRun, tmp_path: Path) -> None:
+    usual = outcome(make_run("usual"))
+    summary = usual.record["summary"] | {"structure_bytes": 0}
+    honest = replace(usual, attack="inverting_gradients", record={**usual.record, "summary": summary})
+    assert "A malicious server attacked clients" in Page(written(tmp_path, usual)).text
+    text = Page(written(tmp_path, honest)).text
+    assert "An honest but curious server, which ships the model as it is, attacked clients" in text
+    assert "“Inverting Gradients” reaches" in text
+    assert "and honest but curious ones attacked clients" in Page(written(tmp_path, usual, honest)).text
 
 
 def test_hostile_changes_and_alarms_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
@@ -347,7 +406,10 @@ def test_tensorboard_has_the_sweep(sweep: list[Outcome], tmp_path: Path) -> None
     events = EventAccumulator(str(runs[0]))
     events.Reload()
     assert events.Scalars("audit/psnr_mean")[0].value == pytest.approx(37.75)
-    assert "_hparams_/session_start_info" in events.summary_metadata
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    row = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert set(row) == {"attack", "z", "epsilon"}  # whatever else is the same in all cells
+    assert row["z"].number_value == 2e-4
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +438,15 @@ def test_a_browser_shows_it(make_run: MakeRun, tmp_path: Path) -> None:
     command += ["--window-size=1000,1400", f"--screenshot={shot}", "--virtual-time-budget=2000", page.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=200)
     assert shot.stat().st_size > 20_000  # a blank page of this size takes a tenth
-    command[-3:-1] = ["--dump-dom"]
+    # As on a phone: 400 pixels, in a frame, since a window has a least width.
+    frame = f'<iframe id="f" style="width:400px;height:900px" srcdoc="{html.escape(page.read_text())}"></iframe>'
+    (tmp_path / "frame.html").write_text(f"<meta charset=utf-8>{frame}<script>{MEASURE}</script>")
+    command[-3:] = ["--dump-dom", "--virtual-time-budget=2000", (tmp_path / "frame.html").as_uri()]
     dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
-    assert "<title>Reconstruction audit</title>" in dom  # no script has changed it
-    assert dom.count("<img ") == 1 + (2 + 1) * 2
+    found = re.search(r"<title>(.*?)</title>", dom)
+    assert found is not None
+    title, images, width, narrowest = found[1].split("|")
+    assert title == "Reconstruction audit"  # no script has changed it
+    assert int(images) == 1 + (2 + 1) * 2
+    assert int(width) <= 400  # nothing runs off: what is wider scrolls by itself
+    assert int(narrowest) >= 100  # no label is broken letter by letter

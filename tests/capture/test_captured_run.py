@@ -64,8 +64,13 @@ def test_without_a_truth_there_are_pictures_and_no_scores(blind: Path) -> None:
     assert record["bounds"]["noise_law_psnr"] is None
     assert record["bounds"]["gaussian_reference_psnr"] > 20
     assert (blind / "reconstructions.safetensors").is_file()
-    (grid,) = EventAccumulator(str(blind), size_guidance={"images": 0}).Reload().Tags()["images"]
-    assert grid == "client_0/decoded_refined"
+    board = EventAccumulator(str(blind), size_guidance={"images": 0, "tensors": 0}).Reload()
+    assert board.Tags()["images"] == ["client_0"]
+    assert [picture.step for picture in board.Images("client_0")] == [0, 1, 2, 4]
+    assert board.Images("client_0")[0].height > 2 * 128  # decoded and refined, without scores
+    assert "psnr" not in board.Tags()["scalars"]
+    (said,) = board.Tensors("verdict/text_summary")
+    assert b"vouches for 4 of 4 pictures; the truth is not known" in said.tensor_proto.string_val[0]
 
 
 def test_the_record_has_the_fields_of_any_other(blind: Path, finished: Path) -> None:
@@ -75,6 +80,28 @@ def test_the_record_has_the_fields_of_any_other(blind: Path, finished: Path) -> 
         assert found[part].keys() == usual[part].keys()
     assert found["summary"].keys() == usual["summary"].keys() - {"lpips_mean"}
     assert found["victims"][0].keys() == usual["victims"][0].keys()
+
+
+def test_a_captured_update_shows_what_share_of_the_budget_it_holds(
+    blind: Path, single: Path, attack: Attack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = json.loads((blind / "results.json").read_text())
+    assert record["detached_logits"] is True
+    assert record["summary"]["structure_share"] == pytest.approx(1, abs=0.1)
+    assert record["summary"]["low_shares"] == 0
+    assert "clipping budget" not in caplog.text
+    # As if each picture's gradient had filled half of the clip: the noise stays what was announced.
+    good, structure = load_captured(single / "update-d0.safetensors"), "structure.weight"
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(good.tensors[structure].shape, generator=generator) * 10.0 * 0.01 / 4
+    weak = {**good.tensors, structure: 0.5 * good.tensors[structure] + 0.75**0.5 * noise}
+    save_captured(tmp_path / "u.safetensors", replace(good, tensors=weak))
+    summary = attack(tmp_path / "run", tmp_path / "u.safetensors")["summary"]
+    assert summary["structure_share"] == pytest.approx(0.25, abs=0.1)
+    assert summary["low_shares"] == 1
+    (line,) = (message for message in caplog.messages if "clipping budget" in message)
+    assert "in 1 of 1 updates" in line
+    assert "did not reach the clip" in line
 
 
 def test_what_was_declared_stands_beside_what_is_accounted(blind: Path) -> None:
@@ -125,6 +152,23 @@ def test_an_unknown_network_is_remarked_on(
     record = attack(tmp_path / "run", tmp_path / "u.safetensors")
     assert "only the structure's tensors were checked" in record["capture"]["remarks"][0]
     assert "no network 'mine' is known here" in caplog.text
+
+
+def test_a_captured_update_has_no_rival_but_a_comparison(
+    single: Path, truth: Path, attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = ["--data", "CapturedPictures", "--data.root", str(truth), "--trainer.max_steps", "0"]
+    older = [
+        "--trainer.callbacks",
+        "Comparison",
+        "--trainer.callbacks.structure",
+        "lightning_recon.structure.SeedPaper",
+    ]
+    attack(tmp_path, single / "update-d0.safetensors", *pictures, *older)
+    assert (tmp_path / "comparison.png").is_file()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "first client: mean image " in said
+    assert "seed paper" not in said
 
 
 def test_a_captured_run_is_resumed_scored_and_replayed(
@@ -206,18 +250,12 @@ def test_a_damaged_update_is_refused_before_anything_is_attacked(
     refused: Callable[..., str], single: Path, tmp_path: Path
 ) -> None:
     good = load_captured(single / "update-d0.safetensors")
-    spoilt = {"network.model.classifier.bias": torch.full((16,), torch.nan)}
+    spoilt = {"network.classifier.bias": torch.full((16,), torch.nan)}
     save_captured(tmp_path / "u.safetensors", replace(good, tensors=good.tensors | spoilt))
     assert "classifier.bias holds NaN" in refused(tmp_path / "u.safetensors")
     (tmp_path / "u.safetensors").write_bytes(b"nothing")
     assert "truncated or no safetensors file" in refused(tmp_path / "u.safetensors")
     assert "there is no captured update" in refused(tmp_path / "missing.safetensors")
-
-
-def test_a_comparison_would_take_a_second_release(refused: Callable[..., str], single: Path) -> None:
-    callback = ["--trainer.callbacks", "Comparison", "--trainer.callbacks.structure"]
-    callback.append("lightning_recon.structure.SeedPaper")
-    assert "give --trainer.callbacks null" in refused(single, *callback)
 
 
 def test_anybody_elses_pictures_are_refused(refused: Callable[..., str], single: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from opacus import PrivacyEngine
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recon.capture import CapturedUpdate, load_captured, save_captured
@@ -23,7 +24,7 @@ from lightning_recon.networks import build_network
 
 ROOT = Path(__file__).parents[2] / "configs"
 UPDATE = "update.safetensors"
-FIRST = "network.model.features.0.weight"
+FIRST = "network.features.0.weight"
 
 
 def task(network: str = "convnet", **changes: Any) -> Task:  # noqa: ANN401 - fields of a task
@@ -44,7 +45,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, pictures: ClientBatch) -> Pa
     root = tmp_path_factory.mktemp("plain")
     save_captured(root / UPDATE, CapturedUpdate(task(), torch_step(pictures), "gradient_mean"))
     # As any torch program saves them.
-    save_file(build_network("convnet", 16).get_submodule("model").state_dict(), root / "network.safetensors")
+    save_file(build_network("convnet", 16).state_dict(), root / "network.safetensors")
     save_truth(root / "truth.safetensors", pictures.images, pictures.labels)
     return root
 
@@ -111,10 +112,10 @@ def swapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda t: {k: v for k, v in t.items() if k != FIRST}, "the update lacks network.model.features.0.weight"),
+        (lambda t: {k: v for k, v in t.items() if k != FIRST}, "the update lacks network.features.0.weight"),
         (lambda t: t | {FIRST: t[FIRST][:1]}, "has shape (1, 3, 3, 3) in the update and (32, 3, 3, 3)"),
         (swapped, "the client trained another model, or the arrays are out of order"),
-        (lambda t: t | {"network.model.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalisation"),
+        (lambda t: t | {"network.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalisation"),
         (lambda t: t | {"network.extra": torch.zeros(3)}, "the update has network.extra"),
         (lambda t: {k: -v for k, v in t.items()}, "its sign is the opposite one, so say convention delta"),
         (lambda t: {k: v + 0.5 * v.roll(5, 0) - 0.5 * v.roll(9, 0) for k, v in t.items()}, "neither momentum nor"),
@@ -165,3 +166,48 @@ def test_the_weights_that_were_shipped_are_needed(
             attack(tmp_path, tmp_path / "run", command=command)
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
+
+
+# --- normalisation and names ---
+
+
+class Own(nn.Module):
+    """A network as users have them: pictures in [0, 1], no normalisation, no wrapper."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head, self.conv = nn.Linear(512, num_classes), nn.Conv2d(3, 32, 3, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.head(F.adaptive_avg_pool2d(F.gelu(self.conv(images)), 4).flatten(1))
+        return logits
+
+
+def test_a_plain_network_is_attacked_as_it_is(pictures: ClientBatch, tmp_path: Path) -> None:
+    """Against the normalisation that every network had once, which a file without the field still means."""
+    torch.manual_seed(0)
+    model, name, found = Own(16), f"{__name__}.Own", {}
+    torch.autograd.backward(F.cross_entropy(model(pictures.images), pictures.labels))
+    plain = {f"network.{key}": one.grad for key, one in model.named_parameters() if one.grad is not None}
+    wrapped = {key.replace("network.", "network.model."): tensor for key, tensor in plain.items()}
+    for case, tensors in (("auto", plain), ("auto", wrapped), ("imagenet", plain)):
+        root = tmp_path / f"{case}{len(found)}"
+        announced = replace(task(), network=name, parameter_tensors=4, normalization=case)
+        save_captured(root / UPDATE, CapturedUpdate(announced, tensors, "gradient_mean"))
+        save_file(model.state_dict(), root / "network.safetensors")
+        save_truth(root / "truth.safetensors", pictures.images, pictures.labels)
+        truth = ("--data", "CapturedPictures", "--data.root", str(root), "--trainer.max_steps", "20")
+        attack(root, root / "run", "--model.network", name, *truth)
+        found[root.name] = json.loads((root / "run" / "results.json").read_text())["summary"]
+    right, old_names, wrong = found.values()
+    assert old_names["psnr_mean"] == right["psnr_mean"]
+    assert right["psnr_mean"] > wrong["psnr_mean"] + 3
+    assert (right["detected"], right["label_accuracy"]) == (4, 1.0)
+
+
+def test_a_file_of_before_the_choice_means_imagenet(plain: Path) -> None:
+    with safe_open(plain / UPDATE, framework="pt") as file:
+        header = json.loads(file.metadata()["captured"])
+    assert header["task"].pop("normalization") == "auto"
+    assert Task.from_record(header["task"]).normalization == "imagenet"

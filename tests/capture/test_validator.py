@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.callbacks.captured import network_shapes
+from lightning_recon.callbacks.captured import known_network
 from lightning_recon.capture import CapturedUpdate, Declared, load_captured, name_arrays
 from lightning_recon.capture.validator import check_update, remarks_of
 from lightning_recon.errors import UserError
@@ -28,9 +28,9 @@ def good(single: Path) -> CapturedUpdate:
 
 @pytest.fixture(scope="module")
 def shapes(task: Task) -> dict[str, tuple[int, ...]]:
-    found = network_shapes(task)
-    assert found is not None
-    return found
+    network = known_network(task)
+    assert network is not None
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 def without(tensors: Tensors, name: str) -> Tensors:
@@ -43,7 +43,7 @@ def with_nan(tensors: Tensors) -> Tensors:
     return tensors | {"structure.weight": spoilt}
 
 
-BIAS = "network.model.classifier.bias"
+BIAS = "network.classifier.bias"
 
 
 def test_a_good_update_passes(good: CapturedUpdate, payload: ServerPayload, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -54,12 +54,12 @@ def test_a_good_update_passes(good: CapturedUpdate, payload: ServerPayload, shap
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: without(t, BIAS), r"lacks network.model.classifier.bias, shape \(16,\): 8 of 9 parameter tensors"),
+        (lambda t: without(t, BIAS), r"lacks network.classifier.bias, shape \(16,\): 8 of 9 parameter tensors"),
         (lambda t: without(t, "structure.weight"), "holds no structure tensors.*named_parameters|server's model"),
         (lambda t: {f"_module.{name}": tensor for name, tensor in t.items()}, "wrapper's prefix such as _module."),
         (lambda t: t | {BIAS: torch.zeros(7)}, r"has shape \(7,\) in the update and \(16,\)"),
         (lambda t: t | {"structure.weight": t["structure.weight"].T}, "trained another model"),
-        (lambda t: t | {"network.model.extra": torch.zeros(2)}, "has network.model.extra, which the server's model"),
+        (lambda t: t | {"network.extra": torch.zeros(2)}, "has network.extra, which the server's model"),
         (lambda t: t | {"network.bn.running_mean": torch.zeros(2)}, "is a buffer of batch normalisation"),
         (with_nan, "structure.weight holds NaN or infinity"),
         (lambda t: t | {BIAS: torch.full((16,), torch.inf)}, "bias holds NaN or infinity"),
@@ -85,7 +85,7 @@ def test_of_an_unknown_network_only_the_structure_is_checked(good: CapturedUpdat
 
 @pytest.mark.parametrize("name", ["os.system", "no_such_network"])
 def test_a_name_in_a_file_runs_no_code(task: Task, name: str) -> None:
-    assert network_shapes(replace(task, network=name)) is None
+    assert known_network(replace(task, network=name)) is None
 
 
 def test_another_payload_is_refused(good: CapturedUpdate, task: Task) -> None:

@@ -16,6 +16,7 @@ from lightning_recon.defense.checks import (
     linear_gradient,
     repeated_rows,
     silent_layer,
+    zero_gradient,
 )
 from lightning_recon.networks import ConvNet
 
@@ -153,3 +154,30 @@ def test_only_weights_of_zeros_are_woken_and_only_in_a_copy(convnet: nn.Module) 
         energy_share(gradient_of(convnet, IMAGES, LABELS)).value
         > energy_share(gradient_of(woken, IMAGES, LABELS)).value
     )
+
+
+def test_only_weights_that_move_the_logits_count_as_detached() -> None:
+    class Network(nn.Module):
+        def __init__(self, detached: bool) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(PIXELS, 8), nn.Linear(8, CLASSES)
+            self.unused, self.detached = nn.Linear(PIXELS, 8), detached
+            self.closed = nn.Parameter(torch.zeros(()))  # a branch that starts at zero, whose weights have no gradient
+
+        def forward(self, images: Tensor) -> Tensor:
+            pixels = images.flatten(1)
+            features = self.first(pixels)
+            if self.detached:
+                features = features.detach()
+            logits: Tensor = self.head(features + self.closed * self.unused(pixels))
+            return logits
+
+    torch.manual_seed(0)
+    for detached in (False, True):
+        model = Network(detached)
+        gradient = gradient_of(model, IMAGES, LABELS)
+        assert not gradient["unused.weight"].any()
+        found = zero_gradient(model, IMAGES, gradient)
+        # The head has a gradient of its own, so the share is not all.
+        assert (0.3 < found.value < 1) if detached else found == (0, "")
+        assert found.where == ("first.weight" if detached else "")

@@ -18,7 +18,7 @@ from lightning_recon.data.images import ClientBatch
 from lightning_recon.defense import THRESHOLDS, Finding, inspect_model
 from lightning_recon.defense.checks import energy_share, gradient_of
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.networks import Normalized
+from lightning_recon.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
 from lightning_recon.structure.guess import Structure
 from lightning_recon.structure.inference import TamperedNetwork
@@ -51,7 +51,14 @@ def alarms(model: nn.Module, batch: ClientBatch) -> set[str]:
 
 
 STRUCTURES: dict[str, tuple[Structure, set[str]]] = {
-    "water_filling": (WaterFilling(), {"energy_share", "false_gradient", "silent_layer", "linear_gradient"}),
+    "water_filling": (
+        WaterFilling(),
+        {"energy_share", "false_gradient", "silent_layer", "linear_gradient", "zero_gradient"},
+    ),
+    "attached": (
+        WaterFilling(detach_logits=False),
+        {"energy_share", "false_gradient", "silent_layer", "linear_gradient"},
+    ),
     "flattened": (WaterFilling(voices="flattened"), {"energy_share", "false_gradient", "linear_gradient"}),
     "paper": (SeedPaper(units=256), {"repeated_rows", "energy_share", "linear_gradient"}),
     "upstream": (
@@ -69,7 +76,9 @@ def test_every_structure_alarms(name: str, count: Count, batches: dict[int, Clie
     structure, expected = STRUCTURES[name]
     client = client_of(batches[count])
     model = TamperedNetwork(client.network, InferenceStructure(structure.payload(client.task)))
-    assert alarms(model, batches[count]) >= expected
+    found = alarms(model, batches[count])
+    assert found >= expected
+    assert ("zero_gradient" in found) == ("zero_gradient" in expected)
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -113,7 +122,7 @@ def test_a_head_of_zeros_does_not_alarm(batches: dict[int, ClientBatch]) -> None
         image_size=SIZE, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=CLASSES
     )
     assert not transformer.heads.head.weight.any()
-    assert alarms(Normalized(transformer), batches[4]) == set()
+    assert alarms(normalize_inputs(transformer, IMAGENET), batches[4]) == set()
 
 
 def test_an_honest_layer_over_the_pixels_leaks_and_alarms(batches: dict[int, ClientBatch]) -> None:

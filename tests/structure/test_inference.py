@@ -71,12 +71,53 @@ def test_the_output_changes_by_exactly_nothing(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_neither_does_the_gradient_of_the_target_network(task: MakeTask, images: Tensor, dtype: torch.dtype) -> None:
-    target = NETWORKS["convnet"]().to(dtype)
-    model = TamperedNetwork(target, InferenceStructure(water_filled(task(SIZE, BATCH, 1e-3))).to(dtype))
+def test_attached_logits_leave_the_target_network_its_gradient(
+    task: MakeTask, images: Tensor, dtype: torch.dtype
+) -> None:
+    target, payload = NETWORKS["convnet"]().to(dtype), water_filled(task(SIZE, BATCH, 1e-3))
+    # As recorded before there was the setting.
+    payload = replace(payload, settings={k: v for k, v in payload.settings.items() if k != "detach_logits"})
+    model = TamperedNetwork(target, InferenceStructure(payload).to(dtype))
     plain, _ = mean_gradient(target, F.cross_entropy, images.to(dtype), LABELS)
     tampered, _ = mean_gradient(model, F.cross_entropy, images.to(dtype), LABELS)
     assert all(torch.equal(tampered[f"network.{name}"], gradient) for name, gradient in plain.items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_detached_logits_leave_it_exactly_none(task: MakeTask, images: Tensor, network: str, training: bool) -> None:
+    target, payload = NETWORKS[network](), water_filled(task(SIZE, BATCH, 1e-3))
+    attached = replace(payload, settings={**payload.settings, "detach_logits": False})
+    structure, usual = InferenceStructure(payload), InferenceStructure(attached)
+    expected, _ = mean_gradient(TamperedNetwork(target, usual).train(training), F.cross_entropy, images, LABELS)
+    for zeros in (True, False):
+        model = TamperedNetwork(target, structure, zeros).train(training)
+        model.zero_grad()
+        F.cross_entropy(model(images), LABELS).backward()
+        for name, parameter in target.named_parameters():
+            # Frameworks may wait for a gradient of every parameter.
+            assert (parameter.grad is not None) == zeros, name
+            assert parameter.grad is None or not parameter.grad.any()
+        assert structure.weight.grad is not None
+        assert torch.equal(structure.weight.grad, expected["structure.weight"])
+    single = per_sample_gradients(TamperedNetwork(target.eval(), structure).eval(), F.cross_entropy, images, LABELS)
+    assert not any(gradient.any() for name, gradient in single.items() if name.startswith("network."))
+    assert single["structure.weight"].any()
+
+
+def test_detached_logits_keep_even_infinite_outputs(task: MakeTask, images: Tensor) -> None:
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            steps: Tensor = self.scale * torch.linspace(-1, 1, CLASSES).expand(len(pictures), CLASSES)
+            return torch.where(steps > 0.9, torch.inf, torch.where(steps < -0.9, -torch.inf, steps))
+
+    payload = water_filled(task(SIZE, BATCH, 1e-3), "fixed")
+    target = Overflowing()
+    assert torch.equal(TamperedNetwork(target, InferenceStructure(payload))(images), target(images))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from lightning_recon.errors import UserError
-from lightning_recon.networks import Normalized, build_network, without_batch_norm
+from lightning_recon.networks import build_network, without_batch_norm
+from lightning_recon.normalization import IMAGENET, normalize_inputs
 from lightning_recon.victim.gradients import clipped_sum, global_norm, mean_gradient, mixing_layer, per_sample_gradients
 
 CLASSES = 5
@@ -47,7 +48,9 @@ class SmallResNet(nn.Module):
 
 @pytest.fixture(scope="module", params=["convnet", "resnet"])
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    network = build_network("convnet", CLASSES) if request.param == "convnet" else Normalized(SmallResNet())
+    network = (
+        build_network("convnet", CLASSES) if request.param == "convnet" else normalize_inputs(SmallResNet(), IMAGENET)
+    )
     return without_batch_norm(network).double()
 
 
@@ -114,9 +117,9 @@ def test_frozen_and_unused_parameters_have_gradients_too() -> None:
 def test_batch_normalisation_is_refused_where_it_mixes() -> None:
     model = build_network("resnet18", CLASSES).double()
     images, labels = batch()
-    assert mixing_layer(model) == "model.bn1"
+    assert mixing_layer(model) == "bn1"
     for chunk_size in (1, 3):
-        with pytest.raises(UserError, match=r"model\.bn1 is a batch normalisation"):
+        with pytest.raises(UserError, match=r"layer bn1 is a batch normalisation"):
             clipped_sum(model, F.cross_entropy, images, labels, 1.0, False, chunk_size)
     with pytest.raises(UserError, match="mixes the samples"):
         per_sample_gradients(model, F.cross_entropy, images, labels)

@@ -114,14 +114,14 @@ def test_share_depends_on_seed_client_draw_and_round_and_on_nothing_else(
 def test_draws_and_rounds_share_one_gradient_and_training_renews_it(a_client: Clients, a_payload: Payloads) -> None:
     client, payload = a_client("linear", privacy=Privacy(None)), a_payload()
     first = client.share(payload, 0, 0, 0)
-    first.gradient["network.model.linear.bias"].zero_()  # what was sent is a copy
+    first.gradient["network.linear.bias"].zero_()  # what was sent is a copy
     second = client.share(payload, 0, 1, 3)
-    assert second.gradient["network.model.linear.bias"].norm() > 0
+    assert second.gradient["network.linear.bias"].norm() > 0
     with torch.no_grad():
-        client.network.model.linear.weight.add_(1.0, alpha=0.1)
-        client.network.model.linear.bias.add_(torch.arange(5.0))
+        client.network.linear.weight.add_(1.0, alpha=0.1)
+        client.network.linear.bias.add_(torch.arange(5.0))
     third = client.share(payload, 0, 0, 0)
-    assert not torch.equal(third.gradient["network.model.linear.bias"], second.gradient["network.model.linear.bias"])
+    assert not torch.equal(third.gradient["network.linear.bias"], second.gradient["network.linear.bias"])
 
 
 def test_dropout_is_reproducible(a_client: Clients) -> None:
@@ -130,7 +130,7 @@ def test_dropout_is_reproducible(a_client: Clients) -> None:
         torch.rand(1)
         client = a_client("dropout", privacy=Privacy(None))
         state = torch.random.get_rng_state()
-        shares.append(client.share(ServerPayload(), 0, 0, 0).gradient["network.model.linear.weight"])
+        shares.append(client.share(ServerPayload(), 0, 0, 0).gradient["network.linear.weight"])
         assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(*shares)
 
@@ -149,10 +149,10 @@ def test_share_leaves_network_modes_and_buffers_alone(
     # Only in eval mode do the running statistics matter.
     twin = a_client("batch_norm", batch_norm=mode)
     with torch.no_grad():
-        twin.network.model.norm.running_var.mul_(9.0)
+        twin.network.norm.running_var.mul_(9.0)
     same = torch.equal(
-        twin.share(a_payload(), 0, 0, 0).gradient["network.model.head.weight"],
-        update.gradient["network.model.head.weight"],
+        twin.share(a_payload(), 0, 0, 0).gradient["network.head.weight"],
+        update.gradient["network.head.weight"],
     )
     assert same == (mode == "train")
 

@@ -110,7 +110,7 @@ def test_training_without_clip_and_noise_is_plain_sgd(
 @pytest.mark.parametrize("granularity", ["sample", "update"])
 def test_private_training_learns(tmp_path: Path, networks: dict[str, str], granularity: Granularity) -> None:
     privacy = Privacy(2.0, 0.05, granularity)
-    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8)
+    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8, normalization="imagenet")
     client.optimizer = lambda p: torch.optim.SGD(p, lr=0.02)
     first = float(fit(client, tmp_path, 1).callback_metrics["train_loss"])
     metrics = fit(client, tmp_path, 60).callback_metrics
@@ -121,8 +121,8 @@ def test_private_training_learns(tmp_path: Path, networks: dict[str, str], granu
 def test_training_updates_running_statistics(tmp_path: Path, networks: dict[str, str]) -> None:
     client = VictimClient(networks["batch_norm"], CLASSES, privacy=Privacy(1.0))
     fit(client, tmp_path, 2)
-    assert client.network.model.norm.num_batches_tracked == 2
-    assert client.network.model.norm.running_mean.abs().max() > 0
+    assert client.network.norm.num_batches_tracked == 2
+    assert client.network.norm.running_mean.abs().max() > 0
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")

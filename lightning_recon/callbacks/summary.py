@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is about and what it came to, as TensorBoard shows it: text, and a row in the HParams table."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_recon.attack import Server
+from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
+from lightning_recon.callbacks.results import ResultsWriter
+from lightning_recon.evaluation.naming import display_name, in_words
+from lightning_recon.evaluation.results import Record
+from lightning_recon.evaluation.verdict import verdict
+from lightning_recon.printable import printable
+
+
+class RunSummary(Callback):
+    """Logs protection and command at the start, and verdict and hyperparameters at the end; after `ResultsWriter`."""
+
+    def __init__(self, command: Sequence[str] = ()) -> None:
+        """Say how the run was started.
+
+        Args:
+            command: Arguments of `recon`; empty if they are not known.
+        """
+        self.command = tuple(command)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what is attacked, and the command that does."""
+        if isinstance(pl_module, Server):
+            for logger in _boards(trainer):
+                text = run_text(pl_module.name, privacy_of(pl_module.client), self.command)
+                logger.experiment.add_text("run", text, trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the verdict, and the row of this run."""
+        if not isinstance(pl_module, Server):
+            return
+        writer = next((one for one in trainer.callbacks if isinstance(one, ResultsWriter)), None)  # type: ignore[attr-defined]
+        record = None if writer is None else writer.record
+        step = trainer.global_step
+        for logger in _boards(trainer):
+            if record is not None:
+                logger.experiment.add_text("verdict", verdict_text(record), step)
+            privacy: Any = privacy_of(pl_module.client)
+            # Three columns, so that the scores stand beside them: everything else is in results.json.
+            row = {"attack": display_name(pl_module.name), "z": noise_of(pl_module.task)}
+            row |= {"epsilon": privacy["epsilon_accounted"]} if privacy["epsilon_accounted"] is not None else {}
+            logger.log_hyperparams(row, scores_of(record) or {"steps": step}, step)
+
+
+def scores_of(record: Record | None) -> dict[str, float]:
+    """The columns of HParams that hold results: those that `record` has, PSNR first."""
+    summary: Any = {} if record is None else record["summary"]
+    names = ("psnr_mean", "ssim_mean", "bit_exact_share", "detected")
+    return {name: float(summary[name]) for name in names if summary.get(name) is not None}
+
+
+def run_text(attack: str, privacy: Record, command: Sequence[str]) -> str:
+    """What is attacked, in Markdown.
+
+    Args:
+        attack: Its name in `results.json`.
+        privacy: Section of `results.json`.
+        command: Arguments of `recon`; empty if they are not known.
+    """
+    gamma: Any = privacy["rero_gamma"]
+    lines = [f"**Attack:** {_plain(display_name(attack))}", f"**Protection:** {promise(privacy)}"]
+    lines += [
+        f"**Reconstruction robustness:** whoever would guess right with probability {kappa} does so with at most "
+        f"{value:.3g} after seeing the releases"
+        for kappa, value in gamma.items()
+        if value is not None
+    ]
+    if command:
+        typed = printable(shlex.join(["recon", *command]))
+        lines.append(f"**Command:**\n\n    {typed}")
+    return "\n\n".join(lines)
+
+
+def verdict_text(record: Record) -> str:
+    """What came of it, in Markdown, with what theory allows.
+
+    Args:
+        record: Content of `results.json`.
+    """
+    bounds: Any = record["bounds"] or {}
+    lines = [f"**Verdict:** {verdict(record)}"]
+    if bounds.get("channel_bits") is not None:
+        lines.append(
+            f"**Theoretical limit:** no attack learns more than {in_words(bounds['channel_bits'])} bits about a "
+            "picture from these releases"
+        )
+    for name, said in (
+        ("gaussian_reference_psnr", "the best code for a Gaussian source with the spectrum of photographs"),
+        ("noise_law_psnr", "decoding without any knowledge of pictures"),
+    ):
+        if bounds.get(name) is not None:
+            lines.append(f"**Yardstick:** {said} has {bounds[name]:.1f} dB (of the mean squared error)")
+    return "\n\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown finds no markup."""
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+-.!|" else char for char in text)
+
+
+def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)] if trainer.is_global_zero else []

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of `recon` and what their help teaches; nothing here takes time to import."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning_recon.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Args:
+        usage: What is typed.
+        summary: What it does, in one line.
+        help: What `--help` says beside that.
+    """
+
+    usage: str
+    summary: str
+    help: str = ""
+
+
+_RUN_OPTIONS = """
+What is attacked (--data ClientDataModule)
+  --data.root DIR                                your own pictures; without it the bundled photographs
+  --data.source NAME                             samples, folder, imagenet, cifar100, caltech256, flowers102
+  --data.download true                           fetch cifar100, caltech256 or flowers102
+  --data.image_size N                            pixels a side
+  --data.batch_size N                            pictures in a client's batch
+  --data.clients N                               clients that are attacked
+
+How it is protected (--model.client VictimClient)
+  --model.client.network NAME                    torchvision or timm name, convnet, or a class path
+  --model.client.privacy.max_grad_norm C         clipping norm
+  --model.client.privacy.noise_multiplier Z      standard deviation of the noise / C
+  --model.client.privacy.granularity G           update: one clip for the whole update; sample: each picture, as DP-SGD
+  --model.client.privacy.rounds N                rounds with the same pictures
+
+How it is attacked (--model ReconstructionAttack, a malicious server; GradientInversion, an honest one)
+  --config attack/NAME.yaml                      an attack that ships: `recon configs`
+  --model.structure NAME                         Digital, WaterFilling, Feedback, SeedPaper, RobbingTheFed, TrapWeights
+  --model.draws N                                independent draws of the noise
+  --model.update PATH                            attack an update that your own program captured
+
+How it runs
+  --trainer.default_root_dir DIR                 folder of the run, runs/recon unless it is given
+  --trainer.max_steps N                          steps of refinement; 0: the decoding alone
+  --trainer.accelerator NAME                     auto, cpu, gpu, mps
+  --seed_everything N                            seed of the attack; --data.seed chooses the pictures
+  --ckpt_path last                               go on with a run that was stopped
+  --results.show false                           no table at the end
+  --quiet                                        errors and warnings only
+
+Configs (-c, --config) may be repeated: later ones win, and options win over configs; --print_config shows the result.
+Every setting is explained in the shipped configs: `recon configs quickstart.yaml` prints one.
+  recon {command} --help_all               every option, those of Lightning's Trainer included
+  recon {command} --model.help CLASS       the options of a class, such as ReconstructionAttack
+"""
+
+_EXAMPLES = {
+    "fit": """
+Examples
+  recon fit --config quickstart.yaml
+  recon fit --config quickstart.yaml --config attack/paper.yaml --data.root photos/
+  recon fit --config quickstart.yaml --model.client.privacy.noise_multiplier 1e-3 --trainer.default_root_dir runs/z3
+""",
+    "validate": """
+Examples
+  recon validate --config quickstart.yaml --model.client.privacy.granularity sample
+  recon validate --config captured.yaml --model.update captured/
+""",
+    "test": """
+Give the config.yaml of the run, which names its folder and its pictures.
+
+Examples
+  recon test --config runs/quickstart/config.yaml
+""",
+    "predict": """
+Give the config.yaml of the run, which names its folder.
+
+Examples
+  recon predict --config runs/quickstart/config.yaml
+""",
+}
+
+OPTIONS = "[--config FILE]... [--OPTION VALUE]..."
+
+RUNS = {
+    "fit": "attack the configured clients: reconstruct their pictures, score them, write the run's folder",
+    "validate": "attack nothing: show what each client would release, clipped and noised, and what it promises",
+    "test": "score the reconstructions of a finished run again",
+    "predict": "write the reconstructions of a finished run as PNG files",
+}
+
+COMMANDS = {
+    **{
+        name: Command(f"recon {name} {OPTIONS}", summary, _EXAMPLES[name] + _RUN_OPTIONS.replace("{command}", name))
+        for name, summary in RUNS.items()
+    },
+    "replay": Command(
+        "recon replay RUN --output DIR",
+        "repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist",
+        """
+  RUN                the folder of a finished run, with config.yaml and exchange/
+  --output DIR       folder for the reconstructions and their images
+  --overwrite        replace a run that is in that folder
+  --trust_config true  run code that its config.yaml names from outside this package: only if you know it
+
+At the end it says whether they equal the run's own reconstructions bit for bit.
+
+Examples
+  recon replay runs/quickstart --output replayed
+""",
+    ),
+    "audit": Command(
+        "recon audit --config FILE --output DIR [--audit.OPTION VALUE]... [--OPTION VALUE]...",
+        "attack under many protections, and write a report",
+        """
+Every cell of the sweep is a `recon fit` of its own, kept in OUTPUT/cells. The same command goes on where it was
+stopped, and several may share one OUTPUT. All options of `recon fit` can be given too; they hold for all cells.
+
+  --config FILE                     of an audit (a section `audit`) or of `recon fit`; may be repeated
+  --output DIR                      cells, results.csv and report.html
+  --audit.noise_multiplier [Z,...]  noise multipliers; or --audit.epsilon [E,...]
+  --audit.granularity [G,...]       update, sample
+  --audit.batch_size [N,...]        pictures a client
+  --audit.rounds [N,...]            rounds with the same batch
+  --audit.seeds [N,...]             pictures, network and noise of each
+  --audit.jobs N                    cells that run at a time
+  --quiet                           errors and warnings only
+
+All options: recon audit --help_all; the shipped config, commented: recon configs audit.yaml
+
+Examples
+  recon audit --config audit.yaml --output runs/audit --audit.jobs 2
+  recon audit --config audit.yaml --output runs/mine --data.root photos/ --audit.epsilon [1,8,64]
+""",
+    ),
+    "report": Command(
+        "recon report RUN... --output FILE.html",
+        "write the report of an audit from finished runs",
+        """
+  RUN...                  folders of finished runs, or of an audit
+  --output FILE.html      the report; a table (.csv) and JSON go beside it
+  --tolerance DB          PSNR in dB above a mean image that still counts as nothing seen
+  --records N             how many people's data are protected, to judge delta by
+  --sampling_rate Q       what you announce of Poisson sampling: epsilon if the server honours it
+
+Examples
+  recon report runs/quickstart --output quickstart.html
+""",
+    ),
+    "configs": Command(
+        "recon configs [NAME]",
+        "list the configs that ship with the program, or print one",
+        """
+Examples
+  recon configs
+  recon configs attack/paper.yaml > mine.yaml
+""",
+    ),
+    "completion": Command(
+        "recon completion bash|zsh|tcsh",
+        "print a script that completes commands, options and values in your shell",
+        """
+Needs `pip install 'lightning_recon[completion]'`.
+
+Examples
+  recon completion bash > ~/.local/share/bash-completion/completions/recon
+  recon completion zsh > ~/.zfunc/_recon         # a folder of $fpath
+""",
+    ),
+    "version": Command("recon version", "print the version"),
+}
+
+
+def overview() -> str:
+    """The help of the program: every command in one line."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"""Measure what a server can see of its users' pictures through clipping and noise.
+
+usage: recon COMMAND ...
+
+{commands}
+
+`recon COMMAND --help` teaches a command. The first run, under a minute: recon fit --config quickstart.yaml
+"""
+
+
+def help_of(name: str) -> str:
+    """The help of a command.
+
+    Args:
+        name: Of `COMMANDS`.
+    """
+    command = COMMANDS[name]
+    summary = command.summary[0].upper() + command.summary[1:]
+    return f"usage: {command.usage}\n\n{summary}.\n{command.help}"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The one known word that a mistyped one most likely means; None if none comes near.
+
+    Args:
+        word: What was typed.
+        known: What could have been.
+    """
+    lower = {name.lower(): name for name in known}
+    begun = [name for name in lower if len(word) > 2 and name.startswith(word.lower())]
+    found = begun if len(begun) == 1 else difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
+
+
+def unknown_command(word: str) -> UserError:
+    """What to answer to a first word that is no command.
+
+    Args:
+        word: What was typed.
+    """
+    if near := closest(word, ("--help", "--version")):
+        return UserError(f"there is no option {word}: did you mean {near}?")
+    if word.startswith("-"):
+        return UserError(
+            f"{word} comes before the command: type recon COMMAND {word} ...; commands: {', '.join(COMMANDS)}"
+        )
+    near = closest(word, COMMANDS)
+    hint = f"did you mean {near}? " if near else ""
+    return UserError(f"there is no command {word!r}: {hint}commands: {', '.join(COMMANDS)}")

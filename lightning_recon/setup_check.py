@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a network can be trained on the pictures at hand: one forward pass, before anything is computed with it."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from lightning_recon.errors import UserError
+
+Build = Callable[[tuple[int, int]], nn.Module]
+
+_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299)  # sides that are tried where a network cannot take the pictures'
+
+log = logging.getLogger(__name__)
+
+
+class _Unfit(Exception):
+    """The network cannot be used, whatever the size of the pictures."""
+
+
+def fit_to_pictures(
+    network: nn.Module,
+    rebuild: Build | None,
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    pictures: int = 2,
+    seed: int = 0,
+) -> nn.Module:
+    """The network, or one that is built for the pictures' size if this one is not.
+
+    Args:
+        network: maps pictures to logits; layers that learn their shape from the first pictures do so now.
+        rebuild: builds the same network for pictures of a height and width, or raises `UserError`; None: there is no
+            other.
+        name: of the network, for messages.
+        image_shape: of a picture, (3, height, width).
+        num_classes: number of logits that are expected.
+        pictures: how many go through it at a time, at least 1; two show more than one.
+        seed: of the weights of layers that learn their shape now.
+
+    Raises:
+        UserError: it cannot be trained on such pictures; what is wrong, and what size it takes.
+    """
+    try:
+        try:
+            _forward(network, image_shape, num_classes, pictures, seed)
+            return network
+        except _Unfit:
+            raise
+        except Exception as error:  # whatever a network that is not ours may raise
+            reason = _line(error)
+        height, width = image_shape[1:]
+        if rebuild is not None and (sized := _rebuilt(rebuild, image_shape, num_classes, pictures, seed)) is not None:
+            log.warning("Built the network %s for pictures of %d x %d.", name, height, width)
+            return sized
+        advice = _advice(network, rebuild, num_classes, pictures, seed)
+    except _Unfit as error:
+        raise UserError(f"network {name!r} {error}") from error
+    raise UserError(f"network {name!r} cannot take pictures of {height} x {width} ({reason}); {advice}")
+
+
+def _rebuilt(
+    rebuild: Build, image_shape: tuple[int, int, int], num_classes: int, pictures: int, seed: int
+) -> nn.Module | None:
+    try:
+        sized = rebuild((image_shape[1], image_shape[2]))
+        _forward(sized, image_shape, num_classes, pictures, seed)
+    except Exception:  # then it is no help, and the first reason is the better one
+        return None
+    return sized
+
+
+def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, pictures: int, seed: int) -> str:
+    """What to do about a network that raises: another size, if one works."""
+    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is not None and first.in_channels != 3:
+        channels = first.in_channels
+        return f"its first convolution takes {channels} channel(s) and pictures have 3: let it convert them itself"
+    for side in _SIZES:
+        try:
+            _forward(network, (3, side, side), num_classes, pictures, seed)
+        except _Unfit:
+            raise
+        except Exception:  # whatever a network that is not ours may raise
+            if rebuild is None or _rebuilt(rebuild, (3, side, side), num_classes, pictures, seed) is None:
+                continue
+        return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"
+    return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or mend its forward pass"
+
+
+def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int, pictures: int, seed: int) -> None:
+    """One pass in training mode that leaves modes, buffers and random state alone; raises if it shows a fault."""
+    modes = {module: module.training for module in network.modules()}
+    device = next((one.device for one in network.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        raise _Unfit("is on the device meta, without values: build it on the CPU")
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        torch.manual_seed(seed)
+        # A picture of random pixels, since layers that normalise a flat one divide by zero.
+        images = torch.rand(pictures, *image_shape).to(device)
+        try:
+            network.train()
+            for module in network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+            if any(is_lazy(one) for one in (*network.parameters(), *network.buffers())):
+                with torch.no_grad():
+                    network(images)
+            parameters = _parameters(network)
+            buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+            with torch.enable_grad():
+                output = functional_call(network, (parameters, buffers), (images,))
+        finally:
+            for module, training in modes.items():
+                module.training = training
+    _check_output(output, pictures, num_classes)
+
+
+def _parameters(network: nn.Module) -> dict[str, Tensor]:
+    """The parameters as leaves that can be differentiated."""
+    found = {}
+    for name, parameter in network.named_parameters():
+        if is_lazy(parameter):
+            raise _Unfit(f"does not use its parameter {name}, whose shape stays unknown: take it out")
+        if not parameter.is_floating_point():
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise _Unfit(f"holds {kind} numbers in {name}, and clients send gradients of real ones: make it a buffer")
+        found[name] = parameter.detach().requires_grad_()
+    if not found:
+        raise _Unfit("has no parameters, so a client has no gradient to send: choose another")
+    return found
+
+
+def _check_output(output: object, pictures: int, num_classes: int) -> None:
+    if not isinstance(output, Tensor):
+        raise _Unfit(
+            f"returns a {type(output).__name__}, in which logits cannot be told from the rest: let it return them "
+            "alone, or under the name logits"
+        )
+    shape = tuple(output.shape)
+    if len(shape) == 2 and shape[0] == pictures and shape[1] != num_classes:
+        raise _Unfit(
+            f"returns {shape[1]} logits for a picture, and there are {num_classes} classes: let it make as many as "
+            f"num_classes says, or set --model.client.num_classes {shape[1]}"
+        )
+    if shape != (pictures, num_classes):
+        raise _Unfit(f"returns the shape {shape} for {pictures} pictures: it must be {(pictures, num_classes)}, logits")
+    if not output.is_floating_point():
+        raise _Unfit(f"returns numbers of type {str(output.dtype).removeprefix('torch.')}, and logits are real numbers")
+    if not bool(output.isfinite().all()):
+        raise _Unfit("returns NaN or infinity for random pictures: check its weights")
+    if not output.requires_grad:
+        raise _Unfit("returns logits without a gradient, so a client has none to send: take no_grad and detach out")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
