@@ -156,7 +156,7 @@ def test_noise_without_a_clip(refused: Refused) -> None:
 
 def test_negative_noise(refused: Refused) -> None:
     line = refused("--model.client.privacy.noise_multiplier", "-0.1")
-    assert "noise_multiplier is -0.1: give 0 or a number above" in line
+    assert "noise_multiplier is -0.1: give a number of at least 0" in line
 
 
 def test_no_draws(refused: Refused) -> None:
