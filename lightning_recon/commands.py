@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of `recon` and what their help teaches; nothing here takes time to import."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lightning_recon.errors import UserError
+from lightning_recon.suggestions import closest
 
 
 @dataclass(frozen=True)
@@ -200,19 +199,6 @@ def help_of(name: str) -> str:
     command = COMMANDS[name]
     summary = command.summary[0].upper() + command.summary[1:]
     return f"usage: {command.usage}\n\n{summary}.\n{command.help}"
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The one known word that a mistyped one most likely means; None if none comes near.
-
-    Args:
-        word: What was typed.
-        known: What could have been.
-    """
-    lower = {name.lower(): name for name in known}
-    begun = [name for name in lower if len(word) > 2 and name.startswith(word.lower())]
-    found = begun if len(begun) == 1 else difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
-    return lower[found[0]] if found else None
 
 
 def unknown_command(word: str) -> UserError:

@@ -24,10 +24,8 @@ from lightning_recon.normalization import ChannelStatistics, Normalization
 from lightning_recon.schema import Fingerprint
 from lightning_recon.storage import (
     describe,
-    parse_json,
     read_json,
     read_tensors,
-    read_text,
     readable,
     sha256,
     validated,
@@ -123,9 +121,7 @@ class Task:
         """Read `task.json` from the folder; a missing or damaged file is a `UserError`."""
         path = folder / "task.json"
         with readable(path):
-            content = parse_json(read_text(path), path)
-            if content.pop("format", None) != "task 2":
-                raise ValueError("not of the format 'task 2'")
+            content = read_json(path, _RECORD, "task 2")
             return cls.from_record(content)
 
     @classmethod
@@ -139,6 +135,7 @@ class Task:
 
 
 TASK = TypeAdapter(Task)
+_RECORD = TypeAdapter(dict[str, Any])  # what `completed` makes a task of
 
 
 def completed(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, get_args, get_origin
 
-from lightning_recon.commands import COMMANDS, RUNS, closest
+from lightning_recon.commands import COMMANDS, RUNS
 from lightning_recon.errors import UserError
 from lightning_recon.options import (
     choices_of,
@@ -27,6 +27,7 @@ from lightning_recon.options import (
     type_of,
 )
 from lightning_recon.shipped_configs import configs_in, line_of
+from lightning_recon.suggestions import closest
 
 Owner = Callable[..., object] | Mapping[str, Any]
 

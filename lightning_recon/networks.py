@@ -22,10 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from lightning_recon.commands import closest
 from lightning_recon.errors import UserError
 from lightning_recon.normalization import Normalization, normalize_inputs, resolve
 from lightning_recon.storage import FAULTS, read_safetensors, reason_of
+from lightning_recon.suggestions import closest
 
 # What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
 _ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")

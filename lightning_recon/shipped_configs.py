@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from lightning_recon.commands import closest
 from lightning_recon.errors import UserError
+from lightning_recon.suggestions import closest
 from lightning_recon.yaml_size import YAML_NODES, expanded
 
 # An installed package carries the configs; a source checkout has them at its top.

@@ -15,12 +15,13 @@ import rich
 from lightning_recon import __version__, console
 from lightning_recon.callbacks.progress import step_line
 from lightning_recon.cli import find_modules_here, main
-from lightning_recon.commands import COMMANDS, closest, help_of
+from lightning_recon.commands import COMMANDS, help_of
 from lightning_recon.errors import UserError
 from lightning_recon.lightning_cli import roots
 from lightning_recon.options import choices_of, described, group_of, type_of
 from lightning_recon.replay import sameness
 from lightning_recon.shipped_configs import CONFIGS, line_of, read_config, shipped
+from lightning_recon.suggestions import closest
 
 Fit = Callable[..., dict[str, Any]]
 

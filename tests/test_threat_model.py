@@ -24,7 +24,7 @@ from lightning_recon.structure import WaterFilling
 from lightning_recon.victim import Privacy, VictimClient
 
 PACKAGE = Path(lightning_recon.__file__).parent
-FORBIDDEN = ("data", "victim", "evaluation", "callbacks", "cli")
+FORBIDDEN = ("data", "victim", "evaluation", "callbacks", "cli", "lightning_cli", "commands", "replay", "audit")
 
 
 # --- what is imported ---
