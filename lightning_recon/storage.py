@@ -137,10 +137,19 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     """
     content = _object(text)
     if DIGEST not in content:
+        _refuse_renamed_digest(content)
         warn_without_digest(path)
     elif content.pop(DIGEST) != digest_of(content):
         raise ValueError(ALTERED)
     return _printable(content)
+
+
+def _refuse_renamed_digest(content: Mapping[str, Any]) -> None:
+    """Refuse an object whose digest stands under another name, for instance because a bit of the name flipped."""
+    suspects = [name for name, value in content.items() if isinstance(value, str) and len(value) == 64]
+    for name in suspects[:4]:  # no record has more, and each costs a hash over the object
+        if content[name] == digest_of({key: value for key, value in content.items() if key != name}):
+            raise ValueError(f"its digest stands under the name {name!r}, not {DIGEST!r}")
 
 
 def validated(content: Mapping[str, Any], schema: TypeAdapter[T]) -> T:

@@ -79,6 +79,14 @@ def test_files_without_a_digest_are_read_with_one_warning(
     assert "a.json carries no digest" in said
 
 
+def test_a_digest_under_another_name_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1, "payload": "0" * 64})
+    path.write_text(path.read_text().replace("sha256", "sHa256"))
+    with pytest.raises(ValueError, match="'sHa256'"):
+        read_json(path, ANY)
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, "NaN", '{"x": NaN}', "[]", '{"x": 1e400}', "\x00", '{"x": \x01}'])
 def test_odd_json_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
