@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_recon import __version__, console
-from lightning_recon.commands import COMMANDS, RUNS, help_of, overview, unknown_command
-from lightning_recon.interrupts import stoppable
-from lightning_recon.shipped_configs import (
+from lightning_recon.command_line.cli_arguments import user_error
+from lightning_recon.command_line.commands import COMMANDS, RUNS, help_of, overview, unknown_command
+from lightning_recon.command_line.shipped_configs import (
     configs_first,
     configs_in,
     listing,
@@ -23,7 +23,7 @@ from lightning_recon.shipped_configs import (
     read_config,
     with_shipped_configs,
 )
-from lightning_recon.usage import user_error
+from lightning_recon.interrupts import stoppable
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -93,22 +93,22 @@ def run(given: list[str], typed: Sequence[str]) -> None:
     contents = [read_config(name) for name in configs_in(given) if not name.lstrip().startswith("{")]
     find_modules_here([*rest, *_words(contents)])
     console.sign_of_life(f"recon {command}: loading PyTorch and Lightning, a few seconds …")
-    from lightning_recon import lightning_cli  # takes seconds
+    from lightning_recon.command_line import lightning_cli  # takes seconds
 
     lightning_cli.quieten()
     if command in RUNS:
         words = ["--help" if word in ("--help_all", "--help-all") else word for word in given]
         lightning_cli.run_cli(words, command=typed)
     elif command == "replay":
-        from lightning_recon.replay import replay_command
+        from lightning_recon.command_line.replay import replay_command
 
         replay_command(rest)
     elif command == "completion":
-        from lightning_recon.completion import script
+        from lightning_recon.command_line.completion import script
 
         print(script(rest))
     else:
-        from lightning_recon.audit import command as audit  # drawing is no business of the other commands
+        from lightning_recon.audit import commands as audit
 
         if command == "report":
             audit.report(rest)

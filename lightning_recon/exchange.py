@@ -18,11 +18,10 @@ import torch
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
-from lightning_recon import schema
 from lightning_recon.errors import UserError
-from lightning_recon.normalization import ChannelStatistics, Normalization
-from lightning_recon.schema import Fingerprint
-from lightning_recon.storage import (
+from lightning_recon.files import schema
+from lightning_recon.files.schema import Fingerprint
+from lightning_recon.files.serialization import (
     describe,
     read_json,
     read_tensors,
@@ -32,6 +31,7 @@ from lightning_recon.storage import (
     write_json,
     write_tensors,
 )
+from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 
 NoiseShare = Literal["full", "shared"]
 ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lightning_recon.attack.conversation import converse
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
-from lightning_recon.data.images import ClientBatch
+from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.scoring import Attacked, score
 from lightning_recon.structure import Digital, WaterFilling
-from lightning_recon.victim import Privacy, VictimClient
 
 RESULTS = Path(__file__).parent.parent / "results" / "budget.csv"
 PACKAGES = ("lightning_recon", "torch", "torchvision", *(("timm",) if find_spec("timm") else ()))
@@ -101,7 +101,7 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
         psnr, exact, shares, true = [], [], [], []
         try:
             for index, batch in enumerate(batches):
-                guess = converse(client, structure, payload, index, 0, None)
+                guess = run_protocol(client, structure, payload, index, 0, None)
                 attacked = Attacked(
                     index, 0, guess.pictures, guess.pictures, guess.unresolved, guess.evident, guess.files
                 )

@@ -116,7 +116,7 @@ def write_pictures(settings: Settings) -> None:
     """Deal the bundled photographs to the clients."""
     # Not at the top: server and clients, who import this file, do without the data module and all that it needs.
     from lightning_recon.data import ClientDataModule, NoMasks
-    from lightning_recon.data.captured import save_truth
+    from lightning_recon.data.truth_file import save_truth
 
     data = ClientDataModule(
         image_size=settings.image_size, batch_size=settings.batch_size, clients=settings.clients, masks=NoMasks()

@@ -22,7 +22,7 @@ from lightning_recon.capture import Declared
 from lightning_recon.capture.opacus import capture_steps
 from lightning_recon.data import ClientDataModule, NoMasks, save_truth
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network
+from lightning_recon.networks.construction import build_network
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
 
 CLASSES = 16  # of the bundled photographs

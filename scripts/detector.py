@@ -23,13 +23,14 @@ import torchvision
 from measuring import read_table
 from torch import Tensor, nn
 
-from lightning_recon.attack.conversation import converse
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
-from lightning_recon.data.images import ClientBatch
+from lightning_recon.data.sources import ClientBatch
 from lightning_recon.defense import THRESHOLDS, inspect_model
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.networks import build_network
-from lightning_recon.normalization import IMAGENET, normalize_inputs
+from lightning_recon.networks.construction import build_network
+from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import (
     Digital,
     Feedback,
@@ -39,9 +40,8 @@ from lightning_recon.structure import (
     TrapWeights,
     WaterFilling,
 )
-from lightning_recon.structure.guess import Structure
-from lightning_recon.structure.inference import TamperedNetwork
-from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.structure.base import Structure
+from lightning_recon.structure.layer import TamperedNetwork
 
 CLASSES, PICTURES, SIZE, VICTIM_SIZE = 1000, 8, 64, 32
 # Networks whose picture size is fixed when they are built.
@@ -192,7 +192,7 @@ def tampered(network: str, structure: Structure, protection: dict[str, Any], bat
     payload = structure.payload(client.task)
     if protection.get("rounds", 1) > 1:
         spy = Spy(client)
-        converse(spy, structure, payload, 0, 0, None)
+        run_protocol(spy, structure, payload, 0, 0, None)
         payload = spy.payloads[-1]
     return TamperedNetwork(client.network, InferenceStructure(payload))
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lightning_recon.data.images import ClientBatch
-from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of
+from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.client.gradients import clipped_sum
+from lightning_recon.data.sources import ClientBatch
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
+from lightning_recon.privacy.mechanism import add_noise, noise_generator
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
-from lightning_recon.victim import Privacy, VictimClient
-from lightning_recon.victim.gradients import clipped_sum
-from lightning_recon.victim.privacy import add_noise, noise_generator
 
 SIZE, BATCH, STEPS, SEEDS, HELD_OUT = 16, 64, 220, 5, 360
 PRIVACY = Privacy(max_grad_norm=1.0, noise_multiplier=1.0, granularity="sample")

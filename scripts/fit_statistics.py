@@ -7,7 +7,7 @@ r"""Fit public statistics on a folder of photographs: what the attacker knows ab
 The bundled ones, from the photographs that scripts/photographs.py gathers (measured with OpenCV's GrabCut):
 
     python scripts/fit_statistics.py --root photographs/cc0 --size 32 64 128 224 --grid 1 --grabcut --ellipses \
-        --name "octave power law v2 (153 CC0 photographs)" --output lightning_recon/structure/statistics.json
+        --name "octave power law v2 (153 CC0 photographs)" --output lightning_recon/priors/image_statistics.json
 
 Their mean is a single colour: brightness that falls from sky to ground helped pictures of buildings and landscapes, but
 not, when each kind of subject was predicted from all others, animals, people and things. Of subjects they keep only
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 
-from lightning_recon.data.images import open_source
 from lightning_recon.data.masks import GrabCutMasks, SamMasks, SubjectMasks
+from lightning_recon.data.sources import open_source
 from lightning_recon.errors import UserError
-from lightning_recon.structure.statistics_fit import fit_statistics
+from lightning_recon.priors.fit_statistics import fit_statistics
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from measuring import read_table
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from lightning_recon.callbacks.figures import Version, caption, comparison_figure
 from lightning_recon.cli import main as recon
 from lightning_recon.data import ClientDataModule, GrabCutMasks
-from lightning_recon.evaluation.comparison import Version, caption, comparison_figure
 
 ROOT = Path(__file__).parent.parent
 FIGURES, RESULTS = ROOT / "fig", ROOT / "results"

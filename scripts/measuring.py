@@ -17,7 +17,7 @@ import yaml
 from collisions import lost_share
 
 from lightning_recon.cli import main as recon
-from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 
 COLUMNS = [
     "attack", "granularity", "z", "size", "batch", "rounds", "draw", "psnr_mean", "ssim_mean", "detected", "collided",

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, GrabCutMasks, NoMasks
-from lightning_recon.data.images import ClientBatch
-from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of, nominal_epsilon
+from lightning_recon.data.sources import ClientBatch
 from lightning_recon.evaluation.bounds import noise_law_psnr
-from lightning_recon.evaluation.fidelity import mse_per_image, psnr_from_mse, ssim_per_image
+from lightning_recon.evaluation.metrics import mse_per_image, psnr_from_mse, ssim_per_image
 from lightning_recon.exchange import ServerPayload
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of, nominal_epsilon
 from lightning_recon.structure import InferenceStructure, SeedPaper
-from lightning_recon.structure.voices import class_code
-from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.structure.head_weights import class_code
 
 CLASSES, DRAWS, DELTA, MAX_GRAD_NORM = 64, 5, 1e-5, 10.0
 # The paper sends 100 copies of δ beside the picture; a quarter of its units suffices to measure on.

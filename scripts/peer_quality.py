@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from lightning_recon.data import ClientDataModule, NoMasks
-from lightning_recon.evaluation.fidelity import psnr_per_image, ssim_per_image
-from lightning_recon.networks import build_network
-from lightning_recon.normalization import IMAGENET_MEAN, IMAGENET_STD
+from lightning_recon.evaluation.metrics import psnr_per_image, ssim_per_image
+from lightning_recon.networks.construction import build_network
+from lightning_recon.networks.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIZE, CLASSES = 32, 64

@@ -16,7 +16,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lightning_recon.normalization import IMAGENET_MEAN, IMAGENET_STD
+from lightning_recon.networks.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES = 1000
 

@@ -18,13 +18,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
-from lightning_recon.data.images import ClientBatch
-from lightning_recon.evaluation.accounting import mu_of, noise_multiplier_for
-from lightning_recon.evaluation.robustness import binomial_interval, log_likelihoods, matching_success, rero_gamma
+from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import ClientUpdate, ServerPayload
+from lightning_recon.privacy.gaussian_accounting import mu_of, noise_multiplier_for
+from lightning_recon.privacy.reconstruction_robustness import (
+    binomial_interval,
+    log_likelihoods,
+    matching_success,
+    rero_gamma,
+)
 from lightning_recon.structure import WaterFilling
-from lightning_recon.victim import Privacy, VictimClient
 
 RESULTS = Path(__file__).parent.parent / "results" / "rero.csv"
 PACKAGES = ("lightning_recon", "torch", "torchvision", "lightning")

@@ -67,9 +67,9 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
     from lightning_recon.attack import GradientInversion
-    from lightning_recon.attack.priors import Penalties
-    from lightning_recon.data.images import ClientBatch
-    from lightning_recon.victim import Privacy, VictimClient
+    from lightning_recon.client import Privacy, VictimClient
+    from lightning_recon.data.sources import ClientBatch
+    from lightning_recon.priors.regularizers import Penalties
 
     torch.manual_seed(0)
     size, turns = job["size"], Turns(job["turn"], job["device"] == "cuda")
@@ -121,8 +121,8 @@ def peer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The peer's attack on the first of our victims, from our start; its loop is untouched."""
     import breaching
 
-    from lightning_recon.networks import build_network
-    from lightning_recon.normalization import IMAGENET_MEAN, IMAGENET_STD
+    from lightning_recon.networks.construction import build_network
+    from lightning_recon.networks.normalization import IMAGENET_MEAN, IMAGENET_STD
 
     class Metadata:
         modality, task, classes, vocab_size = "vision", "classification", CLASSES[job["network"]], 0

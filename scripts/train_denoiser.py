@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the small denoiser that ships with the package, on errors like those that decoding leaves, and on white noise.
 
-    python scripts/train_denoiser.py photographs/ --output lightning_recon/attack/weights/denoiser.safetensors
+    python scripts/train_denoiser.py photographs/ --output lightning_recon/priors/weights/denoiser.safetensors
 
 About half an hour on one core. A stopped run goes on where it was: its checkpoints are in --work.
 """
@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_recon.attack.denoiser import SmallDenoiser
-from lightning_recon.attack.objectives import PlugAndPlay
-from lightning_recon.structure.encoding import water_filling
-from lightning_recon.structure.guess import Posterior
-from lightning_recon.structure.statistics import public_statistics
-from lightning_recon.structure.transform import analyse
+from lightning_recon.attack.refinement import PlugAndPlay
+from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.image_statistics import public_statistics
+from lightning_recon.priors.unet_denoiser import SmallDenoiser
+from lightning_recon.structure.base import Posterior
+from lightning_recon.structure.coding.power_allocation import water_filling
 
 PATCH = 56
 SIZES = (56, 112, 168, 224)  # of whole pictures; the patch shows a part of one

@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
         "class_path": "lightning_recon.attack.ReconstructionAttack",
         "init_args": {
             "client": {
-                "class_path": "lightning_recon.victim.VictimClient",
+                "class_path": "lightning_recon.client.VictimClient",
                 "init_args": {
                     "network": "convnet",
                     "num_classes": 16,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from lightning_recon.callbacks.originals import INDEX
+from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.cli import main
 from lightning_recon.data import ClientDataModule, NoMasks
 

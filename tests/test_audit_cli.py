@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_recon.audit.command import check_plan, read_configs
+from lightning_recon.audit.commands import check_plan, read_configs
+from lightning_recon.audit.config import AuditedAttack, Change, Reference, Sweep
 from lightning_recon.audit.plan import plan_of
-from lightning_recon.audit.sweep import Attack, Change, Reference, Sweep
 from lightning_recon.cli import main
-from lightning_recon.lightning_cli import resolved
+from lightning_recon.command_line.lightning_cli import resolved
 
 SHIPPED = Path(__file__).parent.parent / "configs" / "audit.yaml"
 
@@ -91,7 +91,7 @@ def test_an_audit_that_was_killed_at_random_comes_to_the_same(command: list[str]
 def test_the_shipped_audit_is_sound() -> None:
     assert SHIPPED.read_text().startswith("# ")
     section, bases = read_configs([str(SHIPPED)])
-    attacks = {name: Attack(**attack) for name, attack in section.pop("attacks").items()}
+    attacks = {name: AuditedAttack(**attack) for name, attack in section.pop("attacks").items()}
     changes = {name: Change(**change) for name, change in section.pop("changes").items()}
     plan = plan_of(
         Sweep(attacks, changes=changes, reference=Reference(**section.pop("reference")), **section),

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lightning_recon import cli
-from lightning_recon.checkpoints import DIGEST
 from lightning_recon.cli import main
 from lightning_recon.exchange import ClientUpdate, RecordedClient
-from lightning_recon.networks import build_network
+from lightning_recon.files.checkpoints import DIGEST
+from lightning_recon.networks.construction import build_network
 
 Refused = Callable[..., str]
 

@@ -13,15 +13,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lightning_recon.callbacks.results import finished
+from lightning_recon.callbacks.console_tables import privacy_line
+from lightning_recon.callbacks.figures import Version, caption, comparison_figure
+from lightning_recon.callbacks.results_writer import finished
 from lightning_recon.cli import main
+from lightning_recon.client import VictimClient
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.comparison import Version, caption, comparison_figure
-from lightning_recon.evaluation.naming import display_name, in_words
+from lightning_recon.evaluation.formatting import display_name, in_words
 from lightning_recon.evaluation.results import privacy_record
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.terminal import privacy_line
-from lightning_recon.victim import VictimClient
 
 Fit = Callable[..., dict[str, Any]]
 
@@ -109,7 +109,8 @@ def test_perceptual_distances_are_recorded_where_they_can_be_had(
 ) -> None:
     assert "lpips_mean" not in fit(tmp_path / "without", "--trainer.max_steps", "0")["summary"]
     monkeypatch.setattr(
-        "lightning_recon.callbacks.results.lpips_per_image", lambda pictures, truth: pictures[:, 0, 0, 0] * 0 + 0.25
+        "lightning_recon.callbacks.results_writer.lpips_per_image",
+        lambda pictures, truth: pictures[:, 0, 0, 0] * 0 + 0.25,
     )
     assert fit(tmp_path / "with", "--trainer.max_steps", "0")["summary"]["lpips_mean"] == 0.25
 
@@ -150,7 +151,7 @@ def test_columns_are_named_and_threat_models_are_not_mixed(
         drawn.append(versions)
         return comparison_figure(versions, note=note)
 
-    monkeypatch.setattr("lightning_recon.callbacks.compared.comparison_figure", listened)
+    monkeypatch.setattr("lightning_recon.callbacks.comparison.comparison_figure", listened)
     record = fit(tmp_path, *flags, "--trainer.max_steps", "0", "--results.show", "true")
     (versions,) = drawn
     assert [one.name for one in versions] == ["photograph", "what the client used", *beside, attack]

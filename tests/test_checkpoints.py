@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_recon.checkpoints import DIGEST
 from lightning_recon.cli import main
+from lightning_recon.files.checkpoints import DIGEST
 
 Checkpoint = dict[str, Any]
 

@@ -15,12 +15,12 @@ import rich
 from lightning_recon import __version__, console
 from lightning_recon.callbacks.progress import step_line
 from lightning_recon.cli import find_modules_here, main
-from lightning_recon.commands import COMMANDS, help_of
+from lightning_recon.command_line.commands import COMMANDS, help_of
+from lightning_recon.command_line.lightning_cli import roots
+from lightning_recon.command_line.options import choices_of, described, group_of, type_of
+from lightning_recon.command_line.replay import sameness
+from lightning_recon.command_line.shipped_configs import CONFIGS, line_of, read_config, shipped
 from lightning_recon.errors import UserError
-from lightning_recon.lightning_cli import roots
-from lightning_recon.options import choices_of, described, group_of, type_of
-from lightning_recon.replay import sameness
-from lightning_recon.shipped_configs import CONFIGS, line_of, read_config, shipped
 from lightning_recon.suggestions import closest
 
 Fit = Callable[..., dict[str, Any]]
@@ -71,7 +71,7 @@ def test_commands_teach_by_examples_of_a_few_lines(capsys: pytest.CaptureFixture
 
 def test_the_options_that_help_teaches_exist() -> None:
     """An option that was renamed would stay in the help."""
-    from lightning_recon.completion import flattened
+    from lightning_recon.command_line.completion import flattened
 
     known = dict(flattened(roots()))
     taught = {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_recon.cli import main
-from lightning_recon.lightning_cli import LAST
+from lightning_recon.command_line.lightning_cli import LAST
 
 Fit = Callable[..., dict[str, Any]]
 TWO_RANKS = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]

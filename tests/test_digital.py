@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_recon.callbacks.results import finished
+from lightning_recon.callbacks.results_writer import finished
 from lightning_recon.cli import main
 from lightning_recon.evaluation.files import files_record
 

@@ -18,7 +18,7 @@ from lightning_recon.exchange import (
     payload_name,
     update_name,
 )
-from lightning_recon.storage import write_json
+from lightning_recon.files.serialization import write_json
 
 TASK = Task((3, 32, 32), 10, 4, 1, "convnet", "update", False, 1.0, 0.1, 2, 8)
 
@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_file(exchange: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in exchange.iterdir()}
-    monkeypatch.setattr("lightning_recon.storage.os.replace", full_disk)
+    monkeypatch.setattr("lightning_recon.files.serialization.os.replace", full_disk)
     with pytest.raises(UserError, match="No space left"):
         a_payload(scale=3.0).save(exchange, payload_name(0))
     assert {path.name: path.read_bytes() for path in exchange.iterdir()} == before

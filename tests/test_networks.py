@@ -16,10 +16,17 @@ from torch.func import functional_call, grad
 from torchvision.models import resnet18
 from torchvision.models.vision_transformer import VisionTransformer
 
+from lightning_recon.client.gradients import find_batch_coupling_layer
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network, copied, load_weights, math_attention, without_batch_norm
-from lightning_recon.normalization import (
+from lightning_recon.networks.construction import (
+    build_network,
+    copied,
+    load_weights,
+    math_attention,
+    without_batch_norm,
+)
+from lightning_recon.networks.normalization import (
     IMAGENET,
     ChannelStatistics,
     Normalization,
@@ -28,7 +35,6 @@ from lightning_recon.normalization import (
     resolve,
     without_wrapper,
 )
-from lightning_recon.victim.gradients import mixing_layer
 
 
 class TinyTransformer(VisionTransformer):
@@ -207,7 +213,7 @@ def test_batch_normalisation_is_replaced_with_a_notice(caplog: pytest.LogCapture
     assert [record.getMessage() for record in caplog.records] == [
         "Replaced 20 batch normalisation layers by group normalisation (granularity: sample)."
     ]
-    assert mixing_layer(converted) is None
+    assert find_batch_coupling_layer(converted) is None
     images = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(converted(images)[1:], converted(images[1:]))  # nobody depends on the others
     assert torch.equal(converted.conv1.weight, network.conv1.weight)

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_recon.checkpoints import DIGEST, content_digest
 from lightning_recon.cli import main
+from lightning_recon.client import VictimClient
 from lightning_recon.exchange import ClientUpdate, ServerPayload
-from lightning_recon.victim import VictimClient
+from lightning_recon.files.checkpoints import DIGEST, content_digest
 
 Fit = Callable[..., dict[str, Any]]
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 
-from lightning_recon import storage
 from lightning_recon.attack import ReconstructionAttack
 from lightning_recon.callbacks import ImageGrid
 from lightning_recon.cli import main
+from lightning_recon.files import serialization
+from lightning_recon.files.locking import claimed, take
+from lightning_recon.files.run_folder import LOCK, RunFolder, files_of_run
 from lightning_recon.interrupts import Terminated
-from lightning_recon.locking import claimed, take
-from lightning_recon.run_folder import LOCK, RunFolder, files_of_run
 
 Fit = Callable[..., dict[str, Any]]
 
@@ -122,7 +122,7 @@ def test_two_at_once_do_not_share_a_folder(run: Path, refused: Callable[..., str
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import pathlib, sys, time; from lightning_recon.locking import take; "
+    code = "import pathlib, sys, time; from lightning_recon.files.locking import take; "
     code += "lock = take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, str(tmp_path / LOCK)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
@@ -234,7 +234,7 @@ def test_a_full_disk_costs_one_line(
             raise OSError(28, "No space left on device")
         rename(source, target)
 
-    monkeypatch.setattr(storage.os, "replace", full)
+    monkeypatch.setattr(serialization.os, "replace", full)
     line = (
         refused(run, "--ckpt_path", "last", "--trainer.max_steps", "21")
         if name != "task.json"

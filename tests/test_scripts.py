@@ -153,8 +153,8 @@ def test_an_attacked_round_leaves_the_network_nearly_none_of_the_budget() -> Non
     pytest.importorskip("sklearn")
     from dp_accuracy import BATCH, PRIVACY, attacked, digits
 
-    from lightning_recon.victim import VictimClient
-    from lightning_recon.victim.gradients import clipped_sum, global_norm
+    from lightning_recon.client import VictimClient
+    from lightning_recon.client.gradients import clipped_sum, global_norm
 
     images, labels, held, _ = digits(0)
     assert len(images) + len(held) == 1797
@@ -173,7 +173,7 @@ def test_pictures_get_the_labels_of_imagenet(tmp_path: Path) -> None:
     from PIL import Image
     from pretrained import with_true_labels
 
-    from lightning_recon.data.images import open_folder
+    from lightning_recon.data.sources import open_folder
 
     (tmp_path / "photographs" / "n02056570").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "photographs" / "n02056570" / "king_penguin.png")

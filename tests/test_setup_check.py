@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.data.images import ClientBatch
+from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
-from lightning_recon.victim import Privacy, VictimClient
 
 CLASSES = 5
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from lightning_recon import storage
-from lightning_recon.checkpoints import DigestedCheckpoints
 from lightning_recon.errors import UserError
-from lightning_recon.printable import printable
-from lightning_recon.storage import (
+from lightning_recon.files import serialization
+from lightning_recon.files.checkpoints import DigestedCheckpoints
+from lightning_recon.files.serialization import (
     read_json,
     read_sealed,
     read_yaml,
@@ -25,6 +24,7 @@ from lightning_recon.storage import (
     write_sealed,
     write_tensors,
 )
+from lightning_recon.printable import printable
 
 ANY = TypeAdapter(dict[str, object])
 
@@ -70,7 +70,7 @@ def test_a_seal_is_over_tensors_and_record_and_gives_equal_files(tmp_path: Path)
 def test_files_without_a_digest_are_read_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_warned", [])
+    monkeypatch.setattr(serialization, "_warned", [])
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text('{"x": 1}')
     with caplog.at_level(logging.WARNING, "lightning_recon"):

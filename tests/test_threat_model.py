@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 import lightning_recon
 from lightning_recon.attack import GradientInversion, ReconstructionAttack
 from lightning_recon.cli import main
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.exchange import Client, ClientUpdate, RecordedClient, ServerPayload, Task
 from lightning_recon.structure import WaterFilling
-from lightning_recon.victim import Privacy, VictimClient
 
 PACKAGE = Path(lightning_recon.__file__).parent
-FORBIDDEN = ("data", "victim", "evaluation", "callbacks", "cli", "lightning_cli", "commands", "replay", "audit")
+FORBIDDEN = ("data", "client", "evaluation", "callbacks", "cli", "command_line", "audit")
 
 
 # --- what is imported ---
@@ -67,7 +67,7 @@ def room(module: str) -> str:
 
 ATTACKERS = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-    for attacker in ("attack", "structure")
+    for attacker in ("attack", "structure", "priors")
     for path in (PACKAGE / attacker).rglob("*.py")
 )
 
@@ -79,9 +79,9 @@ def test_the_attacker_imports_no_room_that_knows_the_truth(module: str) -> None:
 
 
 def test_the_walk_sees_what_it_should() -> None:
-    assert "lightning_recon.structure.water_filling" in reachable("lightning_recon.attack.reconstruction")
-    assert "lightning_recon.capture.update_file" in reachable("lightning_recon.attack.reconstruction")
-    assert "lightning_recon.data.images" in reachable("lightning_recon.victim.client")
+    assert "lightning_recon.structure.water_filling" in reachable("lightning_recon.attack.malicious_server")
+    assert "lightning_recon.capture.update_file" in reachable("lightning_recon.attack.malicious_server")
+    assert "lightning_recon.data.sources" in reachable("lightning_recon.client.client")
     assert len(ATTACKERS) > 10
 
 
@@ -232,8 +232,8 @@ def test_clients_are_no_part_of_the_attackers_checkpoint(finished: Path) -> None
 
 WITHOUT_DATA = """
 import sys
-import lightning_recon.data.datamodule, lightning_recon.data.images, lightning_recon.data.mask_cache
-import lightning_recon.data.masks, lightning_recon.victim.client, lightning_recon.networks
+import lightning_recon.data.datamodule, lightning_recon.data.sources, lightning_recon.data.mask_cache
+import lightning_recon.data.masks, lightning_recon.client.client, lightning_recon.networks.construction
 from lightning_recon.cli import main
 
 def refuse(*args, **kwargs):
@@ -243,14 +243,14 @@ for module in list(sys.modules.values()):
     for name in ("open_source", "fill_cache", "read_mask", "select", "build_network"):
         if getattr(module, "__name__", "").startswith("lightning_recon") and hasattr(module, name):
             setattr(module, name, refuse)
-for kind in (lightning_recon.data.datamodule.ClientDataModule, lightning_recon.victim.client.VictimClient):
+for kind in (lightning_recon.data.datamodule.ClientDataModule, lightning_recon.client.client.VictimClient):
     kind.__init__ = refuse
 main(sys.argv[1:])
 """
 
 WITHOUT_OTHER_ROOMS = """
 import sys
-for name in ("data", "victim", "evaluation", "callbacks", "cli"):
+for name in ("data", "client", "evaluation", "callbacks", "cli", "command_line", "audit"):
     sys.modules[f"lightning_recon.{name}"] = None  # importing it fails
 from pathlib import Path
 from lightning.pytorch import Trainer

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lightning_recon.data import ClientDataModule
-from lightning_recon.data.images import Pictures
+from lightning_recon.data.sources import Pictures
 
 
 class Digits(ClientDataModule):

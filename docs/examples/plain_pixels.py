@@ -6,9 +6,9 @@ import math
 import torch
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.structure import Guess
-from lightning_recon.structure.statistics import PublicStatistics, public_statistics
-from lightning_recon.structure.voices import class_code
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
+from lightning_recon.structure import Decoded
+from lightning_recon.structure.head_weights import class_code
 
 
 class PlainPixels:
@@ -32,8 +32,8 @@ class PlainPixels:
             tensors=tensors | {"code": class_code(task.num_classes)},
         )
 
-    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """The row is ± picture/S and ± pilot/S: divide."""
         row = update.gradient["structure.weight"][0]
         picture = (row[:-1] / row[-1] * payload.tensors["constants"][0]).view(1, *task.image_shape).clamp(0, 1)
-        return Guess(picture, unresolved=0, rows={"structure.weight": None}, posterior=None)
+        return Decoded(picture, unresolved=0, rows={"structure.weight": None}, posterior=None)

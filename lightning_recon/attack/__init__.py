@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attack: what the server does with an update, and nothing that it could not know."""
 
-from lightning_recon.attack.denoiser import SmallDenoiser
-from lightning_recon.attack.denoising import Denoiser, TotalVariation
-from lightning_recon.attack.inversion import GradientInversion
-from lightning_recon.attack.quasi_newton import QuasiNewton
-from lightning_recon.attack.reconstruction import ReconstructionAttack
-from lightning_recon.attack.server import Reconstruction, Server
+from lightning_recon.attack.base import Attack, Reconstruction
+from lightning_recon.attack.inversion.batched_lbfgs import BatchedLBFGS
+from lightning_recon.attack.inversion.gradient_inversion import GradientInversion
+from lightning_recon.attack.malicious_server import ReconstructionAttack
+from lightning_recon.priors.denoisers import Denoiser, TotalVariation
+from lightning_recon.priors.unet_denoiser import SmallDenoiser
 
 __all__ = [
+    "Attack",
+    "BatchedLBFGS",
     "Denoiser",
     "GradientInversion",
-    "QuasiNewton",
     "Reconstruction",
     "ReconstructionAttack",
-    "Server",
     "SmallDenoiser",
     "TotalVariation",
 ]

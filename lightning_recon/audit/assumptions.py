@@ -3,8 +3,8 @@
 
 from collections.abc import Sequence
 
-from lightning_recon.audit.outcome import Outcome
-from lightning_recon.audit.verdict import number
+from lightning_recon.audit.run import Outcome
+from lightning_recon.audit.wording import number
 
 
 def assumptions_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:

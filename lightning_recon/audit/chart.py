@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from textwrap import shorten
 
-from lightning_recon.audit.points import Point
+from lightning_recon.audit.aggregate import Point
 from lightning_recon.printable import printable
 
 _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#0e7490", "#4d4d4d")

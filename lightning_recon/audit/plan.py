@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from lightning_recon import __version__
-from lightning_recon.audit.sweep import Attack, Reference, Sweep
+from lightning_recon.audit.config import AuditedAttack, Reference, Sweep
+from lightning_recon.command_line.shipped_configs import read_config, with_shipped_configs
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.accounting import noise_multiplier_for
-from lightning_recon.shipped_configs import read_config, with_shipped_configs
+from lightning_recon.privacy.gaussian_accounting import noise_multiplier_for
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _axis(flag: str) -> str:
     return "seeds" if last in ("seed", "seed_everything") else last
 
 
-def _overlays(attack: Attack) -> dict[str, Any]:
+def _overlays(attack: AuditedAttack) -> dict[str, Any]:
     """Content of an attack's overlays by the paths that `recon fit` finds them at."""
     found = {}
     for name in attack.configs:

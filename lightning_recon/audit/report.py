@@ -12,17 +12,17 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from lightning_recon import __version__
-from lightning_recon.audit.advice import Advice, advice_of, advice_sentence, warned_of
+from lightning_recon.audit.aggregate import CONFIDENCE, points_of, smallest_noise
 from lightning_recon.audit.assumptions import assumptions_of
+from lightning_recon.audit.bounds import theory_of
 from lightning_recon.audit.chart import chart, colours_of
-from lightning_recon.audit.outcome import Outcome, Setting
-from lightning_recon.audit.pictures import grids_of, pictures_of
+from lightning_recon.audit.images import grids_of, pictures_of
+from lightning_recon.audit.interventions import Advice, advice_of, advice_sentence, warned_of
+from lightning_recon.audit.load import Runs
 from lightning_recon.audit.plan import Cell
-from lightning_recon.audit.points import CONFIDENCE, points_of, smallest_noise
-from lightning_recon.audit.runs import Runs
+from lightning_recon.audit.run import Outcome, Setting
 from lightning_recon.audit.table import Value, failed_row, row_of, table_text, write_text
-from lightning_recon.audit.theory import theory_of
-from lightning_recon.audit.verdict import (
+from lightning_recon.audit.wording import (
     NAMES,
     exact_sentences,
     noise_sentence,
@@ -33,8 +33,8 @@ from lightning_recon.audit.verdict import (
     setting_name,
     summary_sentence,
 )
-from lightning_recon.evaluation.naming import display_name
-from lightning_recon.evaluation.verdict import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
+from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.evaluation.wording import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
 from lightning_recon.printable import printable
 from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_recon.audit.outcome import Outcome
+from lightning_recon.audit.aggregate import Interval, interval_of
 from lightning_recon.audit.plan import Cell
-from lightning_recon.audit.points import Interval, interval_of
+from lightning_recon.audit.run import Outcome
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.accounting import epsilon_by_adjacency
-from lightning_recon.evaluation.naming import display_name
+from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.printable import printable
+from lightning_recon.privacy.gaussian_accounting import epsilon_by_adjacency
 
 Value = str | float | None
 HPARAMS = "hparams"

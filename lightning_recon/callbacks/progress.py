@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_recon.attack import Server
+from lightning_recon.attack import Attack
 from lightning_recon.console import SECONDS, is_quiet, say
 
 
@@ -65,7 +65,7 @@ class StepLog(ProgressBar):
         if not self._enabled or taken < 1 or not due:
             return
         self._last = now
-        if isinstance(pl_module, Server):
+        if isinstance(pl_module, Attack):
             objective = pl_module.latest_objective
         else:
             objective = trainer.callback_metrics.get("train_loss")

@@ -4,12 +4,12 @@
 from dataclasses import asdict
 from typing import Any
 
-from lightning_recon.callbacks.captured import DELTA, protection_of
+from lightning_recon.callbacks.capture_check import DELTA, protection_of
 from lightning_recon.capture import CapturedClient
-from lightning_recon.evaluation.naming import in_words
+from lightning_recon.client import VictimClient
+from lightning_recon.evaluation.formatting import in_words
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import Client, Task
-from lightning_recon.victim import VictimClient
 
 _ADJACENCY = {"add_remove": "add/remove", "replace_one": "replace one"}
 

@@ -8,12 +8,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_recon.attack import Server
+from lightning_recon.attack import Attack
 from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
-from lightning_recon.callbacks.results import ResultsWriter
-from lightning_recon.evaluation.naming import display_name, in_words
+from lightning_recon.callbacks.results_writer import ResultsWriter
+from lightning_recon.evaluation.formatting import display_name, in_words
 from lightning_recon.evaluation.results import Record
-from lightning_recon.evaluation.verdict import verdict
+from lightning_recon.evaluation.wording import verdict
 from lightning_recon.printable import printable
 
 
@@ -30,14 +30,14 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is attacked, and the command that does."""
-        if isinstance(pl_module, Server):
+        if isinstance(pl_module, Attack):
             for logger in _boards(trainer):
                 text = run_text(pl_module.name, privacy_of(pl_module.client), self.command)
                 logger.experiment.add_text("run", text, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the verdict, and the row of this run."""
-        if not isinstance(pl_module, Server):
+        if not isinstance(pl_module, Attack):
             return
         writer = next((one for one in trainer.callbacks if isinstance(one, ResultsWriter)), None)  # type: ignore[attr-defined]
         record = None if writer is None else writer.record

@@ -24,12 +24,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lightning_recon.capture.local_dp import DeclaredPrivacy, declared_privacy
+from lightning_recon.capture.flower_ldp import DeclaredPrivacy, declared_privacy
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
-from lightning_recon.structure.guess import Structure
-from lightning_recon.structure.inference import InferenceStructure, TamperedNetwork
+from lightning_recon.structure.base import Structure
+from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
 
 try:
     import flwr

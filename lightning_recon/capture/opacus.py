@@ -29,7 +29,7 @@ from torch.func import functional_call, grad, vmap
 from lightning_recon.capture.update_file import CapturedUpdate, Convention, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
-from lightning_recon.structure.inference import InferenceStructure
+from lightning_recon.structure.layer import InferenceStructure
 
 # What wrappers put before the names of a model's own parameters.
 _PREFIXES = ("_module.", "module.")

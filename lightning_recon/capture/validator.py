@@ -12,9 +12,9 @@ from torch import Tensor
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
-from lightning_recon.normalization import without_wrapper
-from lightning_recon.structure.inference import InferenceStructure
-from lightning_recon.structure.release import weight_names
+from lightning_recon.networks.normalization import without_wrapper
+from lightning_recon.structure.layer import InferenceStructure
+from lightning_recon.structure.readout import weight_names
 
 Shape = tuple[int, ...]
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Photographs become clients' batches: sources, subjects, and who holds what."""
 
-from lightning_recon.data.captured import CapturedPictures, save_truth
 from lightning_recon.data.datamodule import ClientDataModule
-from lightning_recon.data.images import ClientBatch
 from lightning_recon.data.masks import GrabCutMasks, NoMasks, SamMasks, SubjectMasks
+from lightning_recon.data.sources import ClientBatch
+from lightning_recon.data.truth_file import CapturedPictures, save_truth
 
 __all__ = [
     "CapturedPictures",

@@ -13,11 +13,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_recon.data.dataset import Batches, Subjects, name_skipped, warn
 from lightning_recon.data.download import DOWNLOADABLE, default_root
-from lightning_recon.data.images import ClientBatch, Pictures, Selection, Source, open_source, select
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
-from lightning_recon.data.subjects import Batches, Subjects, name_skipped, warn
+from lightning_recon.data.sources import ClientBatch, Pictures, Selection, Source, open_source, select
 from lightning_recon.errors import UserError
 from lightning_recon.ranges import COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
 

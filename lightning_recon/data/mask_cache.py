@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_recon.console import counting
+from lightning_recon.data.image_files import open_picture
 from lightning_recon.data.masks import NoMasks, SubjectMasks
-from lightning_recon.data.opening import open_picture
 from lightning_recon.errors import UserError
 
 

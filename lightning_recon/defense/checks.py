@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from lightning_recon.victim.gradients import exactly, mean_gradient
-from lightning_recon.victim.privacy import tensor_norms
+from lightning_recon.client.gradients import mean_gradient, reproducible_fp32
+from lightning_recon.privacy.mechanism import tensor_norms
 
 # Shorter rows may be alike, or follow the picture, by chance.
 _LEAST_INPUTS = 16
@@ -69,7 +69,7 @@ def gradient_of(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, T
         images: (B, channels, height, width), of the model's precision. Batch normalisation uses the batch if B > 1.
         labels: (B,), int64.
     """
-    with exactly(model, images.device, 0, len(images) > 1):
+    with reproducible_fp32(model, images.device, 0, len(images) > 1):
         return mean_gradient(model, F.cross_entropy, images, labels)[0]
 
 
@@ -270,7 +270,7 @@ class _Inputs(TorchFunctionMode):
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """What the model says in training; its buffers stay as they are."""
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with exactly(model, images.device, 0, len(images) > 1), torch.no_grad():
+    with reproducible_fp32(model, images.device, 0, len(images) > 1), torch.no_grad():
         logits: Tensor = functional_call(model, state, (images,))
     return logits
 

@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
-from lightning_recon.evaluation.fidelity import psnr_from_mse
+from lightning_recon.evaluation.metrics import psnr_from_mse
 
 Granularity = Literal["sample", "update"]
 

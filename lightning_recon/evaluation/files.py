@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_recon.structure.guess import ReceivedFile
+from lightning_recon.structure.base import ReceivedFile
 
 _COUNTED = ("bits_sent", "capacity_bits")
 

@@ -12,15 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_recon import __version__, storage
-from lightning_recon.evaluation.accounting import (
-    ACCOUNTANT,
-    Adjacency,
-    epsilon_by_adjacency,
-    gaussian_epsilon,
-    mu_of,
-    nominal_epsilon,
-)
+from lightning_recon import __version__
 from lightning_recon.evaluation.bounds import (
     Granularity,
     channel_nats,
@@ -28,12 +20,21 @@ from lightning_recon.evaluation.bounds import (
     noise_law_luck,
     noise_law_psnr,
 )
-from lightning_recon.evaluation.fidelity import psnr_per_image
 from lightning_recon.evaluation.files import files_record
-from lightning_recon.evaluation.robustness import rero_gamma
+from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.evaluation.unbiased import unbiased_psnr
 from lightning_recon.exchange import NoiseShare, summed_noise
+from lightning_recon.files import serialization
+from lightning_recon.privacy.gaussian_accounting import (
+    ACCOUNTANT,
+    Adjacency,
+    epsilon_by_adjacency,
+    gaussian_epsilon,
+    mu_of,
+    nominal_epsilon,
+)
+from lightning_recon.privacy.reconstruction_robustness import rero_gamma
 
 SCHEMA_VERSION = 1
 _KAPPAS = (0.1,)
@@ -309,7 +310,7 @@ def write_json(path: str | Path, record: Mapping[str, object]) -> None:
     Raises:
         UserError: If the folder cannot be written.
     """
-    storage.write_json(Path(path), {key: _finite(value) for key, value in record.items()})
+    serialization.write_json(Path(path), {key: _finite(value) for key, value in record.items()})
 
 
 def _finite(value: object) -> object:

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_recon.evaluation.fidelity import mse_per_image, psnr_from_mse, same_in_8_bits, ssim_per_image
+from lightning_recon.evaluation.assignment import arrange, match
 from lightning_recon.evaluation.files import file_fields
-from lightning_recon.evaluation.matching import arrange, match
-from lightning_recon.structure.guess import ReceivedFile
+from lightning_recon.evaluation.metrics import mse_per_image, psnr_from_mse, same_in_8_bits, ssim_per_image
+from lightning_recon.structure.base import ReceivedFile
 
 
 class Truth(Protocol):

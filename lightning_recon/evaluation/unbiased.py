@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from lightning_recon.evaluation.fidelity import psnr_from_mse
+from lightning_recon.evaluation.metrics import psnr_from_mse
 
 
 def unbiased_psnr(noise_multiplier: float, rounds: int) -> float:

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.dct import analyse, synthesise
+from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
-from lightning_recon.structure.budget import structure_share
-from lightning_recon.structure.channel_code import binary_capacity, message_bits
-from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
-from lightning_recon.structure.digital_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
-from lightning_recon.structure.digital_reading import Received, read_victims
-from lightning_recon.structure.evidence import Rows
-from lightning_recon.structure.guess import Guess, Posterior, ReceivedFile
-from lightning_recon.structure.release import released_rows
-from lightning_recon.structure.separation import separate
-from lightning_recon.structure.statistics import PublicStatistics
-from lightning_recon.structure.transform import analyse, synthesise
+from lightning_recon.structure.base import Decoded, Posterior, ReceivedFile
+from lightning_recon.structure.clipping_budget import structure_share
+from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
+from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
+from lightning_recon.structure.detection.bayes_factors import Rows
+from lightning_recon.structure.detection.separation import separate
+from lightning_recon.structure.detection.successive_decoding import Received, read_victims
+from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
+from lightning_recon.structure.readout import released_rows
 from lightning_recon.structure.water_filling import STRENGTH, WaterFilling, in_coefficients
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
@@ -144,7 +144,7 @@ class Digital:
         )
         return linear.payload(replace(task, noise_multiplier=task.noise_multiplier * factor))
 
-    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """Separate the victims, decode their files, and fall back on the sketch where that fails.
 
         Args:
@@ -208,7 +208,7 @@ class Digital:
         files = tuple(_as_file(one, plan) for one in (*received, *others))
         share = structure_share(released, pilot, noise, whole, task, payload)
         read: dict[str, Tensor | None] = {"structure.weight": None}
-        return Guess(pictures, unresolved, read, posterior, evident=evident, files=files, share=share)
+        return Decoded(pictures, unresolved, read, posterior, evident=evident, files=files, share=share)
 
 
 def _sharers(task: Task) -> int:

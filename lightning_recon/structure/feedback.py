@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.dct import synthesise
+from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import PROBABILITY, check_ranges
-from lightning_recon.structure.encoding import water_filling
-from lightning_recon.structure.guess import Guess, Knowledge, Posterior
-from lightning_recon.structure.release import budget_share, released_rows, weight_names
-from lightning_recon.structure.spreading import distortion
-from lightning_recon.structure.statistics import PublicStatistics
-from lightning_recon.structure.transform import synthesise
+from lightning_recon.structure.base import Decoded, Knowledge, Posterior
+from lightning_recon.structure.coding.hadamard_spreading import distortion
+from lightning_recon.structure.coding.power_allocation import water_filling
+from lightning_recon.structure.readout import budget_share, released_rows, weight_names
 from lightning_recon.structure.water_filling import WaterFilling
 
 # Factors by which the remaining variance may differ from what is believed, their spread, and how fast evidence fades.
@@ -75,11 +75,11 @@ class Feedback:
             self._opened = task, self.opening.payload(replace(task, rounds=self.opening_rounds(task)))
         return self._opened[1]
 
-    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """Pictures from the mean of the opening's rounds."""
         return self.opening.decode(payload, replace(task, rounds=self.opening_rounds(task)), update)
 
-    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, guess: Guess) -> Knowledge | None:
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, guess: Decoded) -> Knowledge | None:
         """What the server knows when feedback starts; None if no victim has a unit of its own.
 
         Args:
@@ -197,7 +197,7 @@ class Feedback:
         remaining = remaining.maximum(_EXACT * knowledge.prior_variance.flatten(1))
         return replace(heard, mean=mean, variance=remaining)
 
-    def conclude(self, task: Task, knowledge: Knowledge, guess: Guess) -> Guess:
+    def conclude(self, task: Task, knowledge: Knowledge, guess: Decoded) -> Decoded:
         """The pictures as they are known after the last round."""
         statistics, shape = self.statistics(task), knowledge.prior_variance.shape
         mean = knowledge.mean.view(shape)

@@ -9,10 +9,10 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.guess import Guess
-from lightning_recon.structure.statistics import PublicStatistics, public_statistics, synthetic_pictures
-from lightning_recon.structure.voices import class_code
+from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.head_weights import class_code
 
 # A structure without a twin must not move the logits, or half of the victims' δ vanish: small weights, strong head.
 STRENGTH, FOOTPRINT = 1e3, 0.01
@@ -90,7 +90,7 @@ class RobbingTheFed:
             },
         )
 
-    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """Difference neighbouring rows, choose some, divide.
 
         Args:
@@ -115,7 +115,7 @@ class RobbingTheFed:
             heard = audible(inputs / spread[:, None], voices / spread, self.false_alarm)
             chosen = heard[: task.victims]
         pictures = (inputs[chosen] / voices[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
-        return Guess(pictures, unresolved=0, rows={"structure.weight": None}, posterior=None)
+        return Decoded(pictures, unresolved=0, rows={"structure.weight": None}, posterior=None)
 
 
 def relu_payload(

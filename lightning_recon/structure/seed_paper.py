@@ -8,11 +8,11 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.guess import Guess
-from lightning_recon.structure.moments import MOMENTS
-from lightning_recon.structure.statistics import PublicStatistics, public_statistics
-from lightning_recon.structure.voices import class_code
+from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.coding.leaked_moments import MOMENTS
+from lightning_recon.structure.head_weights import class_code
 
 _WEIGHT, _WEIGHT_SIZE = 1e-5, 224  # brightness weight, and the picture size it was chosen for
 _LAPLACE = stats.laplace(loc=0.003, scale=0.003 / math.sqrt(2))
@@ -106,7 +106,7 @@ class SeedPaper:
             },
         )
 
-    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """Choose rows by their δ, divide, and filter.
 
         Args:
@@ -133,7 +133,7 @@ class SeedPaper:
         ratio = self._usual_ratio(task) if task.per_layer and task.max_grad_norm is not None else 1.0
         pictures = (ratio * pictures).view(-1, *task.image_shape).clamp(0, 1)
         leaked = (ratio * rows[:, pixels:-pixels] / voices).view(-1, len(MOMENTS), 3) if self.moments else None
-        return Guess(
+        return Decoded(
             pictures=pictures,
             unresolved=0,
             rows={"structure.bias": None, "structure.weight": chosen},

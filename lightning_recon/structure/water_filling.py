@@ -10,19 +10,19 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.dct import synthesise
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.ranges import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, SIZE, SIZE_OR_NONE, check_ranges
-from lightning_recon.structure.budget import structure_share
-from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
-from lightning_recon.structure.encoding import water_filling
-from lightning_recon.structure.evidence import Rows
-from lightning_recon.structure.gating import faint, intervals, measurement_directions
-from lightning_recon.structure.guess import Guess, Posterior
-from lightning_recon.structure.release import budget_share, released_rows, weight_names
-from lightning_recon.structure.separation import separate
-from lightning_recon.structure.spreading import block_count, distortion
-from lightning_recon.structure.statistics import PublicStatistics, public_statistics
-from lightning_recon.structure.transform import synthesise
-from lightning_recon.structure.voices import LOUDEST, class_code
+from lightning_recon.structure.base import Decoded, Posterior
+from lightning_recon.structure.clipping_budget import structure_share
+from lightning_recon.structure.coding.gating import intervals, measurement_directions, scale_down_measurements
+from lightning_recon.structure.coding.hadamard_spreading import block_count, distortion
+from lightning_recon.structure.coding.power_allocation import water_filling
+from lightning_recon.structure.detection.bayes_factors import Rows
+from lightning_recon.structure.detection.separation import separate
+from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
+from lightning_recon.structure.head_weights import LOUDEST, class_code
+from lightning_recon.structure.readout import budget_share, released_rows, weight_names
 
 # Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
 _LOG_SCALE_STD = 0.4
@@ -155,7 +155,9 @@ class WaterFilling:
         lower, upper, unit_direction = intervals(statistics, directions, units)
         if not self.cancel:
             footprint = _FOOTPRINT / (LOUDEST if self.voices == "balanced" else 1.0)
-            directions, lower, upper = faint(statistics, directions, lower, upper, footprint / self.strength)
+            directions, lower, upper = scale_down_measurements(
+                statistics, directions, lower, upper, footprint / self.strength
+            )
         constants = torch.zeros(1 + self.nulls)
         constants[0] = math.sqrt(self.pilot_power)
         return ServerPayload(
@@ -196,7 +198,7 @@ class WaterFilling:
         """The powers in the order in which the structure has its inputs."""
         return torch.cat([power, power.new_tensor([self.pilot_power])])
 
-    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Guess:
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """Estimate the noise, separate the victims, and decode each one's row.
 
         Args:
@@ -246,7 +248,7 @@ class WaterFilling:
         evident = found.evident and level > 0
         share = structure_share(inputs, pilot, noise, prior, task, payload)
         rows_read = dict.fromkeys(weight_names(payload))
-        return Guess(pictures, found.unresolved, rows_read, posterior, evident=evident, share=share)
+        return Decoded(pictures, found.unresolved, rows_read, posterior, evident=evident, share=share)
 
 
 def layout(

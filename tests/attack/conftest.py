@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_recon.attack import GradientInversion, Reconstruction
-from lightning_recon.data.images import ClientBatch
+from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import Client
-from lightning_recon.victim import Privacy, VictimClient
 
 CLASSES = 5
 

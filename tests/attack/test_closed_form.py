@@ -5,25 +5,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack.closed_form import revealed_input, revealed_picture
-from lightning_recon.attack.dummies import Coordinates
-from lightning_recon.attack.local import Model, client_update, take_apart
-from lightning_recon.attack.matching import noise_std
+from lightning_recon.attack.inversion.analytic import revealed_input, revealed_picture
+from lightning_recon.attack.inversion.distances import noise_std
+from lightning_recon.attack.inversion.forward_model import FunctionalModel, client_update, functionalize
+from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network
-from lightning_recon.normalization import IMAGENET, normalize_inputs
-from lightning_recon.structure.statistics import public_statistics
+from lightning_recon.networks.construction import build_network
+from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
+from lightning_recon.priors.image_statistics import public_statistics
 
 SIZE = 16
-COORDINATES = Coordinates("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
+COORDINATES = Parametrization("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
 
 
-def perceptron() -> Model:
+def perceptron() -> FunctionalModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 64), nn.ReLU(), nn.Linear(64, 10))
-    return take_apart(normalize_inputs(layers, IMAGENET), batch_statistics=False)
+    return functionalize(normalize_inputs(layers, IMAGENET), batch_statistics=False)
 
 
 def task(z: float) -> Task:
@@ -72,6 +72,6 @@ def test_a_drowned_voice_gives_the_mean_image() -> None:
 
 
 def test_a_network_that_starts_otherwise_is_refused() -> None:
-    model = take_apart(build_network("convnet", 10), batch_statistics=False)
+    model = functionalize(build_network("convnet", 10), batch_statistics=False)
     with pytest.raises(UserError, match="fully connected layer"):
         revealed_picture(model, dict(model.parameters), 1.0, COORDINATES)

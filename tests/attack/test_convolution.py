@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack.convolution import LeanConvolutions
+from lightning_recon.attack.inversion.double_backward import LeanConvolutions
 
 
 def derivatives(lean: bool, mixed: bool) -> list[Tensor]:

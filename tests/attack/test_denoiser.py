@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_recon.attack import SmallDenoiser
-from lightning_recon.attack.denoiser import SHIPPED
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.errors import UserError
+from lightning_recon.priors.unet_denoiser import SHIPPED
 
 
 @pytest.fixture(scope="module")

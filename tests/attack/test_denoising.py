@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_recon.attack import TotalVariation
-from lightning_recon.attack.denoising import _WEIGHT, _divergence, _gradient
+from lightning_recon.priors.denoisers import _WEIGHT, _divergence, _gradient
 
 
 @pytest.fixture(autouse=True)

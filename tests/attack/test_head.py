@@ -9,12 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_recon.attack.head import Head, find_head
-from lightning_recon.attack.hearing import counted_labels, labels_to_trust, public_pictures, public_predictions
-from lightning_recon.attack.local import Model, client_update, take_apart
+from lightning_recon.attack.inversion.forward_model import FunctionalModel, client_update, functionalize
+from lightning_recon.attack.inversion.observations import (
+    counted_labels,
+    labels_to_trust,
+    public_pictures,
+    public_predictions,
+)
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.structure.statistics import public_statistics
+from lightning_recon.networks.classifier_head import Head, find_head
+from lightning_recon.priors.image_statistics import public_statistics
 
 CLASSES, SIZE = 6, 16
 LABELS = torch.tensor([1, 4, 4, 5])
@@ -83,10 +88,10 @@ class SignedFeatures(Tail):
         return 30 * (found - found.mean(1, keepdim=True)) * torch.sin(1e4 * images.mean((1, 2, 3)))[:, None]
 
 
-def seen_by(network: nn.Module, labels: Tensor) -> tuple[Model, dict[str, Tensor], Task, Tensor]:
+def seen_by(network: nn.Module, labels: Tensor) -> tuple[FunctionalModel, dict[str, Tensor], Task, Tensor]:
     """The network, and what a client sends of photographs with these labels."""
     task = Task((3, SIZE, SIZE), CLASSES, len(labels), 1, "x", "update", False, 1.0, 0.0, 1, 1)
-    model = take_apart(network, batch_statistics=True)
+    model = functionalize(network, batch_statistics=True)
     statistics = public_statistics(SIZE, SIZE, False, None)
     update, _ = client_update(model, public_pictures(statistics, 7, len(labels)), labels, task)
     return model, update, task, public_pictures(statistics, 0)
@@ -142,10 +147,10 @@ def test_predictions_are_of_batches_as_large_as_the_clients() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(784, CLASSES))
     pictures = public_pictures(public_statistics(SIZE, SIZE, False, None), 0, 8)
-    model = take_apart(network, batch_statistics=True)
+    model = functionalize(network, batch_statistics=True)
     expected = torch.cat([model.network(part).softmax(-1) for part in pictures.split(2)])
     assert torch.equal(public_predictions(model, pictures, 2), expected)
-    still = take_apart(network, batch_statistics=False)
+    still = functionalize(network, batch_statistics=False)
     assert torch.equal(public_predictions(still, pictures, 2), still.network(pictures).softmax(-1))
 
 

@@ -6,19 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_recon.attack.dummies import Coordinates
-from lightning_recon.attack.information import information
-from lightning_recon.attack.local import client_update, take_apart
+from lightning_recon.attack.inversion.fisher_information import information
+from lightning_recon.attack.inversion.forward_model import client_update, functionalize
+from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network
-from lightning_recon.structure.statistics import public_statistics
+from lightning_recon.networks.construction import build_network
+from lightning_recon.priors.image_statistics import public_statistics
 
 SIZE = 16
 TASK = Task((3, SIZE, SIZE), 10, 1, 1, "convnet", "sample", False, 1.0, 0.01, 1, 10)
 
 
-def balanced() -> Coordinates:
-    return Coordinates("balanced", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
+def balanced() -> Parametrization:
+    return Parametrization("balanced", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
 
 
 def test_units_go_from_the_spectrum_to_all_alike() -> None:
@@ -31,7 +31,7 @@ def test_units_go_from_the_spectrum_to_all_alike() -> None:
 
 def test_units_change_neither_the_prior_nor_where_a_search_begins() -> None:
     coordinates = balanced()
-    spectrum = Coordinates("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
+    spectrum = Parametrization("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
     coordinates.balance(100.0)
     mine = coordinates.start("mean", 1, torch.Generator().manual_seed(0))
     theirs = spectrum.start("mean", 1, torch.Generator().manual_seed(0))
@@ -41,7 +41,7 @@ def test_units_change_neither_the_prior_nor_where_a_search_begins() -> None:
 
 def test_information_is_that_of_the_jacobian_over_the_noise() -> None:
     network, coordinates = build_network("convnet", 10), balanced()
-    model, exact = take_apart(network, False), take_apart(network.double(), False)
+    model, exact = functionalize(network, False), functionalize(network.double(), False)
     found = information(model, TASK, coordinates)
     assert information(model, replace(TASK, noise_multiplier=0.1), coordinates) == pytest.approx(found / 100, rel=1e-3)
     generator, energies = torch.Generator().manual_seed(7), []

@@ -8,36 +8,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.attack.dummies import Basis, Coordinates
-from lightning_recon.attack.head import find_head
-from lightning_recon.attack.inverse import Guesses, UpdateMatching
-from lightning_recon.attack.local import Model, client_update, take_apart
-from lightning_recon.attack.matching import Distance
-from lightning_recon.attack.priors import Penalties
+from lightning_recon.attack.inversion.distances import Distance
+from lightning_recon.attack.inversion.forward_model import FunctionalModel, client_update, functionalize
+from lightning_recon.attack.inversion.objective import Candidates, GradientMatching
+from lightning_recon.attack.inversion.parametrization import Basis, Parametrization
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network, math_attention, twice_differentiable
-from lightning_recon.structure.statistics import public_statistics
-from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.networks.classifier_head import find_head
+from lightning_recon.networks.construction import build_network, math_attention, twice_differentiable
+from lightning_recon.priors.image_statistics import public_statistics
+from lightning_recon.priors.regularizers import Penalties
 
 Honest = Callable[..., VictimClient]
 PLAIN = Penalties()
 ALL = Penalties(0.1, True, 0.1, 0.1, 0.1, 0.1, 0.1)
 
 
-def coordinates(basis: Basis, size: int) -> Coordinates:
-    found = Coordinates(basis, public_statistics(size, size, False, None), torch.device("cpu"))
+def coordinates(basis: Basis, size: int) -> Parametrization:
+    found = Parametrization(basis, public_statistics(size, size, False, None), torch.device("cpu"))
     for name, value in vars(found).items():
         if isinstance(value, Tensor):
             setattr(found, name, value.double())
     return found
 
 
-def exact(network: torch.nn.Module, batch_statistics: bool = True) -> Model:
-    return take_apart(network.double(), batch_statistics)
+def exact(network: torch.nn.Module, batch_statistics: bool = True) -> FunctionalModel:
+    return functionalize(network.double(), batch_statistics)
 
 
-def guesses(model: Model, task: Task, basis: Coordinates, count: int, joint: bool = False) -> Guesses:
+def guesses(model: FunctionalModel, task: Task, basis: Parametrization, count: int, joint: bool = False) -> Candidates:
     """Random guesses, each beside the update of pictures and labels of its own."""
     generator = torch.Generator().manual_seed(0)
     shape = (count, task.victims, *task.image_shape)
@@ -48,10 +48,10 @@ def guesses(model: Model, task: Task, basis: Coordinates, count: int, joint: boo
     seen = {name: torch.stack([one[name].detach() for one in updates]) for name in updates[0]}
     dummies = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
     logits = torch.randn(*shape[:2], task.num_classes, generator=generator, dtype=torch.float64) if joint else None
-    return Guesses(dummies, logits, labels, seen, None, torch.zeros_like(dummies))
+    return Candidates(dummies, logits, labels, seen, None, torch.zeros_like(dummies))
 
 
-def difference(matching: UpdateMatching, here: Guesses, along: Tensor, step: float = 1e-5) -> Tensor:
+def difference(matching: GradientMatching, here: Candidates, along: Tensor, step: float = 1e-5) -> Tensor:
     up, down = (matching(replace(here, dummies=here.dummies + sign * step * along)).value for sign in (1, -1))
     return (up - down) / (2 * step)
 
@@ -64,7 +64,7 @@ def test_the_gradient_is_the_derivative(distance: Distance, basis: Basis, penalt
     client = honest("smooth", count=2, privacy=privacy, local_steps=2, local_rate=0.4, batch_norm="eval")
     model, where = exact(client.network, False), coordinates(basis, 8)
     head = find_head(model, torch.rand(2, 3, 8, 8, dtype=torch.float64))
-    matching = UpdateMatching(model, client.task, where, distance, penalties, head)
+    matching = GradientMatching(model, client.task, where, distance, penalties, head)
     here = guesses(model, client.task, where, 2, joint=True)
     found = matching(here)
     assert found.logits is not None
@@ -95,7 +95,7 @@ def test_shipped_networks_can_be_differentiated_twice(name: str, size: int, smoo
     task = Task((3, size, size), 4, 2, 1, name, "update", False, None, 0.0, 1, 1)
     # By running statistics: those of two pictures of 1 x 1, deep in a network, are no statistics.
     model, where = exact(build_network(name, 4), False), coordinates("pixels", size)
-    matching = UpdateMatching(model, task, where, "cosine", PLAIN)
+    matching = GradientMatching(model, task, where, "cosine", PLAIN)
     here = guesses(model, task, where, 1)
     with twice_differentiable(name):
         found = matching(here)
@@ -161,13 +161,13 @@ def test_a_network_without_second_derivatives_is_said_to_be_one() -> None:
     seen = {name: torch.stack([torch.ones_like(tensor)] * 2) for name, tensor in model.parameters.items()}
     shape = (2, 1, 3, 8, 8)
     dummies, labels = torch.zeros(shape, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.int64)
-    matching = UpdateMatching(model, task, where, "euclidean", PLAIN)
+    matching = GradientMatching(model, task, where, "euclidean", PLAIN)
     with pytest.raises(UserError, match=r"'mine' cannot be differentiated twice"), twice_differentiable("mine"):
-        matching(Guesses(dummies, None, labels, seen, None, None))
+        matching(Candidates(dummies, None, labels, seen, None, None))
     # A single guess goes by plain autograd, which would leave out in silence what cannot be differentiated.
     alone = {name: tensor[:1] for name, tensor in seen.items()}
     with pytest.raises(UserError, match=r"'mine' cannot be differentiated twice"), twice_differentiable("mine"):
-        matching.by_transforms(Guesses(dummies[:1], None, labels[:1], alone, None, None))
+        matching.by_transforms(Candidates(dummies[:1], None, labels[:1], alone, None, None))
 
 
 def test_fused_attention_alone_cannot() -> None:
@@ -176,4 +176,4 @@ def test_fused_attention_alone_cannot() -> None:
     task = Task((3, 32, 32), 4, 1, 1, name, "update", False, None, 0.0, 1, 1)
     model, where = exact(build_network(name, 4)), coordinates("pixels", 32)
     with pytest.raises(RuntimeError):
-        UpdateMatching(model, task, where, "cosine", PLAIN)(guesses(model, task, where, 1))
+        GradientMatching(model, task, where, "cosine", PLAIN)(guesses(model, task, where, 1))

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attack import GradientInversion, Reconstruction
-from lightning_recon.attack.matching import explained, fit_is_visible, noise_std
-from lightning_recon.attack.moving import Moves
-from lightning_recon.attack.priors import Penalties, consensus
+from lightning_recon.attack.inversion.distances import explained, fit_is_visible, noise_std
+from lightning_recon.attack.inversion.step_rules import StepRule
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.fidelity import psnr_per_image
+from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.exchange import RecordedClient, Task
-from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.priors.regularizers import Penalties, consensus
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, list[Reconstruction]]]
@@ -229,7 +229,7 @@ def test_a_guess_rests_where_noise_explains_the_rest(visible: bool) -> None:
 
 
 def test_a_resting_guess_stays_where_it_is(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = "lightning_recon.attack.inversion.explained"
+    first = "lightning_recon.attack.inversion.gradient_inversion.explained"
     settings = OURS | {"discrepancy": True}
     monkeypatch.setattr(first, lambda residuals, task, numbers: torch.tensor([True, False]))
     client = honest(clients=2, privacy=NOISY)
@@ -243,10 +243,10 @@ def test_a_resting_guess_stays_where_it_is(honest: Honest, inverted: Inverted, m
 
 
 def test_schedules_are_the_published_ones() -> None:
-    steps = Moves("steps", "no", 0.0, 0, 800)
+    steps = StepRule("steps", "no", 0.0, 0, 800)
     factors = [steps.rate_factor(step) for step in (0, 299, 300, 500, 700, 799)]
     assert factors == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.001])
-    cosine = Moves("cosine", "no", 0.0, 0, 1000)
+    cosine = StepRule("cosine", "no", 0.0, 0, 1000)
     assert cosine.rate_factor(0) == pytest.approx(1 / 50)
     assert cosine.rate_factor(500) == pytest.approx(0.5)
     assert cosine.rate_factor(999) < 1e-4
@@ -254,11 +254,11 @@ def test_schedules_are_the_published_ones() -> None:
 
 def test_gradients_become_signs() -> None:
     gradient = torch.tensor([-3.0, 0.0, 1e-3])
-    assert Moves("constant", "hard", 0.0, 0, 10).shaped(gradient, 0, 1.0).tolist() == [-1, 0, 1]
-    soft = Moves("constant", "soft", 0.0, 0, 10)
+    assert StepRule("constant", "hard", 0.0, 0, 10).shaped(gradient, 0, 1.0).tolist() == [-1, 0, 1]
+    soft = StepRule("constant", "soft", 0.0, 0, 10)
     assert torch.allclose(soft.shaped(gradient, 0, 1.0), gradient.tanh())
     assert torch.equal(soft.shaped(gradient, 10, 1.0).sign(), gradient.sign())
-    noisy = Moves("constant", "no", 0.5, 3, 10)
+    noisy = StepRule("constant", "no", 0.5, 3, 10)
     zeros = torch.zeros(10_000)
     assert float(noisy.shaped(zeros, 1, 1.0).std()) == pytest.approx(0.5, rel=0.05)
     assert torch.equal(noisy.shaped(zeros, 1, 1.0), noisy.shaped(zeros, 1, 1.0))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.attack.labels import label_counts
-from lightning_recon.evaluation.matching import label_share
+from lightning_recon.attack.inversion.label_recovery import label_counts
+from lightning_recon.evaluation.assignment import label_share
 
 CLASSES, CLIP = 20, 1.0
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recon.attack.local import Update, client_update, take_apart
+from lightning_recon.attack.inversion.forward_model import Update, client_update, functionalize
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.exchange import ServerPayload
-from lightning_recon.victim import Privacy, VictimClient
 
 Honest = Callable[..., VictimClient]
 
@@ -19,7 +19,7 @@ def worked_out(client: VictimClient, index: int = 0) -> Update:
     """The update that the server expects of an update's true pictures."""
     members = client._batches[index * client.aggregated : (index + 1) * client.aggregated]
     images, labels = torch.cat([one.images for one in members]), torch.cat([one.labels for one in members])
-    model = take_apart(client.network, client.batch_norm == "train")
+    model = functionalize(client.network, client.batch_norm == "train")
     return client_update(model, images, labels, client.task)[0]
 
 
@@ -67,14 +67,14 @@ def test_the_sign_of_local_steps_is_the_gradients(honest: Honest) -> None:
         optimizer.step()
     for name, old, new in zip(names, before, client.network.parameters(), strict=True):
         assert torch.allclose(expected[name], (old - new.detach()) / 0.3, rtol=1e-3, atol=1e-5)
-    single = client_update(take_apart(client.network, True), batch.images, batch.labels, client.task)[0]
+    single = client_update(functionalize(client.network, True), batch.images, batch.labels, client.task)[0]
     assert single.keys() == expected.keys()
 
 
 def test_taking_a_network_apart_leaves_it_alone(honest: Honest) -> None:
     network = honest("smooth").network
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    model = take_apart(network, batch_statistics=True)
+    model = functionalize(network, batch_statistics=True)
     model.network(torch.rand(4, 3, 8, 8))
     assert list(model.running) == ["norm"]
     assert network.training

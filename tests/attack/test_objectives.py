@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.attack import SmallDenoiser, TotalVariation
-from lightning_recon.attack.denoising import Denoiser
-from lightning_recon.attack.objectives import _TRUST as TRUST
-from lightning_recon.attack.objectives import MomentMatching, PlugAndPlay
-from lightning_recon.structure.guess import Posterior
-from lightning_recon.structure.moments import moments
-from lightning_recon.structure.statistics import public_statistics
-from lightning_recon.structure.transform import analyse
+from lightning_recon.attack.refinement import _TRUST as TRUST
+from lightning_recon.attack.refinement import MomentMatching, PlugAndPlay
+from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.denoisers import Denoiser
+from lightning_recon.priors.image_statistics import public_statistics
+from lightning_recon.structure.base import Posterior
+from lightning_recon.structure.coding.leaked_moments import moments
 
 SIZE, COUNT = 16, 4
 STATISTICS = public_statistics(SIZE, SIZE, subjects=False)
@@ -82,8 +82,8 @@ def test_without_a_row_the_identity_changes_nothing() -> None:
 
 
 def test_a_gaussian_denoiser_comes_to_the_posterior_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_recon.attack.objectives._GREY_LEVEL", 0.0)  # hear it out whatever the errors
-    monkeypatch.setattr("lightning_recon.attack.objectives._HARDLY_A_PICTURE", float("inf"))
+    monkeypatch.setattr("lightning_recon.attack.refinement._GREY_LEVEL", 0.0)  # hear it out whatever the errors
+    monkeypatch.setattr("lightning_recon.attack.refinement._HARDLY_A_PICTURE", float("inf"))
     # A white Gaussian source behind even white noise, inside [0, 1]: everything is known in closed form.
     variance, noise = torch.full((COUNT, 3, SIZE, SIZE), 4e-4, dtype=torch.float64), 3e-4
     mean_image = torch.full((3, SIZE, SIZE), 0.5, dtype=torch.float64)

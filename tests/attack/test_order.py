@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_recon.attack import GradientInversion, order
-from lightning_recon.attack.dummies import Coordinates
-from lightning_recon.attack.hearing import mean_update
-from lightning_recon.attack.information import information
-from lightning_recon.attack.inverse import UpdateMatching
-from lightning_recon.attack.local import take_apart
-from lightning_recon.attack.order import _exchanged, _within_steps, ordered_labels
-from lightning_recon.attack.priors import Penalties
-from lightning_recon.structure.statistics import public_statistics
-from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.attack import GradientInversion
+from lightning_recon.attack.inversion import label_order
+from lightning_recon.attack.inversion.fisher_information import information
+from lightning_recon.attack.inversion.forward_model import functionalize
+from lightning_recon.attack.inversion.label_order import _exchanged, _within_steps, ordered_labels
+from lightning_recon.attack.inversion.objective import GradientMatching
+from lightning_recon.attack.inversion.observations import mean_update
+from lightning_recon.attack.inversion.parametrization import Parametrization
+from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.priors.image_statistics import public_statistics
+from lightning_recon.priors.regularizers import Penalties
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, Any]]
@@ -33,21 +34,21 @@ NOISELESS = Privacy(max_grad_norm=0.1, granularity="update")
 
 @pytest.mark.parametrize("labels", [[4, 1, 3, 0], [2, 3, 2, 0]], ids=["all different", "one twice"])
 def test_the_order_of_local_steps_is_found(labels: list[int], honest: Honest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "_SEARCHED", 8)  # of 24, for the time it takes
+    monkeypatch.setattr(label_order, "_SEARCHED", 8)  # of 24, for the time it takes
     client = honest("perceptron", count=4, privacy=NOISELESS, local_steps=4, local_rate=0.3)
     client._batches[0].labels.copy_(torch.tensor(labels))
     model, coordinates = (
-        take_apart(client.network, True),
-        Coordinates("balanced", public_statistics(8, 8, False), torch.device("cpu")),
+        functionalize(client.network, True),
+        Parametrization("balanced", public_statistics(8, 8, False), torch.device("cpu")),
     )
     coordinates.balance(information(model, client.task, coordinates))
-    matching = UpdateMatching(model, client.task, coordinates, "likelihood", Penalties(spectrum=1.0))
+    matching = GradientMatching(model, client.task, coordinates, "likelihood", Penalties(spectrum=1.0))
     update = mean_update(client, (0, 0), model, None)
     assert ordered_labels(torch.tensor(labels).sort().values, update, matching, 0, 8).tolist() == labels
 
 
 def test_the_attack_orders_what_it_counted(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "_TRIAL", 1)
+    monkeypatch.setattr(label_order, "_TRIAL", 1)
     settings = {"count": 4, "privacy": NOISELESS, "local_steps": 2, "local_rate": 0.3}
     attack, (found,) = inverted(honest("perceptron", **settings), steps=1)
     known, _ = inverted(honest("perceptron", **settings), steps=1, labels="known")

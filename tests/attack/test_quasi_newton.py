@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from lightning_recon.attack import QuasiNewton
+from lightning_recon.attack import BatchedLBFGS
 
 STIFF = torch.logspace(0, 4, 12, dtype=torch.float64)
 CENTRES = torch.arange(36, dtype=torch.float64).view(3, 12) / 6
@@ -23,7 +23,7 @@ def valleys(points: Tensor) -> Tensor:
 
 def searched(objective: object, start: Tensor, steps: int) -> tuple[Tensor, list[Tensor]]:
     points = [torch.nn.Parameter(one.clone()) for one in start]
-    optimizer, seen = QuasiNewton(points), []
+    optimizer, seen = BatchedLBFGS(points), []
     assert callable(objective)
 
     def closure() -> Tensor:
@@ -65,7 +65,7 @@ def test_a_search_goes_on_from_its_state() -> None:
     start = torch.tensor([[-1.2, 1.0], [2.0, -1.0]], dtype=torch.float64)
     whole, _ = searched(valleys, start, 20)
     points = [torch.nn.Parameter(one.clone()) for one in start]
-    first, second = QuasiNewton(points), QuasiNewton(points)
+    first, second = BatchedLBFGS(points), BatchedLBFGS(points)
 
     def closure() -> Tensor:
         for one in points:

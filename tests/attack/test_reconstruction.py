@@ -11,10 +11,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_recon.attack import ReconstructionAttack, TotalVariation
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientBatch, ClientDataModule, NoMasks
 from lightning_recon.errors import UserError
 from lightning_recon.structure import WaterFilling
-from lightning_recon.victim import Privacy, VictimClient
 
 NOISE_THAT_HIDES_SOME = 0.1
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from lightning_recon.attack import small
-from lightning_recon.attack.local import take_apart
+from lightning_recon.attack.inversion import matmul_layers
+from lightning_recon.attack.inversion.forward_model import functionalize
 
 
 def layers() -> nn.Sequential:
@@ -42,7 +42,7 @@ def second(network: nn.Module, pictures: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_lightened_layers_compute_the_same(batch: int) -> None:
     plain, light = layers(), copy.deepcopy(layers())
-    small.lighten(light)
+    matmul_layers.lighten(light)
     pictures = torch.rand(2, batch, 3, 16, 16, dtype=torch.float64)
     assert [type(one) is type(other) for one, other in zip(plain, light, strict=True)] == [
         False, True, False, True, True, False, False, True,
@@ -53,9 +53,9 @@ def test_lightened_layers_compute_the_same(batch: int) -> None:
 
 def test_large_inputs_are_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     light = layers()
-    small.lighten(light)
-    monkeypatch.setattr(small, "_SMALL", 0)
-    monkeypatch.setattr(small.F, "unfold", None)  # a call would fail
+    matmul_layers.lighten(light)
+    monkeypatch.setattr(matmul_layers, "_SMALL", 0)
+    monkeypatch.setattr(matmul_layers.F, "unfold", None)  # a call would fail
     torch.testing.assert_close(light(torch.ones(1, 3, 16, 16).double()), layers()(torch.ones(1, 3, 16, 16).double()))
 
 
@@ -69,7 +69,7 @@ def test_shared_parameters_are_replaced_wherever_they_are() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.second(self.first(x))
 
-    model = take_apart(Shared(), batch_statistics=False)
+    model = functionalize(Shared(), batch_statistics=False)
     x, other = torch.rand(2, 3), {name: value + 1 for name, value in model.parameters.items()}
     before = model.network(x)
     torch.testing.assert_close(model.at(other, x), functional_call(model.network, other, (x,)))

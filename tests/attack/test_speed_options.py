@@ -8,41 +8,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.attack.dummies import Coordinates
-from lightning_recon.attack.head import find_head
-from lightning_recon.attack.inverse import Evaluated, Guesses, UpdateMatching
-from lightning_recon.attack.local import client_update, take_apart
-from lightning_recon.attack.priors import Penalties
-from lightning_recon.structure.statistics import public_statistics
-from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.attack.inversion.forward_model import client_update, functionalize
+from lightning_recon.attack.inversion.objective import Candidates, Evaluated, GradientMatching
+from lightning_recon.attack.inversion.parametrization import Parametrization
+from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.networks.classifier_head import find_head
+from lightning_recon.priors.image_statistics import public_statistics
+from lightning_recon.priors.regularizers import Penalties
 
 Honest = Callable[..., VictimClient]
 PENALTIES = Penalties(total_variation=0.2, features=0.1)
 
 
-def objective(client: VictimClient, penalties: Penalties = PENALTIES) -> UpdateMatching:
-    model = take_apart(client.network, batch_statistics=False)
-    coordinates = Coordinates("pixels", public_statistics(8, 8, False, None), torch.device("cpu"))
+def objective(client: VictimClient, penalties: Penalties = PENALTIES) -> GradientMatching:
+    model = functionalize(client.network, batch_statistics=False)
+    coordinates = Parametrization("pixels", public_statistics(8, 8, False, None), torch.device("cpu"))
     head = find_head(model, torch.rand(2, 3, 8, 8))
-    return UpdateMatching(model, client.task, coordinates, "cosine", penalties, head)
+    return GradientMatching(model, client.task, coordinates, "cosine", penalties, head)
 
 
-def guesses(client: VictimClient, count: int, joint: bool = False) -> Guesses:
+def guesses(client: VictimClient, count: int, joint: bool = False) -> Candidates:
     """Guesses at updates of random pictures, every one at its own."""
     generator = torch.Generator().manual_seed(0)
-    model, victims = take_apart(client.network, batch_statistics=False), client.task.victims
+    model, victims = functionalize(client.network, batch_statistics=False), client.task.victims
     pictures, dummies = torch.randn(2, count, victims, 3, 8, 8, generator=generator)
     labels = torch.randint(5, (count, victims), generator=generator)
     updates = [client_update(model, *pair, client.task)[0] for pair in zip(pictures, labels, strict=True)]
     seen = {name: torch.stack([one[name] for one in updates]) for name in updates[0]}
     logits = torch.randn(count, victims, 5, generator=generator) if joint else None
-    return Guesses(dummies, logits, labels, seen, None, None)
+    return Candidates(dummies, logits, labels, seen, None, None)
 
 
-def one_of(many: Guesses, index: int) -> Guesses:
+def one_of(many: Candidates, index: int) -> Candidates:
     logits = None if many.logits is None else many.logits[index : index + 1]
     seen = {name: tensor[index : index + 1] for name, tensor in many.seen.items()}
-    return Guesses(many.dummies[index : index + 1], logits, many.labels[index : index + 1], seen, None, None)
+    return Candidates(many.dummies[index : index + 1], logits, many.labels[index : index + 1], seen, None, None)
 
 
 def parts(found: Evaluated) -> list[Tensor]:

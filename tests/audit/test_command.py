@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 
-from lightning_recon.audit import running
-from lightning_recon.audit.command import split
+from lightning_recon.audit import runner
+from lightning_recon.audit.commands import split
+from lightning_recon.audit.config import AuditedAttack, Sweep
 from lightning_recon.audit.plan import plan_of
-from lightning_recon.audit.sweep import Attack, Sweep
 from lightning_recon.cli import main
-from lightning_recon.locking import claimed
-from lightning_recon.run_folder import LOCK
+from lightning_recon.files.locking import claimed
+from lightning_recon.files.run_folder import LOCK
 
 MakeRun = Callable[..., Path]
 
@@ -55,7 +55,7 @@ AUDIT = {
 def config(tmp_path: Path, tiny: str, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments of an audit of four cells; what was run stands in the file `calls`."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
-    monkeypatch.setattr(running, "PROGRAM", (sys.executable, "-S", str(tmp_path / "stand_in.py")))
+    monkeypatch.setattr(runner, "PROGRAM", (sys.executable, "-S", str(tmp_path / "stand_in.py")))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("TEMPLATE", str(make_run("template")))
     (tmp_path / "audit.yaml").write_text(yaml.safe_dump({"audit": AUDIT} | yaml.safe_load(Path(tiny).read_text())))
@@ -79,7 +79,7 @@ def test_a_killed_audit_goes_on_and_comes_to_the_same(
     assert len(calls(tmp_path)) == 4
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in ("results.csv", "report.html", "report.json")}
 
-    driver = f"from lightning_recon.audit import running; running.PROGRAM = {running.PROGRAM!r}\n"
+    driver = f"from lightning_recon.audit import runner; runner.PROGRAM = {runner.PROGRAM!r}\n"
     driver += f"from lightning_recon.cli import main; main({[*config, str(tmp_path / 'again')]!r})"
     monkeypatch.setenv("KILL", calls(tmp_path)[1])
     assert subprocess.run([sys.executable, "-c", driver], capture_output=True, timeout=250).returncode == -9
@@ -138,30 +138,30 @@ def test_a_disk_that_is_full_at_the_end_costs_no_cell(
 
 
 def test_several_audits_share_a_folder(config: list[str], tmp_path: Path) -> None:
-    cell = plan_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path).cells[0]
-    runner = running.Runner(tmp_path / "out", jobs=1)
-    with claimed(runner.locks / cell.name):  # another audit runs it
-        assert not runner.settle(cell, wait=False)
-        waiting = threading.Thread(target=runner.settle, args=(cell, True))
+    cell = plan_of(Sweep({"ours": AuditedAttack()}, [0.1]), [], tmp_path).cells[0]
+    one = runner.Runner(tmp_path / "out", jobs=1)
+    with claimed(one.locks / cell.name):  # another audit runs it
+        assert not one.settle(cell, wait=False)
+        waiting = threading.Thread(target=one.settle, args=(cell, True))
         waiting.start()
         assert calls(tmp_path) == []
         Path(tmp_path / "out" / "cells").mkdir()
         (tmp_path / "runs" / "template").rename(tmp_path / "out" / "cells" / cell.name)  # ... and has finished it
     waiting.join(timeout=60)
     assert not waiting.is_alive()
-    assert runner.settle(cell, wait=False)
+    assert one.settle(cell, wait=False)
     assert calls(tmp_path) == []
 
 
 def test_a_run_that_has_outlived_its_audit_is_left_alone(config: list[str], tmp_path: Path) -> None:
-    cell = plan_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path).cells[0]
-    runner = running.Runner(tmp_path / "out", jobs=1)
+    cell = plan_of(Sweep({"ours": AuditedAttack()}, [0.1]), [], tmp_path).cells[0]
+    one = runner.Runner(tmp_path / "out", jobs=1)
     folder = tmp_path / "out" / "cells" / cell.name
     (folder / "exchange").mkdir(parents=True)
     with claimed(folder / LOCK):  # as `recon fit` holds it
-        assert not runner.settle(cell, wait=False)
+        assert not one.settle(cell, wait=False)
         assert (folder / "exchange").is_dir()
-    assert runner.settle(cell, wait=False)
+    assert one.settle(cell, wait=False)
     assert not (folder / "exchange").exists()  # of the run that was stopped
 
 
@@ -169,20 +169,20 @@ def test_what_failed_a_moment_ago_elsewhere_is_not_tried_again(
     config: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "ours")
-    cell = plan_of(Sweep({"ours": Attack()}, [0.1]), [], tmp_path).cells[0]
-    mine, other = (running.Runner(tmp_path / "out", jobs=1) for _ in range(2))
+    cell = plan_of(Sweep({"ours": AuditedAttack()}, [0.1]), [], tmp_path).cells[0]
+    mine, other = (runner.Runner(tmp_path / "out", jobs=1) for _ in range(2))
     mine.started = other.started = 0.0
     assert mine.settle(cell)
     assert other.settle(cell)
     assert len(calls(tmp_path)) == 1
-    assert running.failure(tmp_path / "out" / "cells" / cell.name) == "no room in …/file"
+    assert runner.failure(tmp_path / "out" / "cells" / cell.name) == "no room in …/file"
 
 
 def test_a_cell_that_found_no_room_to_say_why_has_failed_all_the_same(tmp_path: Path) -> None:
-    assert "no room" in running.failure(tmp_path)
+    assert "no room" in runner.failure(tmp_path)
     for said, told in [("", "no room"), ("\nexit status -9\n", "exit status -9"), ("a\nwhy\n\nexit status 1\n", "why")]:
         (tmp_path / "failed.txt").write_text(said)
-        assert told in running.failure(tmp_path)
+        assert told in runner.failure(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from lightning_recon.audit.config import AuditedAttack, Change, Reference, Sweep
 from lightning_recon.audit.plan import Cell, Plan, plan_of
-from lightning_recon.audit.sweep import Attack, Change, Reference, Sweep
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 
 BASE = {"trainer": {"max_steps": 1}}
 
 
 def planned(flags: tuple[str, ...] = (), base: dict[str, Any] = BASE, **options: Any) -> Plan:  # noqa: ANN401
-    options = {"attacks": {"ours": Attack()}, "noise_multiplier": [0.1]} | options
+    options = {"attacks": {"ours": AuditedAttack()}, "noise_multiplier": [0.1]} | options
     return plan_of(Sweep(**options), [base], Path("configs"), flags)
 
 
@@ -25,7 +25,7 @@ def cells(**options: Any) -> list[Cell]:  # noqa: ANN401
 
 def test_every_combination_is_one_cell() -> None:
     found = cells(
-        attacks={"ours": Attack(), "the paper": Attack(["attack/paper.yaml"])},
+        attacks={"ours": AuditedAttack(), "the paper": AuditedAttack(["attack/paper.yaml"])},
         noise_multiplier=[0.1, 1.0, 0.1],  # named twice: done once
         granularity=["sample", "update"],
         batch_size=[1, 8],
@@ -37,7 +37,7 @@ def test_every_combination_is_one_cell() -> None:
 
 
 def test_an_attack_may_ask_for_rounds() -> None:
-    attacks = {"ours": Attack(), "feedback": Attack(["attack/feedback.yaml"], least_rounds=2)}
+    attacks = {"ours": AuditedAttack(), "feedback": AuditedAttack(["attack/feedback.yaml"], least_rounds=2)}
     found = cells(attacks=attacks, rounds=[1, 2])
     assert [(cell.attack, cell.rounds) for cell in found] == [("ours", 1), ("ours", 2), ("feedback", 2)]
     with pytest.raises(UserError, match="empty"):
@@ -45,7 +45,7 @@ def test_an_attack_may_ask_for_rounds() -> None:
 
 
 def test_an_attack_may_be_left_out_where_the_noise_of_all_rounds_is_large() -> None:
-    attacks = {"ours": Attack(), "digital": Attack(["attack/digital.yaml"], most_noise=0.1)}
+    attacks = {"ours": AuditedAttack(), "digital": AuditedAttack(["attack/digital.yaml"], most_noise=0.1)}
     found = cells(attacks=attacks, rounds=[1, 16], noise_multiplier=[0.2, 0.5])
     assert [(c.noise_multiplier, c.rounds) for c in found if c.attack == "digital"] == [(0.2, 16)]
     assert len(found) == 5
@@ -64,7 +64,7 @@ def test_whatever_changes_results_changes_the_name() -> None:
         cells(),
         cells(base=BASE | {"data": {"init_args": {"image_size": 32}}}),
         cells(flags=("--data.root", "photos")),
-        cells(attacks={"ours": Attack(["attack/robbing_the_fed.yaml"])}),
+        cells(attacks={"ours": AuditedAttack(["attack/robbing_the_fed.yaml"])}),
         cells(delta=1e-6),
     ]
     names = [found[0].name for found in variants]
@@ -74,7 +74,7 @@ def test_whatever_changes_results_changes_the_name() -> None:
 
 
 def test_a_cell_is_a_command_of_recon_fit() -> None:
-    (cell,) = cells(flags=("--data.root", "photos"), attacks={"paper": Attack(["attack/paper.yaml"])}, seeds=[3])
+    (cell,) = cells(flags=("--data.root", "photos"), attacks={"paper": AuditedAttack(["attack/paper.yaml"])}, seeds=[3])
     words = list(cell.arguments)
     assert [words[place + 1].endswith(".yaml") for place, word in enumerate(words) if word == "--config"] == [True] * 2
     for flag, value in {"--data.root": "photos", "--seed_everything": "3", "--data.batch_size": "8"}.items():
@@ -109,7 +109,7 @@ def test_a_change_is_cells_of_its_own() -> None:
 
 
 def test_the_reference_can_be_named() -> None:
-    attacks = {"ours": Attack(), "feedback": Attack(least_rounds=2)}
+    attacks = {"ours": AuditedAttack(), "feedback": AuditedAttack(least_rounds=2)}
     named = Reference(noise_multiplier=0.3, granularity="sample", batch_size=2, rounds=4)
     found = planned(attacks=attacks, changes={"more": Change(noise_times=2.0)}, reference=named)
     place = (0.3, "sample", 2, 4)
@@ -143,14 +143,14 @@ def test_the_reference_can_be_named() -> None:
         (
             {
                 "changes": {"x": Change(noise_times=2.0)},
-                "attacks": {"x": Attack(least_rounds=2)},
+                "attacks": {"x": AuditedAttack(least_rounds=2)},
                 "rounds": [2],
                 "reference": Reference(rounds=1),
             },
             "another audit.reference.rounds",
         ),
-        ({"attacks": {"x": Attack(most_noise=1e-6)}}, r"less noise \(most_noise\)"),
-        ({"attacks": {"x": Attack(["no/such.yaml"])}}, "no/such.yaml"),
+        ({"attacks": {"x": AuditedAttack(most_noise=1e-6)}}, r"less noise \(most_noise\)"),
+        ({"attacks": {"x": AuditedAttack(["no/such.yaml"])}}, "no/such.yaml"),
         ({"flags": ("--model.client.privacy.noise_multiplier=1",)}, "use --audit.noise_multiplier"),
         ({"flags": ("--model.init_args.client.init_args.privacy.rounds", "3")}, "use --audit.rounds"),
         ({"flags": ("--seed_everything", "3")}, "use --audit.seeds"),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_recon.audit.outcome import Outcome, read_outcome
-from lightning_recon.audit.points import Point, Threshold, interval_of, points_of, smallest_noise
+from lightning_recon.audit.aggregate import Point, Threshold, interval_of, points_of, smallest_noise
+from lightning_recon.audit.run import Outcome, read_outcome
 
 MakeRun = Callable[..., Path]
 

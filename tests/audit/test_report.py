@@ -19,14 +19,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lightning_recon.audit.outcome import Outcome, read_outcome
-from lightning_recon.audit.pictures import embedded
+from lightning_recon.audit.config import AuditedAttack, Sweep
+from lightning_recon.audit.images import embedded
+from lightning_recon.audit.load import Intervention, Runs
 from lightning_recon.audit.plan import Cell, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
-from lightning_recon.audit.runs import Runs, Trial
-from lightning_recon.audit.sweep import Attack, Sweep
+from lightning_recon.audit.run import Outcome, read_outcome
 from lightning_recon.audit.table import row_of, table_text, write_hparams, write_text
-from lightning_recon.audit.verdict import number
+from lightning_recon.audit.wording import number
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 
@@ -74,7 +74,7 @@ def outcome(folder: Path, attack: str | None = None) -> Outcome:
     return found
 
 
-def written(folder: Path, *outcomes: Outcome, trials: Sequence[Trial] = (), **options: object) -> str:
+def written(folder: Path, *outcomes: Outcome, trials: Sequence[Intervention] = (), **options: object) -> str:
     runs = Runs(list(outcomes), list(trials))
     write_report(folder / "report.html", folder / "results.csv", runs, **options)  # type: ignore[arg-type]
     return (folder / "report.html").read_text(encoding="utf-8")
@@ -190,7 +190,7 @@ def test_one_file_that_loads_nothing(sweep: list[Outcome], tmp_path: Path) -> No
 def test_hostile_names_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
     name = f"{HOSTILE}/x.jpg"
     folder = make_run("hostile", HOSTILE, names=[name, "cat/b.jpg"])
-    cell = plan_of(Sweep({HOSTILE: Attack()}, [0.1]), [], tmp_path).cells[0]
+    cell = plan_of(Sweep({HOSTILE: AuditedAttack()}, [0.1]), [], tmp_path).cells[0]
     content = written(tmp_path, outcome(folder), failed=[(cell, HOSTILE)])
     page = Page(content)
     assert page.text.count(HOSTILE) >= 4  # under the photograph, attack in table and grid, reason
@@ -242,7 +242,7 @@ def test_an_honest_server_is_called_one(make_run: MakeRun, tmp_path: Path) -> No
 def test_hostile_changes_and_alarms_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
     before = outcome(make_run("before", names=["cat/a", "cat/b"], data={"root": f"/x/{HOSTILE.replace('/', '')}"}))
     after = outcome(make_run("after", names=["cat/a", "cat/b"], alarms=[HOSTILE]))
-    page = Page(written(tmp_path, before, after, trials=[Trial(HOSTILE, HOSTILE, (before,), (after,))]))
+    page = Page(written(tmp_path, before, after, trials=[Intervention(HOSTILE, HOSTILE, (before,), (after,))]))
     assert page.text.count(HOSTILE) >= 3  # name, cost, alarm
     assert not [tag for tag, attributes in page.tags if tag == "script" or "onerror" in attributes]
 
@@ -253,7 +253,7 @@ def test_what_a_change_buys_stands_in_the_page_and_beside_it(make_run: MakeRun, 
     after = outcome(make_run("after", z=1.0, gains=((10.0,), (11.0,)), names=names, alarms=[]), "ours")
     after = replace(after, change="ten times the noise")
     text = Page(
-        written(tmp_path, before, after, trials=[Trial("ten times the noise", "time", (before,), (after,))])
+        written(tmp_path, before, after, trials=[Intervention("ten times the noise", "time", (before,), (after,))])
     ).text
     assert "1 protection was audited" in text  # what was tried is no part of the sweep
     assert "“ten times the noise” buys the most: the best attack loses 10.0 dB" in text
@@ -362,7 +362,7 @@ def test_a_row_per_cell(sweep: list[Outcome], tmp_path: Path) -> None:
 
 
 def test_failed_cells_have_a_row_and_a_line(sweep: list[Outcome], tmp_path: Path) -> None:
-    cell = plan_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path).cells[0]
+    cell = plan_of(Sweep({"theirs": AuditedAttack()}, [0.1]), [], tmp_path).cells[0]
     page = Page(written(tmp_path, *sweep, failed=[(cell, "no voice")]))
     assert "1 cell failed" in page.text
     assert "no voice" in page.text
@@ -371,7 +371,7 @@ def test_failed_cells_have_a_row_and_a_line(sweep: list[Outcome], tmp_path: Path
 
 
 def test_an_audit_without_any_result_is_still_a_page(tmp_path: Path) -> None:
-    cell: Cell = plan_of(Sweep({"theirs": Attack()}, [0.1]), [], tmp_path).cells[0]
+    cell: Cell = plan_of(Sweep({"theirs": AuditedAttack()}, [0.1]), [], tmp_path).cells[0]
     assert "No cell of this audit has finished." in Page(written(tmp_path, failed=[(cell, "why")])).text
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_recon.audit.config import AuditedAttack, Change, Sweep
+from lightning_recon.audit.load import PLAN, read_audit, read_runs, write_plan
 from lightning_recon.audit.plan import plan_of
-from lightning_recon.audit.runs import PLAN, read_audit, read_runs, write_plan
-from lightning_recon.audit.sweep import Attack, Change, Sweep
 from lightning_recon.errors import UserError
 
 MakeRun = Callable[..., Path]
@@ -17,7 +17,7 @@ MakeRun = Callable[..., Path]
 
 def test_an_audit_knows_what_its_cells_are_for(make_run: MakeRun, tmp_path: Path) -> None:
     changes = {"more": Change(noise_times=10.0, cost="time"), "larger": Change(batch_times=2)}
-    plan = plan_of(Sweep({"ours": Attack()}, [0.1, 1.0], changes=changes), [], tmp_path)
+    plan = plan_of(Sweep({"ours": AuditedAttack()}, [0.1, 1.0], changes=changes), [], tmp_path)
     write_plan(tmp_path, plan, changes)
     (tmp_path / "cells").mkdir()
     assert [len(group) for group in (plan.cells, plan.sweep, plan.reference)] == [3, 2, 1]

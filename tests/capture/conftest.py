@@ -21,7 +21,7 @@ from lightning_recon.capture.opacus import capture
 from lightning_recon.cli import main
 from lightning_recon.data import ClientBatch, ClientDataModule, NoMasks, save_truth
 from lightning_recon.exchange import ServerPayload, Task
-from lightning_recon.networks import build_network
+from lightning_recon.networks.construction import build_network
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
 
 CLIP, NOISE = 10.0, 0.01

@@ -14,7 +14,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_recon.audit.outcome import read_outcome
+from lightning_recon.audit.run import read_outcome
 from lightning_recon.capture import Declared, load_captured, save_captured
 from lightning_recon.cli import main
 from lightning_recon.data import ClientBatch, save_truth
@@ -228,11 +228,11 @@ def test_a_run_without_truth_cannot_be_scored(
 
 def test_one_of_client_and_update(refused: Callable[..., str], single: Path, tiny: str) -> None:
     assert "give either --model.client" in refused(single, "--model.update", "null", "--data", "ClientDataModule")
-    assert "not both (--model.client null)" in refused(single, "--model.client", "lightning_recon.victim.VictimClient")
+    assert "not both (--model.client null)" in refused(single, "--model.client", "lightning_recon.client.VictimClient")
 
 
 def test_pictures_are_needed_where_somebody_trains(refused: Callable[..., str], single: Path) -> None:
-    line = refused(single, "--model.update", "null", "--model.client", "lightning_recon.victim.VictimClient")
+    line = refused(single, "--model.update", "null", "--model.client", "lightning_recon.client.VictimClient")
     assert "there are no pictures: give --data" in line
     assert "there are no pictures" in refused(single, "--model.update", "null")
 
@@ -268,7 +268,7 @@ def test_the_same_pictures_serve_a_simulated_client(truth: Path, finished: Path,
     with_truth = tmp_path / "tiny.yaml"
     config = yaml.safe_load(CONFIG.read_text()) | {"data": {"class_path": "CapturedPictures"}}
     config["data"]["init_args"] = {"root": str(truth)}
-    client = {"class_path": "lightning_recon.victim.VictimClient", "init_args": {"network": "convnet"}}
+    client = {"class_path": "lightning_recon.client.VictimClient", "init_args": {"network": "convnet"}}
     client["init_args"] |= {"num_classes": 16, "privacy": {"max_grad_norm": 10.0, "noise_multiplier": 0.01}}
     config["model"]["init_args"]["client"] = client
     with_truth.write_text(yaml.safe_dump(config))

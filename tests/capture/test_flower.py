@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_recon.capture import CapturedClient, load_captured, save_captured
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
-from lightning_recon.networks import build_network
+from lightning_recon.networks.construction import build_network
 from lightning_recon.structure import WaterFilling
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported

@@ -20,7 +20,7 @@ from lightning_recon.capture import CapturedUpdate, load_captured, save_captured
 from lightning_recon.cli import main
 from lightning_recon.data import ClientBatch, save_truth
 from lightning_recon.exchange import Task
-from lightning_recon.networks import build_network
+from lightning_recon.networks.construction import build_network
 
 ROOT = Path(__file__).parents[2] / "configs"
 UPDATE = "update.safetensors"

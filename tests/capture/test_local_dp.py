@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-from lightning_recon.capture.local_dp import declared_privacy
+from lightning_recon.capture.flower_ldp import declared_privacy
 from lightning_recon.errors import UserError
 
 FORMULA = math.sqrt(2 * math.log(1.25e5))  # of LocalDpMod, at delta = 1e-5

@@ -14,10 +14,10 @@ from torch import nn
 from lightning_recon.capture import load_captured
 from lightning_recon.capture.opacus import capture, capture_steps
 from lightning_recon.capture.validator import null_noise
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.victim import Privacy, VictimClient
 
 CLIP, NOISE = 10.0, 0.01
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.callbacks.captured import known_network
+from lightning_recon.callbacks.capture_check import known_network
 from lightning_recon.capture import CapturedUpdate, Declared, load_captured, name_arrays
 from lightning_recon.capture.validator import check_update, remarks_of
 from lightning_recon.errors import UserError

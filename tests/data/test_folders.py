@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_recon.data.images import open_folder
+from lightning_recon.data.sources import open_folder
 
 
 def save(path: Path) -> Path:

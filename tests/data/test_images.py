@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from lightning_recon.data.images import SAMPLES, Pictures, open_folder, open_source, select, square
+from lightning_recon.data.sources import SAMPLES, Pictures, open_folder, open_source, select, square
 from lightning_recon.errors import UserError
 
 

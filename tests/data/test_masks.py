@@ -12,8 +12,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
 
-from lightning_recon.data.images import open_source
 from lightning_recon.data.masks import SAM_CHECKPOINTS, GrabCutMasks, NoMasks, SamMasks
+from lightning_recon.data.sources import open_source
 from lightning_recon.errors import UserError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from lightning_recon.data.opening import open_picture, to_rgb
+from lightning_recon.data.image_files import open_picture, to_rgb
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 RAMP = np.arange(256).reshape(16, 16)

@@ -18,7 +18,7 @@ from lightning_recon.defense.checks import (
     silent_layer,
     zero_gradient,
 )
-from lightning_recon.networks import ConvNet
+from lightning_recon.networks.construction import ConvNet
 
 CLASSES, PIXELS = 5, 3 * 12 * 12
 IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))

@@ -12,17 +12,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightning_recon.attack.conversation import converse
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
-from lightning_recon.data.images import ClientBatch
+from lightning_recon.data.sources import ClientBatch
 from lightning_recon.defense import THRESHOLDS, Finding, inspect_model
 from lightning_recon.defense.checks import energy_share, gradient_of
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.normalization import IMAGENET, normalize_inputs
+from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
-from lightning_recon.structure.guess import Structure
-from lightning_recon.structure.inference import TamperedNetwork
-from lightning_recon.victim import Privacy, VictimClient
+from lightning_recon.structure.base import Structure
+from lightning_recon.structure.layer import TamperedNetwork
 
 SIZE, CLASSES = 24, 16
 Count = Literal[1, 4]
@@ -102,7 +102,7 @@ def test_a_structure_of_a_later_round_alarms(batches: dict[int, ClientBatch]) ->
             return self.client.share(payload, client, draw, round)
 
     spy = Spy(client_of(batches[4], rounds=2))
-    converse(spy, Feedback(), Feedback().payload(spy.task), 0, 0, None)
+    run_protocol(spy, Feedback(), Feedback().payload(spy.task), 0, 0, None)
     first, second = spy.payloads
     assert "offset" in second.tensors
     assert "offset" not in first.tensors

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_recon.evaluation.accounting import gaussian_epsilon, mu_of, nominal_epsilon
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of, nominal_epsilon
 
 ROOT = Path(__file__).parents[2]
 Row = dict[str, str]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lightning_recon.audit.outcome import read_outcome
+from lightning_recon.audit.run import read_outcome
 from lightning_recon.audit.table import row_of
 
 ROOT = Path(__file__).parents[2]

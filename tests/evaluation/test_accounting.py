@@ -8,7 +8,7 @@ import pytest
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.accounting import (
+from lightning_recon.privacy.gaussian_accounting import (
     Adjacency,
     epsilon_by_adjacency,
     gaussian_delta,

@@ -3,7 +3,7 @@
 
 import torch
 
-from lightning_recon.evaluation.comparison import caption, comparison_figure
+from lightning_recon.callbacks.figures import caption, comparison_figure
 
 
 def plain(*colours: tuple[float, float, float], size: int = 8) -> torch.Tensor:

@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-from lightning_recon.evaluation.fidelity import (
+from lightning_recon.evaluation.metrics import (
     lpips_per_image,
     mse_per_image,
     psnr_from_mse,

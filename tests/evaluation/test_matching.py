@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from lightning_recon.evaluation.matching import arrange, match
+from lightning_recon.evaluation.assignment import arrange, match
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:

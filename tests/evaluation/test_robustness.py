@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.accounting import mu_of, noise_multiplier_for
-from lightning_recon.evaluation.robustness import (
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.privacy.gaussian_accounting import mu_of, noise_multiplier_for
+from lightning_recon.privacy.reconstruction_robustness import (
     binomial_interval,
     log_likelihoods,
     matching_success,
     rero_gamma,
     sampled_rero_gamma,
 )
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure import WaterFilling
-from lightning_recon.victim import Privacy, VictimClient
 
 SURE = 0.9999  # of the intervals here: the draws are fixed, and a change of them should not fail a test
 

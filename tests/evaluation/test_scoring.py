@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.evaluation.scoring import Attacked, score
-from lightning_recon.structure.guess import ReceivedFile
+from lightning_recon.structure.base import ReceivedFile
 
 MEAN = torch.full((3, 16, 16), 0.5)
 

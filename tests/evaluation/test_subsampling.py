@@ -10,9 +10,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation import subsampling
-from lightning_recon.evaluation.accounting import Adjacency, gaussian_epsilon, mu_of, noise_multiplier_for
-from lightning_recon.evaluation.subsampling import training_epsilon, training_noise_multiplier
+from lightning_recon.privacy import subsampled_accounting as subsampling
+from lightning_recon.privacy.gaussian_accounting import Adjacency, gaussian_epsilon, mu_of, noise_multiplier_for
+from lightning_recon.privacy.subsampled_accounting import training_epsilon, training_noise_multiplier
 
 
 @pytest.mark.parametrize(("z", "rate"), [(0.6, 0.1), (1.0, 0.01), (0.3, 0.5), (2.0, 0.9)])
@@ -58,7 +58,10 @@ def test_a_cost_is_stated_however_low_the_noise(z: float) -> None:
 def test_numerical_composition_at_nearly_full_sampling_is_the_exact_gaussian(adjacency: Adjacency) -> None:
     exact = gaussian_epsilon(mu_of(2.0, 7, adjacency), 1e-5)
     assert exact is not None
-    compose = {"add_remove": subsampling._present_or_absent, "replace_one": subsampling._one_or_another}[adjacency]
+    compose = {
+        "add_remove": subsampling._present_or_absent,
+        "replace_one": subsampling._one_or_another,
+    }[adjacency]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         numerical = compose(2.0, 1 - 1e-9, 7, 1e-5, exact)[-1]

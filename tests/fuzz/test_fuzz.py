@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_recon.audit.runs import read_runs
-from lightning_recon.callbacks.results import finished as finished_pictures
-from lightning_recon.callbacks.results import recorded
+from lightning_recon.audit.load import read_runs
+from lightning_recon.callbacks.results_writer import finished as finished_pictures
+from lightning_recon.callbacks.results_writer import recorded
 from lightning_recon.capture import CapturedUpdate, load_captured, save_captured
-from lightning_recon.checkpoints import content_digest
 from lightning_recon.cli import main
-from lightning_recon.data.captured import load_truth, save_truth
+from lightning_recon.command_line.cli_arguments import check_checkpoint
+from lightning_recon.command_line.replay_config import replay_config
+from lightning_recon.data.truth_file import load_truth, save_truth
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, payload_name, update_name
-from lightning_recon.replay_config import replay_config
-from lightning_recon.storage import DIGEST
-from lightning_recon.usage import check_checkpoint
+from lightning_recon.files.checkpoints import content_digest
+from lightning_recon.files.serialization import DIGEST
 
 from .mutations import damaged
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import lightning_recon.data
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure import InferenceStructure
-from lightning_recon.structure.release import weight_names
+from lightning_recon.structure.readout import weight_names
 
 OTHER_LAYERS = 3  # parameter tensors of the imagined target network; their gradient is drowned by the structure's
 

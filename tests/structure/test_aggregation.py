@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.attack.conversation import converse
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.client import VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.exchange import Task
+from lightning_recon.privacy.mechanism import Privacy
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, Structure, TrapWeights, WaterFilling
-from lightning_recon.structure.guess import Guess
-from lightning_recon.victim import VictimClient
-from lightning_recon.victim.privacy import Privacy
+from lightning_recon.structure.base import Decoded
 
 MakeTask = Callable[..., Task]
 Photographs = Callable[[int], Tensor]
@@ -38,8 +38,8 @@ def client_of(images: Tensor, aggregated: int, privacy: Privacy) -> VictimClient
     return client
 
 
-def attack(client: VictimClient, structure: Structure) -> Guess:
-    return converse(client, structure, structure.payload(client.task), 0, 0, None)
+def attack(client: VictimClient, structure: Structure) -> Decoded:
+    return run_protocol(client, structure, structure.payload(client.task), 0, 0, None)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_recon.structure.alarms import active_threshold, bounded, usual_voices
+from lightning_recon.structure.detection.false_alarms import active_threshold, bounded, usual_voices
 
 
 @pytest.mark.parametrize("false_alarm", [0.1, 0.01, 0.001])

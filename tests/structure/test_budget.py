@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack.conversation import converse
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.client import VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.privacy.mechanism import Privacy
 from lightning_recon.structure import Digital, Structure, WaterFilling
-from lightning_recon.structure.budget import BudgetShare, mean_share, structure_share
-from lightning_recon.structure.decoding import RowPrior
-from lightning_recon.victim import VictimClient
-from lightning_recon.victim.privacy import Privacy
+from lightning_recon.structure.clipping_budget import BudgetShare, mean_share, structure_share
+from lightning_recon.structure.detection.wiener import RowPrior
 
 Photographs = Callable[[int], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -57,7 +57,7 @@ def client_of(images: Tensor, privacy: Privacy, network: nn.Module | str = "conv
 
 
 def share_of(client: VictimClient, structure: Structure, draw: int = 0) -> BudgetShare:
-    found = converse(client, structure, structure.payload(client.task), 0, draw, None).share
+    found = run_protocol(client, structure, structure.payload(client.task), 0, draw, None).share
     assert found is not None
     return found
 
@@ -75,7 +75,7 @@ def test_batch_normalisation_over_two_numbers_takes_the_budget_of_an_attached_st
         "weak": code(detach_logits=False, strength=100.0),
     }.items():
         payload = structure.payload(client.task)
-        guess = converse(client, structure, payload, 0, 0, None)
+        guess = run_protocol(client, structure, payload, 0, 0, None)
         assert guess.share is not None
         true = client.preview(payload, 0).structure_share
         assert guess.share.value == pytest.approx(true, abs=4 * guess.share.error + 1e-6)
@@ -184,7 +184,7 @@ def test_half_of_the_budget_is_low_and_seen(photographs: Photographs, granularit
             update = client.share(payload, client_index, draw, round)
             return replace(update, gradient={name: tensor * 0.5**0.5 for name, tensor in update.gradient.items()})
 
-    share = converse(Softer(), structure, payload, 0, 0, None).share
+    share = run_protocol(Softer(), structure, payload, 0, 0, None).share
     assert share is not None
     assert share.low
     assert share.value == pytest.approx(0.5, abs=0.1)
@@ -193,7 +193,7 @@ def test_half_of_the_budget_is_low_and_seen(photographs: Photographs, granularit
 
 def test_without_a_clip_there_is_no_share(photographs: Photographs) -> None:
     client, structure = client_of(photographs(SIZE)[:2], Privacy(None)), WaterFilling()
-    assert converse(client, structure, structure.payload(client.task), 0, 0, None).share is None
+    assert run_protocol(client, structure, structure.payload(client.task), 0, 0, None).share is None
 
 
 def test_the_mean_is_null_where_it_says_nothing() -> None:

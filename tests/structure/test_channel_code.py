@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.structure import channel_code
-from lightning_recon.structure.channel_code import (
+from lightning_recon.structure.coding import channel_code
+from lightning_recon.structure.coding.channel_code import (
     LADDER,
     _groups,
     binary_capacity,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.structure.decoding import RowPosterior, RowPrior, decode_row
-from lightning_recon.structure.encoding import water_filling
+from lightning_recon.structure.coding.power_allocation import water_filling
+from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
 
 LEVEL = 0.3
 COUNT = 300

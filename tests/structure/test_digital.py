@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, vmap
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import Digital, InferenceStructure, WaterFilling
-from lightning_recon.structure.channel_code import LADDER, message_bits, needed_snr
-from lightning_recon.structure.digital_plan import (
+from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
+from lightning_recon.structure.coding.code_plan import (
     HEADER,
     WORTHWHILE,
     channel_code_name,
@@ -22,9 +22,9 @@ from lightning_recon.structure.digital_plan import (
     shipped_plan,
     sketch_share,
 )
-from lightning_recon.structure.digital_reading import read_victims
-from lightning_recon.structure.digital_words import word
-from lightning_recon.structure.inference import structure_bytes
+from lightning_recon.structure.coding.modulation import word
+from lightning_recon.structure.detection.successive_decoding import read_victims
+from lightning_recon.structure.layer import structure_bytes
 
 Photographs = Callable[[int], Tensor]
 
@@ -91,10 +91,10 @@ def test_a_lost_codeword_leaves_the_sketch(
     assert guess.files == (None,)
     # It is what a linear code makes of so small a share of the power.
     louder = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
-    faint = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
+    scale_down_measurements = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
     linear = WaterFilling(assumed_noise=louder * announced.noise_multiplier)
-    alone = linear.payload(faint)
-    expected = linear.decode(alone, faint, release(alone, faint, images)).pictures
+    alone = linear.payload(scale_down_measurements)
+    expected = linear.decode(alone, scale_down_measurements, release(alone, scale_down_measurements, images)).pictures
     lost, usual, none = (float((pictures - images).square().mean()) for pictures in (guess.pictures, expected, exact))
     assert none < 0.1 * lost
     assert lost == pytest.approx(usual, rel=0.15)

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from lightning_recon.structure.encoding import water_filling
+from lightning_recon.structure.coding.power_allocation import water_filling
 
 NOISES = [0.0, 1e-6, 0.003, 0.1, 0.5, 3.0, 100.0]
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.attack.conversation import converse
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.client import VictimClient
 from lightning_recon.data import ClientBatch
-from lightning_recon.evaluation.fidelity import psnr_per_image
-from lightning_recon.evaluation.matching import match
+from lightning_recon.evaluation.assignment import match
+from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.privacy.mechanism import Privacy
 from lightning_recon.structure import Feedback, InferenceStructure, WaterFilling
-from lightning_recon.structure.guess import Guess, Structure
-from lightning_recon.structure.voices import class_code
-from lightning_recon.victim import VictimClient
-from lightning_recon.victim.privacy import Privacy
+from lightning_recon.structure.base import Decoded, Structure
+from lightning_recon.structure.head_weights import class_code
 
 Photographs = Callable[[int], Tensor]
 
@@ -39,11 +39,11 @@ def client_of(
     return client
 
 
-def attack(client: VictimClient, structure: Structure) -> Guess:
-    return converse(client, structure, structure.payload(client.task), 0, 0, None)
+def attack(client: VictimClient, structure: Structure) -> Decoded:
+    return run_protocol(client, structure, structure.payload(client.task), 0, 0, None)
 
 
-def scores(guess: Guess, images: Tensor) -> Tensor:
+def scores(guess: Decoded, images: Tensor) -> Tensor:
     owner = match(images, guess.pictures)
     assert bool((owner >= 0).all())
     return psnr_per_image(guess.pictures[owner], images)

@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_recon.structure.gating import intervals, measurement_directions
-from lightning_recon.structure.statistics import PublicStatistics, public_statistics, synthetic_pictures
-from lightning_recon.structure.transform import analyse
+from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
+from lightning_recon.structure.coding.gating import intervals, measurement_directions
 
 # `intervals` chooses its edges from as many synthetic pictures; later ones are new to it.
 USED = 4096

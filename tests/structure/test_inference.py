@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchvision.models import resnet18
 
+from lightning_recon.client.gradients import mean_gradient, per_sample_gradients
 from lightning_recon.exchange import ServerPayload, Task
-from lightning_recon.networks import ConvNet
+from lightning_recon.networks.construction import ConvNet
 from lightning_recon.structure import InferenceStructure, SeedPaper, TamperedNetwork, WaterFilling
-from lightning_recon.structure.moments import moments
-from lightning_recon.structure.voices import balanced_code
-from lightning_recon.victim.gradients import mean_gradient, per_sample_gradients
+from lightning_recon.structure.coding.leaked_moments import moments
+from lightning_recon.structure.head_weights import balanced_code
 
 SIZE, BATCH, CLASSES = 32, 4, 10
 LABELS = torch.tensor([0, 3, 7, 7])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.structure import picture_file
-from lightning_recon.structure.picture_file import OVERHEAD, framed, lossless, lossy, unframed
+from lightning_recon.structure.coding import image_codec
+from lightning_recon.structure.coding.image_codec import OVERHEAD, framed, lossless, lossy, unframed
 
 
 def original(photographs: Callable[[int], Tensor], place: int = 3, size: int = 48) -> Tensor:
@@ -43,7 +43,7 @@ def test_a_file_is_written_once(photographs: Callable[[int], Tensor], monkeypatc
     picture = original(photographs)
     first = lossless(picture), lossy(picture, 300)
     written: list[object] = []
-    monkeypatch.setattr(picture_file, "_saved", lambda *about, **options: written.append(about) or bytes(10))
+    monkeypatch.setattr(image_codec, "_saved", lambda *about, **options: written.append(about) or bytes(10))
     assert (lossless(picture.clone()), lossy(picture.clone(), 300)) == first
     assert not written
     assert lossless(picture ^ 1) != first[0]

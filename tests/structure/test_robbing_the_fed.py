@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from lightning_recon.client.gradients import mean_gradient
 from lightning_recon.exchange import ClientUpdate, Task
-from lightning_recon.networks import ConvNet
+from lightning_recon.networks.construction import ConvNet
+from lightning_recon.priors.image_statistics import public_statistics, synthetic_pictures
 from lightning_recon.structure import InferenceStructure, RobbingTheFed, Structure, TamperedNetwork
-from lightning_recon.structure.inference import structure_bytes
+from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.robbing_the_fed import FOOTPRINT, quietest_std
-from lightning_recon.structure.statistics import public_statistics, synthetic_pictures
-from lightning_recon.victim.gradients import mean_gradient
 
 MakeTask = Callable[..., Task]
 Release = Callable[..., ClientUpdate]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import SeedPaper, Structure
-from lightning_recon.structure.moments import moments
+from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.seed_paper import half_normal_std, interval_filtered
 
 MakeTask = Callable[..., Task]

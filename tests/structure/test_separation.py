@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_recon.structure.alarms import active_threshold
-from lightning_recon.structure.decoding import RowPrior
-from lightning_recon.structure.evidence import Rows
-from lightning_recon.structure.separation import Separation, separate
+from lightning_recon.structure.detection.bayes_factors import Rows
+from lightning_recon.structure.detection.false_alarms import active_threshold
+from lightning_recon.structure.detection.separation import Separation, separate
+from lightning_recon.structure.detection.wiener import RowPrior
 
 INPUTS, LEVEL = 400, 0.3
 # Every input has the same expected energy, together 1.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import WaterFilling
-from lightning_recon.structure.inference import InferenceStructure, structure_bytes
-from lightning_recon.structure.spreading import block_count, block_width, distortion, gather, spread
+from lightning_recon.structure.coding.hadamard_spreading import block_count, block_width, distortion, gather, spread
+from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 
 Photographs = Callable[[int], Tensor]
 MakeTask = Callable[..., Task]

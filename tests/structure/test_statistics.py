@@ -15,10 +15,9 @@ from torch import Tensor
 import lightning_recon.data
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.structure import WaterFilling
-from lightning_recon.structure.decoding import RowPrior, decode_row
-from lightning_recon.structure.encoding import water_filling
-from lightning_recon.structure.statistics import (
+from lightning_recon.priors.dct import analyse, synthesise
+from lightning_recon.priors.fit_statistics import colour_axes, fit_ellipses, fit_mean, fit_spectrum, fit_statistics
+from lightning_recon.priors.image_statistics import (
     PublicStatistics,
     between_knots,
     octaves,
@@ -26,8 +25,9 @@ from lightning_recon.structure.statistics import (
     resized,
     synthetic_pictures,
 )
-from lightning_recon.structure.statistics_fit import colour_axes, fit_ellipses, fit_mean, fit_spectrum, fit_statistics
-from lightning_recon.structure.transform import analyse, synthesise
+from lightning_recon.structure import WaterFilling
+from lightning_recon.structure.coding.power_allocation import water_filling
+from lightning_recon.structure.detection.wiener import RowPrior, decode_row
 
 SIZE = 16
 SCRIPTS = Path(__file__).parents[2] / "scripts"

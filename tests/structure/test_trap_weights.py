@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_recon.client.gradients import mean_gradient
 from lightning_recon.exchange import ClientUpdate, Task
-from lightning_recon.networks import ConvNet
+from lightning_recon.networks.construction import ConvNet
+from lightning_recon.priors.image_statistics import public_statistics, synthetic_pictures
 from lightning_recon.structure import InferenceStructure, Structure, TamperedNetwork, TrapWeights
-from lightning_recon.structure.inference import structure_bytes
+from lightning_recon.structure.curious_abandon_honesty import corners, trap_weights, typical_scaling
+from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.robbing_the_fed import FOOTPRINT
-from lightning_recon.structure.statistics import public_statistics, synthetic_pictures
-from lightning_recon.structure.trap_weights import corners, trap_weights, typical_scaling
-from lightning_recon.victim.gradients import mean_gradient
 
 MakeTask = Callable[..., Task]
 Release = Callable[..., ClientUpdate]

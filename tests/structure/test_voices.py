@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_recon.exchange import Task
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
-from lightning_recon.structure.voices import balanced_code, class_code
+from lightning_recon.structure.head_weights import balanced_code, class_code
 
 Photographs = Callable[[int], Tensor]
 MakeTask = Callable[..., Task]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.dct import analyse, synthesise
 from lightning_recon.structure import InferenceStructure, Structure, WaterFilling
-from lightning_recon.structure.transform import analyse, synthesise
 from lightning_recon.structure.water_filling import layout
 
 MakeTask = Callable[..., Task]

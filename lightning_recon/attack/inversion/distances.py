@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far the update that guessed pictures would give is from the one that arrived."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_recon.attack.inversion.forward_model import Update
+from lightning_recon.exchange import Task
+
+Distance = Literal["cosine", "euclidean", "likelihood"]
+
+# Noise that the likelihood reckons with where none is announced: float32 does not reproduce an update exactly.
+_LEAST_NOISE = 1e-5
+_LARGE = 2**16  # numbers of a tensor: a copy of more costs more than the calls that it saves
+
+
+def _pieces(update: Update, names: Iterable[str], weights: Update | None) -> list[Tensor]:
+    """The numbers of an update, each times the root of its tensor's weight, in few vectors: small tensors in one."""
+    flat = [
+        update[name].flatten() if weights is None else update[name].flatten() * weights[name].sqrt() for name in names
+    ]
+    small, large = ([one for one in flat if (one.numel() < _LARGE) == is_small] for is_small in (True, False))
+    return [torch.cat(small), *large] if small else large
+
+
+def _norm(pieces: list[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(one) for one in pieces]
+    norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return norm
+
+
+def cosine_distance(guess: Update, seen: Update, weights: Update | None = None) -> Tensor:
+    """1 − cosine of the angle between two updates, in [0, 2]; scale does not matter, so clipping does not either.
+
+    Args:
+        guess: tensors by name.
+        seen: tensors of the same names and shapes.
+        weights: a scalar of at least 0 for each tensor, which its products count; None: 1.
+
+    Source: Geiping et al. 2020 (arXiv 2003.14053), section 4.
+    """
+    left, right = _pieces(guess, seen, weights), _pieces(seen, seen, weights)
+    product = sum((one * other).sum() for one, other in zip(left, right, strict=True))
+    return 1 - product / (_norm(left) * _norm(right)).clamp(min=1e-15)
+
+
+def squared_distance(guess: Update, seen: Update, weights: Update | None = None) -> Tensor:
+    """Squared Euclidean distance of two updates.
+
+    Args:
+        guess: tensors by name.
+        seen: tensors of the same names and shapes.
+        weights: a scalar of at least 0 for each tensor, which its squares count; None: 1.
+
+    Source: Zhu et al. 2019 (arXiv 1906.08935), equation 4.
+    """
+    left, right = _pieces(guess, seen, weights), _pieces(seen, seen, weights)
+    parts = [(one - other).square().sum() for one, other in zip(left, right, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def announced_std(task: Task) -> float:
+    """Standard deviation of the announced noise on every number of the mean of all rounds; 0 without noise."""
+    return (task.max_grad_norm or 0.0) * task.update_noise / math.sqrt(task.rounds)
+
+
+def noise_std(task: Task) -> float:
+    """Standard deviation of the noise on every number of the mean of all rounds; at least what float32 leaves."""
+    return (task.max_grad_norm or 1.0) * max(task.update_noise / math.sqrt(task.rounds), _LEAST_NOISE)
+
+
+def signal_weights(seen: Update, std: float) -> Update:
+    """What share of each tensor's energy is not noise, as the update alone shows.
+
+    Args:
+        seen: the update.
+        std: standard deviation of its noise.
+
+    Returns:
+        A scalar in [0, 1] for each tensor: Wiener's weight of a tensor as a whole.
+    """
+    weights = {}
+    for name, tensor in seen.items():
+        energy = tensor.square().sum()
+        weights[name] = ((energy - tensor.numel() * std**2) / energy.clamp(min=1e-30)).clamp(0, 1)
+    return weights
+
+
+def fit_is_visible(task: Task, numbers: int) -> bool:
+    """Whether the residual tells a perfect guess from a useless one: the signal's energy against the noise's spread.
+
+    Args:
+        task: what was announced.
+        numbers: how many numbers an update holds, D.
+
+    Returns:
+        Whether z < (2 D)^(-1/4): then C² exceeds σ² √(2 D), one standard deviation of the noise's energy.
+    """
+    return bool(task.update_noise / math.sqrt(task.rounds) < (2 * numbers) ** -0.25)
+
+
+def explained(residuals: Tensor, task: Task, numbers: int) -> Tensor:
+    """Which guesses leave no more than what noise alone would, where that can be told at all.
+
+    Args:
+        residuals: squared distances of clipped updates, (P,).
+        task: what was announced.
+        numbers: how many numbers an update holds, D.
+
+    Returns:
+        (P,), bool: D σ² is reached, the discrepancy principle.
+
+    Source: Morozov 1966, the discrepancy principle.
+    """
+    if not fit_is_visible(task, numbers):
+        return torch.zeros_like(residuals, dtype=torch.bool)
+    return residuals <= numbers * noise_std(task) ** 2

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an honest server shipped, and what an oracle told it: from the client itself, or from where it was kept."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.capture.client import NETWORK, CapturedClient
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import Client, RecordedClient, Task
+from lightning_recon.files.schema import LABELS
+from lightning_recon.files.schema import NETWORK as NETWORK_RECORD
+from lightning_recon.files.serialization import describe, read_json, read_tensors, readable, write_json, write_tensors
+from lightning_recon.networks.construction import (
+    build_network,
+    copied,
+    is_class_path,
+    load_weights,
+    takes_size,
+    without_batch_norm,
+)
+from lightning_recon.networks.setup_check import fit_to_pictures
+
+
+@runtime_checkable
+class KnowsLabels(Protocol):
+    """A client that would tell an oracle what its pictures show."""
+
+    def labels(self, update: int) -> Tensor:
+        """The labels of an update's victims, (victims,), int64."""
+        ...
+
+
+def network_of(client: Client, configured: Client, name: str | None = None) -> nn.Module:
+    """The target network with the weights that the client was shipped: pictures in [0, 1] to logits.
+
+    Args:
+        client: Who is asked. One that runs the network shows it; else the weights are read from `network.safetensors`
+            beside the updates.
+        configured: Who was asked when `client` is its recording: it has the architecture at hand.
+        name: Of the network, where neither shows it; None: as the task says.
+
+    Raises:
+        UserError: There is no such file, or it does not fit the network.
+    """
+    if isinstance(client, nn.Module):
+        return client.get_submodule("network")
+    path, task = _folder(client) / f"{NETWORK}.safetensors", client.task
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} holds no {path.name}, without which the update cannot be inverted: put the state dict of "
+            "the network that the server shipped there"
+        )
+    if isinstance(client, RecordedClient):
+        _check_unaltered(path)
+    if isinstance(configured, nn.Module):
+        network = copied(configured.get_submodule("network"))
+    elif name is None and is_class_path(task.network):
+        raise UserError(
+            f"the network is called {task.network!r} in {path.parent}, where nobody may name code to be run: give "
+            "--model.network if you trust it"
+        )
+    else:
+        return shipped_network(task, name, path)
+    load_weights(network, path)
+    return network
+
+
+def shipped_network(task: Task, name: str | None = None, weights: Path | None = None) -> nn.Module:
+    """The network of a task, as its clients build it.
+
+    Args:
+        task: What was announced.
+        name: Of the network; None: as the task says.
+        weights: File of its state dict; None: random weights.
+
+    Raises:
+        UserError: There is no such network, its weights do not fit, or it cannot take the pictures.
+    """
+    called = name or task.network
+
+    def built(image_size: tuple[int, int] | None = None) -> nn.Module:
+        network = build_network(called, task.num_classes, None, 0, task.normalization, image_size)
+        network = without_batch_norm(network) if task.granularity == "sample" else network
+        if weights is not None:
+            load_weights(network, weights)
+        return network
+
+    sized = takes_size(called)
+    try:
+        network = built()
+    except UserError:
+        # Weights may belong to the same network, built for pictures of another size.
+        if not sized or weights is None:
+            raise
+        network = built(task.image_shape[1:])
+    rebuild = built if sized else None
+    return fit_to_pictures(network, rebuild, called, task.image_shape, task.num_classes, min(2, task.batch_size))
+
+
+def keep_network(client: Client, configured: Client, folder: Path, name: str | None = None) -> None:
+    """Write the weights of the network that a client was shipped; arguments as in `network_of`."""
+    tensors = network_of(client, configured, name).state_dict()
+    write_tensors(folder, NETWORK, tensors)
+    table = {key: describe(tensor) for key, tensor in tensors.items()}
+    write_json(folder / f"{NETWORK}.json", {"format": "network 1", "tensors": table})
+
+
+def _check_unaltered(path: Path) -> None:
+    with readable(path):
+        read_tensors(
+            path.parent, path.stem, read_json(path.with_suffix(".json"), NETWORK_RECORD, "network 1")["tensors"]
+        )
+
+
+def oracle_labels(client: Client, index: int, folder: Path | None) -> Tensor:
+    """An oracle: the labels of the victims of one update, (victims,), int64.
+
+    Args:
+        client: Who knows them, or where they were kept.
+        index: Of the update.
+        folder: Where to keep them for a replay; None to keep nothing.
+    """
+    if isinstance(client, KnowsLabels):
+        labels = client.labels(index)
+        if folder is not None:
+            _keep_labels(labels, index, folder)
+        return labels
+    path = _folder(client) / f"{_labels_name(index)}.json"
+    if not path.is_file():
+        raise UserError(f"nobody tells the labels of update {index}: set --model.labels counted")
+    with readable(path):
+        labels = torch.tensor(read_json(path, LABELS, "labels 1")["labels"], dtype=torch.int64)
+    victims, classes = client.task.victims, client.task.num_classes
+    if labels.shape != (victims,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(
+            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} picture(s) of classes "
+            f"0 to {classes - 1}: correct the file"
+        )
+    if folder is not None:
+        _keep_labels(labels, index, folder)
+    return labels
+
+
+def _keep_labels(labels: Tensor, index: int, folder: Path) -> None:
+    write_json(folder / f"{_labels_name(index)}.json", {"format": "labels 1", "labels": labels.tolist()})
+
+
+def _labels_name(index: int) -> str:
+    return f"labels-c{index:03d}"
+
+
+def _folder(client: Client) -> Path:
+    if isinstance(client, RecordedClient):
+        return client.folder
+    if isinstance(client, CapturedClient):
+        return client.path if client.path.is_dir() else client.path.parent
+    raise UserError(f"{type(client).__name__} does not say which network it was shipped: use a VictimClient")

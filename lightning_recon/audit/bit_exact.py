@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where pictures came back bit for bit, in plain words: how many, under which protection, and what so few prove."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_recon.audit.aggregate import CONFIDENCE, Point
+from lightning_recon.privacy.reconstruction_robustness import binomial_interval
+
+
+@dataclass(frozen=True)
+class BitExactCount:
+    """How many pictures one attack got back to the last bit.
+
+    Args:
+        came: In any noise draw.
+        always: In every noise draw.
+        pictures: How many were attacked.
+        draws: Noise draws of each.
+    """
+
+    came: int
+    always: int
+    pictures: int
+    draws: int
+
+    @property
+    def told(self) -> str:
+        """The count in words."""
+        plural = "picture" if self.pictures == 1 else "pictures"
+        return f"{self.came} of {self.pictures} {plural} came back bit for bit{self._how_often()}"
+
+    def _how_often(self) -> str:
+        if self.draws == 1:
+            return ""
+        if self.always == self.came:
+            return f" in every one of {self.draws} noise draws"
+        return f" in at least one of {self.draws} noise draws ({self.always} in every one)"
+
+
+def exact_of(point: Point) -> BitExactCount | None:
+    """Count the pictures that an attack got back bit for bit; None where its runs did not look.
+
+    Args:
+        point: The attack under one protection.
+    """
+    found: dict[object, list[bool]] = defaultdict(list)
+    for outcome in point.outcomes:
+        for victim in outcome.record["victims"]:
+            if victim.get("bit_exact") is None:
+                return None
+            found[outcome.picture_of(victim)].append(bool(victim["bit_exact"]))
+    came, always = (sum(map(some, found.values())) for some in (any, all))
+    return BitExactCount(came, always, len(found), max(map(len, found.values())))
+
+
+def most_exact(points: Sequence[Point]) -> tuple[Point, BitExactCount] | None:
+    """The attack under one protection that got most pictures back bit for bit; None where no run looked."""
+    counted = [(point, exact) for point in points if (exact := exact_of(point)) is not None]
+    return max(counted, key=lambda pair: (pair[1].came, pair[1].always), default=None)
+
+
+def share_sentence(exact: BitExactCount) -> str:
+    """How much of such pictures may come back, going by so few."""
+    low, high = binomial_interval(exact.came, exact.pictures, CONFIDENCE)
+    if not exact.came:
+        return f"seen on so few, up to {100 * high:.0f} % of such pictures might still (95 % interval)."
+    return f"So few prove little: of such pictures, {100 * low:.0f} to {100 * high:.0f} % would (95 % interval)."

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What theory says of each protection, before any attack: bounds and yardsticks, and what sampling would add."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_recon.audit.wording import Protection
+from lightning_recon.privacy.reconstruction_robustness import sampled_rero_gamma
+from lightning_recon.privacy.subsampled_accounting import training_epsilon
+
+KAPPA = 0.1
+_SAMPLES = 20_000  # of the drawn gamma: its interval is then about a hundredth wide
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Theory's word on one protection; None where it says nothing.
+
+    Args:
+        noise_multiplier: z.
+        nats: What the releases can carry about a picture at most.
+        noise_law: PSNR in dB of reading without a prior.
+        noise_law_lucky: PSNR in dB that such a reading passes with a probability of 5 %.
+        unbiased: PSNR in dB that no unbiased reading passes, whatever the server ships.
+        gaussian_reference: PSNR in dB that the best code reaches on a Gaussian source.
+        gamma: Bound on the success of an attack that would guess right with probability 0.1.
+        gamma_sampled: The same, if a record is in each round's batch at random only; upper end of what was drawn.
+        epsilon: Accounted epsilon of all rounds.
+        epsilon_sampled: The same with amplification by that sampling.
+    """
+
+    noise_multiplier: float
+    nats: float | None
+    noise_law: float | None
+    noise_law_lucky: float | None
+    unbiased: float | None
+    gaussian_reference: float | None
+    gamma: float | None
+    gamma_sampled: float | None
+    epsilon: float | None
+    epsilon_sampled: float | None
+
+
+def theory_of(protections: Sequence[Protection], sampling_rate: float | None) -> list[Theory]:
+    """Theory by protection.
+
+    Args:
+        protections: Of one setting.
+        sampling_rate: Probability with which a round uses a record, if Poisson sampling was announced. It counts where
+            every picture is clipped alone: of a clipped update the record is all that a client sends.
+    """
+    return [_theory(one, sampling_rate) for one in protections]
+
+
+def _theory(one: Protection, rate: float | None) -> Theory:
+    point, privacy = one.best, one.best.privacy
+    sampled = rate is not None and one.noise > 0 and privacy["granularity"] == "sample"
+    setting = one.noise, rate or 1.0, int(privacy["rounds"])
+    return Theory(
+        noise_multiplier=one.noise,
+        nats=point.mean_of("bounds", "channel_nats"),
+        noise_law=point.mean_of("bounds", "noise_law_psnr"),
+        noise_law_lucky=point.mean_of("bounds", "noise_law_psnr_5_percent"),
+        unbiased=point.mean_of("bounds", "unbiased_psnr"),
+        gaussian_reference=point.mean_of("bounds", "gaussian_reference_psnr"),
+        gamma=privacy["rero_gamma"][str(KAPPA)],
+        gamma_sampled=sampled_rero_gamma(KAPPA, *setting, samples=_SAMPLES).upper if sampled else None,
+        epsilon=privacy["epsilon_accounted"],
+        epsilon_sampled=training_epsilon(*setting, privacy["delta"], privacy["adjacency"]) if sampled else None,
+    )

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recon audit` and `recon report`: from the command line to the files."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from lightning_recon.audit.config import Sweep
+from lightning_recon.audit.load import read_audit, read_runs, write_plan
+from lightning_recon.audit.plan import Plan, base_path, plan_of
+from lightning_recon.audit.report import Judgement, remarks_of, write_report
+from lightning_recon.audit.run import cell_folder
+from lightning_recon.audit.runner import Runner, failure
+from lightning_recon.audit.table import write_hparams, write_text
+from lightning_recon.client import Privacy
+from lightning_recon.command_line.option_errors import explaining
+from lightning_recon.command_line.options import options_of
+from lightning_recon.command_line.shipped_configs import read_config
+from lightning_recon.console import say
+from lightning_recon.errors import UserError
+from lightning_recon.files.locking import claimed
+
+_FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
+
+
+def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]]) -> bool:
+    """Run `recon audit`.
+
+    Args:
+        args: Command line after the subcommand.
+        resolve: Gives the whole config that `recon fit` would run with, from its command line.
+
+    Returns:
+        Whether all cells finished.
+
+    Raises:
+        UserError: For whatever can be told before the first cell runs, or where files cannot be written.
+    """
+    configs, flags, own = split(args)
+    sections, bases = read_configs(configs)
+    given = ["audit", *(word for name in configs for word in ("--config", name)), *own]
+    with explaining(audit_options, given):
+        parser = ArgumentParser(prog="recon audit", exit_on_error=False, allow_abbrev=False)
+        parser.add_argument("--config", help="config of an audit, or of recon fit; may be repeated")
+        parser.add_argument("--output", required=True, help="folder for cells, results.csv and report.html")
+        parser.add_class_arguments(Sweep, "audit")
+        whole = ["--help" if word in ("--help_all", "--help-all") else word for word in own]
+        chosen = parser.parse_args([*(["--audit", json.dumps(sections)] if sections else []), *whole])
+    chosen = parser.instantiate(chosen)
+    sweep, output = chosen.audit, Path(chosen.output)
+    plan = plan_of(sweep, bases, output / "configs", flags)
+    cells = plan.cells
+    runner = Runner(output, sweep.jobs)
+    for base in bases:
+        write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
+    check_plan(plan, resolve)
+    write_plan(output, plan, sweep.changes)
+    try:
+        runner.run(cells)
+    except KeyboardInterrupt as stop:
+        stop.add_note("stopped; the same command goes on where this one was")
+        raise
+
+    runs, reasons = read_audit(output), {cell: failure(cell_folder(output, cell.name)) for cell in cells}
+    failed = [(cell, reason) for cell, reason in reasons.items() if reason]
+    judgement = Judgement(sweep.tolerance, sweep.records, sweep.sampling_rate)
+    with claimed(output / "locks" / "report"):
+        rows = write_report(output / "report.html", output / "results.csv", runs, failed, judgement)
+        write_hparams(output, rows)
+    for remark in remarks_of(runs.outcomes, judgement):
+        say(f"warning: {remark}")
+    done = f"{len(runs.outcomes)} of {len(cells)} cells finished: {output / 'report.html'}, {output / 'results.csv'}; "
+    say(f"{done}tensorboard --logdir {output / 'hparams'}")
+    return not failed
+
+
+def report(args: Sequence[str]) -> None:
+    """Run `recon report`.
+
+    Args:
+        args: Command line after the subcommand.
+    """
+    with explaining(lambda: options_of(Judgement) | {"output": str, "help": bool, "quiet": bool}, ["report", *args]):
+        parser = ArgumentParser(prog="recon report", exit_on_error=False, allow_abbrev=False)
+        parser.add_argument("runs", nargs="+", help="folders of finished runs, or of an audit")
+        parser.add_argument("--output", required=True, help="HTML file; a table (.csv) and JSON go beside it")
+        parser.add_class_arguments(Judgement)
+        chosen = parser.parse_args(list(args))
+    page = Path(chosen.output)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output {page} is no HTML file: give a name that ends in .html")
+    runs = read_runs([Path(run) for run in chosen.runs])
+    judgement = Judgement(chosen.tolerance, chosen.records, chosen.sampling_rate)
+    write_report(page, page.with_suffix(".csv"), runs, judgement=judgement)
+    say(f"{len(runs.outcomes)} runs: {page}")
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Part a command line of `recon audit`.
+
+    Args:
+        args: Without the subcommand.
+
+    Returns:
+        Names of configs; arguments of `recon fit`; arguments of the audit itself.
+    """
+    configs: list[str] = []
+    flags: list[str] = []
+    own: list[str] = []
+    waiting: list[str] | None = None
+    for argument in args:
+        name, given, value = argument.partition("=")
+        if waiting is not None:
+            waiting.append(argument)
+            waiting = None
+        elif name in ("--config", "-c"):
+            if given:
+                configs.append(value)
+            else:
+                waiting = configs
+        elif name == "--seed_everything" or name.startswith(tuple(f"{part}." for part in _FIT)) or name in _FIT:
+            flags.append(argument)
+            waiting = None if given else flags
+        else:
+            own.append(argument)
+    return configs, flags, own
+
+
+def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read configs, each of which may have a section `audit` beside those of `recon fit`.
+
+    Args:
+        names: Files.
+
+    Returns:
+        The section `audit`, later files winning entry by entry; and what `recon fit` gets, file by file.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    sections: dict[str, Any] = {}
+    bases = []
+    for name in names:
+        content = read_config(name)
+        section = content.pop("audit", None) or {}
+        if not isinstance(section, dict):
+            raise UserError(
+                f"config {name}: audit is no section: write its settings below it, as in recon configs audit"
+            )
+        sections |= section
+        if content:
+            bases.append(content)
+    return sections, bases
+
+
+def audit_options() -> dict[str, Any]:
+    """The options of `recon audit` for messages and completion."""
+    single = {"config": str, "output": str, "help": bool, "help_all": bool, "quiet": bool}
+    return single | {"audit": options_of(Sweep)} | {name.removeprefix("--"): Any for name in _FIT}
+
+
+def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]]) -> None:
+    """Find out before the first cell what would stop all of them, or all of one attack or change.
+
+    Args:
+        plan: The cells.
+        resolve: Gives the whole config that `recon fit` would run with, from its command line.
+
+    Raises:
+        UserError: A config is wrong, a protection impossible, or there is no GPU where one is asked for.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for cell in plan.cells:
+        if cell.attack not in configs:
+            configs[cell.attack] = resolve(cell.arguments)
+    changed = [cells[0] for cells in plan.changes.values() if cells[0] not in plan.sweep]
+    for config in [*configs.values(), *(resolve(cell.arguments) for cell in changed)]:
+        accelerator = config["trainer"]["accelerator"]
+        if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            raise UserError(
+                f"trainer.accelerator is {accelerator}, but there is no GPU here: use --trainer.accelerator auto"
+            )
+    for cell in plan.cells:
+        with suppress(LookupError, TypeError):  # a client of another kind
+            privacy = configs[cell.attack]["model"]["init_args"]["client"]["init_args"]["privacy"]
+            own = {"noise_multiplier": cell.noise_multiplier, "granularity": cell.granularity, "rounds": cell.rounds}
+            Privacy(**(privacy | own))

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished cell, or any finished run, came to: its record and the pictures that belong to it."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_recon.callbacks.truth_writer import INDEX
+from lightning_recon.errors import UserError
+from lightning_recon.evaluation.results import SCHEMA_VERSION
+from lightning_recon.files.schema import ORIGINALS, RESULTS
+from lightning_recon.files.serialization import FAULTS, parse_json, read_json, read_text, read_yaml, readable, validated
+from lightning_recon.printable import printable
+
+FAILED = "failed.txt"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was attacked, but for attack, noise and seed: runs that differ in any of it are never averaged.
+
+    Args:
+        granularity: "sample" or "update".
+        per_layer: Whether each tensor is clipped by itself.
+        batch_size: Pictures a client.
+        rounds: Rounds with the same batch.
+        aggregated: Clients whose updates reach the server as their sum alone.
+        noise_share: What each of them adds to the noise of the sum.
+        participation: Probability with which a client answers on the pictures under attack; None if not known.
+        delta: At which epsilon is accounted.
+        adjacency: Whose epsilon is named first.
+        about: The network, the pictures and their size, in words; empty if not known.
+        pictures: What marks the source of the pictures; empty if not known.
+    """
+
+    granularity: str
+    per_layer: bool
+    batch_size: int
+    rounds: int
+    aggregated: int = 1
+    noise_share: str = "full"
+    participation: float | None = 1.0
+    delta: float = 1e-5
+    adjacency: str = "add_remove"
+    about: str = ""
+    pictures: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One finished run.
+
+    Args:
+        attack: Name that the report gives the attack.
+        name: Of the run.
+        folder: Of the run.
+        record: Content of `results.json`.
+        originals: What is known of the victims, by client and index; see `callbacks.originals`.
+        about: The network, the pictures and their size, in words; empty if not known.
+        pictures: What marks the source of the pictures; empty if not known.
+        change: The change of a protection that the run was made for; empty for a run of the sweep itself.
+    """
+
+    attack: str
+    name: str
+    folder: Path
+    record: Mapping[str, Any]
+    originals: Mapping[tuple[int, int], Mapping[str, Any]]
+    about: str = ""
+    pictures: str = ""
+    change: str = ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether the truth was at hand, so that every victim has a PSNR; it is not for captured updates."""
+        victims = self.record["victims"]
+        return bool(victims) and all(victim.get("psnr") is not None for victim in victims)
+
+    @property
+    def setting(self) -> Setting:
+        """What was attacked, but for attack, noise and seed."""
+        privacy = self.record["privacy"]
+        return Setting(
+            granularity=privacy["granularity"],
+            per_layer=bool(privacy["per_layer"]),
+            batch_size=int(privacy["batch_size"]),
+            rounds=int(privacy["rounds"]),
+            aggregated=int(privacy.get("aggregated", 1)),
+            noise_share=str(privacy.get("noise_share", "full")),
+            participation=self.record.get("participation", 1.0),
+            delta=float(privacy["delta"]),
+            adjacency=str(privacy["adjacency"]),
+            about=self.about,
+            pictures=self.pictures,
+        )
+
+    @property
+    def noise(self) -> float:
+        """The noise multiplier; 0 without clipping, where noise protects nothing."""
+        privacy = self.record["privacy"]
+        return 0.0 if privacy["max_grad_norm"] is None else float(privacy["noise_multiplier"])
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run; 0 where another program drew the noise."""
+        return int(self.record["seed"] or 0)
+
+    def picture_of(self, victim: Mapping[str, Any]) -> object:
+        """What tells a victim's picture from others: its name, or client and index of this seed where none is known."""
+        place = victim["client"], victim["index"]
+        original = self.originals.get(place)
+        return original["name"] if original else (self.seed, *place)
+
+    def by_picture(self, gain: bool) -> dict[object, list[float]]:
+        """PSNR in dB of every draw by picture, so that one seen under several seeds counts as one.
+
+        Args:
+            gain: Whether what a mean image scores on the same picture is subtracted.
+
+        Returns:
+            Values by the picture's name; by client and index where it is not known. Empty if a gain is asked for and
+            the scores of the mean image are not all known.
+        """
+        values: dict[object, list[float]] = defaultdict(list)
+        for victim in self.record["victims"]:
+            original = self.originals.get((victim["client"], victim["index"]))
+            if gain and original is None:
+                return {}
+            guess = original["mean_image_psnr"] if gain and original else 0.0
+            values[self.picture_of(victim)].append(victim["psnr"] - guess)
+        return dict(values)
+
+
+def cell_folder(output: Path, name: str) -> Path:
+    """Folder of a cell of an audit."""
+    return output / "cells" / name
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Content of a run's `results.json`; None if there is none, or one of another version.
+
+    Raises:
+        UserError: It is damaged, was altered, or is none.
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    with readable(path):
+        content = parse_json(read_text(path), path)
+        if content.get("schema_version") != SCHEMA_VERSION:
+            return None
+        record: Any = validated(content, RESULTS)
+    return dict(record)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a cell has a record that can be used: one that is damaged is measured again."""
+    try:
+        return read_record(folder) is not None
+    except UserError:
+        return False
+
+
+def read_outcome(folder: Path, attack: str | None = None, change: str = "") -> Outcome | None:
+    """A finished run; None if the folder holds none.
+
+    Args:
+        folder: Folder of the run.
+        attack: Name that the report gives the attack; None for its own.
+        change: The change of a protection that the run was made for, if it was.
+
+    Raises:
+        UserError: Its record, or that of its victims, is damaged.
+    """
+    record = read_record(folder)
+    if record is None:
+        return None
+    originals: dict[tuple[int, int], Mapping[str, Any]] = {}
+    if (path := folder / INDEX).exists():
+        with readable(path):
+            victims = read_json(path, ORIGINALS)["victims"]
+            originals = {(entry["client"], entry["index"]): entry for entry in victims}
+    about, pictures = _about(folder)
+    name = printable(folder.name)
+    return Outcome(attack or str(record["attack"]), name, folder, record, originals, about, pictures, change)
+
+
+def _about(folder: Path) -> tuple[str, str]:
+    """The target network and the pictures in words, and a mark of the pictures' source; empty if the config is gone."""
+    try:
+        config = read_yaml(folder / "config.yaml")
+        client, data = config["model"]["init_args"]["client"]["init_args"], config["data"]["init_args"]
+        size, root, kind = data["image_size"], data.get("root"), data.get("source", "samples")
+        trained = "trained" if client.get("weights") else "untrained"
+        # Not the seed, which chooses among the pictures, nor how many are dealt to whom.
+        source = {"class": config["data"]["class_path"], "root": root, "source": kind, "masks": data.get("masks")}
+        network = f"{client['network']}, {trained}" if "network" in client else "an update from elsewhere"
+        if "network" not in client:
+            source["client"] = client  # another file, other pictures
+        mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        named = f"pictures of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
+    except FAULTS:  # gone, damaged, or of another kind of run
+        return "", ""
+    return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark

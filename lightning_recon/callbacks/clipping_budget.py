@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says of the clipping budget: whether the structure had it, and a warning where it had not."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.structure.clipping_budget import LOW_SHARE, mean_share
+
+log = logging.getLogger(__name__)
+
+
+def share_record(module: Attack, found: Sequence[Reconstruction]) -> dict[str, Any]:
+    """The fields of `results.json` about the clipping budget; warns in one line if the structure had too little of it.
+
+    Args:
+        module: The attack, after it shipped its payload.
+        found: Its reconstructions, of every update and draw.
+    """
+    payload = module.payload
+    malicious = payload is not None and bool(payload.settings or payload.tensors)
+    detached = bool(payload.settings.get("detach_logits", False)) if payload is not None and malicious else None
+    shares = [one.share for one in found]
+    mean, low = mean_share(shares)
+    if low:
+        worst = min(share.value for share in shares if share is not None and share.low)
+        fewer = "clients answered on fewer pictures or in fewer rounds than announced"
+        cause = f"{fewer}, or their gradients did not reach the clip, for which a larger strength helps"
+        if not detached:
+            cause = (
+                f"the network's own gradient took the rest (set detach_logits true, or a larger strength), or {fewer}"
+            )
+        log.warning(
+            "in %d of %d updates the structure has less than %.0f %% of the clipping budget (down to %.2g %%), so this "
+            "run shows less than a server could see: %s",
+            low,
+            len(shares),
+            100 * LOW_SHARE,
+            100 * max(worst, 0.0),
+            cause,
+        )
+    told = any(share is not None for share in shares)
+    return {"detached_logits": detached, "structure_share": mean, "low_shares": low if told else None}

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`comparison.png`: what the attack made of its first victims, beside the truth and, if asked for, a rival."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.attack.refinement import PlugAndPlay, refinement
+from lightning_recon.callbacks.figures import Version, caption, comparison_figure
+from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
+from lightning_recon.callbacks.image_grid import Drawn, ImageGrid, log_picture, versions_of
+from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
+from lightning_recon.client import VictimClient
+from lightning_recon.console import say, warn
+from lightning_recon.errors import UserError
+from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
+from lightning_recon.files.serialization import write
+from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
+from lightning_recon.structure import Structure
+
+NOTE = "Every reconstruction is from a release of its own: the same pictures, independent noise."
+
+
+class Comparison(Callback):
+    """Draws `comparison.png`: the first client's pictures, what a rival or the mean image has of them, and the attack.
+
+    A rival, and the same attack under more noise, take further, separate releases of the same pictures, with noise of
+    their own: the run's attack does not get them, they are not recorded, and the accounting of the run leaves them out.
+    Structures are compared with structures only: an honest server's attack has no rival here, nor has a captured
+    update, which is one release and cannot become a second.
+    """
+
+    def __init__(
+        self,
+        structure: Structure | None = None,
+        title: str | None = None,
+        victims: int = 8,
+        noise_times: float | None = None,
+    ) -> None:
+        """Choose what to compare with.
+
+        Args:
+            structure: A rival structure: same client, same protection. Default: none; the public mean image takes its
+                place.
+            title: Heading of the rival's column. Default: its name.
+            victims: At most so many rows are drawn.
+            noise_times: A last column shows the same attack under so many times the noise, and TensorBoard its
+                refinement, where the run's own noise leaves nothing to refine. Default: no such column.
+        """
+        check_ranges("--comparison.", victims=(victims, COUNT), noise_times=(noise_times, POSITIVE))
+        self.structure = structure
+        self.title = title
+        self.victims = victims
+        self.noise_times = noise_times
+        self._report = ""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw photograph, subject, rival or baseline, and the attack's pictures of the first client."""
+        truths = truths_of(trainer)
+        if not isinstance(pl_module, Attack) or not truths or not trainer.is_global_zero:
+            return
+        if self is not _chosen(trainer):
+            return
+        path = Path(trainer.default_root_dir) / "comparison.png"
+        asks = self._rival(pl_module) is not None or self._harder(pl_module) is not None
+        if pl_module.resumed and path.exists() and asks:
+            return  # a resumed run asks no client again
+        truth = truth_of(truths, 0, pl_module)
+        ours = scored_one(pl_module.reconstructions()[0], truths, pl_module)
+        compared = [self._rivals(pl_module, truth) or _baseline(pl_module, truth), (display_name(pl_module.name), ours)]
+        compared += self._under_more_noise(trainer, pl_module, truth)
+        versions = [Version("photograph", truth.photographs), Version("what the client used", truth.images)]
+        versions += [_version(name, scored) for name, scored in compared]
+        note = f"{promise(privacy_of(pl_module.client), 'epsilon', 'delta')}. {NOTE if asks else ''}"
+        figure = comparison_figure([one.first(self.victims) for one in versions], note=note)
+        write(path, lambda partial: figure.save(partial, format="png"))
+        means = [f"{name} {_mean_psnr(scored):.1f} dB" for name, scored in compared]
+        self._report = f"first client: {', '.join(means)}; {path}"
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the comparison once the progress bar is gone."""
+        if self._report:
+            say(self._report)
+        self._report = ""
+
+    def _rival(self, module: Attack) -> Structure | None:
+        """The rival, where there is one that may be compared with the attack."""
+        if not isinstance(module, ReconstructionAttack) or not isinstance(module.client, VictimClient):
+            return None
+        return None if self.structure is None or self.structure.name == module.name else self.structure
+
+    def _rivals(self, module: Attack, truth: Truth) -> tuple[str, Scored] | None:
+        """What the rival makes of a release of its own; None if there is no rival, or it cannot be shipped here."""
+        rival = self._rival(module)
+        if rival is None:
+            return None
+        name, client, draw = self.title or display_name(rival.name), module.client, module.draws
+        try:
+            guess = run_protocol(client, rival, rival.payload(client.task), 0, draw, None)
+        except UserError as error:  # the run itself is fine, and must not be lost
+            warn(f"no comparison with {name}: {error}")
+            return None
+        attacked = Attacked(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident)
+        return name, score(truth, attacked, rival.statistics(client.task).mean)
+
+    def _harder(self, module: Attack) -> VictimClient | None:
+        """The same clients under more noise, where the attack is one that can be repeated."""
+        if self.noise_times is None or not isinstance(module, ReconstructionAttack):
+            return None
+        if not isinstance(module.client, VictimClient) or noise_of(module.task) == 0:
+            return None
+        return module.client.under_noise(self.noise_times * noise_of(module.task))
+
+    def _under_more_noise(self, trainer: Trainer, module: Attack, truth: Truth) -> list[tuple[str, Scored]]:
+        """The last column, with its refinement in TensorBoard; none where it was not asked for or leaves nothing."""
+        harder = self._harder(module)
+        if harder is None or not isinstance(module, ReconstructionAttack):
+            return []
+        try:
+            states = list(_search(module, harder, trainer.global_step))
+        except UserError as error:
+            warn(f"no attack under more noise: {error}")
+            return []
+        if not states:
+            return []
+        times = f"{self.noise_times:g} times the noise"
+        drawn = Drawn(f"client_0/{self.noise_times:g}_times_the_noise", f"z = {noise_of(harder.task):g}, {times}", 8)
+        grid = next((one for one in trainer.callbacks if isinstance(one, ImageGrid)), ImageGrid())  # type: ignore[attr-defined]
+        mean = module.structure.statistics(harder.task).mean
+        for step, state in enumerate(states):
+            attacked = Attacked(0, state.draw, state.pictures, state.initial, state.unresolved, state.evident)
+            scored = score(truth, attacked, mean)
+            if grid.due(step) or step == len(states) - 1:
+                for logger in trainer.loggers:
+                    if isinstance(logger, TensorBoardLogger):
+                        log_picture(logger, step, drawn, versions_of(state, truth, scored))
+                    logger.log_metrics({"psnr_under_more_noise": _mean_psnr(scored)}, step)
+        return [(times, scored)]
+
+
+def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> Iterator[Reconstruction]:
+    """The attack on the first client under more noise, before refinement and after each of so many steps."""
+    structure, draw = module.structure, module.draws + 1  # a draw that neither the run nor a rival has had
+    guess = run_protocol(harder, structure, structure.payload(harder.task), 0, draw, None)
+    first = Reconstruction(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident)
+    if guess.posterior is None:
+        yield first
+        return
+    device, statistics = module.device, structure.statistics(harder.task)
+    posterior = replace(guess.posterior, **{name: part.to(device) for name, part in vars(guess.posterior).items()})
+    denoiser = module.denoiser.to(device)
+    objective = PlugAndPlay(posterior, statistics.mean.to(device), statistics.colour.to(device), denoiser)
+    for step, pictures in enumerate(refinement(objective, steps)):
+        yield first if step == 0 else replace(first, pictures=pictures.cpu())
+
+
+def _chosen(trainer: Trainer) -> Callback:
+    """The one that draws: every run has one, and an older config's, among `trainer.callbacks`, takes its place."""
+    found = [one for one in trainer.callbacks if isinstance(one, Comparison)]  # type: ignore[attr-defined]
+    return next((one for one in found if one.structure is not None), found[-1])
+
+
+def _baseline(module: Attack, truth: Truth) -> tuple[str, Scored]:
+    """What needs no attack: the public mean image for every victim."""
+    nothing = truth.images[:0].cpu()
+    return "mean image", score(truth, Attacked(0, 0, nothing, nothing, 0), module.mean_image)
+
+
+def _version(name: str, scored: Scored) -> Version:
+    return Version(name, scored.pictures, [caption(victim.psnr, victim.bit_exact) for victim in scored.victims])
+
+
+def _mean_psnr(scored: Scored) -> float:
+    return sum(victim.psnr for victim in scored.victims) / len(scored.victims)

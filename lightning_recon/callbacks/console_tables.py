@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says on the terminal: tables, and the protection in one line."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import rich
+from rich.table import Table
+from rich.text import Text
+
+from lightning_recon.client import VictimClient
+from lightning_recon.console import plain, say
+from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.evaluation.results import Record, privacy_record
+from lightning_recon.exchange import ServerPayload
+from lightning_recon.networks.normalization import in_words
+
+
+def show_release(client: VictimClient, payload: ServerPayload) -> None:
+    """Print, for every client, what it would release to this server."""
+    table = Table(title="What each client would release", title_justify="left")
+    for column in ("client", "gradient norm", "clip factor", "structure's share", "noise std", "noise norm"):
+        table.add_column(column, justify="right")
+    for index in range(client.task.clients):
+        release = client.preview(payload, index)
+        spread = f"{min(release.norms):.3g}" + (f" … {max(release.norms):.3g}" if len(release.norms) > 1 else "")
+        factors = f"{min(release.clip_factors):.3g}"
+        share, noise = f"{100 * release.structure_share:.3f} %", f"{release.noise_std:.3g}"
+        table.add_row(str(index), spread, factors, share, noise, f"{release.noise_norm:.3g}")
+    rich.print(table)
+    if client.privacy.per_layer and client.privacy.max_grad_norm is not None:
+        bound = client.privacy.max_grad_norm / math.sqrt(release.tensors)
+        say(
+            f"each of {release.tensors} tensors is clipped to {bound:.3g}; the structure's make up "
+            f"{100 * release.structure_bound:.3g} % of the squared clipping norm, its share is that of what is sent"
+        )
+    if client.aggregated > 1:
+        say(f"the server gets the sum of {client.aggregated} of these at a time")
+    task = client.task
+    shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
+    say(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
+    say(f"network {task.network}, normalisation of its pictures: {in_words(task.normalization)}")
+
+
+def show_capture(privacy: Record, capture: Record) -> None:
+    """Print what a captured update promises: declared, and accounted for one round and for all.
+
+    Args:
+        privacy: section of `results.json`.
+        capture: section of `results.json`.
+    """
+    say(f"captured from {capture['source']}: {capture['convention']}; {privacy_line(privacy)}")
+    once, together = _plain(capture["epsilon_one_round"]), _plain(privacy["epsilon_by_adjacency"])
+    if any(value is not None for value in once.values()):
+        table = Table(title=f"Epsilon at delta {privacy['delta']:g}", title_justify="left")
+        for column in ("", "add_remove", "replace_one"):
+            table.add_column(column, justify="right" if column else "left")
+        rows = {"one round": once} | ({} if privacy["rounds"] == 1 else {f"all {privacy['rounds']} rounds": together})
+        for name, found in rows.items():
+            table.add_row(name, f"{found['add_remove']:.3g}", f"{found['replace_one']:.3g}")
+        rich.print(table)
+    declared = {name: value for name, value in _plain(capture["declared"]).items() if value is not None}
+    said = ", ".join(f"{name} {value:g}" for name, value in declared.items())
+    say(f"declared by the program: {said or 'nothing'}")
+    remarks: Any = capture["remarks"]
+    for remark in remarks:
+        say(f"remark: {remark}")
+
+
+def show_results(record: Record, root: Path) -> None:
+    """Print the table that ends a run, and where to look."""
+    summary, baselines, bounds = (_plain(record[part]) for part in ("summary", "baselines", "bounds"))
+    name = display_name(str(record["attack"]))
+    if summary["psnr_mean"] is None:
+        say(
+            f"{name}: pictures for {summary['detected']} of {summary['victims']} victims, {summary['draws']} noise "
+            f"draw(s), {summary['seconds']:.0f} s; no truth is known, so there are no scores"
+        )
+        show_capture(_plain(record["privacy"]), _plain(record["capture"]))
+        say(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+        return
+    title = f"{name}: {summary['victims']} victims, {summary['draws']} noise draw(s)"
+    table = Table(title=Text(plain(title)))
+    table.title_justify = "left"
+    table.add_column("")
+    table.add_column("PSNR, dB", justify="right")
+    victims: Any = record["victims"]
+    initial = sum(victim["psnr_initial"] for victim in victims) / len(victims)
+    rows = {
+        "reconstruction, mean over all victims": summary["psnr_mean"],
+        "  before refinement": initial,
+        "  of the mean squared error": summary["psnr_of_mean_mse"],
+        "black image": baselines["black_psnr"],
+        "mean image": baselines["mean_image_psnr"],
+        "noise law, no prior (of the mean squared error)": bounds["noise_law_psnr"],
+        "Gaussian reference (of the mean squared error)": bounds["gaussian_reference_psnr"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, "–" if value is None else f"{value:.1f}")
+    rich.print(table)
+    say(
+        f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
+        f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
+    )
+    if told := _exact_line(summary):
+        say(told)
+    if summary["label_accuracy"] is not None:
+        oracles: Any = record["oracles"]
+        told = "told by an oracle" if "labels" in oracles else f"{100 * summary['label_accuracy']:.0f} % right"
+        say(f"labels: {told}")
+    if "capture" in record:
+        show_capture(_plain(record["privacy"]), _plain(record["capture"]))
+    else:
+        say(privacy_line(_plain(record["privacy"])))
+    say(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+
+
+def _exact_line(summary: dict[str, Any]) -> str:
+    """How many pictures came back bit for bit, and how many files arrived; empty where neither was to be expected."""
+    count, share = summary["victims"] * summary["draws"], summary["received_share"]
+    exact = round(count * summary["bit_exact_share"])
+    if not exact and share is None:
+        return ""
+    line = f"bit-exact: {exact} of {count} pictures"
+    if share is None:
+        return line
+    line += f"; {round(count * share)} files arrived"
+    if summary["bits_sent_mean"] is None:
+        return line
+    return (
+        f"{line}, {summary['bits_sent_mean']:.0f} bits each of the {summary['capacity_bits_mean']:.0f} that their "
+        "inputs could carry"
+    )
+
+
+def privacy_line(privacy: Record) -> str:
+    """The protection in one line, nominal and accounted."""
+    norm = privacy["max_grad_norm"]
+    clip = "no clipping" if norm is None else f"clip {norm:g} per {privacy['granularity']}"
+    clip += " and layer" if privacy["per_layer"] and norm is not None else ""
+    if (count := privacy.get("aggregated", 1)) != 1:
+        clip += f", sums of {count} clients with {privacy['noise_share']} noise each"
+    if privacy["epsilon_accounted"] is None:
+        return f"{clip}, no noise: no privacy guarantee"
+    return (
+        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): nominal epsilon "
+        f"{privacy['epsilon_nominal']:.3g}, accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
+        f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']})"
+    )
+
+
+def training_line(client: VictimClient, steps: int) -> str:
+    """What the training of a target network has cost, in one line.
+
+    Args:
+        client: The network that was trained.
+        steps: Steps from the start, over interruptions too.
+    """
+    if steps == 0:
+        return "no step of training was taken: nothing was released"
+    privacy, epsilon = client.privacy, client.accountant.epsilon(steps)
+    if epsilon is None:
+        return f"{steps} steps of training without noise: no privacy guarantee"
+    rate = float(client.accountant.state_dict()["sample_rate"])
+    sampling = f", sampling rate {rate:.3g}" if privacy.granularity == "sample" else ""
+    return (
+        f"{steps} steps of training, clip {privacy.max_grad_norm:g} per {privacy.granularity}, noise multiplier "
+        f"{privacy.noise_multiplier:g}{sampling}: accounted epsilon {epsilon:.3g} at delta {privacy.delta:g} "
+        f"({privacy.adjacency} of one {'picture' if privacy.granularity == 'sample' else 'update a step'})"
+    )
+
+
+def _plain(part: object) -> dict[str, Any]:
+    return dict(part) if isinstance(part, dict) else {}

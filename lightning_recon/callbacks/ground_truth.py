@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the audience has the truth from, and how it scores an update's pictures."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.data import ClientBatch
+from lightning_recon.evaluation.assignment import label_share
+from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
+
+
+def truths_of(trainer: Trainer) -> list[Truth]:
+    """The clients' batches; none in a replay, which has no data."""
+    return list(getattr(getattr(trainer, "datamodule", None), "client_batches", []))
+
+
+@dataclass(frozen=True)
+class Together:
+    """The batches of clients whose updates are summed, one after another; fields as in `Truth`."""
+
+    images: Tensor
+    photographs: Tensor
+    masks: Tensor
+
+
+def truth_of(truths: list[Truth], update: int, module: Attack) -> Truth:
+    """All victims of an update: one client's batch, or those of a group of clients."""
+    count = module.task.aggregated
+    if count == 1:
+        return truths[update]
+    members = truths[update * count : (update + 1) * count]
+    images, photographs, masks = (
+        torch.cat([getattr(one, part) for one in members]) for part in ("images", "photographs", "masks")
+    )
+    return Together(images, photographs, masks)
+
+
+def scored_one(one: Reconstruction, truths: list[Truth], module: Attack) -> Scored:
+    """Match an update's pictures to its victims and score them; each victim is then named by its own client."""
+    attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident, one.files)
+    scored = score(truth_of(truths, one.client, module), attacked, module.mean_image)
+    task = module.task
+    places = [divmod(one.client * task.victims + number, task.batch_size) for number in range(len(scored.victims))]
+    victims = [
+        replace(victim, client=client, index=index)
+        for victim, (client, index) in zip(scored.victims, places, strict=True)
+    ]
+    return replace(scored, victims=victims)
+
+
+def label_accuracy(found: list[Reconstruction], truths: list[Truth], module: Attack) -> float | None:
+    """Share of the true labels that the attacker has, a mean over updates and draws; None if it cares for none."""
+    shares = [label_share(one.labels, _labels(truths, one.client, module)) for one in found if one.labels is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _labels(truths: list[Truth], update: int, module: Attack) -> Tensor:
+    count = module.task.aggregated
+    members = truths[update * count : (update + 1) * count]
+    return torch.cat([one.labels.cpu() for one in members if isinstance(one, ClientBatch)])

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client that looks at the model before it answers would have noticed."""
+
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lightning_recon.attack import Attack
+from lightning_recon.callbacks.ground_truth import truths_of
+from lightning_recon.client import VictimClient
+from lightning_recon.data.sources import ClientBatch
+from lightning_recon.defense import inspect_model
+from lightning_recon.errors import UserError
+from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
+
+
+def alarms_of(trainer: Trainer, module: Attack) -> list[str]:
+    """Names of the checks that warn the first client of the model that it is sent first; see `inspect_model`.
+
+    Args:
+        trainer: The trainer, with the clients' pictures.
+        module: The attack, once the server has spoken.
+
+    Raises:
+        UserError: There is no client of its own whose pictures and network could be used.
+    """
+    client, payload, truths = module.client, module.payload, truths_of(trainer)
+    if not isinstance(client, VictimClient) or payload is None or not isinstance(truths[0], ClientBatch):
+        raise UserError("--results.inspect true asks for a client's own network and pictures: leave it out here")
+    model: nn.Module = client.network
+    if payload.settings or payload.tensors:
+        model = TamperedNetwork(model, InferenceStructure(payload).to(client.device))
+    images, labels = truths[0].images.to(client.device), truths[0].labels.to(client.device)
+    return [finding.check for finding in inspect_model(model, images, labels) if finding.alarm]

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of a loss with respect to a network's parameters: of each sample, or of a batch.
+
+Pure functions: the network, its `.grad` fields and its buffers stay as they are. Every named parameter gets a
+gradient, whether it is frozen or unused (then zeros).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_recon.errors import UserError
+from lightning_recon.networks.construction import math_attention
+from lightning_recon.privacy.mechanism import factors_of, tensor_norms
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes), labels (B,) -> scalar, the mean over the batch
+
+
+def global_norm(gradients: Iterable[Tensor]) -> float:
+    """Euclidean norm over several tensors together.
+
+    Args:
+        gradients: tensors of any shapes and device.
+
+    Returns:
+        The norm, summed in float64.
+    """
+    return math.hypot(*tensor_norms({str(index): tensor for index, tensor in enumerate(gradients)}).values())
+
+
+def mean_gradient(
+    model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, buffers: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradient of the batch's mean loss.
+
+    Args:
+        model: network, images to logits, in the mode (train or eval) in which it is to be differentiated.
+        loss: mean loss of logits and labels.
+        images: (B, channels, height, width), floating point.
+        labels: (B,), int64.
+        buffers: buffers that the forward pass may change; None: a copy of the network's own.
+
+    Returns:
+        Contiguous gradients by parameter name, one copy of the parameters in size; and the loss, a scalar.
+    """
+    parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
+    if buffers is None:
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    value = loss(functional_call(model, (parameters, dict(buffers)), (images,)), labels)
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return {name: gradient.contiguous() for name, gradient in zip(parameters, found, strict=True)}, value.detach()
+
+
+def per_sample_gradients(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Gradient of every sample's own loss, all at once.
+
+    Args:
+        model: network, images to logits, that treats samples one by one.
+        loss: mean loss of logits and labels.
+        images: (B, channels, height, width), floating point.
+        labels: (B,), int64.
+
+    Returns:
+        Gradients (B, *parameter shape) by parameter name: B copies of the parameters in size.
+
+    Raises:
+        UserError: the network mixes the samples of a batch.
+    """
+    return _vmapped(model, loss, images, labels)[0]
+
+
+def clipped_sum(
+    model: nn.Module,
+    loss: Loss,
+    images: Tensor,
+    labels: Tensor,
+    max_grad_norm: float | None,
+    per_layer: bool,
+    chunk_size: int,
+) -> tuple[dict[str, Tensor], list[dict[str, float]], Tensor]:
+    """Sum over the samples of each sample's clipped gradient.
+
+    Args:
+        model: network, images to logits, that treats samples one by one.
+        loss: mean loss of logits and labels.
+        images: (B, channels, height, width), floating point; B may be 0, as a Poisson sample may be empty.
+        labels: (B,), int64.
+        max_grad_norm: clipping norm C, above 0; None for no clipping.
+        per_layer: whether each of the L tensors keeps within C/sqrt(L) on its own.
+        chunk_size: samples differentiated at once: memory is chunk_size + 1 copies of the parameters.
+
+    Returns:
+        The sum by parameter name; each sample's norms by parameter name, before the clip; and the mean loss, a scalar.
+        Without samples: zeros, no norms, and 0.
+
+    Raises:
+        UserError: the network mixes the samples of a batch, or a gradient holds NaN or infinity.
+
+    Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1.
+    """
+    total = {
+        name: torch.zeros_like(parameter.detach(), memory_format=torch.contiguous_format)
+        for name, parameter in model.named_parameters()
+    }
+    norms: list[dict[str, float]] = []
+    losses: list[Tensor] = []
+    if not len(images):
+        return total, norms, images.new_zeros(())
+    for gradient, value in _one_by_one(model, loss, images, labels, chunk_size):
+        norms.append(tensor_norms(gradient))
+        losses.append(value)
+        factors = factors_of(norms[-1], max_grad_norm, per_layer)
+        for name, tensor in gradient.items():
+            total[name].add_(tensor, alpha=factors[name])
+        del gradient, tensor  # before the next one is made
+    return total, norms, torch.stack(losses).mean()
+
+
+def find_batch_coupling_layer(model: nn.Module) -> str | None:
+    """Name of the first layer that mixes the samples of a batch in the model's present mode, if there is one."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            return str(name)
+    return None
+
+
+@contextmanager
+def reproducible_fp32(network: nn.Module, device: torch.device, seed: int, batch_statistics: bool) -> Iterator[None]:
+    """Within it the network trains in full precision and reproducibly; modes and random state come back afterwards.
+
+    Args:
+        network: in training mode meanwhile.
+        device: where it is.
+        seed: of the random numbers of its forward pass (dropout).
+        batch_statistics: whether batch normalisation uses the batch, or its running statistics.
+    """
+    modes = {module: module.training for module in network.modules()}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(math_attention())
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        torch.manual_seed(seed)
+        network.train()
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(batch_statistics)
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def _one_by_one(
+    model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, chunk_size: int
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    _refuse_mixing(model)
+    for chunk, targets in zip(torch.split(images, chunk_size), torch.split(labels, chunk_size), strict=True):
+        if len(chunk) == 1:
+            yield mean_gradient(model, loss, chunk, targets)
+        else:
+            gradients, losses = _vmapped(model, loss, chunk, targets)
+            for index in range(len(chunk)):
+                yield {name: gradient[index] for name, gradient in gradients.items()}, losses[index]
+            del gradients
+
+
+def _vmapped(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    _refuse_mixing(model)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def sample_loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return loss(functional_call(model, (parameters, buffers), (image.unsqueeze(0),)), label.unsqueeze(0))
+
+    each = vmap(grad_and_value(sample_loss), in_dims=(None, 0, 0), randomness="different")
+    try:
+        gradients, losses = each(parameters, images, labels)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:  # what torch.func cannot map, or cannot map in silence
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the network has layers that cannot be differentiated for several pictures at once ({reason}): set "
+            "--model.client.chunk_size 1, which takes them one by one"
+        ) from error
+    return gradients, losses
+
+
+def _refuse_mixing(model: nn.Module) -> None:
+    if name := find_batch_coupling_layer(model):
+        raise UserError(
+            f"layer {name} is a batch normalisation, which mixes the samples of a batch, so no sample has a gradient "
+            "of its own: convert the network with networks.without_batch_norm, or set "
+            "--model.client.privacy.granularity update"
+        )

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One client's update before noise, and what it would look like to the client who wonders what it gives away."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_recon.client.gradients import clipped_sum, mean_gradient
+from lightning_recon.networks.construction import copied
+from lightning_recon.privacy.mechanism import Privacy, factors_of, tensor_norms
+
+STRUCTURE = "structure."  # names of the parameters that the server added begin with it
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """An update after the clip and before the noise: never leaves the client.
+
+    Args:
+        gradient: by parameter name; the sum of the samples' clipped gradients, or the update clipped once.
+        norms: Euclidean norm by parameter name before the clip, of each sample or of the update (one entry).
+    """
+
+    gradient: dict[str, Tensor]
+    norms: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a client would release, in numbers: for `recon validate`, never sent.
+
+    Args:
+        norms: Euclidean norm of the gradient before the clip, of each sample or of the update (one number).
+        clip_factors: by what the clip shrinks each of these norms, in (0, 1].
+        structure_share: the server's structure's part of the squared norm after the clip, in [0, 1].
+        structure_bound: the most that part can come to of the squared clipping norm: 1 under one clip, under per-layer
+            clipping the structure's share of the tensors; 0 without a structure.
+        noise_std: standard deviation of the noise on each number, zC.
+        noise_norm: expected norm of the noise, zC times the square root of `parameters`.
+        parameters: how many numbers the update holds.
+        tensors: how many parameter tensors they are in.
+    """
+
+    norms: list[float]
+    clip_factors: list[float]
+    structure_share: float
+    structure_bound: float
+    noise_std: float
+    noise_norm: float
+    parameters: int
+    tensors: int
+
+
+def clipped_update(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    privacy: Privacy,
+    chunk_size: int,
+    local_steps: int = 1,
+    local_rate: float = 0.1,
+    local_epochs: int = 1,
+) -> Clipped:
+    """Gradient of the cross-entropy, or what local steps come to, clipped as the privacy setting says.
+
+    Args:
+        model: network, images to logits, in the mode in which it is to be differentiated.
+        images: (B, channels, height, width), floating point.
+        labels: (B,), int64.
+        privacy: what is clipped, and to which norm.
+        chunk_size: under granularity "sample", samples differentiated at once.
+        local_steps: under granularity "update", steps of plain gradient descent, each on an equal part of the batch.
+        local_rate: their learning rate.
+        local_epochs: how often they go through the batch.
+
+    Raises:
+        UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.
+    """
+    bound = privacy.max_grad_norm, privacy.per_layer
+    if privacy.granularity == "sample":
+        gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, *bound, chunk_size)
+        return Clipped(gradient, norms)
+    if local_steps * local_epochs > 1:
+        gradient = local_descent(model, images, labels, local_steps, local_rate, local_epochs)
+    else:
+        gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
+    whole = tensor_norms(gradient)
+    factors = factors_of(whole, *bound)
+    return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
+
+
+def local_descent(
+    model: nn.Module, images: Tensor, labels: Tensor, steps: int, rate: float, epochs: int
+) -> dict[str, Tensor]:
+    """What a client's own training takes from the weights: (old − new) / rate, so that one step gives the gradient.
+
+    Args:
+        model: network, images to logits; it stays as it is.
+        images: (B, channels, height, width), B a multiple of `steps`.
+        labels: (B,), int64.
+        steps: of plain stochastic gradient descent, each on an equal part of the batch.
+        rate: learning rate, above 0.
+        epochs: how often these steps are taken.
+
+    Returns:
+        By parameter name, float32.
+
+    Source: McMahan et al. 2017 (arXiv 1602.05629), algorithm 1.
+    """
+    own = copied(model).requires_grad_(True)
+    optimizer = torch.optim.SGD(own.parameters(), lr=rate)
+    for _ in range(epochs):
+        for part, targets in zip(images.chunk(steps), labels.chunk(steps), strict=True):
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(own(part), targets))
+            optimizer.step()
+    new = dict(own.named_parameters())
+    return {name: (old.detach() - new[name].detach()) / rate for name, old in model.named_parameters()}
+
+
+def summed(updates: Iterator[Clipped]) -> Clipped:
+    """Sum of several clients' clipped updates, made one by one; each keeps its own bound, the sum has none of its own.
+
+    Args:
+        updates: at least one; the memory of the first is reused.
+    """
+    total = next(updates)
+    for update in updates:
+        for name, tensor in update.gradient.items():
+            total.gradient[name].add_(tensor)
+        total.norms.extend(update.norms)
+    return total
+
+
+def release_of(clipped: Clipped, privacy: Privacy) -> Release:
+    """Describe an update in numbers.
+
+    Args:
+        clipped: the update before noise.
+        privacy: the setting that it was clipped under.
+    """
+    before, after, structure = [], [], 0.0
+    for norms in clipped.norms:
+        factors = factors_of(norms, privacy.max_grad_norm, privacy.per_layer)
+        kept = {name: norm * factors[name] for name, norm in norms.items()}
+        before.append(math.hypot(*norms.values()))
+        after.append(math.hypot(*kept.values()))
+        structure += sum(norm**2 for name, norm in kept.items() if name.startswith(STRUCTURE))
+    parameters = sum(tensor.numel() for tensor in clipped.gradient.values())
+    shipped = sum(name.startswith(STRUCTURE) for name in clipped.gradient)
+    return Release(
+        norms=before,
+        clip_factors=[a / b if b > 0 else 1.0 for a, b in zip(after, before, strict=True)],
+        structure_share=structure / max(sum(norm**2 for norm in after), 1e-300),
+        structure_bound=shipped / len(clipped.gradient) if privacy.per_layer else float(shipped > 0),
+        noise_std=privacy.noise_std,
+        noise_norm=privacy.noise_std * math.sqrt(parameters),
+        parameters=parameters,
+        tensors=len(clipped.gradient),
+    )

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What jsonargparse refuses, in one line: which option, what is wrong with it, and what to give instead.
+
+jsonargparse reports a mistake as a chain of exceptions, each naming one more part of the option and quoting all that is
+below it. Only the parts and the innermost reason are read here; the rest follows from the classes' own signatures.
+"""
+
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, get_args, get_origin
+
+from lightning_recon.command_line.commands import COMMANDS, RUNS
+from lightning_recon.command_line.options import (
+    choices_of,
+    class_at,
+    described,
+    group_of,
+    known_classes,
+    nearby,
+    options_of,
+    parts_of,
+    type_of,
+)
+from lightning_recon.command_line.shipped_configs import configs_in, line_of
+from lightning_recon.errors import UserError
+from lightning_recon.suggestions import closest
+
+Owner = Callable[..., object] | Mapping[str, Any]
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_CLASS = re.compile(
+    r"Problem with given class_path '([^']+)'"
+    r"|Type typing\.Callable.*class_path='([^']+)'"
+    r"|Type typing\.Callable.*Got value: ([\w.]+)$",
+    re.DOTALL,
+)
+_UNKNOWN = re.compile(
+    r"Option '(?P<a>.+)' is not accepted|Group '(?P<group>.+)' does not accept option '(?P<b>.+)'"
+    r"|Subcommand '.+' does not accept option '(?P<c>.+)'|unrecognized arguments: (?P<d>\S+)"
+)
+_MISSING = re.compile(r"the following arguments are required: (.+)|Key \"(.+)\" is required")
+_VALUE = re.compile(r"Got value: (.*)", re.DOTALL)
+_NAME = re.compile(r"Expected a dot import path string: (.+)|Import path (\S+) does not .*")
+_NO_PARTS = re.compile(r"Unable to load config [\"'](.*)[\"']")
+_NO_VALUE = "expected one argument"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One refused option.
+
+    Args:
+        path: Its names from the outside in, as far as they were known.
+        owner: The class that the last one belongs to; None where it is the command itself.
+        chosen: Class path that could not be used, if that is what is wrong.
+        reason: What jsonargparse says of it, without what is around.
+    """
+
+    path: tuple[str, ...]
+    owner: str | None
+    chosen: str | None
+    reason: BaseException
+
+
+@contextmanager
+def explaining(roots: Callable[[], Mapping[str, Any]], args: Sequence[str]) -> Iterator[None]:
+    """Within it a mistake on the command line or in a config is a `UserError` of one line.
+
+    Args:
+        roots: Gives the command's options by name, groups as mappings.
+        args: The command line, the command's name first.
+
+    Raises:
+        UserError: Something was refused.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise UserError(explained(error, roots(), args)) from error
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """Read a chain of exceptions from the outside in.
+
+    Args:
+        error: What jsonargparse raised.
+    """
+    path: list[str] = []
+    owner: str | None = None
+    chosen: str | None = None
+    reason, before, seen = error, "", error.__cause__ or error
+    while seen is not None:
+        reason, text = seen, str(seen).strip()
+        if text != before:
+            if key := _KEY.match(text):
+                path += [] if path[-1:] == [key[1]] else [key[1]]
+                owner, chosen = chosen or owner, None
+            elif found := _CLASS.match(text):
+                chosen = found[1] or found[2] or found[3]
+        before, seen = text, seen.__cause__  # type: ignore[assignment]
+    if not isinstance(reason, ImportError | AttributeError) and chosen is not None:
+        owner, chosen = chosen, None
+    return Refusal(tuple(path), owner, chosen, reason)
+
+
+def explained(error: BaseException, roots: Mapping[str, Any], args: Sequence[str] = ()) -> str:
+    """One line for the user.
+
+    Args:
+        error: What jsonargparse raised.
+        roots: The command's options by name, groups as mappings.
+        args: The command line, to say whether a config is meant.
+    """
+    found = refusal_of(error)
+    owner: Owner = roots if found.owner is None else class_at(found.owner) or {}
+    text, command = " ".join(str(found.reason).split()), args[0] if args else "fit"
+    if unknown := _UNKNOWN.search(text):
+        option = next(value for name, value in unknown.groupdict().items() if value and name != "group")
+        if option[:1] not in "-" and found.owner is None and unknown["d"]:
+            return f"{option!r} belongs to no option: options are --NAME VALUE; see recon {command} --help"
+        if found.owner is None and re.fullmatch("-[^-].*", option):
+            return f"there is no option {option} of recon {command}: see recon {command} --help"
+        option = ".".join(filter(None, [unknown["group"], option.lstrip("-").partition("=")[0]]))
+        return _unknown(found, owner, option, command, args)
+    if missing := _MISSING.search(text):
+        return _missing([*found.path], missing[1] or missing[2], command)
+    if _NO_VALUE in text:
+        follows = zip(args, [*args[1:], "--"], strict=True)
+        bare = next(
+            (one for one, then in follows if one[:1] == "-" and "=" not in one and then[:2] == "--"), "an option"
+        )
+        return f"{bare} has no value: give one, as in {bare} VALUE"
+    option = found.path[-1] if found.path else ""
+    announced = type_of(owner, option)
+    flag, place = _flag(found.path), _place(found.path, args)
+    if parts := _NO_PARTS.search(text):
+        names = list(options_of(group_of(announced) or {}))
+        return f"{flag} is {parts[1]!r}{place}: give its parts by name{': ' if names else ''}{', '.join(names)}"
+    value = _VALUE.search(text)
+    name = _NAME.search(text)
+    if name or found.chosen or (value and _names_class(announced, value[1])):
+        given = found.chosen or (name and (name[1] or name[2])) or (value[1] if value else "")
+        return f"{flag}{place}: {_no_class(given, announced, found.reason, bool(name and name[2]))}"
+    if value and (wanted := described(announced)):
+        near = closest(value[1], choices_of(announced)) if choices_of(announced) else None
+        hint = f"did you mean {near}? " if near else ""
+        return f"{flag} is {value[1]!r}{place}: {hint}give {wanted}"
+    return (
+        f"{flag}{place}: {text.rstrip('.')}: see recon {command} --help"
+        if flag
+        else f"{text}: see recon {command} --help"
+    )
+
+
+def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequence[str]) -> str:
+    path = [*found.path, option]
+    flag, place = _flag(path), _place(path, args)
+    if found.owner in ("lightning.LightningModule", "lightning.LightningDataModule"):
+        part, kind = found.path[0], "attack" if found.path[0] == "model" else "data"
+        return (
+            f"{flag}{place} belongs to a class that was not chosen: give --config quickstart.yaml, or --{part} with "
+            f"the class of the {kind}"
+        )
+    near = nearest(owner, option)
+    of = f" of {found.owner.rpartition('.')[2]}" if found.owner else f" of recon {command}"
+    if near:
+        return f"there is no option {flag}{of}{place}: did you mean {_flag([*found.path, near])}?"
+    names = [name for name in options_of(owner) if name != "config"]
+    own = (found.owner or "").startswith("lightning_recon.")
+    known = f"it has {', '.join(names)}" if own and names else f"see recon {command} --help"
+    return f"there is no option {flag}{of}{place}: {known}"
+
+
+def nearest(owner: Owner, option: str) -> str | None:
+    """The option that a mistyped one most likely means, each part by itself; None if none comes near.
+
+    Args:
+        owner: Where the option would belong.
+        option: What was typed, with dots.
+    """
+    head, _, rest = option.partition(".")
+    known = options_of(owner)
+    name = head if head in known else closest(head, known)
+    if name is None:
+        return None
+    inside = group_of(known[name])
+    if not rest or inside is None:
+        return None if name == head else ".".join(filter(None, (name, rest)))
+    found = rest if type_of(inside, rest) is not Any else nearest(inside, rest)
+    return None if found is None else f"{name}.{found}"
+
+
+def _missing(path: Sequence[str], names: str, command: str) -> str:
+    inside = f"{command}." if command in RUNS else ""
+    flags = [_flag([*path, name.removeprefix(inside)]) for name in names.split(", ")]
+    verb = "is" if len(flags) == 1 else "are"
+    usage = COMMANDS[command].usage if command in COMMANDS else "recon --help"
+    if command in RUNS:
+        return (
+            f"{' and '.join(flags)} {verb} missing: give it, or a config that has it, such as --config quickstart.yaml"
+        )
+    if command in ("replay", "report"):
+        flags = [flag if flag == "--output" else "RUN" for flag in flags]
+    return f"{' and '.join(flags)} {verb} missing: {usage}"
+
+
+def _no_class(given: str, announced: Any, reason: BaseException, other_kind: bool) -> str:  # noqa: ANN401
+    kind = next(
+        (part.__name__ for part in parts_of(announced) if isinstance(part, type) and part is not type(None)), ""
+    )
+    fitting = dict(nearby(announced))
+    own = sorted(fitting)
+    instead = f"give {', '.join(own)}, or a class path" if own else "give a class path such as package.module.Class"
+    if other_kind:
+        return f"{given} is no {kind or 'class of that kind'}: {instead}"
+    near = closest(given.rpartition(".")[2], fitting or _of_kind(announced) or known_classes())
+    if isinstance(reason, ModuleNotFoundError) and reason.name and find_spec(reason.name.partition(".")[0]) is None:
+        top = reason.name.partition(".")[0]
+        return f"there is no module {top!r}: run recon in the folder that holds it, or put that folder on PYTHONPATH"
+    if isinstance(reason, ImportError) and not isinstance(reason, ModuleNotFoundError):
+        return f"{given} cannot be imported ({' '.join(str(reason).split())}): mend the module"
+    return f"there is no class {given}: " + (f"did you mean {near}?" if near else instead)
+
+
+def _of_kind(announced: Any) -> dict[str, type]:  # noqa: ANN401 - any annotation
+    """Known classes that an option may name, by base class or by what a callable returns."""
+    bases = [part for part in parts_of(announced) if isinstance(part, type)]
+    for part in parts_of(announced):
+        inner = get_args(part)
+        if get_origin(part) is not None and inner:
+            bases += [one for one in parts_of(inner[-1]) if isinstance(one, type)]
+    bases = [base for base in bases if base.__module__ != "builtins" and not getattr(base, "_is_protocol", False)]
+    return {name: one for name, one in known_classes().items() if bases and issubclass(one, tuple(bases))}
+
+
+def _names_class(announced: Any, value: str) -> bool:  # noqa: ANN401 - any annotation
+    return (
+        value.replace(".", "").isidentifier() and bool(_of_kind(announced)) and value not in ("True", "False", "None")
+    )
+
+
+def _flag(path: Sequence[str]) -> str:
+    return "--" + ".".join(path) if path else ""
+
+
+def _place(path: Sequence[str], args: Sequence[str]) -> str:
+    """In which line of which config an option stands, unless it was typed."""
+    plain = ".".join(path)
+    for word in args:
+        name = word.partition("=")[0].lstrip("-").replace(".init_args", "").rstrip("+")
+        if word.startswith("--") and (name == plain or (plain.startswith(f"{name}.") and name.count("."))):
+            return ""
+    for name in reversed(configs_in(args)):
+        if line := line_of(name, plain.split(".")):
+            return f" ({name}, line {line})"
+    return ""

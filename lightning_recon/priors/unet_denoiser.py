@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoiser that ships with the package: a small U-Net that knows how pictures differ from their spectrum."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_recon.errors import UserError
+from lightning_recon.files.serialization import FAULTS, read_safetensors, reason_of
+
+SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
+
+# Channels at a half, a quarter and an eighth of the resolution, and residual blocks on the way down and up.
+_WIDTHS = (48, 80, 128)
+_COARSEST_BLOCKS = 2
+# No pixel changes by more than so many sigmas.
+_REACH = 8.0
+# Pictures are padded to a multiple of this.
+_STRIDE = 8
+
+
+class _Block(nn.Module):
+    """Two convolutions around a rectifier, added to what they saw."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.second(F.relu(self.first(x)))
+        return out
+
+
+class SmallDenoiser(nn.Module):
+    """A U-Net of a million weights that changes no pixel by more than a few sigmas: without noise, nothing.
+
+    Source: the architecture follows FFDNet (Zhang et al. 2018: half resolution, a map of the noise level) and DRUNet
+    (Zhang et al. 2021: residual U-Net); both much reduced.
+    """
+
+    def __init__(self, weights: str | None = str(SHIPPED)) -> None:
+        """Build it.
+
+        Args:
+            weights: File of its weights (.safetensors), as `scripts/train_denoiser.py` writes it; null: random.
+
+        Raises:
+            UserError: The file is missing, cannot be read, or holds another network's weights.
+        """
+        super().__init__()
+        fine, middle, coarse = _WIDTHS
+        self.head = nn.Conv2d(13, fine, 3, padding=1)
+        self.fine_down, self.fine_up = _Block(fine), _Block(fine)
+        self.middle_down, self.middle_up = _Block(middle), _Block(middle)
+        self.coarse = nn.Sequential(*(_Block(coarse) for _ in range(_COARSEST_BLOCKS)))
+        self.shrink = nn.ModuleList([nn.Conv2d(fine, middle, 2, 2), nn.Conv2d(middle, coarse, 2, 2)])
+        self.grow = nn.ModuleList([nn.ConvTranspose2d(middle, fine, 2, 2), nn.ConvTranspose2d(coarse, middle, 2, 2)])
+        self.tail = nn.Conv2d(fine, 12, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        if weights is not None:
+            self.load_state_dict(_read(Path(weights), self.state_dict()))
+
+    def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Remove noise.
+
+        Args:
+            x: Noisy pictures, shape (M, 3, H, W), values around [0, 1].
+            sigma: Standard deviation of the noise, one number or shape (M,).
+
+        Returns:
+            Pictures of the same shape.
+        """
+        height, width = x.shape[-2:]
+        noise = torch.as_tensor(sigma).to(x).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
+        padded = F.pad(x, (0, -width % _STRIDE, 0, -height % _STRIDE), mode="replicate")
+        small = F.pixel_unshuffle(padded, 2) - 0.5
+        fine = self.fine_down(self.head(torch.cat([small, noise.expand_as(small[:, :1])], dim=1)))
+        middle = self.middle_down(self.shrink[0](fine))
+        middle = self.middle_up(middle + self.grow[1](self.coarse(self.shrink[1](middle))))
+        fine = self.fine_up(fine + self.grow[0](middle))
+        change = F.pixel_shuffle(self.tail(fine), 2)[..., :height, :width]
+        limit = _REACH * noise.clamp(min=1e-6)
+        return x + limit * (change / limit).tanh()
+
+
+def _read(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights from a file, in float32, if they are those of this network."""
+    advice = "give a file that scripts/train_denoiser.py wrote, or leave out --model.denoiser"
+    if not path.is_file():
+        raise UserError(f"denoiser weights {path} do not exist: {advice}")
+    try:
+        found, _ = read_safetensors(path)
+    except FAULTS as error:
+        raise UserError(f"denoiser weights {path} cannot be read ({reason_of(error)}): {advice}") from None
+    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise UserError(f"denoiser weights {path} belong to another network: {advice}")
+    return {name: value.float() for name, value in found.items()}

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differential privacy: the mechanism and its accounting."""

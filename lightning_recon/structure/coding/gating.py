@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which unit hears which victim: measurement directions, and intervals that public pictures fill evenly."""
+
+import torch
+from torch import Tensor
+
+from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.image_statistics import PublicStatistics, synthetic_pictures
+
+# Coefficients whose two frequencies add up to less than this are measured: few enough to be sent at any useful noise,
+# varied enough that pictures differ in them.
+_LOW_FREQUENCY = 6
+_SYNTHETIC_SIZE = 32
+_SYNTHETIC_COUNT = 4096
+# No photograph measures more than so many times what is usual.
+_FARTHEST = 10.0
+
+
+def measurement_directions(statistics: PublicStatistics, count: int) -> Tensor:
+    """Random mixtures of the lowest coefficients, each weighted to contribute alike.
+
+    Args:
+        statistics: What is public about the pictures; images of shape (3, H, W).
+        count: Number of directions, at least 1.
+
+    Returns:
+        Directions in the space of coefficients, shape (count, 3, H, W); zero but for low frequencies of luminance and
+        of the first chroma channel (which together filled the intervals most evenly on public photographs).
+    """
+    generator = torch.Generator().manual_seed(2)
+    height, width = statistics.variance.shape[1:]
+    low = (torch.arange(height)[:, None] + torch.arange(width)) < _LOW_FREQUENCY
+    directions = torch.zeros(count, *statistics.variance.shape)
+    weights = torch.randn(count, 2, int(low.sum()), generator=generator)
+    directions[:, :2, low] = weights / statistics.variance[:2, low].sqrt()
+    return directions
+
+
+def intervals(statistics: PublicStatistics, directions: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide every direction into intervals that public pictures fill evenly.
+
+    Args:
+        statistics: What is public about the pictures.
+        directions: Shape (D, 3, H, W), zero but for the lowest frequencies.
+        units: Number of units, shared among the directions as evenly as possible; at least D.
+
+    Returns:
+        Lower and upper bounds, shape (units,), and the direction each unit measures, shape (units,). The outermost
+        intervals of each direction are open, so every picture excites exactly one unit per direction.
+    """
+    height, width = directions.shape[-2:]
+    size = min(_SYNTHETIC_SIZE, height, width)
+    pictures = synthetic_pictures(statistics, _SYNTHETIC_COUNT, size)
+    # Low coefficients of a coarse picture are those of the fine one but for the scale of the orthonormal transform.
+    coarse_mean = torch.nn.functional.interpolate(statistics.mean[None], (size, size), mode="area")[0]
+    coefficients = analyse(pictures, coarse_mean, statistics.colour) * (height * width) ** 0.5 / size
+    measured = coefficients.flatten(1) @ directions[..., :size, :size].flatten(1).T
+    lower, upper, owner = [], [], []
+    for direction, values in enumerate(measured.T):
+        count = units // len(directions) + (direction < units % len(directions))
+        edges = torch.quantile(values, torch.arange(1, count) / count)
+        infinity = torch.tensor([torch.inf])
+        lower.append(torch.cat([-infinity, edges]))
+        upper.append(torch.cat([edges, infinity]))
+        owner.append(torch.full((count,), direction))
+    return torch.cat(lower), torch.cat(upper), torch.cat(owner)
+
+
+def scale_down_measurements(
+    statistics: PublicStatistics, directions: Tensor, lower: Tensor, upper: Tensor, loudest: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure the same in so small a unit that what units pass on is hardly noticed; every interval gets a lower end.
+
+    Args:
+        statistics: What is public about the pictures.
+        directions: Shape (D, 3, H, W).
+        lower: Where each unit's interval begins, shape (units,).
+        upper: Where it ends, shape (units,).
+        loudest: How far above the lower end of its interval a photograph's measurement may then be.
+
+    Returns:
+        The scaled directions, lower and upper bounds.
+    """
+    farthest = _FARTHEST * float((directions.square() * statistics.variance).flatten(1).sum(dim=1).max().sqrt())
+    scale = loudest / (2 * farthest)
+    return scale * directions, scale * lower.clamp(min=-farthest), scale * upper

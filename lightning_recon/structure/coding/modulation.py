@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the shipped network says digitally: a picture's file as a codeword of ±1, and a header that names its rate.
+
+The client runs this as it runs any layer of the model it was sent. Nothing here has a gradient, nor needs one: the
+gradient of a weight is its input times what flows back, whatever made that input.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from lightning_recon.structure.coding.channel_code import LADDER, encode, message_bits
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.image_codec import framed, lossless, lossy
+
+
+@lru_cache(maxsize=1)
+def header_words() -> Tensor:
+    """A ±1 word for every rung, shape (rungs, HEADER): rows of a Hadamard matrix, hence orthogonal."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < HEADER:
+        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
+    return matrix[1 : len(LADDER) + 1]
+
+
+def symbols(bits: Tensor, rung: int, inputs: int) -> Tensor:
+    """The codeword of a message as ±1, shape (inputs,), float32."""
+    return 1.0 - 2.0 * encode(bits, rung, inputs)
+
+
+def chosen_file(picture: Tensor, plan: Plan) -> tuple[int, bytes, bool]:
+    """The rung for a picture, its file, and whether that is the picture itself.
+
+    Losslessly at the lowest rate that takes it, which needs the least power; if none does, as well as the rate of an
+    equal share allows.
+
+    Args:
+        picture: Shape (3, H, W), uint8.
+        plan: What the server shipped.
+    """
+    data = lossless(picture)
+    for rung in range(len(LADDER)):
+        if len(data) <= plan.bytes_of(rung):
+            return rung, data, True
+    return plan.fair, lossy(picture, plan.bytes_of(plan.fair)), False
+
+
+def word(picture: Tensor, plan: Plan) -> Tensor:
+    """The digital inputs of one picture.
+
+    Args:
+        picture: Shape (3, H, W), values in [0, 1].
+        plan: What the server shipped.
+
+    Returns:
+        Shape (HEADER + inputs,), float32.
+    """
+    pixels = (picture.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    rung, data, exact = chosen_file(pixels, plan)
+    bits = framed(data, exact, message_bits(rung, plan.inputs))
+    spoken = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
+    return torch.cat([plan.header * header_words()[rung], spoken])
+
+
+class DigitalWords(torch.autograd.Function):
+    """`word` of each picture; under `vmap`, which cannot map over a file format, of all of them one by one."""
+
+    @staticmethod
+    def forward(images: Tensor, plan: Plan) -> Tensor:
+        """Shape (B, 3, H, W) to (B, HEADER + inputs)."""
+        return torch.stack([word(picture, plan) for picture in images]).to(images)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Plan], output: Tensor) -> None:
+        """Nothing to keep: there is no gradient."""
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> tuple[None, None]:
+        """No gradient."""
+        return None, None
+
+    @staticmethod
+    def vmap(info: object, in_dims: tuple[int | None, None], images: Tensor, plan: Plan) -> tuple[Tensor, int]:
+        """The mapped dimension joins the batch, and leaves it afterwards."""
+        mapped = images.movedim(in_dims[0] or 0, 0)
+        words = DigitalWords.apply(mapped.flatten(0, 1), plan)
+        return words.view(*mapped.shape[:2], -1), 0

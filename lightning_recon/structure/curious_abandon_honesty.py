@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the Curious Abandon Honesty: random trap weights, each of which lets few pictures through."""
+
+import math
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
+from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
+from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.robbing_the_fed import FOOTPRINT, STRENGTH, audible, quietest_std, relu_payload
+
+_SEED = 4
+_SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 1024, 32
+_HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
+# Victims that excite a unit, on average. At 1 the most units hear one alone, but bright pictures hardly any: at 2 more
+# victims are alone somewhere.
+_HEARD = 2.0
+_MOST_OFTEN = 0.25
+# A candidate must add this share of its energy to the pictures chosen before, and this many standard deviations of what
+# noise adds: less is a mixture, or the same picture again.
+_NEW = 1e-4
+_REACH = 4.0
+
+
+def trap_weights(units: int, inputs: int, scaling: float, deviation: float, seed: int) -> Tensor:
+    """Rows whose positive half is a little weaker than the negative one, so that few pictures excite each.
+
+    Args:
+        units: Rows (K).
+        inputs: Numbers in a picture.
+        scaling: By what the positive half is scaled, in (0, 1).
+        deviation: Standard deviation of the normal numbers whose magnitudes are used.
+        seed: The recipe: equal seeds, equal weights, so that they need not be shipped.
+
+    Returns:
+        Shape (K, inputs): the halves in random places.
+
+    Source: Boenisch et al. (EuroS&P 2023, arXiv 2112.02918), the adversarial weight initialisation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.empty(units, inputs)
+    positive = inputs // 2
+    for row in weights:
+        magnitudes = deviation * torch.randn(inputs, generator=generator).abs()
+        magnitudes[:positive] *= scaling
+        magnitudes[positive:] *= -1
+        row[torch.randperm(inputs, generator=generator)] = magnitudes
+    return weights
+
+
+class TrapWeights:
+    """When the Curious Abandon Honesty: ReLU units with random weights that hardly any picture excites.
+
+    A unit that one picture excites alone has δ · x for its row and δ for its bias. Unlike bins, units hear victims
+    several times and in mixtures, and the published attack reports every row; here an oracle-free reader must choose
+    as many as the batch holds. Mixtures of voices of the same sign lie between their pictures and mixtures of opposite
+    signs leave [0, 1]: so the reader drops the latter and picks the corners of what remains.
+
+    Mends, as for the seed paper: a head with class-dependent weights beside the network, and weights so small that the
+    logits hardly move. The bias is the weight of an input that is always 1.
+
+    Source: Boenisch, Dziedzic, Schuster, Shahin Shamsabadi, Shumailov, Papernot (EuroS&P 2023, arXiv 2112.02918);
+    corners by successive projection, Gillis & Vavasis (2014).
+    """
+
+    def __init__(
+        self,
+        units: int = 1000,
+        scaling: float | None = None,
+        subjects: bool = True,
+        false_alarm: float = 0.01,
+        statistics: str | None = None,
+    ) -> None:
+        """Choose the variant.
+
+        Args:
+            units: Rows of the structure (K). Their weights are a recipe on the wire, their gradients 0.6 GB of upload
+                at 224 x 224.
+            scaling: By what the positive half of the weights is scaled, in (0, 1). Default: what lets a typical public
+                picture excite two units in B, where the most victims are alone in some unit.
+            subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
+            false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
+            statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
+        """
+        check_ranges(
+            "--model.structure.",
+            units=(units, SIZE),
+            scaling=(scaling, PROBABILITY),
+            false_alarm=(false_alarm, PROBABILITY),
+        )
+        self.units = units
+        self.scaling = scaling
+        self.subjects = subjects
+        self.statistics_file = statistics
+        self.false_alarm = false_alarm
+
+    @property
+    def name(self) -> str:
+        """Name of the attack in `results.json`."""
+        return "curious_abandon_honesty"
+
+    def statistics(self, task: Task) -> PublicStatistics:
+        """What the scaling is chosen from, and the guess for a victim without a row."""
+        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
+
+    def payload(self, task: Task) -> ServerPayload:
+        """The recipe of the weights; thresholds are 0."""
+        pixels = math.prod(task.image_shape)
+        scaling = self.scaling
+        if scaling is None:
+            scaling = typical_scaling(self.statistics(task), pixels, min(_MOST_OFTEN, _HEARD / task.victims))
+        return relu_payload(
+            task,
+            settings={
+                "trap_scaling": scaling,
+                "trap_deviation": FOOTPRINT / (STRENGTH * self.units * math.sqrt(pixels)),
+                "trap_seed": _SEED,
+            },
+            tensors={"lower": torch.zeros(self.units)},
+        )
+
+    def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
+        """Divide the rows that the noise does not explain, and choose among the pictures.
+
+        Args:
+            payload: What was shipped.
+            task: What was announced.
+            update: Privatised, or the mean of several such; "structure.weight" (K, pixels + 1) is read.
+
+        Returns:
+            The pictures.
+        """
+        weight = update.gradient["structure.weight"]
+        inputs, voices = weight[:, :-1], weight[:, -1]
+        heard = audible(inputs, voices, self.false_alarm)
+        noise = quietest_std(inputs) / voices[heard].abs()
+        chosen = heard[corners(inputs[heard] / voices[heard, None], noise, task.victims)]
+        pictures = (inputs[chosen] / voices[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+        # The noise is estimated from the quietest row, so a recording must keep it too.
+        quietest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
+        kept = torch.cat([chosen, quietest])
+        return Decoded(pictures, unresolved=0, rows={"structure.weight": kept}, posterior=None)
+
+
+def typical_scaling(statistics: PublicStatistics, pixels: int, rate: float) -> float:
+    """Scaling at which the median public picture excites a unit with probability `rate`.
+
+    For magnitudes |n| of deviation 1, and s near 1, a picture x of N numbers measures −(1 − s) √(2/π) Σx/2 on average
+    over units. Its contrast Σ(x − x̄)² adds to the variance in full; its brightness N x̄² adds only 1 − 2/π of itself,
+    because equally many weights of either sign leave nothing but magnitudes to chance.
+
+    Args:
+        statistics: What is public about the pictures.
+        pixels: Numbers in a picture.
+        rate: Probability, in (0, 1/2).
+    """
+    pictures = synthetic_pictures(statistics, _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).flatten(1)
+    brightness, contrast = pictures.mean(dim=1), pictures.var(dim=1)
+    ratio = math.sqrt(pixels) * brightness / (contrast + (1 - 2 / math.pi) * brightness**2).sqrt()
+    return 1 - float(stats.norm.isf(rate)) / (_HALF_NORMAL_MEAN / 2 * float(ratio.median()))
+
+
+def corners(pictures: Tensor, noise: Tensor, count: int) -> Tensor:
+    """The noisy pictures of which the others are mixtures.
+
+    Each step takes the picture with the most energy that the ones before do not explain, and projects it out of all
+    the others (in a matrix of inner products: a pivoted Cholesky factorisation).
+
+    Args:
+        pictures: Shape (M, pixels).
+        noise: Shape (M,): standard deviation of the noise on each picture's pixels.
+        count: How many to choose at most.
+
+    Returns:
+        Indices, int64, in the order of choice.
+
+    Source: successive projection, Gillis & Vavasis (IEEE TPAMI 36, 2014), with the noise's energy taken off.
+    """
+    outside = (pictures - pictures.clamp(0, 1)).square().mean(dim=1)
+    # Noise takes a black or a white pixel out of [0, 1] half of the time.
+    possible = outside <= noise**2 / 2 + 1e-6
+    inner, variance = (pictures @ pictures.T).double(), noise.double() ** 2
+    inner -= (pictures.shape[1] * variance).diag()
+    energy = inner.diagonal().clamp(min=0)
+    least = _NEW * energy + _REACH * (2 * variance * (pictures.shape[1] / 2 * variance + energy)).sqrt()
+    chosen: list[int] = []
+    for _ in range(count):
+        energy = torch.where(possible & (inner.diagonal() > least), inner.diagonal(), 0.0)
+        if not bool(energy.any()):
+            break
+        pick = int(energy.argmax())
+        chosen.append(pick)
+        inner -= torch.outer(inner[pick], inner[pick]) / inner[pick, pick]
+        possible[pick] = False
+    return torch.tensor(chosen, dtype=torch.int64)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From rows to files: each victim's codeword is decoded, checked, and taken out of all rows exactly.
+
+Which rows hold which victim is known already; how loud they are, from inner products of rows, which over so many inputs
+are almost free of noise. So each victim is listened to as a receiver with several antennas does: with the weights that
+let the least of noise and neighbours through. A codeword that passed its checksum is known without any error, and what
+it adds to the rows can be subtracted without leaving anything behind: who is heard best goes first, the others follow
+from what is left. In the end rows that still hold something are read by themselves: whoever collided, and was found by
+nobody, may stand alone there.
+
+Source: linear detection of least mean squared error with successive cancellation; Tse and Viswanath, "Fundamentals of
+Wireless Communication" (2005), section 8.3.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_recon.structure.coding.channel_code import LADDER, decode
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.modulation import header_words, symbols
+
+# A header is read if it stands out from noise by so many standard deviations.
+_READABLE = 4.0
+# A row still holds somebody if its energy exceeds the noise's by so many standard deviations of the latter.
+_BUSY = 6.0
+# Two rows hold the same codeword if their inner product is this share of one's energy.
+_SAME = 0.6
+# A codeword this many decibels below what its rate can carry at all is not worth the iterations.
+_HOPELESS_DB = -0.3
+# Who failed is tried again once others are out of the way and he is heard so many decibels better.
+_BETTER_DB = 0.02
+# Float32 leaves rows no quieter than this share of what they held.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Received:
+    """A picture that passed its checksum.
+
+    Args:
+        picture: Shape (3, H, W), uint8.
+        exact: Whether it was sent losslessly.
+        rung: The rung of the ladder it was sent at.
+        snr: Power of its inputs by the variance of their noise, as heard.
+    """
+
+    picture: Tensor
+    exact: bool
+    rung: int
+    snr: float
+
+
+def read_victims(
+    rows: Tensor,
+    noise: float,
+    members: Tensor,
+    voice: float,
+    plan: Plan,
+    size: tuple[int, int],
+    victims: int,
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Received | None], list[Received]]:
+    """Decode all victims.
+
+    Args:
+        rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row.
+        noise: Noise standard deviation of every entry.
+        members: Shape (V, K), bool: which rows hold which victim.
+        voice: What one row usually holds of a victim's inputs, as a factor.
+        plan: What was shipped.
+        size: Height and width of the pictures.
+        victims: How many there are at most.
+        progress: Called with the number of pictures received so far.
+
+    Returns:
+        For each of the V victims its picture, or None; and pictures of victims that `members` lacks. Together
+        no more than `victims`.
+    """
+    heard = _Heard(rows, noise, plan, size)
+    found: list[Received | None] = [None] * len(members)
+    others: list[Received] = []
+    waiting = list(range(len(members)))
+    tried = [-math.inf] * len(members)
+    while len(found) - len(waiting) + len(others) < victims:
+        voices = heard.voices(members[waiting], voice)
+        received, place = None, -1
+        for one in sorted(range(len(voices)), key=lambda one: -voices[one].clarity):
+            place = waiting[one]
+            if voices[one].clarity < max(_HOPELESS_DB, tried[place] + _BETTER_DB):
+                continue
+            tried[place] = voices[one].clarity
+            received = heard.receive(voices[one])
+            if received is not None:
+                break
+        if received is None:
+            for alone in heard.unexplained():
+                received = heard.receive(heard.voices(alone[None], voice)[0])
+                if received is not None:
+                    break
+            else:
+                break
+            # Whose rows were told wrong is taken for the one it shares most rows with, if there is no room for both.
+            place = -1
+            if len(found) + len(others) == victims:
+                place = max(waiting, key=lambda victim: int((members[victim] & alone).sum()))
+        if place < 0:
+            others.append(received)
+        else:
+            found[place] = received
+            waiting.remove(place)
+        progress(len(found) - len(waiting) + len(others))
+    return found, others
+
+
+@dataclass(frozen=True)
+class _Voice:
+    """How to listen to a victim.
+
+    Args:
+        weights: Shape (K,): of the rows.
+        amplitude: What comes through of ±1, and its sign.
+        deviation: Standard deviation of noise and neighbours in what comes through.
+        rung: What its header says.
+        clarity: Decibels by which it is heard better than its rate needs at the least; -inf without a header.
+    """
+
+    weights: Tensor
+    amplitude: float
+    deviation: float
+    rung: int
+    clarity: float
+
+
+class _Heard:
+    """What the rows still hold."""
+
+    def __init__(self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int]) -> None:
+        self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
+        self.plan, self.size = plan, size
+        self.gram = (self.words @ self.words.T).double() / plan.inputs
+        loudest = float(self.gram.diagonal().max()) if len(rows) else 0.0
+        self.noise = max(noise, _ROUNDING * math.sqrt(loudest), 1e-30)
+
+    def voices(self, members: Tensor, voice: float) -> list[_Voice]:
+        """How to listen to each of some victims beside the others.
+
+        Args:
+            members: Shape (V, K), bool.
+            voice: What one row usually holds of a victim's inputs, as a factor.
+        """
+        if not len(members) or self.gram.diagonal().max() <= 0:
+            return []
+        held = members.to(self.gram)
+        signal = self.gram - self.noise**2 * torch.eye(len(self.gram)).to(self.gram)
+        # Least squares: what victims' powers, each in all pairs of its rows, come nearest to these inner products?
+        power = torch.linalg.pinv((held @ held.T) ** 2) @ ((held @ signal) * held).sum(dim=1)
+        weights, variance = self._mixed(held, power.clamp(min=1e-30), self.noise**2)
+        # Neighbours that say the same header are not averaged out by its length: they have to be told apart first.
+        usual = torch.full_like(power, (voice * self.plan.header) ** 2)
+        mixed, blur = self._mixed(held, usual, self.noise**2 / HEADER)
+        match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
+        match *= torch.tensor(self.plan.amplitudes).to(match) > 0  # nobody speaks at the other rungs
+        rung = match.abs().argmax(dim=1)
+        match = match.gather(1, rung[:, None])[:, 0]
+        readable = match.abs() > _READABLE * blur.sqrt()
+        found = []
+        for one in range(len(held)):
+            clarity = (
+                10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
+            )
+            found.append(
+                _Voice(
+                    weights[one],
+                    float(power[one].clamp(min=1e-30).sqrt() * match[one].sign()),
+                    float(variance[one].sqrt()),
+                    int(rung[one]),
+                    clarity if bool(readable[one]) else -math.inf,
+                )
+            )
+        return found
+
+    @staticmethod
+    def _mixed(held: Tensor, power: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+        """Weights of the rows, shape (V, K), under which each victim comes through as it is, and what else does.
+
+        Args:
+            held: Shape (V, K), zeros and ones.
+            power: Shape (V,): of each victim in each of its rows.
+            noise: Variance of the noise in every row.
+
+        Returns:
+            Weights, and the variance of noise and neighbours under them, shape (V,).
+        """
+        covariance = held.T @ (power[:, None] * held) + noise * torch.eye(held.shape[1]).to(held)
+        white = torch.linalg.solve(covariance, held.T)
+        gain = (held.T * white).sum(dim=0)
+        return (white / gain).T, (1 / gain - power).clamp(min=noise / held.shape[1])
+
+    def receive(self, voice: _Voice) -> Received | None:
+        """Decode one victim and take it out of the rows; None if it does not come through."""
+        if voice.clarity < _HOPELESS_DB:
+            return None
+        mixed = voice.weights.to(self.words) @ self.words
+        bits = decode(mixed * (2 * voice.amplitude / voice.deviation**2), voice.rung)
+        content = None if bits is None else unframed(bits.cpu(), *self.size)
+        if bits is None or content is None:
+            return None
+        spoken = symbols(bits, voice.rung, self.plan.inputs)
+        # Which rows it is in, and how loud, they say themselves.
+        share = self.words @ spoken / self.plan.inputs
+        self.words -= torch.outer(share, spoken)
+        header = self.plan.header / self.plan.amplitudes[voice.rung]
+        self.header -= torch.outer(share, header * header_words()[voice.rung].to(self.header))
+        self.gram -= torch.outer(share, share).double()
+        return Received(*content, voice.rung, (voice.amplitude / voice.deviation) ** 2)
+
+    def unexplained(self) -> list[Tensor]:
+        """Rows that still hold somebody, each with those like it, the loudest first: shapes (K,), bool."""
+        energy = self.gram.diagonal() - self.noise**2
+        busy = energy > _BUSY * math.sqrt(2 / self.plan.inputs) * self.noise**2
+        groups: list[Tensor] = []
+        for row in energy.argsort(descending=True).tolist():
+            alike = self.gram[row] >= _SAME * energy[row]
+            alike[row] = True
+            if bool(busy[row]) and not any(torch.equal(alike, group) for group in groups):
+                groups.append(alike)
+        return groups

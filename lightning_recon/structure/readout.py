@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a structure as an update releases them, in units of the clipping budget."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.structure.coding.hadamard_spreading import gather
+
+# How many standard deviations the measured noise may differ from the announced one.
+_NULL_REACH = 4.0
+
+
+def budget_share(task: Task, blocks: int) -> float:
+    """Norm that clipping leaves the structure, as a share of the clipping norm.
+
+    One clip leaves it everything; clipping by layer gives it M of the L equal budgets C/√L, hence √(M/L).
+
+    Args:
+        task: What was announced.
+        blocks: Tensors of the structure, M.
+    """
+    return math.sqrt(blocks / (task.parameter_tensors + blocks)) if task.per_layer else 1.0
+
+
+def weight_names(payload: ServerPayload) -> list[str]:
+    """The structure's tensors in an update, in the order of its blocks."""
+    blocks = int(payload.settings.get("blocks", 1))
+    return ["structure.weight"] if blocks == 1 else [f"structure.weight.{block}" for block in range(blocks)]
+
+
+def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> tuple[Tensor, Tensor, float]:
+    """Split the structure's gradient into what came through its picture inputs, its pilot and its zeros.
+
+    Args:
+        update: Privatised, or the mean of `task.rounds` such; the tensors of `weight_names` are read, together of
+            shape (K, m + 1 + nulls) before they were spread.
+        task: What was announced; without clipping the gradient's own norm stands for the budget.
+        payload: What was shipped; its constants are one pilot and the nulls.
+
+    Returns:
+        Rows of shape (K, m), pilots of shape (K,), and the noise standard deviation of every entry: as announced,
+        unless the zeros contradict that. The announcement has no error of its own, which matters where a row's energy
+        is a sum over 100 000 inputs.
+    """
+    names = weight_names(payload)
+    weight = torch.cat([update.gradient[name] for name in names], dim=1)
+    nulls = payload.tensors["constants"].numel() - 1
+    share = budget_share(task, len(names))
+    budget = task.max_grad_norm * share if task.max_grad_norm else float(weight.norm())
+    entries, zeros = torch.split(weight / budget, [weight.shape[1] - nulls, nulls], dim=1)
+    rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))
+    announced = (task.update_noise / share) ** 2 / task.rounds if task.max_grad_norm else None
+    measured = float(zeros.square().mean()) if nulls else announced or 0.0
+    reach = _NULL_REACH * math.sqrt(2 / zeros.numel()) if nulls else 0.0
+    if announced is not None and abs(measured - announced) <= reach * announced:
+        measured = announced
+    return rows[:, :-1], rows[:, -1], math.sqrt(measured)

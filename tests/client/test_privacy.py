@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clip and noise against closed forms and statistics."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_recon.errors import UserError
+from lightning_recon.privacy import mechanism
+from lightning_recon.privacy.mechanism import Privacy, add_noise, clip, clip_factor, noise_generator, tensor_norms
+
+
+def gradients() -> dict[str, torch.Tensor]:
+    return {"a": torch.full((2, 2), 3.0), "b": torch.full((4,), 4.0)}  # norms 6 and 8, together 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"max_grad_norm": None, "noise_multiplier": 0.1}, "max_grad_norm"),
+        ({"max_grad_norm": math.inf, "noise_multiplier": 0.1}, "max_grad_norm"),
+        ({"noise_multiplier": -0.1}, "noise_multiplier"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"max_grad_norm": math.nan}, "max_grad_norm"),
+        ({"delta": 0.0}, "delta"),
+        ({"delta": 1.0}, "delta"),
+        ({"rounds": 0}, "rounds"),
+    ],
+)
+def test_bad_settings_name_their_flag(flags: dict[str, float], named: str) -> None:
+    with pytest.raises(UserError, match=f"--model.client.privacy.{named}") as raised:
+        Privacy(**flags)
+    assert "\n" not in str(raised.value)
+
+
+def test_infinite_clip_is_no_clip() -> None:
+    assert Privacy(max_grad_norm=math.inf) == Privacy(max_grad_norm=None)
+    assert Privacy(max_grad_norm=None).noise_std == 0.0
+    assert Privacy(max_grad_norm=10.0, noise_multiplier=2e-4).noise_std == pytest.approx(2e-3)
+
+
+def test_clip_factor_in_closed_form() -> None:
+    assert clip_factor(gradients(), 5.0, per_layer=False) == pytest.approx({"a": 0.5, "b": 0.5})
+    assert clip_factor(gradients(), 10.0, per_layer=False) == {"a": 1.0, "b": 1.0}
+    assert clip_factor(gradients(), None, per_layer=True) == {"a": 1.0, "b": 1.0}
+    bound = 9.0 / math.sqrt(2)  # between the two norms: only "b" is shrunk
+    assert clip_factor(gradients(), 9.0, per_layer=True) == pytest.approx({"a": 1.0, "b": bound / 8})
+    zero = {"a": torch.zeros(3)}
+    assert clip_factor(zero, 1.0, per_layer=False) == {"a": 1.0}
+
+
+def test_clip_bounds_norms_and_keeps_directions() -> None:
+    clipped = clip(gradients(), 5.0, per_layer=False)
+    assert math.hypot(*tensor_norms(clipped).values()) == pytest.approx(5.0)
+    assert torch.allclose(clipped["b"], torch.full((4,), 2.0))
+    each = tensor_norms(clip(gradients(), 5.0, per_layer=True))
+    assert list(each.values()) == pytest.approx([5.0 / math.sqrt(2)] * 2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_is_refused(bad: float) -> None:
+    broken = gradients()
+    broken["b"][1] = bad
+    with pytest.raises(UserError, match="gradient of b holds NaN"):
+        clip(broken, 5.0, per_layer=False)
+
+
+def test_norm_of_many_numbers_is_exact() -> None:
+    # A running float32 sum of ones stops growing at 2^24 = 16 777 216.
+    ones = torch.ones(1).expand(20_000_000)
+    assert tensor_norms({"a": ones})["a"] == pytest.approx(math.sqrt(20_000_000), rel=1e-7)
+
+
+def test_noise_has_the_promised_distribution() -> None:
+    n, std = 400_000, 0.02
+    noise = add_noise({"a": torch.zeros(n)}, std, noise_generator(0, 0, 0, 0))["a"] / std
+    assert abs(noise.mean()) < 5 / math.sqrt(n)
+    assert abs(noise.square().mean() - 1) < 5 * math.sqrt(2 / n)
+    assert abs(noise.pow(4).mean() - 3) < 5 * math.sqrt(96 / n)
+
+
+def test_noise_streams_are_reproducible_and_independent() -> None:
+    n = 100_000
+    keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 11, 0, 0), (0, 1, 1, 0)]
+    noises = torch.stack([add_noise({"a": torch.zeros(n)}, 1.0, noise_generator(*key))["a"] for key in keys])
+    again = add_noise({"a": torch.zeros(n)}, 1.0, noise_generator(*keys[3]))["a"]
+    assert torch.equal(noises[3], again)
+    correlation = torch.corrcoef(noises) - torch.eye(len(keys))
+    assert correlation.abs().max() < 5 / math.sqrt(n)
+
+
+def test_noise_does_not_depend_on_chunks_order_or_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(names: tuple[str, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        sizes = {"a": (37, 11), "b": (5,), "c": (1000,)}
+        return add_noise({n: torch.zeros(sizes[n], dtype=dtype) for n in names}, 2.0, noise_generator(3, 1, 4, 1))
+
+    whole = draw(("a", "b", "c"), torch.float32)
+    monkeypatch.setattr(mechanism, "CHUNK", 64)
+    small = draw(("c", "a", "b"), torch.float64)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, small[name].float())
+
+
+def test_noise_is_added_in_place_and_zero_noise_changes_nothing() -> None:
+    before = gradients()
+    after = add_noise(before, 1.0, noise_generator(0, 0, 0, 0))
+    assert after["a"] is before["a"]
+    same = add_noise(gradients(), 0.0, noise_generator(0, 0, 0, 0))
+    assert all(torch.equal(same[name], tensor) for name, tensor in gradients().items())

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the target: plain SGD without protection, DP-SGD with it, and what that costs."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_recon.callbacks.console_tables import training_line
+from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.client.dp_sgd import private_gradient
+from lightning_recon.client.poisson_sampler import PoissonSampler
+from lightning_recon.errors import UserError
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
+from lightning_recon.privacy.subsampled_accounting import training_epsilon
+
+CLASSES, PIXELS, COUNT = 5, 16, 40
+Granularity = Literal["sample", "update"]
+# Lightning 2.6 with torch 2.14: about its own use of torch, and advice for real data.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
+    "ignore:The '.*_dataloader' does not have many workers:lightning.fabric.utilities.warnings.PossibleUserWarning",
+)
+
+
+class Brightness(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures whose brightness is their class, one by one or by lists of indices."""
+
+    def __init__(self) -> None:
+        self.labels = torch.arange(COUNT) % CLASSES
+        noise = torch.rand(COUNT, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(3))
+        self.images = noise * 0.2 + 0.2 * self.labels.view(-1, 1, 1, 1)
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int | list[int]) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+def loaders(client: VictimClient) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    data = Brightness()
+    sampler = PoissonSampler(COUNT, 8, client.seed, lambda: client.global_step, 0, 1)
+    drawn = {"batch_size": None, "sampler": sampler} if client.privacy.granularity == "sample" else {"batch_size": 8}
+    return DataLoader(data, **drawn), DataLoader(data, batch_size=20)
+
+
+def sgd(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.002)
+
+
+def fit(
+    client: VictimClient,
+    folder: Path,
+    steps: int,
+    resume: str | None = None,
+    data: tuple[DataLoader[Any], ...] | None = None,
+) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+    )
+    trainer.fit(client, *(data or loaders(client)), ckpt_path=resume)
+    return trainer
+
+
+# Lightning 2.6 with torch 2.14: about its own use of torch, and advice for real data.
+quiet_loaders = pytest.mark.filterwarnings(
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
+    "ignore:The '.*_dataloader' does not have many workers:lightning.fabric.utilities.warnings.PossibleUserWarning",
+)
+
+
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_training_without_clip_and_noise_is_plain_sgd(
+    tmp_path: Path, networks: dict[str, str], granularity: Granularity
+) -> None:
+    privacy = Privacy(None, 0.0, granularity)
+    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=3, optimizer=sgd)
+    reference = VictimClient(networks["linear"], CLASSES).network
+    trainer = fit(client, tmp_path, 5)
+    assert "epsilon" not in trainer.callback_metrics
+    optimizer, seen = sgd(reference.parameters()), 0
+    for images, labels in loaders(VictimClient("convnet", CLASSES, privacy=privacy))[0]:
+        optimizer.zero_grad()
+        # A Poisson sample is divided by the size that was expected, not by its own.
+        (F.cross_entropy(reference(images), labels, reduction="sum") / 8).backward()
+        optimizer.step()
+        seen += 1
+    assert seen == trainer.global_step == 5
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(client.network.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_private_training_learns(tmp_path: Path, networks: dict[str, str], granularity: Granularity) -> None:
+    privacy = Privacy(2.0, 0.05, granularity)
+    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8, normalization="imagenet")
+    client.optimizer = lambda p: torch.optim.SGD(p, lr=0.02)
+    first = float(fit(client, tmp_path, 1).callback_metrics["train_loss"])
+    metrics = fit(client, tmp_path, 60).callback_metrics
+    assert float(metrics["train_loss"]) < 0.6 * first
+    assert float(metrics["val_accuracy"]) > 0.5
+
+
+def test_training_updates_running_statistics(tmp_path: Path, networks: dict[str, str]) -> None:
+    client = VictimClient(networks["batch_norm"], CLASSES, privacy=Privacy(1.0))
+    fit(client, tmp_path, 2)
+    assert client.network.norm.num_batches_tracked == 2
+    assert client.network.norm.running_mean.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize(("granularity", "stop"), [("update", 5), ("sample", 3)])
+def test_resumed_training_equals_uninterrupted_training(
+    tmp_path: Path, networks: dict[str, str], granularity: Granularity, stop: int
+) -> None:
+    # Five steps are an epoch: a Poisson sample belongs to its step, so that DP-SGD may stop in the middle of one.
+    def a_network() -> VictimClient:
+        return VictimClient(networks["dropout"], CLASSES, privacy=Privacy(1.0, 0.1, granularity), optimizer=sgd)
+
+    whole, part, rest = a_network(), a_network(), a_network()
+    cost = fit(whole, tmp_path, 10).callback_metrics["epsilon"]
+    checkpoint = str(tmp_path / "part.ckpt")
+    fit(part, tmp_path, stop).save_checkpoint(checkpoint)
+    torch.rand(7)
+    assert fit(rest, tmp_path, 10, checkpoint).callback_metrics["epsilon"] == cost
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(rest.network.state_dict()[name], tensor)
+        assert not torch.equal(part.network.state_dict()[name], tensor)
+    # A fitted client's checkpoint serves as weights.
+    loaded = VictimClient(networks["linear"], CLASSES, weights=checkpoint).network.state_dict()
+    assert all(torch.equal(part.network.state_dict()[name], tensor) for name, tensor in loaded.items())
+
+
+def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, networks: dict[str, str]) -> None:
+    def a_network() -> VictimClient:
+        return VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5, "sample"), optimizer=sgd)
+
+    trained, again, idle = a_network(), a_network(), a_network()
+    checkpoint = str(tmp_path / "done.ckpt")
+    fit(trained, tmp_path, 5).save_checkpoint(checkpoint)
+    fit(again, tmp_path, 5, checkpoint)
+    assert training_line(again, 5) == training_line(trained, 5)
+    assert again.accountant.state_dict() == trained.accountant.state_dict()
+    fit(idle, tmp_path, 0)
+    assert "nothing" in training_line(idle, 0)
+
+
+def test_an_empty_sample_gives_noise_alone() -> None:
+    network, privacy = VictimClient("convnet", CLASSES).network, Privacy(2.0, 0.5, "sample")
+    nothing = torch.zeros(0, 3, PIXELS, PIXELS), torch.zeros(0, dtype=torch.int64)
+    noise = torch.Generator().manual_seed(0)
+    found, loss = private_gradient(network, *nothing, privacy, 4, 1, noise, lambda tensor, how: tensor)
+    numbers = torch.cat([tensor.flatten() for tensor in found.values()])
+    assert found.keys() == dict(network.named_parameters()).keys()
+    assert float(numbers.std()) == pytest.approx(2.0 * 0.5 / 4, rel=5 / math.sqrt(2 * len(numbers)))
+    assert loss.isnan()
+
+
+@pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_the_cost_of_all_steps_is_logged(
+    tmp_path: Path, networks: dict[str, str], granularity: Granularity, adjacency: Literal["add_remove", "replace_one"]
+) -> None:
+    privacy = Privacy(1.0, 0.8, granularity, adjacency=adjacency)
+    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8)
+    logged = float(fit(client, tmp_path, 7).callback_metrics["epsilon"])
+    plain = gaussian_epsilon(mu_of(0.8, 7, adjacency), 1e-5)
+    if granularity == "sample":
+        assert logged == pytest.approx(training_epsilon(0.8, 8 / COUNT, 7, 1e-5, adjacency))
+        assert logged < 0.7 * plain
+    else:
+        assert logged == pytest.approx(plain)
+
+
+def test_steps_of_another_mechanism_cannot_be_added_up(tmp_path: Path, networks: dict[str, str]) -> None:
+    checkpoint = str(tmp_path / "part.ckpt")
+    fit(VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.1)), tmp_path, 2).save_checkpoint(checkpoint)
+    other = VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.2))
+    with pytest.raises(UserError, match=r"noise_multiplier is 0\.2.* was trained with 0\.1"):
+        fit(other, tmp_path, 4, checkpoint)
+
+
+def test_dp_sgd_refuses_batches_that_are_no_poisson_samples(tmp_path: Path) -> None:
+    client = VictimClient("convnet", CLASSES, privacy=Privacy(1.0, 0.5, "sample"))
+    with pytest.raises(UserError, match="Poisson samples"):
+        fit(client, tmp_path, 1, data=loaders(VictimClient("convnet", CLASSES)))
