@@ -205,7 +205,7 @@ def test_a_run_stopped_in_its_set_up_leaves_no_trace(
     def stop(*arguments: object) -> None:
         raise Terminated
 
-    monkeypatch.setattr(ReconstructionAttack, "hear", stop)
+    monkeypatch.setattr(ReconstructionAttack, "observe", stop)
     assert "before the first step" in refused(tmp_path, status=143)
     assert {path.name for path in tmp_path.iterdir()} <= {LOCK}
 
