@@ -148,6 +148,13 @@ def test_unknown_network(refused: Refused) -> None:
     assert "resnet18" in line
 
 
+@pytest.mark.parametrize("attack", [[], ["--config", "attack/likelihood.yaml"]], ids=["malicious", "honest"])
+def test_batch_norm_over_a_single_value(attack: list[str], refused: Refused) -> None:
+    batch = ("--data.batch_size", "1", "--data.image_size", "32")
+    line = refused(*attack, "--model.client.network", "resnet18", *batch)
+    assert "single number to normalise by its batch: set --model.client.batch_norm eval" in line
+
+
 def test_noise_without_a_clip(refused: Refused) -> None:
     line = refused("--model.client.privacy.max_grad_norm", ".inf")
     assert "noise without a clip" in line

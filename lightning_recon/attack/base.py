@@ -18,6 +18,7 @@ from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
 from lightning_recon.files.run_folder import begin_run
+from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import COUNT, check_ranges
 from lightning_recon.structure.base import ReceivedFile
@@ -219,7 +220,8 @@ class Attack(LightningModule, ABC):
             shutil.rmtree(self.staged, ignore_errors=True)
             self.announce(self.staged)
         self.trainer.strategy.barrier()
-        self.observe(client, self.staged if record else None)
+        with explained_batch_norm():
+            self.observe(client, self.staged if record else None)
 
     def step_loader(self) -> DataLoader[int]:
         """What the attack trains on: its own step counter, never a picture."""

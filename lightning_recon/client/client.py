@@ -25,7 +25,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
 from lightning_recon.networks.construction import build_network, copied, load_weights, takes_size, without_batch_norm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
-from lightning_recon.networks.setup_check import fit_to_pictures
+from lightning_recon.networks.setup_check import explained_batch_norm, fit_to_pictures
 from lightning_recon.privacy.mechanism import Privacy, add_noise, noise_generator
 from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
 from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
@@ -385,7 +385,7 @@ class VictimClient(LightningModule):
             # Clones, because tensors that were made in inference mode cannot be differentiated.
             images = self._batches[client].images.to(self.device, torch.float32).clone()
             labels = self._batches[client].labels.to(self.device).clone()
-            try:
+            with explained_batch_norm():
                 return clipped_update(
                     self._tampered(payload),
                     images,
@@ -396,13 +396,6 @@ class VictimClient(LightningModule):
                     self.local_rate,
                     self.local_epochs,
                 )
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise UserError(
-                    "a batch normalisation layer has a single number to normalise by its batch: set "
-                    "--model.client.batch_norm eval, more pictures a step, or larger ones"
-                ) from error
 
     def _tampered(self, payload: ServerPayload) -> nn.Module:
         model: nn.Module

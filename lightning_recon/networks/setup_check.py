@@ -2,8 +2,8 @@
 """Whether a network can be trained on the pictures at hand: one forward pass, before anything is computed with it."""
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,24 @@ def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, picture
                 continue
         return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"
     return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or mend its forward pass"
+
+
+@contextmanager
+def explained_batch_norm() -> Iterator[None]:
+    """Turn PyTorch's error about batch normalisation over a single value per channel into one that says what to do.
+
+    Raises:
+        UserError: A layer in training mode has one value per channel, so that its variance is undefined.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch normalisation layer has a single number to normalise by its batch: set "
+            "--model.client.batch_norm eval, more pictures a step, or larger ones"
+        ) from error
 
 
 def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int, pictures: int, seed: int) -> None:
