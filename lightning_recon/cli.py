@@ -23,6 +23,7 @@ from lightning_recon.command_line.shipped_configs import (
     read_config,
     with_shipped_configs,
 )
+from lightning_recon.deprecated import modernized_arguments
 from lightning_recon.interrupts import stoppable
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -89,6 +90,7 @@ def run(given: list[str], typed: Sequence[str]) -> None:
     Raises:
         UserError: For every mistake of the user.
     """
+    given = modernized_arguments(given)
     command, rest = given[0], given[1:]
     contents = [read_config(name) for name in configs_in(given) if not name.lstrip().startswith("{")]
     find_modules_here([*rest, *_words(contents)])

@@ -25,7 +25,13 @@ from lightning_recon.command_line.cli_arguments import check_checkpoint, writabl
 from lightning_recon.command_line.commands import OPTIONS, RUNS
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
-from lightning_recon.command_line.shipped_configs import check_settings, configs_first, configs_in, with_shipped_configs
+from lightning_recon.command_line.shipped_configs import (
+    check_settings,
+    configs_first,
+    configs_in,
+    with_current_names,
+    with_shipped_configs,
+)
 from lightning_recon.command_line.trainer_options import (
     buildable,
     check_finite,
@@ -230,6 +236,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
     """
     texts = {name: {"usage": f"recon {name} {OPTIONS}", "description": summary} for name, summary in RUNS.items()}
     if not isinstance(args, dict):
+        args = with_current_names(args)
         check_settings([name for name in configs_in(args) if not name.lstrip().startswith("{")], roots())
     with explaining(roots, [] if isinstance(args, dict) else args):
         return ReconCLI(

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 
+from lightning_recon.deprecated import modernized
 from lightning_recon.errors import UserError
 from lightning_recon.files.serialization import read_yaml, readable
 from lightning_recon.networks.construction import is_class_path
@@ -48,7 +49,7 @@ def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any
     if not path.exists():
         raise UserError(f"{run} holds no config.yaml: name the folder of a finished run")
     with readable(path):
-        config = read_yaml(path)
+        config = modernized(read_yaml(path))
         model, trainer = _mapping(config["model"], "model"), _mapping(config["trainer"], "trainer")
         own = dict(_mapping(model["init_args"], "model.init_args"))
         client = _mapping(own.get("client") or {}, "model.init_args.client")

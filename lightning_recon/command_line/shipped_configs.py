@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config files: those that ship are found by name, and every one is read with mistakes named by file and line."""
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
+from lightning_recon.deprecated import modernized, modernized_arguments
 from lightning_recon.errors import UserError
 from lightning_recon.files.yaml_size import YAML_NODES, expanded
 from lightning_recon.suggestions import closest
@@ -132,7 +134,27 @@ def read_config(name: str) -> dict[str, Any]:
             f"config {name} is {kind}, not settings: write `name: value` lines, as in recon configs quickstart"
         )
     _refuse_twice(name, node)
-    return content
+    return cast(dict[str, Any], modernized(content))
+
+
+def with_current_names(args: Sequence[str]) -> list[str]:
+    """A command line whose options, values and configs use no deprecated name.
+
+    Args:
+        args: Command line. A config that uses deprecated names is given by its translated content instead of its path.
+
+    Raises:
+        UserError: A config cannot be read.
+    """
+    found = modernized_arguments(args)
+    for name in configs_in(found):
+        if name.lstrip().startswith("{"):
+            continue
+        current = read_config(name)
+        if current != yaml.safe_load(_text(name)):
+            text = json.dumps(current)
+            found = [text if arg == name else arg.replace(f"={name}", f"={text}") for arg in found]
+    return found
 
 
 def line_of(name: str, keys: Sequence[str]) -> int | None:

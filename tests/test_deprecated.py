@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of the previous release still work, each with one warning that gives the name that replaced it."""
+
+import importlib
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_recon import client, deprecated
+from lightning_recon.cli import main
+from lightning_recon.command_line.replay_config import is_allowed
+from lightning_recon.deprecated import CLASS_PATHS, KEYS, VALUES, modernized, modernized_arguments
+
+Fit = Callable[..., dict[str, Any]]
+RECORDED = Path(__file__).parent / "recorded"
+
+
+@pytest.fixture(autouse=True)
+def nothing_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deprecated, "_reported", set())
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deprecated names that no release has."""
+    monkeypatch.setattr(
+        deprecated, "KEYS", {"VictimClient": {"old_seed": "seed"}, "comparison": {"old_times": "times"}}
+    )
+    monkeypatch.setattr(deprecated, "VALUES", {"VictimClient": {"batch_norm": {"frozen": "eval"}}})
+
+
+@pytest.mark.usefixtures("names")
+def test_keys_values_and_class_paths_of_a_config(caplog: pytest.LogCaptureFixture) -> None:
+    arguments = {"old_seed": 3, "batch_norm": "frozen", "privacy": {"old_seed": 1}}
+    old = {
+        "model": {
+            "client": {"class_path": "lightning_recon.victim.VictimClient", "init_args": arguments},
+            "optimizer": "lightning_recon.attack.reconstruction.whole_way",
+        },
+        "comparison": {"old_times": [{"old_times": 1}]},
+        "trainer": {"old_seed": 2},
+    }
+    with caplog.at_level(logging.WARNING, "lightning_recon"):
+        new = modernized([old, old])[1]
+    assert new == {
+        "model": {
+            "client": {
+                "class_path": "lightning_recon.client.VictimClient",
+                # `privacy` is no section of the client's own options: its keys are its own.
+                "init_args": {"seed": 3, "batch_norm": "eval", "privacy": {"old_seed": 1}},
+            },
+            "optimizer": "lightning_recon.attack.malicious_server.whole_way",
+        },
+        "comparison": {"times": [{"old_times": 1}]},
+        "trainer": {"old_seed": 2},
+    }
+    assert len(caplog.messages) == 5  # once for each name, however often it stands there
+    assert all("is deprecated" in line and "write " in line for line in caplog.messages)
+
+
+@pytest.mark.usefixtures("names")
+def test_options_of_a_command_line() -> None:
+    old = ["fit", "--model.client.old_seed", "3", "--model.client.batch_norm=frozen", "--optimizer", "QuasiNewton"]
+    new = ["fit", "--model.client.seed", "3", "--model.client.batch_norm=eval", "--optimizer", "BatchedLBFGS"]
+    assert modernized_arguments(old) == new
+    assert modernized_arguments(new) == new
+
+
+@pytest.mark.parametrize("path", sorted(set(CLASS_PATHS.values())))
+def test_every_new_path_is_there(path: str) -> None:
+    assert is_allowed(path)
+
+
+def test_no_deprecated_key_is_an_option_again() -> None:
+    current = {new for keys in KEYS.values() for new in keys.values()}
+    assert not current & {old for keys in KEYS.values() for old in keys}
+    for owner, values in VALUES.items():
+        for key, words in values.items():
+            assert not set(words) & set(words.values()), f"{owner}.{key}"
+
+
+def test_the_module_of_old_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lightning_recon.victim", raising=False)
+    with pytest.warns(FutureWarning, match=r"lightning_recon\.client"):
+        module = importlib.import_module("lightning_recon.victim")
+    assert module.VictimClient is client.VictimClient
+
+
+def test_a_config_with_old_names_is_run(tiny: str, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    client = {"class_path": "lightning_recon.victim.VictimClient", "init_args": {"batch_norm": "eval"}}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"client": client}}}))
+    with caplog.at_level(logging.WARNING, "lightning_recon"):
+        fit(tmp_path / "run", "--config", str(tmp_path / "old.yaml"), "--trainer.max_steps", "0")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    found = config["model"]["init_args"]["client"]
+    assert (found["class_path"], found["init_args"]["batch_norm"]) == ("lightning_recon.client.VictimClient", "eval")
+    assert [line for line in caplog.messages if "victim.VictimClient" in line]
+
+
+@pytest.mark.parametrize("run", sorted(path.name for path in RECORDED.iterdir()))
+def test_a_run_recorded_by_the_previous_release_is_replayed(
+    run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(RECORDED / run, tmp_path / "run")
+    with caplog.at_level(logging.WARNING, "lightning_recon"):
+        main(["replay", str(tmp_path / "run"), "--output", str(tmp_path / "again")])
+    name = "reconstructions.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    assert any("is deprecated" in line for line in caplog.messages)
