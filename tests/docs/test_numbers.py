@@ -23,9 +23,9 @@ def mean(table: str, wanted: Callable[[Row], bool], column: str = "psnr_mean") -
     return statistics.fmean(found)
 
 
-def table_after(page: str, words: str) -> list[list[str]]:
+def table_after(page: str, words: str, folder: str = "docs") -> list[list[str]]:
     """Body of the first table that follows some words of a page."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8").split(words, 1)[1]
+    text = (ROOT / folder / page).read_text(encoding="utf-8").split(words, 1)[1]
     lines = re.search(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     assert lines
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()[2:]]
@@ -40,6 +40,42 @@ ABLATED = {
     "nulls": "--model.structure.nulls 0 ",
     "cancelling pairs": "--model.structure.cancel false ",
 }
+
+
+PEERS = {
+    "Robbing the Fed, its public row choice": "robbing_the_fed upstream",
+    "Robbing the Fed, noise-aware": "robbing_the_fed",
+    "Curious Abandon Honesty": "curious_abandon_honesty",
+    "seed paper": "paper",
+    "ours, linear code alone": "water_filling",
+}
+LEVELS = ("2e-05", "0.0002", "0.0008")
+
+
+@pytest.mark.parametrize(("folder", "page", "rows"), [("", "README.md", 4), ("docs", "benchmarks.md", 5)])
+def test_the_papers_setting(folder: str, page: str, rows: int) -> None:
+    with (ROOT / "results" / "peers.csv").open(newline="") as file:
+        next(file)
+        table = [row for row in csv.DictReader(file) if row["size"] == "224"]
+    shown = table_after(page, "/peers.csv", folder)
+    epsilons = [
+        f"{2 / (1000 * float(z)):.3g}; {gaussian_epsilon(mu_of(float(z), 1, 'add_remove'), 1e-5):.1e}" for z in LEVELS
+    ]
+    assert [cell.replace("e+0", "e") for cell in epsilons] == shown[0][1:4]
+    checked = 0
+    for label, *cells in shown:
+        if label not in PEERS and "mean image" not in label:
+            continue
+        attack = PEERS.get(label, "paper")
+        for z, cell in zip(LEVELS, cells, strict=False):
+            at = [row for row in table if (row["attack"], row["z"]) == (attack, z)]
+            if label in PEERS:
+                scores = [float(row["psnr_mean"]) for row in at]
+                assert cell == f"{statistics.fmean(scores):.1f} ± {statistics.stdev(scores):.1f}", (label, z)
+            else:
+                assert cell.split("; ")[-1] == f"{float(at[0]['mean_image_psnr']):.1f}"
+        checked += label in PEERS
+    assert checked == rows
 
 
 def test_ablation() -> None:

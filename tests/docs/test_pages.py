@@ -15,7 +15,7 @@ from lightning_recon.audit.run import read_outcome
 from lightning_recon.audit.table import row_of
 
 ROOT = Path(__file__).parents[2]
-TOP = ["README.md", "SECURITY.md", "CHANGELOG.md"]
+TOP = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(<?([^)>\s]+)>?\)|<(https?://[^>\s]+)>|(?<![(<`])(https?://[^\s)>`]+)")
 
@@ -55,7 +55,7 @@ def test_links_lead_somewhere(name: str) -> None:
             assert parts.fragment in anchors(target), link
 
 
-@pytest.mark.parametrize("name", ["README.md", *PAGES])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_files_and_configs_that_pages_name_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     files = re.findall(r"\b(?:configs|docs|fig|lightning_recon|results|scripts)/(?!NAME)[\w./-]+\.[a-z]+\b", text)
