@@ -73,6 +73,7 @@ def measured(table: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
+@pytest.mark.slow
 def test_an_audit_that_was_killed_at_random_comes_to_the_same(command: list[str], output: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     typed = [sys.executable, "-m", "lightning_recon", *command, str(again)]

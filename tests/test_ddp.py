@@ -30,10 +30,15 @@ def assert_same_pictures(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("updates", "draws", "further"),
     [
-        (2, 1, ["--data.clients", "2"]),
-        (3, 2, ["--data.clients", "6", "--data.batch_size", "2", "--model.client.aggregated", "2"]),
+        pytest.param(2, 1, ["--data.clients", "2"], id="even"),
+        pytest.param(
+            3,
+            2,
+            ["--data.clients", "6", "--data.batch_size", "2", "--model.client.aggregated", "2"],
+            id="uneven, sums of two clients",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["even", "uneven, sums of two clients"],
 )
 def test_two_ranks_are_one_process(
     updates: int, draws: int, further: list[str], tiny: str, tmp_path: Path, fit: Fit
@@ -63,6 +68,7 @@ def test_two_ranks_are_one_process(
     assert_same_pictures(one, two)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_same_target_as_one_process(tmp_path: Path) -> None:
     small = [
         "--config",

@@ -95,6 +95,7 @@ def test_a_run_that_is_scored_again_has_the_same_record(quiet: Path) -> None:
     assert record_of(quiet) == before
 
 
+@pytest.mark.slow
 def test_two_ranks_come_to_the_same_record(tiny: str, quiet: Path, tmp_path: Path) -> None:
     ranks = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.default_root_dir", str(tmp_path)]
     command = [sys.executable, "-m", "lightning_recon", "fit", "--config", tiny, *QUIET, *ranks]

@@ -88,6 +88,7 @@ def test_nothing_is_kept_that_is_not_to_be(tiny: str, fit: Fit, tmp_path: Path) 
     assert record["summary"]["label_accuracy"] == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one(whole: Path, tiny: str, tmp_path: Path) -> None:
     two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.max_steps", "4"]
     command = [sys.executable, "-m", "lightning_recon", "fit", "--config", tiny, *HONEST, *two]

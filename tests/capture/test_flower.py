@@ -170,6 +170,7 @@ def test_three_captured_draws_show_what_our_own_client_shows(script: ModuleType,
     assert ours > results["baselines"]["mean_image_psnr"] + 10
 
 
+@pytest.mark.slow
 def test_a_client_and_a_server_over_loopback(script: ModuleType, tmp_path: Path, ours: float) -> None:
     settings = script.Settings(str(tmp_path / "captured"))
     script.write_pictures(settings)

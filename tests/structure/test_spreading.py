@@ -74,9 +74,9 @@ def test_spreading_wins_back_what_clipping_by_layer_takes(
 
     def quality(structure: WaterFilling, per_layer: bool) -> float:
         errors = []
+        announced = task(32, batch, noise, granularity, per_layer)
+        payload = structure.payload(announced)
         for part in images.split(batch):
-            announced = task(32, batch, noise, granularity, per_layer)
-            payload = structure.payload(announced)
             guess = structure.decode(payload, announced, release(payload, announced, part))
             assert len(guess.pictures) == batch
             distance = (guess.pictures[:, None] - part).square().mean(dim=(2, 3, 4))
