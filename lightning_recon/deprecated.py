@@ -19,7 +19,11 @@ CLASS_PATHS: Final = {
     "lightning_recon.attack.reconstruction.whole_way": "lightning_recon.attack.malicious_server.whole_way",
 }
 # Config keys by the class or the section that has them, old to new.
-KEYS: Final[dict[str, dict[str, str]]] = {}
+KEYS: Final[dict[str, dict[str, str]]] = {
+    "Digital": {"force": "always_digital"},
+    "RobbingTheFed": {"row_choice": "row_selection"},
+    "WaterFilling": {"encoding": "power_allocation", "voices": "head_weights"},
+}
 # Values by the class or the section and its (new) key, old to new.
 VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {}
 

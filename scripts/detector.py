@@ -171,8 +171,8 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
         yield "water_filling per sample", WaterFilling(**ATTACHED), {"noise_multiplier": z, "granularity": "sample"}
     weak: dict[str, Any] = {"noise_multiplier": 1e-3}
     yield "water_filling detached", WaterFilling(), weak
-    yield "water_filling flattened", WaterFilling(voices="flattened", **ATTACHED), weak
-    yield "water_filling fixed voices", WaterFilling(voices="fixed", **ATTACHED), weak
+    yield "water_filling flattened", WaterFilling(head_weights="flattened", **ATTACHED), weak
+    yield "water_filling fixed voices", WaterFilling(head_weights="fixed", **ATTACHED), weak
     yield "water_filling without twins", WaterFilling(cancel=False, **ATTACHED), weak
     yield "digital", Digital(**ATTACHED), weak
     yield "feedback round 2", Feedback(WaterFilling(pilot_power=0.2, **ATTACHED)), weak | {"rounds": 2}

@@ -41,7 +41,7 @@ LINEAR = f"--config attack/linear.yaml {ATTACHED}"
 DIGITAL = f"--config attack/digital.yaml {ATTACHED}"
 TRAPS = "--config attack/curious_abandon_honesty.yaml"
 BINS = "--config attack/robbing_the_fed.yaml"
-UPSTREAM_BINS = f"{BINS} --model.structure.row_choice upstream"
+UPSTREAM_BINS = f"{BINS} --model.structure.row_selection upstream"
 PEERS = (
     (PAPER, "paper"),
     (UPSTREAM_BINS, "robbing_the_fed upstream"),
@@ -150,7 +150,7 @@ def ablation() -> Iterator[Cell]:
         ("", "water_filling"),
         ("--model.structure.cancel false", "without cancelling pairs"),
         ("--model.structure.units 1 --model.structure.directions 1", "without gating"),
-        ("--model.structure.encoding flat", "without water-filling"),
+        ("--model.structure.power_allocation flat", "without water-filling"),
         ("--model.structure.pilot_power 0.0", "without pilot"),
         ("--model.structure.nulls 0", "without nulls"),
         (CLOSED_FORM, "without refinement"),
@@ -232,7 +232,7 @@ def voices() -> Iterator[Cell]:
     for mode in ("eval", "train"):
         for kind in ("fixed", "balanced", "flattened"):
             setting = f"{PRETRAINED} --model.client.batch_norm {mode} --data.clients 4 {photographs()}"
-            structure = f"--model.structure.voices {kind} {CLOSED_FORM}"
+            structure = f"--model.structure.head_weights {kind} {CLOSED_FORM}"
             yield cell(setting, structure, z=2e-4, pictures="labelled", voices=kind, batch_norm=mode)
 
 

@@ -94,7 +94,7 @@ def test_a_replaced_run_leaves_nothing_behind(run: Path, fit: Fit, tmp_path: Pat
 
 def test_a_run_that_fails_in_its_set_up_replaces_nothing(run: Path, refused: Callable[..., str]) -> None:
     before = contents(run)
-    refused(run, "--overwrite", "--model.structure.voices", "fixed", "--model.client.aggregated", "3")
+    refused(run, "--overwrite", "--model.structure.head_weights", "fixed", "--model.client.aggregated", "3")
     assert {name: found for name, found in contents(run).items() if name != LOCK} == {
         name: found for name, found in before.items() if name != LOCK
     }

@@ -9,8 +9,8 @@ that it does not know, in "functorch" mode too; importing this module tells it h
 refused either: convert them, see `opacus.validators.ModuleValidator`.
 
 Beyond Opacus's hooks are a structure that is spread over several tensors (`spread`, under per-layer clipping), one that
-silences the network (`voices: flattened`), and networks that change a layer's output in place, as torchvision's ResNets
-add their residuals.
+silences the network (`head_weights: flattened`), and networks that change a layer's output in place, as torchvision's
+ResNets add their residuals.
 """
 
 import math

@@ -62,7 +62,7 @@ class Digital:
         assumed_noise: float | None = None,
         margin_db: float = _MARGIN,
         upload_limit: int = 123_000_000,
-        force: bool = False,
+        always_digital: bool = False,
         statistics: str | None = None,
         strength: float = STRENGTH,
         detach_logits: bool = True,
@@ -79,7 +79,7 @@ class Digital:
             margin_db: Decibels by which the noise may exceed that before codewords are lost; for neighbours there is
                 something to spare besides.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
-            force: Whether to send digitally even where a linear code makes the better picture.
+            always_digital: Whether to send digitally even where a linear code makes the better picture.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             strength: Factor of the structure's gradient, see `WaterFilling`.
             detach_logits: Whether the network's own gradient is zero, which a client can notice, see `WaterFilling`.
@@ -98,7 +98,7 @@ class Digital:
         )
         self.margin_db = margin_db
         self.upload_limit = upload_limit
-        self.force = force
+        self.always_digital = always_digital
 
     @property
     def name(self) -> str:
@@ -125,9 +125,9 @@ class Digital:
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
         """The code of so many inputs at most."""
         pixels, shared = math.prod(task.image_shape[1:]), _sharers(task) > 1
-        if task.victims > 1 and noise > _CROWDED and not self.force:
+        if task.victims > 1 and noise > _CROWDED and not self.always_digital:
             return None
-        return digital_plan(noise, pixels, most, shared, self.margin_db, self.force)
+        return digital_plan(noise, pixels, most, shared, self.margin_db, self.always_digital)
 
     def _sketch(self, task: Task, share: float) -> ServerPayload:
         """A linear structure designed for so small a share of the power."""

@@ -33,14 +33,14 @@ class RobbingTheFed:
     Mends, as for the seed paper: a head with class-dependent weights beside the network, and weights so small that the
     logits hardly move. The bias is the weight of an input that is always 1.
 
-    Source: Fowl, Geiping, Czaja, Goldblum, Goldstein (ICLR 2022, arXiv 2110.13057); row choice "upstream"
+    Source: Fowl, Geiping, Czaja, Goldblum, Goldstein (ICLR 2022, arXiv 2110.13057); row selection "upstream"
     is that of its public implementation.
     """
 
     def __init__(
         self,
         units: int = 128,
-        row_choice: Literal["upstream", "noise_aware"] = "noise_aware",
+        row_selection: Literal["upstream", "noise_aware"] = "noise_aware",
         subjects: bool = True,
         false_alarm: float = 0.01,
         statistics: str | None = None,
@@ -50,16 +50,16 @@ class RobbingTheFed:
         Args:
             units: Bins (K), one row each. More bins isolate more victims, but every row below a victim's own repeats
                 the victim, at the expense of the clipping budget. The public implementation's default is 64.
-            row_choice: Which differences are taken for pictures: "upstream", of those whose bias is not exactly 0 the
-                B with the smallest norm, which under noise are the emptiest; "noise_aware", the B loudest biases
-                among those that the noise does not explain.
+            row_selection: Which row differences are decoded as images. "upstream": among those whose bias is not
+                exactly 0, the B with the smallest norm, which under noise are the emptiest. "noise_aware": the B with
+                the largest bias magnitude, among those that exceed the noise threshold.
             subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); unused by "upstream".
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
         check_ranges("--model.structure.", units=(units, SIZE), false_alarm=(false_alarm, PROBABILITY))
         self.units = units
-        self.row_choice = row_choice
+        self.row_selection = row_selection
         self.subjects = subjects
         self.statistics_file = statistics
         self.false_alarm = false_alarm
@@ -105,7 +105,7 @@ class RobbingTheFed:
         rows = weight.clone()
         rows[:-1] -= weight[1:]
         inputs, voices = rows[:, :-1], rows[:, -1]
-        if self.row_choice == "upstream":
+        if self.row_selection == "upstream":
             present = voices.nonzero().flatten()
             chosen = present[inputs[present].norm(dim=1).argsort()[: task.victims]]
         else:

@@ -59,8 +59,8 @@ class WaterFilling:
         assumed_noise: float | None = None,
         false_alarm: float = 0.01,
         spread: bool = True,
-        voices: Literal["balanced", "fixed", "flattened"] = "balanced",
-        encoding: Literal["water_filling", "flat"] = "water_filling",
+        head_weights: Literal["balanced", "fixed", "flattened"] = "balanced",
+        power_allocation: Literal["water_filling", "flat"] = "water_filling",
         cancel: bool = True,
         statistics: str | None = None,
         detach_logits: bool = True,
@@ -84,10 +84,11 @@ class WaterFilling:
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             spread: Whether to spread the rows over many tensors where each is clipped by itself, see `spreading`.
-            voices: What makes victims about equally loud: "balanced", head weights chosen for each picture from the
-                network's own logits, see `voices`; "fixed", the same ±1 weights for all, under which confident networks
-                drown victims; "flattened", the network's logits are silenced, which every client can notice.
-            encoding: "water_filling", or "flat": the same power for every coefficient.
+            head_weights: How the gradient weights of the victims are equalised. "balanced": head weights chosen for
+                each image from the network's own logits, see `head_weights.py`. "fixed": the same ±1 weights for all
+                images; victims that the network classifies confidently then get small gradients. "flattened": the
+                network's logits are set to zero, which every client can notice.
+            power_allocation: "water_filling", or "flat": the same power for every coefficient.
             cancel: Whether frozen twins cancel the structure's output exactly. Without them it moves the logits by up
                 to 0.01, and pictures far outside of what is usual excite no unit.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -121,8 +122,8 @@ class WaterFilling:
         self.assumed_noise = assumed_noise
         self.false_alarm = false_alarm
         self.spread = spread
-        self.voices = voices
-        self.encoding = encoding
+        self.head_weights = head_weights
+        self.power_allocation = power_allocation
         self.cancel = cancel
         self.detach_logits = detach_logits
 
@@ -154,7 +155,7 @@ class WaterFilling:
         directions = measurement_directions(statistics, count) * sent
         lower, upper, unit_direction = intervals(statistics, directions, units)
         if not self.cancel:
-            footprint = _FOOTPRINT / (LOUDEST if self.voices == "balanced" else 1.0)
+            footprint = _FOOTPRINT / (LOUDEST if self.head_weights == "balanced" else 1.0)
             directions, lower, upper = scale_down_measurements(
                 statistics, directions, lower, upper, footprint / self.strength
             )
@@ -165,8 +166,8 @@ class WaterFilling:
                 "pixels": False,
                 "cancel": self.cancel,
                 "strength": self.strength,
-                "target_scale": 0.0 if self.voices == "flattened" else 1.0,
-                "balanced": self.voices == "balanced",
+                "target_scale": 0.0 if self.head_weights == "flattened" else 1.0,
+                "balanced": self.head_weights == "balanced",
                 "blocks": blocks,
                 "detach_logits": self.detach_logits,
             },
@@ -187,7 +188,7 @@ class WaterFilling:
     def _code(self, statistics: PublicStatistics, noise: float) -> tuple[Tensor, Tensor]:
         """Power of every coefficient, shape (3 H W,), and which of them are sent, the strongest first."""
         variance, budget = statistics.variance.flatten(), 1 - self.pilot_power
-        if self.encoding == "flat":
+        if self.power_allocation == "flat":
             power = torch.full_like(variance, budget / variance.numel())
         else:
             power = water_filling(variance, noise, budget)

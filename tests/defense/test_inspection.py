@@ -59,7 +59,7 @@ STRUCTURES: dict[str, tuple[Structure, set[str]]] = {
         WaterFilling(detach_logits=False),
         {"energy_share", "false_gradient", "silent_layer", "linear_gradient"},
     ),
-    "flattened": (WaterFilling(voices="flattened"), {"energy_share", "false_gradient", "linear_gradient"}),
+    "flattened": (WaterFilling(head_weights="flattened"), {"energy_share", "false_gradient", "linear_gradient"}),
     "paper": (SeedPaper(units=256), {"repeated_rows", "energy_share", "linear_gradient"}),
     "upstream": (
         RobbingTheFed(64, "upstream"),

@@ -63,13 +63,13 @@ def test_flat_power_loses_against_water_filling(
 ) -> None:
     images, announced = photographs(SIZE)[:1], task(SIZE, 1, 1e-2, granularity)
     found = []
-    for structure in (WaterFilling(encoding="flat"), WaterFilling()):
+    for structure in (WaterFilling(power_allocation="flat"), WaterFilling()):
         payload = structure.payload(announced)
         power = (
             payload.tensors["gain"] ** 2 * structure.statistics(announced).variance.flatten()[payload.tensors["index"]]
         )
         assert float(power.sum()) == pytest.approx(0.92, rel=1e-4)
-        assert (float(power.max()) < 1.001 * float(power.min())) == (structure.encoding == "flat")
+        assert (float(power.max()) < 1.001 * float(power.min())) == (structure.power_allocation == "flat")
         guess = structure.decode(payload, announced, release(payload, announced, images))
         found.append(float(matched_psnr(guess.pictures, images).mean()))
     assert found[0] + 3 < found[1]

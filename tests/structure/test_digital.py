@@ -142,10 +142,10 @@ def test_higher_rates_are_louder_under_one_clip_and_too_loud_ones_are_not_used()
 
 def test_the_break_even_is_a_number_of_bits_a_pixel() -> None:
     assert digital_plan(0.035, 64 * 64, 400_000, False, 0.2) is None
-    plan = digital_plan(0.035, 64 * 64, 400_000, False, 0.2, force=True)
+    plan = digital_plan(0.035, 64 * 64, 400_000, False, 0.2, always_digital=True)
     assert plan is not None
     assert message_bits(plan.fair, plan.inputs) < WORTHWHILE * 64 * 64
-    assert digital_plan(0.1, 64 * 64, 400_000, False, 0.2, force=True) is None  # too short for a code
+    assert digital_plan(0.1, 64 * 64, 400_000, False, 0.2, always_digital=True) is None  # too short for a code
 
 
 def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> None:

@@ -39,8 +39,8 @@ def theory(model: TamperedNetwork, images: Tensor, labels: Tensor) -> tuple[Tens
     return structure.strength * (share * code).sum(dim=1), excited.to(inputs), inputs
 
 
-def water_filled(task: Task, voices: Literal["balanced", "fixed"] = "balanced") -> ServerPayload:
-    return WaterFilling(units=24, directions=3, nulls=16, voices=voices).payload(task)
+def water_filled(task: Task, head_weights: Literal["balanced", "fixed"] = "balanced") -> ServerPayload:
+    return WaterFilling(units=24, directions=3, nulls=16, head_weights=head_weights).payload(task)
 
 
 def with_open_ends(payload: ServerPayload, cancel: bool, strength: float) -> ServerPayload:
@@ -122,16 +122,16 @@ def test_detached_logits_keep_even_infinite_outputs(task: MakeTask, images: Tens
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("voices", ["balanced", "fixed"])
+@pytest.mark.parametrize("head_weights", ["balanced", "fixed"])
 def test_the_weight_gradient_is_delta_times_the_inputs(
-    task: MakeTask, images: Tensor, network: str, training: bool, voices: Literal["balanced", "fixed"]
+    task: MakeTask, images: Tensor, network: str, training: bool, head_weights: Literal["balanced", "fixed"]
 ) -> None:
     target = NETWORKS[network]().double().train(training)
-    structure = InferenceStructure(water_filled(task(SIZE, BATCH, 1e-3), voices)).double()
+    structure = InferenceStructure(water_filled(task(SIZE, BATCH, 1e-3), head_weights)).double()
     model = TamperedNetwork(target, structure).train(training)
     images = images.double()
     delta, excited, inputs = theory(model, images, LABELS)
-    assert float(delta.abs().min()) > (0.8 if voices == "balanced" else 0.05) * structure.strength
+    assert float(delta.abs().min()) > (0.8 if head_weights == "balanced" else 0.05) * structure.strength
     assert excited.sum(dim=1).tolist() == [3.0] * BATCH
     found, _ = mean_gradient(model, F.cross_entropy, images, LABELS)
     expected = torch.einsum("b,bk,bm->km", delta, excited, inputs) / BATCH

@@ -24,7 +24,7 @@ MakeTask = Callable[..., Task]
 Release = Callable[..., ClientUpdate]
 Photographs = Callable[[int], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
-RowChoice = Literal["upstream", "noise_aware"]
+RowSelection = Literal["upstream", "noise_aware"]
 SIZE, UNITS, DRAWS = 32, 128, 10
 
 
@@ -41,8 +41,8 @@ def isolated(images: Tensor, attack: RobbingTheFed, task: Task) -> Tensor:
     return images[[i for i, own in enumerate(bins) if int((bins == own).sum()) == 1]]
 
 
-def photographs_only(units: int = UNITS, row_choice: RowChoice = "noise_aware") -> RobbingTheFed:
-    return RobbingTheFed(units, row_choice, subjects=False)
+def photographs_only(units: int = UNITS, row_selection: RowSelection = "noise_aware") -> RobbingTheFed:
+    return RobbingTheFed(units, row_selection, subjects=False)
 
 
 def signs(task: Task, count: int) -> Tensor:
@@ -51,11 +51,11 @@ def signs(task: Task, count: int) -> Tensor:
     return code.mean() - code[torch.arange(count) % task.num_classes]
 
 
-@pytest.mark.parametrize("row_choice", ["upstream", "noise_aware"])
+@pytest.mark.parametrize("row_selection", ["upstream", "noise_aware"])
 def test_without_noise_isolated_pictures_come_back(
-    task: MakeTask, photographs: Photographs, matched_psnr: Score, row_choice: RowChoice
+    task: MakeTask, photographs: Photographs, matched_psnr: Score, row_selection: RowSelection
 ) -> None:
-    attack = photographs_only(row_choice=row_choice)
+    attack = photographs_only(row_selection=row_selection)
     images = isolated(photographs(SIZE), attack, task(SIZE, 16, 0.0))
     assert len(images) >= 8
     announced = task(SIZE, len(images), 0.0)
@@ -119,11 +119,11 @@ def test_upstream_takes_the_emptiest_rows_for_pictures_under_any_noise(
     payload = attack.payload(announced)
     update = release(payload, announced, images)
     psnr = {}
-    choices: list[RowChoice] = ["upstream", "noise_aware"]
-    for row_choice in choices:
-        pictures = photographs_only(row_choice=row_choice).decode(payload, announced, update).pictures
+    choices: list[RowSelection] = ["upstream", "noise_aware"]
+    for row_selection in choices:
+        pictures = photographs_only(row_selection=row_selection).decode(payload, announced, update).pictures
         errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
-        psnr[row_choice] = -10 * errors.log10()
+        psnr[row_selection] = -10 * errors.log10()
     assert float(psnr["upstream"].max()) < 15
     assert float(psnr["noise_aware"].min()) > 50
 

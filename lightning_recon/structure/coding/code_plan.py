@@ -95,7 +95,7 @@ def channel_code_name(payload: ServerPayload) -> str | None:
 
 
 def digital_plan(
-    noise: float, pixels: int, most_inputs: int, shared: bool, margin_db: float, force: bool = False
+    noise: float, pixels: int, most_inputs: int, shared: bool, margin_db: float, always_digital: bool = False
 ) -> Plan | None:
     """Choose the code.
 
@@ -114,7 +114,7 @@ def digital_plan(
         most_inputs: What the upload allows.
         shared: Whether all victims share one clip.
         margin_db: By how many decibels the noise may exceed what is assumed.
-        force: Whether to send digitally at any noise.
+        always_digital: Whether to send digitally at any noise.
 
     Returns:
         The plan; None where a linear code makes the better picture, and for fewer than 1000 inputs.
@@ -129,7 +129,7 @@ def digital_plan(
         inputs = min(max(0, most), int(energy / needed_snr(0, max(inputs, 1))))
     needed = [needed_snr(rung, inputs) for rung in range(len(LADDER))]
     fair = max(rung for rung, snr in enumerate(needed) if rung == 0 or inputs * snr <= energy)
-    if inputs < _SHORTEST or (not force and message_bits(fair, inputs) < WORTHWHILE * pixels):
+    if inputs < _SHORTEST or (not always_digital and message_bits(fair, inputs) < WORTHWHILE * pixels):
         return None
     power = (1 - header - sketch) / inputs
     if shared:
