@@ -3,7 +3,7 @@
 
 The server ships a `ServerPayload`, the client answers with a privatised `ClientUpdate`; both are plain data, kept as
 safetensors + JSON, so that reading them never executes code. A recorded exchange answers in the client's place
-(`RecordedClient`), which is how a run is repeated where the pictures no longer exist.
+(`RecordedClient`), which is how a run is repeated where the images no longer exist.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from lightning_recon.networks.normalization import ChannelStatistics, Normalizat
 
 NoiseShare = Literal["full", "shared"]
 ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME
-# The most numbers that the pictures of one update, or the logits of them, may be: 8 GiB in float32.
+# The most numbers that the images of one update, or the logits of them, may be: 8 GiB in float32.
 MOST_NUMBERS = 1 << 31
 
 
@@ -44,9 +44,9 @@ class Task:
     """What the server knows because it runs the training: announced, never estimated.
 
     Args:
-        image_shape: channels, height and width of one picture, in pixels.
+        image_shape: channels, height and width of one image, in pixels.
         num_classes: how many classes the network tells apart.
-        batch_size: pictures in one client's batch (B).
+        batch_size: images in one client's batch (B).
         clients: how many clients take part.
         network: name of the target network.
         granularity: what is clipped: each sample's gradient, or the client's whole update.
@@ -65,7 +65,7 @@ class Task:
             they took from the weights, divided by the learning rate: with one step the gradient itself.
         local_rate: their learning rate.
         local_epochs: how often a client goes through its batch so.
-        normalization: of the pictures, as the network does it: "none", "imagenet", or mean and standard deviation;
+        normalization: of the images, as the network does it: "none", "imagenet", or mean and standard deviation;
             "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
             have it, and mean "imagenet".
     """
@@ -99,7 +99,7 @@ class Task:
 
     @property
     def victims(self) -> int:
-        """How many pictures are in one of these updates."""
+        """How many images are in one of these updates."""
         return self.aggregated * self.batch_size
 
     @property
@@ -267,7 +267,7 @@ class ClientUpdate:
 
 @runtime_checkable
 class Client(Protocol):
-    """Whoever answers a server: someone with pictures, or a recording."""
+    """Whoever answers a server: someone with images, or a recording."""
 
     @property
     def task(self) -> Task:
@@ -280,7 +280,7 @@ class Client(Protocol):
 
 
 class RecordedClient:
-    """Answers from a saved exchange: no pictures, no network."""
+    """Answers from a saved exchange: no images, no network."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a recording.

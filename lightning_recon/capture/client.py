@@ -10,7 +10,7 @@ from lightning_recon.capture.validator import Shape, check_update, remarks_of
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, update_name
 
-TRUTH = "truth"  # files that begin so hold pictures, for the scorer alone
+TRUTH = "truth"  # files that begin so hold images, for the scorer alone
 NETWORK = "network"  # the file that is called so holds the weights that the server shipped, for an honest one's attack
 
 

@@ -49,12 +49,12 @@ class FlowerAudit:
     """One client app under audit: what both of its sides need to know.
 
     Args:
-        network: the app's own model: pictures (B, 3, H, W) in [0, 1] to logits (B, classes).
+        network: the app's own model: images (B, 3, H, W) in [0, 1] to logits (B, classes).
         structure: what the server adds to it; the attack must be configured alike.
         protection: the app's LocalDpMod.
-        image_size: side of the pictures, in pixels.
+        image_size: side of the images, in pixels.
         num_classes: how many classes the network tells apart.
-        batch_size: pictures in an update: all that the client trains on in a round.
+        batch_size: images in an update: all that the client trains on in a round.
         clients: how many clients take part; their updates are captured each by itself.
         rounds: how many updates each of them gives.
         name: what to call the network.

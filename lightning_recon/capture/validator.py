@@ -261,8 +261,8 @@ def sensitivity_remarks(clipping_norm: float, sensitivity: float) -> list[str]:
 def check_sign(captured: CapturedUpdate, update: ClientUpdate, head: str) -> None:
     """Hold the gradient of the last layer's bias against what cross-entropy allows.
 
-    A picture's gradient there is prediction minus label: below zero in its own class alone. So no sum of clipped
-    gradients, and no local steps, are negative in more classes than there are pictures; a delta, which points the other
+    An image's gradient there is prediction minus label: below zero in its own class alone. So no sum of clipped
+    gradients, and no local steps, are negative in more classes than there are images; a delta, which points the other
     way, is, and so is momentum that remembers other batches.
 
     Args:

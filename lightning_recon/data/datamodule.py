@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who holds which photographs: the clients' batches, chosen by seed and handed to the client that is attacked.
 
-The attack itself is never handed a picture: it gets its own step counter as training data.
+The attack itself is never handed an image: it gets its own step counter as training data.
 """
 
 import os
@@ -25,7 +25,7 @@ from lightning_recon.ranges import COUNT, COUNT_OR_NONE, SEED, SIDE, check_range
 class ClientDataModule(LightningDataModule):
     """Photographs, cut out and dealt to the clients of federated learning.
 
-    The pictures are put in an order by `seed`; client 0 gets the first `batch_size` readable ones, client 1 the next,
+    The images are put in an order by `seed`; client 0 gets the first `batch_size` readable ones, client 1 the next,
     and so on: a client's batch does not depend on how many clients are attacked.
     """
 
@@ -51,16 +51,16 @@ class ClientDataModule(LightningDataModule):
             root: folder of the data; the environment variable LIGHTNING_RECON_DATA when not given.
             source: samples (the bundled photographs, or the image folder `root` if that is given), folder (any image
                 folder, with a subfolder per class or without), imagenet, cifar100, caltech256 or flowers102.
-            image_size: side of the square pictures in pixels, at least 8.
-            batch_size: pictures per client; of a step's batch when a target network is trained (for DP-SGD: expected).
+            image_size: side of the square images in pixels, at least 8.
+            batch_size: images per client; of a step's batch when a target network is trained (for DP-SGD: expected).
             clients: how many clients are attacked.
-            masks: finds the subject of each picture, the rest becomes black; GrabCutMasks when not given.
-            seed: chooses the pictures.
+            masks: finds the subject of each image, the rest becomes black; GrabCutMasks when not given.
+            seed: chooses the images.
             num_classes: number of classes of the network: a label that does not fit is refused, and a folder without
                 class subfolders gets labels below it; unchecked when not given.
             download: fetch CIFAR-100, Caltech-256 or Flowers-102 when missing, into `root` or, when that is not given
                 either, $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data.
-            num_workers: processes that read pictures while a target network is trained.
+            num_workers: processes that read images while a target network is trained.
             mask_cache: folder of found masks; $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks when not
                 given.
 
@@ -90,9 +90,9 @@ class ClientDataModule(LightningDataModule):
         self._chosen: tuple[Pictures, Selection, list[int]] | None = None
 
     def prepare_data(self) -> None:
-        """Download what is missing and find the subjects of all pictures that will be used: one process, once.
+        """Download what is missing and find the subjects of all images that will be used: one process, once.
 
-        An attack needs the clients' pictures alone, the training of a target network every picture of the source.
+        An attack needs the clients' images alone, the training of a target network every image of the source.
         """
         if self.download:
             open_source(self.source, self.root, self.num_classes, download=True)
@@ -122,7 +122,7 @@ class ClientDataModule(LightningDataModule):
             client.bind(self.client_batches)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The attack's own step counter; for a target network, pictures that no attacked client holds."""
+        """The attack's own step counter; for a target network, images that no attacked client holds."""
         if self._trains_target():
             return self._loader(validation=False)
         attack: Any = self.trainer and self.trainer.lightning_module
@@ -130,7 +130,7 @@ class ClientDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """One empty step for an attack; for a target network, a tenth of the pictures that it may see."""
+        """One empty step for an attack; for a target network, a tenth of the images that it may see."""
         return self._loader(validation=True) if self._trains_target() else one_step()
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -143,12 +143,12 @@ class ClientDataModule(LightningDataModule):
 
     @property
     def skipped_pictures(self) -> list[dict[str, str]]:
-        """Name of each of the clients' pictures that could not be read, and why; another took its place."""
+        """Name of each of the clients' images that could not be read, and why; another took its place."""
         skipped = [] if self._chosen is None else self._chosen[1].skipped
         return [{"name": name, "reason": reason} for name, reason in skipped]
 
     def pictures(self) -> Pictures:
-        """All pictures that clients may hold; a data module for another source overrides this alone."""
+        """All images that clients may hold; a data module for another source overrides this alone."""
         return open_source(self.source, self.root, self.num_classes)
 
     def _trains_target(self) -> bool:
@@ -156,7 +156,7 @@ class ClientDataModule(LightningDataModule):
         return self.trainer is not None and not hasattr(self.trainer.lightning_module, "client")
 
     def _choose(self) -> tuple[Pictures, Selection, list[int]]:
-        """The source, the clients' pictures, and the order of all others; read once per process."""
+        """The source, the clients' images, and the order of all others; read once per process."""
         if self._chosen is None:
             pictures = self.pictures()
             if pictures.ignored:
@@ -184,7 +184,7 @@ class ClientDataModule(LightningDataModule):
         return Subjects(pictures, order, self.image_size, self.masks, self.mask_cache, self._named)
 
     def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Nine tenths of the pictures that are left for training, or the last tenth in order.
+        """Nine tenths of the images that are left for training, or the last tenth in order.
 
         The model may say how training batches are drawn (`sampler`); else they come from shuffled passes.
         """

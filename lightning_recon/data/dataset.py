@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to train a target network on: cut out, read when asked for, with damaged files dealt with."""
+"""Images to train a target network on: cut out, read when asked for, with damaged files dealt with."""
 
 import logging
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ logger = logging.getLogger("lightning_recon")
 
 
 class Subjects(Dataset[tuple[Tensor, Tensor]]):
-    """Cut-out pictures with labels, read when asked for; a damaged file is replaced by the next one."""
+    """Cut-out images with labels, read when asked for; a damaged file is replaced by the next one."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Subjects(Dataset[tuple[Tensor, Tensor]]):
         mask_cache: Path,
         named: set[str],
     ) -> None:
-        """Name the pictures.
+        """Name the images.
 
         Args:
             pictures: the source.
@@ -44,11 +44,11 @@ class Subjects(Dataset[tuple[Tensor, Tensor]]):
         self.masks, self.mask_cache, self.named = masks, mask_cache, named
 
     def __len__(self) -> int:
-        """How many pictures there are, readable or not."""
+        """How many images there are, readable or not."""
         return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The picture with its subject on black, (3, H, W) float32 in [0, 1], and its label, int64."""
+        """The image with its subject on black, (3, H, W) float32 in [0, 1], and its label, int64."""
         count = len(self.order)
         onwards = (self.order[(index + step) % count] for step in range(count))
         chosen = select(self.pictures, onwards, 1, self.image_size)
@@ -59,7 +59,7 @@ class Subjects(Dataset[tuple[Tensor, Tensor]]):
         return image.float() / 255 * read_mask(image, self.masks, self.mask_cache), chosen.labels[0]
 
     def readable(self) -> Iterator[Tensor]:
-        """Every readable picture, (3, H, W) uint8; the others are named in a warning."""
+        """Every readable image, (3, H, W) uint8; the others are named in a warning."""
         for index in self.order:
             chosen = select(self.pictures, [index], 1, self.image_size)
             name_skipped(self.pictures, chosen, self.named)
@@ -67,13 +67,13 @@ class Subjects(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """The same pictures by lists of indices, for a sampler that draws whole batches.
+    """The same images by lists of indices, for a sampler that draws whole batches.
 
-    A damaged file is left out: a picture in its place would take part more often than its sampling rate says.
+    A damaged file is left out: an image in its place would take part more often than its sampling rate says.
     """
 
     def __init__(self, subjects: Subjects) -> None:
-        """Name the pictures.
+        """Name the images.
 
         Args:
             subjects: one by one.
@@ -81,11 +81,11 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         self.subjects = subjects
 
     def __len__(self) -> int:
-        """How many pictures there are, readable or not."""
+        """How many images there are, readable or not."""
         return len(self.subjects)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """The readable pictures of a batch, (B, 3, H, W) float32 in [0, 1], and their labels, (B,); B may be 0."""
+        """The readable images of a batch, (B, 3, H, W) float32 in [0, 1], and their labels, (B,); B may be 0."""
         source, size = self.subjects, self.subjects.image_size
         chosen = select(source.pictures, [source.order[index] for index in indices], len(indices), size)
         name_skipped(source.pictures, chosen, source.named)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picture files opened safely, and whatever they hold turned into 8-bit RGB by stated rules."""
+"""Image files opened safely, and whatever they hold turned into 8-bit RGB by stated rules."""
 
 import warnings
 from io import BytesIO
@@ -28,21 +28,21 @@ _TURNED = {
 
 
 def open_picture(source: Path | BytesIO, most_pixels: int | None = None) -> Image.Image:
-    """Decode a picture of one of the known formats, whatever its file is called.
+    """Decode an image of one of the known formats, whatever its file is called.
 
     Args:
         source: a plain file, or its content.
-        most_pixels: refuse a picture that has more; None: what Pillow allows.
+        most_pixels: refuse an image that has more; None: what Pillow allows.
 
     Raises:
         OSError: there is none, it is no plain file, damaged, or of another format.
-        ValueError: it has more pixels than a picture has (about 179 million), or is damaged in another way. Decoders
+        ValueError: it has more pixels than an image has (about 179 million), or is damaged in another way. Decoders
             raise further types on damaged files.
     """
     if isinstance(source, Path):
         check_regular(source)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures, odd EXIF, truncated colour profiles: read, or an error
+        warnings.simplefilter("ignore")  # of large images, odd EXIF, truncated colour profiles: read, or an error
         try:
             with Image.open(source, formats=FORMATS) as picture:
                 if most_pixels is not None and picture.width * picture.height > most_pixels:
@@ -54,7 +54,7 @@ def open_picture(source: Path | BytesIO, most_pixels: int | None = None) -> Imag
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture upright, in RGB with 8 bits a channel.
+    """The image upright, in RGB with 8 bits a channel.
 
     Transparent parts become black. 16-bit grey is divided by 257. Of 32-bit integers, values up to 255 are taken as 8
     bits, up to 65,535 as 16 bits, and those that reach 2^24 as 31 bits; floats from 0 to 1 are multiplied by 255.
@@ -63,7 +63,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture: decoded, of any mode.
 
     Raises:
-        ValueError: numbers of another range, where every guess would give a black or a white picture; or NaN.
+        ValueError: numbers of another range, where every guess would give a black or a white image; or NaN.
     """
     picture = _upright(picture)
     if picture.mode == "F":
@@ -83,7 +83,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; what cannot be read of that is ignored."""
+    """The image turned as its EXIF says; what cannot be read of that is ignored."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a folder in an order that does not depend on the file system, each real file once.
+"""The images of a folder in an order that does not depend on the file system, each real file once.
 
-What systems leave behind is neither class nor picture; links are followed, but never to what was seen already; pipes
+What systems leave behind is neither class nor image; links are followed, but never to what was seen already; pipes
 and devices are left alone.
 """
 
@@ -93,7 +93,7 @@ def scan(root: Path) -> Found:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is called like a picture."""
+    """Whether a file is called like an image."""
     return path.suffix.lower() in IMG_EXTENSIONS
 
 
@@ -104,7 +104,7 @@ def _listed(folder: Path, root: Path, left_out: list[str]) -> tuple[list[Path], 
         for entry in entries:
             path = folder / entry.name
             if entry.name.startswith(".") and not is_picture(path):
-                continue  # configuration; a hidden picture is macOS's second half of a file, and worth a word
+                continue  # configuration; a hidden image is macOS's second half of a file, and worth a word
             try:
                 mode = entry.stat().st_mode
             except OSError:  # a broken link

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks on disk: found once by one process, read from there ever after.
 
-A mask is a one-bit PNG whose name is the hash of the picture and of the maker's settings; whoever trains or attacks
+A mask is a one-bit PNG whose name is the hash of the image and of the maker's settings; whoever trains or attacks
 only reads.
 """
 
@@ -35,7 +35,7 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
     Args:
         images: each (3, H, W) uint8.
         total: how many there are at most.
-        masks: the maker; called once, with the missing pictures only.
+        masks: the maker; called once, with the missing images only.
         folder: of the cache.
 
     Returns:
@@ -64,7 +64,7 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
 
 
 def read_mask(image: Tensor, masks: SubjectMasks, folder: Path) -> Tensor:
-    """The stored mask of a picture, (1, H, W) bool.
+    """The stored mask of an image, (1, H, W) bool.
 
     Args:
         image: (3, H, W) uint8.

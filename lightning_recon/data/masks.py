@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of a picture is its subject: makers of masks.
+"""Which part of an image is its subject: makers of masks.
 
-A maker turns a stream of pictures into a stream of masks, so that a big model lives exactly as long as the stream.
+A maker turns a stream of images into a stream of masks, so that a big model lives exactly as long as the stream.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ INSET = Range("a number above 0 and below 0.5", 0, 0.5, inner=True)
 
 
 class SubjectMasks(ABC):
-    """Finds the subject of each picture."""
+    """Finds the subject of each image."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Everything but the picture that the masks depend on; part of the key of the cache."""
+        """Everything but the image that the masks depend on; part of the key of the cache."""
 
     @abstractmethod
     def __call__(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -53,12 +53,12 @@ class SubjectMasks(ABC):
             images: each (3, H, W) uint8, RGB; read lazily.
 
         Yields:
-            For each picture in turn its mask, (1, H, W) bool, true on the subject.
+            For each image in turn its mask, (1, H, W) bool, true on the subject.
         """
 
 
 class NoMasks(SubjectMasks):
-    """The whole picture is the subject."""
+    """The whole image is the subject."""
 
     @property
     def fingerprint(self) -> str:
@@ -88,12 +88,12 @@ class GrabCutMasks(SubjectMasks):
         """Configure GrabCut.
 
         Args:
-            inset: margin between picture and rectangle at each side, as a fraction of that side, in (0, 0.5).
+            inset: margin between image and rectangle at each side, as a fraction of that side, in (0, 0.5).
             iterations: rounds of the algorithm, at least 1.
-            seed: of OpenCV's random numbers, set anew for each picture.
-            min_fraction: the whole picture is taken where the subject would be a smaller fraction of it, in [0, 1].
-            work_size: a picture with a shorter side is enlarged to it while GrabCut looks, in pixels; 0: never. GrabCut
-                finds nothing in over half of all pictures of 64 x 64 pixels, in a fifth when enlarged to 192.
+            seed: of OpenCV's random numbers, set anew for each image.
+            min_fraction: the whole image is taken where the subject would be a smaller fraction of it, in [0, 1].
+            work_size: an image with a shorter side is enlarged to it while GrabCut looks, in pixels; 0: never. GrabCut
+                finds nothing in over half of all images of 64 x 64 pixels, in a fifth when enlarged to 192.
 
         Raises:
             UserError: An argument is out of its range.
@@ -116,7 +116,7 @@ class GrabCutMasks(SubjectMasks):
         return f"grabcut {settings} opencv {cv2.__version__}"
 
     def __call__(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
-        """One picture after the other."""
+        """One image after the other."""
         return (self._mask(image) for image in images)
 
     def _mask(self, image: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class GrabCutMasks(SubjectMasks):
 class SamMasks(SubjectMasks):
     """Subject by Segment Anything: one point at the centre, the best of three masks by predicted IoU.
 
-    Runs on the GPU when there is one. Where the model finds nothing at all, the whole picture is taken.
+    Runs on the GPU when there is one. Where the model finds nothing at all, the whole image is taken.
 
     Source: Kirillov et al., "Segment Anything", ICCV 2023; prompt as in You et al., arXiv 2502.08151.
     """
@@ -163,7 +163,7 @@ class SamMasks(SubjectMasks):
             checkpoint: file of weights; the environment variable LIGHTNING_RECON_SAM_CHECKPOINT when not given.
             model_type: vit_h, vit_l, vit_b or another name in segment_anything.sam_model_registry.
             checksum: SHA-256 (hexadecimal) that the file must have; the published one when not given.
-            batch_size: pictures that go through the image encoder together, at least 1.
+            batch_size: images that go through the image encoder together, at least 1.
 
         Raises:
             UserError: A batch size below 1, or no checksum for a model that is not one of the published three.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where photographs come from: a lazy, ordered list of labelled pictures, cut square and read one at a time.
+"""Where photographs come from: a lazy, ordered list of labelled images, cut square and read one at a time.
 
 Every source (bundled samples, image folders, torchvision's data sets) becomes `Pictures`. Nothing is decoded before
-it is chosen, so a folder of a million pictures opens in seconds, and a damaged file costs one picture, not the run.
+it is chosen, so a folder of a million images opens in seconds, and a damaged file costs one image, not the run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,14 +30,14 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class ClientBatch:
-    """One client's pictures, which nobody but the client and the scorer may see.
+    """One client's images, which nobody but the client and the scorer may see.
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1]: what the client trains on, the subject cut out on black.
         photographs: (B, 3, H, W) float32 in [0, 1]: before the cut-out.
         masks: (B, 1, H, W) bool: the subject.
         labels: (B,) int64: class indices.
-        names: path below the data root, or index in the data set, of each picture, for reports.
+        names: path below the data root, or index in the data set, of each image, for reports.
     """
 
     images: Tensor
@@ -49,13 +49,13 @@ class ClientBatch:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A lazy list of labelled pictures in an order that does not depend on the file system.
+    """A lazy list of labelled images in an order that does not depend on the file system.
 
     Args:
         origin: where they come from, for messages.
-        names: one per picture.
-        fetch: decodes the picture of an index and returns it with its label; may raise anything on a damaged file.
-        ignored: files that lie among the pictures and are none.
+        names: one per image.
+        fetch: decodes the image of an index and returns it with its label; may raise anything on a damaged file.
+        ignored: files that lie among the images and are none.
     """
 
     origin: str
@@ -64,14 +64,14 @@ class Pictures:
     ignored: Sequence[str] = ()
 
     def __len__(self) -> int:
-        """How many pictures there are, readable or not."""
+        """How many images there are, readable or not."""
         return len(self.names)
 
     def read(self, index: int, size: int) -> tuple[Tensor, int]:
-        """Decode one picture: its square of (3, size, size) uint8 and its label.
+        """Decode one image: its square of (3, size, size) uint8 and its label.
 
         Raises:
-            ValueError: The file is damaged or no picture; the message says why.
+            ValueError: The file is damaged or no image; the message says why.
         """
         try:
             picture, label = self.fetch(index)
@@ -82,14 +82,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Selection:
-    """Pictures that were chosen and could be read.
+    """Images that were chosen and could be read.
 
     Args:
         images: (N, 3, size, size) uint8.
         labels: (N,) int64.
         names: N names.
         used: how many entries of the order were consumed, readable or not.
-        skipped: name and reason of each picture that could not be read.
+        skipped: name and reason of each image that could not be read.
     """
 
     images: Tensor
@@ -100,11 +100,11 @@ class Selection:
 
 
 def select(pictures: Pictures, order: Iterable[int], count: int, size: int) -> Selection:
-    """The first `count` readable pictures in the given order; fewer if there are not so many.
+    """The first `count` readable images in the given order; fewer if there are not so many.
 
     Args:
         pictures: the source.
-        order: indices into it; a picture that cannot be read is replaced by the next.
+        order: indices into it; an image that cannot be read is replaced by the next.
         count: how many are wanted.
         size: side of the square, in pixels.
     """
@@ -130,7 +130,7 @@ def select(pictures: Pictures, order: Iterable[int], count: int, size: int) -> S
 
 
 def square(picture: Image.Image, size: int) -> Tensor:
-    """The picture upright, in RGB, its short side resized to `size` (antialiased) and its centre cropped.
+    """The image upright, in RGB, its short side resized to `size` (antialiased) and its centre cropped.
 
     Args:
         picture: any mode; see `to_rgb` for what becomes of it.
@@ -139,13 +139,13 @@ def square(picture: Image.Image, size: int) -> Tensor:
     Returns:
         (3, size, size) uint8.
     """
-    # fit() cuts the centre square first, so that an extremely long picture cannot become huge
+    # fit() cuts the centre square first, so that an extremely long image cannot become huge
     fitted = ImageOps.fit(to_rgb(picture), (size, size), method=Image.Resampling.BILINEAR)
     return torch.Tensor(transforms.pil_to_tensor(fitted)).to(torch.uint8)
 
 
 def open_source(source: Source, root: Path | None, num_classes: int | None = None, download: bool = False) -> Pictures:
-    """Open a source of pictures.
+    """Open a source of images.
 
     Args:
         source: which reader. "samples" reads the bundled photographs; "folder" and "imagenet" an image folder
@@ -156,7 +156,7 @@ def open_source(source: Source, root: Path | None, num_classes: int | None = Non
         download: let torchvision download CIFAR-100, Caltech-256 or Flowers-102.
 
     Raises:
-        UserError: The data are not there, or hold no pictures.
+        UserError: The data are not there, or hold no images.
     """
     if source == "samples":
         return open_folder(SAMPLES)
@@ -169,10 +169,10 @@ def open_source(source: Source, root: Path | None, num_classes: int | None = Non
 
 
 def open_folder(root: Path, num_classes: int | None = None) -> Pictures:
-    """Pictures of a folder, in the order of their sorted paths; see `scan` for what is left out.
+    """Images of a folder, in the order of their sorted paths; see `scan` for what is left out.
 
     With a folder per class (torchvision's ImageFolder layout, any depth below it), the label is the position of the
-    class among the sorted folder names. Without class folders, the label is the position of the picture among the
+    class among the sorted folder names. Without class folders, the label is the position of the image among the
     sorted file names, modulo `num_classes` (1000 when that is not given).
 
     Args:
@@ -180,7 +180,7 @@ def open_folder(root: Path, num_classes: int | None = None) -> Pictures:
         num_classes: number of labels of a folder without classes.
 
     Raises:
-        UserError: The folder does not exist or holds no picture.
+        UserError: The folder does not exist or holds no image.
     """
     if not root.is_dir():
         raise UserError(f"data root {root} does not exist or is no folder: give the folder of pictures by --data.root")

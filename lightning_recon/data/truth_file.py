@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures behind a captured update, for scoring alone: an auditor has those of his own client.
+"""The images behind a captured update, for scoring alone: an auditor has those of his own client.
 
 A truth file is one safetensors file, `images` (B, 3, H, W) float32 in [0, 1] and `labels` (B,) int64, with the client's
 index in its header. The attack never reads it.
@@ -35,7 +35,7 @@ def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0
         client: index of the client, from 0.
 
     Raises:
-        UserError: the pictures are none, or the file cannot be written.
+        UserError: the images are none, or the file cannot be written.
     """
     path = Path(path)
     if fault := _fault(images, labels):
@@ -45,7 +45,7 @@ def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0
 
 
 def load_truth(path: Path) -> tuple[int, ClientBatch]:
-    """Read a client's index and its pictures.
+    """Read a client's index and its images.
 
     Raises:
         UserError: the file is damaged, or no truth file.
@@ -67,10 +67,10 @@ def load_truth(path: Path) -> tuple[int, ClientBatch]:
 
 
 def check_truth(batches: list[ClientBatch], task: Task) -> None:
-    """Refuse pictures that cannot be those behind an update.
+    """Refuse images that cannot be those behind an update.
 
     Args:
-        batches: each client's pictures.
+        batches: each client's images.
         task: what was announced.
 
     Raises:
@@ -96,7 +96,7 @@ def check_truth(batches: list[ClientBatch], task: Task) -> None:
 
 
 class CapturedPictures(LightningDataModule):
-    """The pictures behind a captured update, read from truth files; they score the attack and do nothing else."""
+    """The images behind a captured update, read from truth files; they score the attack and do nothing else."""
 
     client_batches: list[ClientBatch]
 
@@ -110,7 +110,7 @@ class CapturedPictures(LightningDataModule):
         self.root = Path(root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the pictures; a simulated client, to compare with, is given them.
+        """Read the images; a simulated client, to compare with, is given them.
 
         Args:
             stage: fit, validate, test or predict; all are alike.
@@ -153,7 +153,7 @@ class CapturedPictures(LightningDataModule):
 
 
 def _fault(images: Tensor, labels: Tensor) -> str:
-    """What is wrong with pictures and labels, in one line; empty if nothing."""
+    """What is wrong with images and labels, in one line; empty if nothing."""
     if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
         return f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, not float (B, 3, H, W)"
     if not (images.min() >= 0 and images.max() <= 1):

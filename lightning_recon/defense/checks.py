@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seven statistics of a shipped model: small for ordinary networks, large for a structure that copies pictures.
+"""Seven statistics of a shipped model: small for ordinary networks, large for a structure that copies images.
 
 All look at the model from outside: parameters, outputs and gradients, never at names, classes or code. None proves that
 a model is harmless; each docstring says what a server that knows the check would do, and what that costs it.
@@ -20,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 from lightning_recon.client.gradients import mean_gradient, reproducible_fp32
 from lightning_recon.privacy.mechanism import tensor_norms
 
-# Shorter rows may be alike, or follow the picture, by chance.
+# Shorter rows may be alike, or follow the image, by chance.
 _LEAST_INPUTS = 16
 _PARALLEL = 0.999
 _MOST_ROWS = 4096
 # A layer is looked at if it takes this share of the gradient's energy, and silent if its removal moves the logits less.
 _LOUD, _SILENT = 0.1, 0.25
-# Curvature below which a row counts as linear in the picture. Structures of 32 x 32 pictures show up to 2e-6, which is
+# Curvature below which a row counts as linear in the image. Structures of 32 x 32 images show up to 2e-6, which is
 # float32's rounding; an untrained resmlp_12, which is nearly linear, 4e-5; most ordinary layers 1e-2 and more.
 _LINEAR = 1e-5
 _MIXTURES = (0.0, 0.25, 0.5)
@@ -76,8 +76,8 @@ def gradient_of(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, T
 def repeated_rows(model: nn.Module) -> Reading:
     """Share of a weight's rows that another row is parallel to, in the weight where it is greatest.
 
-    Structures measure the same quantity (brightness, say) with many units, to tell pictures apart. Not seen: a client
-    with a single picture is measured by a single unit; random rows (trap weights) that measure at random. To evade:
+    Structures measure the same quantity (brightness, say) with many units, to tell images apart. Not seen: a client
+    with a single image is measured by a single unit; random rows (trap weights) that measure at random. To evade:
     add a small random vector to each row, which costs a little of the isolation.
 
     Args:
@@ -94,18 +94,18 @@ def repeated_rows(model: nn.Module) -> Reading:
 
 
 def constant_inputs(model: nn.Module, images: Tensor) -> Reading:
-    """Number of inputs of a linear layer that are the same for every picture and not zero, while others vary: pilots.
+    """Number of inputs of a linear layer that are the same for every image and not zero, while others vary: pilots.
 
     Layers whose inputs are all the same are not counted: the class tokens of transformers are such inputs.
 
     Inputs that are always zero, which reveal the noise, are not counted: ReLU networks without normalisation have as
-    many (36 % of the inputs of vgg11's second linear layer are zero for all pictures, whatever these show). Not seen:
+    many (36 % of the inputs of vgg11's second linear layer are zero for all images, whatever these show). Not seen:
     products other than `torch.nn.functional.linear`; a pilot mixed with other inputs, as in rows that are spread over
     tensors. To evade: use a pilot that varies a little, or none and learn the sign otherwise.
 
     Args:
         model: images to logits.
-        images: (B, channels, height, width), float32; noise pictures are looked at beside them.
+        images: (B, channels, height, width), float32; noise images are looked at beside them.
     """
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     with _Inputs() as seen:
@@ -187,13 +187,13 @@ def silent_layer(model: nn.Module, images: Tensor, gradient: Mapping[str, Tensor
 
 
 def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
-    """Share of the gradient's energy in weights whose loudest row is a linear function of the picture.
+    """Share of the gradient's energy in weights whose loudest row is a linear function of the image.
 
-    The row of a picture mixed a quarter and half with its mirror image is compared with the plane of the other two:
+    The row of an image mixed a quarter and half with its mirror image is compared with the plane of the other two:
     the curvature is its distance from there relative to how far the row moved. This is what any linear code is, however
-    loud, hidden or gated. It is true of an ordinary fully connected first layer too, which leaks pictures just so. Not
-    seen: rows that hold the difference to an estimate of another picture for each unit (feedback to several victims).
-    To evade: encode the picture by a function that bends by more than 1e-5.
+    loud, hidden or gated. It is true of an ordinary fully connected first layer too, which leaks images just so. Not
+    seen: rows that hold the difference to an estimate of another image for each unit (feedback to several victims).
+    To evade: encode the image by a function that bends by more than 1e-5.
 
     Args:
         model: images to logits.

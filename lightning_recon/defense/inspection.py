@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All checks of a shipped model on the client's own pictures, each with a number and a plain sentence."""
+"""All checks of a shipped model on the client's own images, each with a number and a plain sentence."""
 
 from dataclasses import dataclass
 
@@ -78,7 +78,7 @@ def inspect_model(model: nn.Module, images: Tensor, labels: Tensor) -> list[Find
 
     Args:
         model: images to logits, float32, as it was shipped; it stays as it is.
-        images: (B, channels, height, width), float32: some of the client's own pictures, B at least 1; a single
+        images: (B, channels, height, width), float32: some of the client's own images, B at least 1; a single
             one is looked at together with its mirror image, as layers that normalise a batch want two.
         labels: (B,), int64.
 

@@ -124,7 +124,7 @@ class TruthRecord(TypedDict):
 
 @with_config(STRICT)
 class FileRecord(TypedDict):
-    """How a picture's file arrived, see `structure.guess.ReceivedFile`."""
+    """How an image's file arrived, see `structure.guess.ReceivedFile`."""
 
     codec: Name
     rate: float
@@ -134,7 +134,7 @@ class FileRecord(TypedDict):
 
 @with_config(STRICT)
 class BeliefRecord(TypedDict):
-    """What the attacker says of the pictures of one update, in the header of `reconstructions.safetensors`."""
+    """What the attacker says of the images of one update, in the header of `reconstructions.safetensors`."""
 
     evident: bool
     labels: list[Label] | None
@@ -250,7 +250,7 @@ class CaptureRecord(TypedDict):
 
 @with_config(OPEN)
 class SkippedRecord(TypedDict):
-    """A picture that could not be read."""
+    """An image that could not be read."""
 
     name: Text
     reason: Text

@@ -275,7 +275,7 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], entry: str, record: 
 
 
 def write_picture(path: Path, picture: Tensor) -> None:
-    """Write a picture (3, H, W) with values in [0, 1] as PNG, atomically."""
+    """Write an image (3, H, W) with values in [0, 1] as PNG, atomically."""
     write(path, lambda partial: save_image(picture, partial, format="png"))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_recon.attack.inversion.forward_model import FunctionalModel, Update
 
 _EXACT = 1e-3  # relative deviation from exact proportionality that rounding may leave
-_SPREAD = 4.0  # factor by which the gain of a layer without bias may differ between pictures
+_SPREAD = 4.0  # factor by which the gain of a layer without bias may differ between images
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Head:
         layer: name of the linear layer that holds both; None if it is of another kind.
         gains: factor of each class, (classes,): 1 for linear layers, less where only a part of a map counts.
         direction: without a bias, what every row of the weight's gradient is multiplied with, (inputs,); None if
-            pictures differ so much in it that it shows nothing of several pictures.
+            images differ so much in it that it shows nothing of several images.
     """
 
     weight: str | None
@@ -38,7 +38,7 @@ class Head:
 
     @property
     def of_batches(self) -> bool:
-        """Whether it shows the labels of several pictures, and not only those of one."""
+        """Whether it shows the labels of several images, and not only those of one."""
         return self.bias is not None or self.direction is not None
 
     def errors(self, update: Update, noise: float) -> tuple[Tensor, float]:
@@ -55,7 +55,7 @@ class Head:
             gains = self.gains.to(update[self.bias])
             return update[self.bias] / gains, noise / float(gains.min())
         rows = update[str(self.weight)].flatten(1)
-        if self.direction is None:  # of one picture: the rows are its errors times one vector, its class's the longest
+        if self.direction is None:  # of one image: the rows are its errors times one vector, its class's the longest
             return -torch.linalg.vector_norm(rows, dim=1), noise * math.sqrt(rows.shape[1])
         return rows @ self.direction.to(rows), noise * float(torch.linalg.vector_norm(self.direction))
 
@@ -78,7 +78,7 @@ def find_head(model: FunctionalModel, pictures: Tensor) -> Head | None:
     ]
     if not candidates or not logits.requires_grad:
         return None
-    # Errors of the first picture alone, whose sum is zero as that of softmax minus one-hot always is.
+    # Errors of the first image alone, whose sum is zero as that of softmax minus one-hot always is.
     generator = torch.Generator().manual_seed(0)
     errors = torch.randn(2, classes, generator=generator).to(logits)
     errors = errors - errors.mean(1, keepdim=True)
@@ -118,7 +118,7 @@ def _with_bias(model: FunctionalModel, bias: str, gains: Tensor, logits: Tensor,
     place, _, _ = bias.rpartition(".")
     weight = f"{place}.weight" if place else "weight"
     layer = place if isinstance(model.network.get_submodule(place), nn.Linear) else None
-    if not exact:  # the mean over all pictures: of one, a class may happen to count for nothing
+    if not exact:  # the mean over all images: of one, a class may happen to count for nothing
         each = [
             _gradients(logits[n : n + 1], torch.ones_like(logits[:1]), values, [bias])[bias] for n in range(len(logits))
         ]
@@ -135,10 +135,10 @@ def _one_direction(rows: Tensor, errors: Tensor) -> bool:
 
 
 def _direction(weight: str, logits: Tensor, values: Update, errors: Tensor) -> Tensor | None:
-    """The mean input of a layer without bias, scaled to show errors as a bias would; None if pictures disagree.
+    """The mean input of a layer without bias, scaled to show errors as a bias would; None if images disagree.
 
-    Every picture's errors reach the weight times that picture's input, and a product with the mean input leaves the
-    errors times a number, if that number is about the same for all pictures.
+    Every image's errors reach the weight times that image's input, and a product with the mean input leaves the
+    errors times a number, if that number is about the same for all images.
     """
     each = []
     for number in range(len(logits)):

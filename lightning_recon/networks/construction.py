@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Target networks by name, prepared so that they can be differentiated per sample and twice.
 
-Whatever the network, it takes pictures in [0, 1]: the normalisation that it expects happens inside.
+Whatever the network, it takes images in [0, 1]: the normalisation that it expects happens inside.
 """
 
 import logging
@@ -58,7 +58,7 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(64 * 4 * 4, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of pictures (B, 3, height, width)."""
+        """Logits (B, num_classes) of images (B, 3, height, width)."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
 
@@ -71,7 +71,7 @@ def build_network(
     normalization: Normalization = "auto",
     image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """Build a network that maps pictures in [0, 1] to logits.
+    """Build a network that maps images in [0, 1] to logits.
 
     Args:
         name: "convnet", a torchvision name, a timm name (if timm is installed), or a class path
@@ -79,7 +79,7 @@ def build_network(
         num_classes: number of logits, at least 2.
         weights: file with a state dict, see `load_weights`; None: random weights.
         seed: seed of the random weights; the global random state is left alone.
-        normalization: of the pictures, inside the network; see `normalization.resolve`.
+        normalization: of the images, inside the network; see `normalization.resolve`.
         image_size: height and width that the network is built for, in pixels; None: its own default. Only some
             networks take it, see `takes_size`.
 
@@ -153,7 +153,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for name, value in content.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
-    # Names as in the user's own model, in a client's checkpoint, or of the time when a wrapper normalised the pictures.
+    # Names as in the user's own model, in a client's checkpoint, or of the time when a wrapper normalised the images.
     own = network.state_dict().keys()
     prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
     content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
@@ -261,7 +261,7 @@ def is_class_path(name: str) -> bool:
 
 
 def takes_size(name: str) -> bool:
-    """Whether a network may be one that is built for pictures of one size: torchvision's transformers, any of timm."""
+    """Whether a network may be one that is built for images of one size: torchvision's transformers, any of timm."""
     if name == "convnet" or name in torchvision.models.list_models(module=torchvision.models):
         return name.startswith("vit_")
     return not is_class_path(name)
@@ -274,7 +274,7 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
     if name in known:
         settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
         built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
-        if name == "inception_v3":  # its auxiliary head needs large pictures, and what it says is not used
+        if name == "inception_v3":  # its auxiliary head needs large images, and what it says is not used
             built.get_submodule("AuxLogits").forward = _nothing
         return built
     if find_spec("timm") is not None:
@@ -291,12 +291,12 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
 
 
 def _sized(build: Callable[..., nn.Module], option: str, image_size: tuple[int, int] | None) -> nn.Module:
-    """Build a library's network; for pictures of a size, if one is given, by the option that the library has for it."""
+    """Build a library's network; for images of a size, if one is given, by the option that the library has for it."""
     if image_size is None:
         return build()
     height, width = image_size
     try:
-        # torchvision's transformers take pictures of one side.
+        # torchvision's transformers take images of one side.
         return build(**{option: image_size if height != width or option == "img_size" else height})
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
         raise UserError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How pictures in [0, 1] are normalised before the target network sees them.
+"""How images in [0, 1] are normalised before the target network sees them.
 
 The normalisation is a forward pre-hook of the network itself, so that parameters keep the names that they have in the
 user's own model.
@@ -21,7 +21,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Mean and standard deviation of each colour channel: pictures are normalised to (x - mean) / std.
+    """Mean and standard deviation of each colour channel: images are normalised to (x - mean) / std.
 
     Args:
         mean: of red, green and blue, on the scale [0, 1].
@@ -37,7 +37,7 @@ class ChannelStatistics:
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
 
     def check(self) -> None:
-        """Refuse what cannot normalise pictures of three channels.
+        """Refuse what cannot normalise images of three channels.
 
         Raises:
             UserError: which number is wrong.
@@ -59,7 +59,7 @@ IMAGENET = ChannelStatistics(IMAGENET_MEAN, IMAGENET_STD)
 
 
 class Normalize:
-    """The hook: normalises the pictures that a network is called with.
+    """The hook: normalises the images that a network is called with.
 
     Args:
         statistics: of the channels.
@@ -70,16 +70,16 @@ class Normalize:
         self.mean, self.std = (torch.tensor(one).view(3, 1, 1) for one in (statistics.mean, statistics.std))
 
     def __call__(self, module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The network's arguments with the first of them, pictures (B, 3, H, W), normalised."""
+        """The network's arguments with the first of them, images (B, 3, H, W), normalised."""
         images, *others = given
         return ((images - self.mean.to(images)) / self.std.to(images), *others)
 
 
 def normalize_inputs(network: nn.Module, statistics: ChannelStatistics | None) -> nn.Module:
-    """Let a network normalise the pictures that it is called with.
+    """Let a network normalise the images that it is called with.
 
     Args:
-        network: expects normalised pictures (B, 3, H, W); it is changed in place.
+        network: expects normalised images (B, 3, H, W); it is changed in place.
         statistics: None leaves it as it is.
 
     Returns:
@@ -91,7 +91,7 @@ def normalize_inputs(network: nn.Module, statistics: ChannelStatistics | None) -
 
 
 def resolve(normalization: Normalization, name: str, network: nn.Module) -> ChannelStatistics | None:
-    """The statistics that a network's pictures are normalised with; None if they are not.
+    """The statistics that a network's images are normalised with; None if they are not.
 
     Args:
         normalization: as configured or announced.
@@ -99,7 +99,7 @@ def resolve(normalization: Normalization, name: str, network: nn.Module) -> Chan
         network: as built; a network of timm carries the settings of its published weights.
 
     Raises:
-        UserError: statistics that cannot normalise pictures.
+        UserError: statistics that cannot normalise images.
     """
     if isinstance(normalization, ChannelStatistics):
         normalization.check()

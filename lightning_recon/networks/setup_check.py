@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a network can be trained on the pictures at hand: one forward pass, before anything is computed with it."""
+"""Whether a network can be trained on the images at hand: one forward pass, before anything is computed with it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ from lightning_recon.errors import UserError
 
 Build = Callable[[tuple[int, int]], nn.Module]
 
-_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299)  # sides that are tried where a network cannot take the pictures'
+_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299)  # sides that are tried where a network cannot take the images'
 
 log = logging.getLogger(__name__)
 
 
 class _Unfit(Exception):
-    """The network cannot be used, whatever the size of the pictures."""
+    """The network cannot be used, whatever the size of the images."""
 
 
 def fit_to_pictures(
@@ -33,20 +33,20 @@ def fit_to_pictures(
     pictures: int = 2,
     seed: int = 0,
 ) -> nn.Module:
-    """The network, or one that is built for the pictures' size if this one is not.
+    """The network, or one that is built for the images' size if this one is not.
 
     Args:
-        network: maps pictures to logits; layers that learn their shape from the first pictures do so now.
-        rebuild: builds the same network for pictures of a height and width, or raises `UserError`; None: there is no
+        network: maps images to logits; layers that learn their shape from the first images do so now.
+        rebuild: builds the same network for images of a height and width, or raises `UserError`; None: there is no
             other.
         name: of the network, for messages.
-        image_shape: of a picture, (3, height, width).
+        image_shape: of an image, (3, height, width).
         num_classes: number of logits that are expected.
         pictures: how many go through it at a time, at least 1; two show more than one.
         seed: of the weights of layers that learn their shape now.
 
     Raises:
-        UserError: it cannot be trained on such pictures; what is wrong, and what size it takes.
+        UserError: it cannot be trained on such images; what is wrong, and what size it takes.
     """
     try:
         try:
@@ -124,7 +124,7 @@ def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
-        # A picture of random pixels, since layers that normalise a flat one divide by zero.
+        # An image of random pixels, since layers that normalise a flat one divide by zero.
         images = torch.rand(pictures, *image_shape).to(device)
         try:
             network.train()
