@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program prints: rich's one console, names as they are, and nothing that tears a progress bar.
+"""Console output through rich's global console, without markup in names and without breaking a progress bar.
 
-Everything that users named (folders, attacks, files) is printed as it is: square brackets in it are no markup, and
-control characters are shown, not sent to the terminal.
+Names that users chose (folders, attacks, files) are printed literally: square brackets are not markup, and control
+characters are escaped.
 """
 
 import io
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_recon.printable import printable
 
-# Seconds between the lines of a log.
+# Seconds between progress lines where there is no terminal.
 SECONDS = 30.0
 
 
@@ -41,7 +41,7 @@ def is_quiet() -> bool:
 
 
 def plain(text: str) -> str:
-    r"""The text with control characters as their escapes: a file name cannot move the cursor or change colours.
+    r"""The text with control characters escaped, so that a file name cannot move the cursor or change colours.
 
     Args:
         text: Anything; new lines stay.
@@ -50,7 +50,7 @@ def plain(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print text as it is, on lines as long as it needs; a progress bar that is up stays below it.
+    """Print text literally, without wrapping lines; an active progress bar stays below it.
 
     Args:
         text: Without markup.
@@ -59,7 +59,7 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print what even a quiet command says, above a progress bar if one is up.
+    """Print a warning, also under --quiet, above an active progress bar.
 
     Args:
         text: Without markup.
@@ -71,10 +71,10 @@ def warn(text: str) -> None:
 
 
 def sign_of_life(text: str) -> None:
-    """Print a line at once where a person watches: on a terminal, and by one process of several.
+    """Print a line immediately if stderr is a terminal, from the first local process only.
 
     Args:
-        text: What takes a while.
+        text: Description of the slow operation.
     """
     if sys.stderr.isatty() and not is_quiet() and os.environ.get("LOCAL_RANK", "0") == "0":
         print(plain(text), file=sys.stderr, flush=True)
@@ -82,14 +82,14 @@ def sign_of_life(text: str) -> None:
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how far work inside a run is: a bar that is gone afterwards; without a terminal a line now and then.
+    """Show progress within a run: a transient bar on a terminal, otherwise a line every `SECONDS`.
 
     Args:
         what: What is counted.
         total: How many there are; a single one is not worth a bar.
 
     Yields:
-        To be called with how many are done.
+        A function to call with the number of items done.
     """
     console = rich.get_console()
     if is_quiet() or total < 2:
@@ -112,7 +112,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 class _Standard(logging.StreamHandler[io.TextIOBase]):
-    """Writes to what `sys.stderr` is at that moment: above the bar while one is up."""
+    """Writes to the current `sys.stderr`, which rich redirects above an active bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr  # type: ignore[assignment]
@@ -120,7 +120,7 @@ class _Standard(logging.StreamHandler[io.TextIOBase]):
 
 
 def log_above_bars() -> None:
-    """Let Lightning's own log lines pass through rich, as those of everyone else do."""
+    """Route Lightning's log lines through rich, like all others."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logger = logging.getLogger(name)
         for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:

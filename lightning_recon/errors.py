@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception that means "the user can fix this"."""
+"""Errors the user can fix."""
 
 from lightning_recon.printable import printable
 
@@ -7,7 +7,7 @@ _MOST = 2000  # characters of a message
 
 
 class UserError(Exception):
-    """A mistake the user can fix: says what was wrong, where, and what to do.
+    """An error the user can fix; its message says what was wrong, where, and what to do.
 
     The command line prints it as one line and exits with status 2; library users catch it like any exception.
     """

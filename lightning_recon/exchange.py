@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that crosses the wire between server and client, and nothing else.
+"""The messages between server and client: payloads, updates and the training's announced parameters.
 
 The server ships a `ServerPayload`, the client answers with a privatised `ClientUpdate`; both are plain data, kept as
 safetensors + JSON, so that reading them never executes code. A recorded exchange answers in the client's place
-(`RecordedClient`), which is how a run is repeated where the images no longer exist.
+(`RecordedClient`), so a run can be replayed after the images were deleted.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ MOST_NUMBERS = 1 << 31
 
 @dataclass(frozen=True)
 class Task:
-    """What the server knows because it runs the training: announced, never estimated.
+    """What the server knows because it runs the training; these parameters are announced, not estimated.
 
     Args:
         image_shape: channels, height and width of one image, in pixels.
-        num_classes: how many classes the network tells apart.
+        num_classes: how many classes the network distinguishes.
         batch_size: images in one client's batch (B).
         clients: how many clients take part.
         network: name of the target network.
@@ -64,7 +64,7 @@ class Task:
         local_steps: plain gradient steps that a client takes, each on an equal part of its batch, before it sends what
             they took from the weights, divided by the learning rate: with one step the gradient itself.
         local_rate: their learning rate.
-        local_epochs: how often a client goes through its batch so.
+        local_epochs: local passes over the batch.
         normalization: of the images, as the network does it: "none", "imagenet", or mean and standard deviation;
             "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
             have it, and mean "imagenet".
@@ -145,7 +145,7 @@ def completed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ServerPayload:
-    """One round's shipment: how to build what the server adds to the network.
+    """The server's message of one round: how to build the layer that it adds to the network.
 
     Args:
         settings: plain values; empty (with no tensors) means that nothing is added to the network.
@@ -201,7 +201,7 @@ class ServerPayload:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a client sends back after clipping and noise: the only thing an attacker may look at.
+    """A client's answer after clipping and noise: the only client data that an attack may use.
 
     Args:
         client: index of the client, from 0; under secure aggregation of the group of clients whose sum it is.
@@ -227,7 +227,7 @@ class ClientUpdate:
             folder: where to write; created if missing.
             name: file name without ending, see `update_name`.
             keep: for each tensor to keep, the indices of its rows (int64, along dimension 0), or None for all rows.
-                What is not named is recorded by shape and hash alone.
+                For all other tensors only shape and hash are recorded.
         """
         if unknown := sorted(keep.keys() - self.gradient.keys()):
             raise KeyError(f"the update has no tensor {unknown[0]!r}")
@@ -267,7 +267,7 @@ class ClientUpdate:
 
 @runtime_checkable
 class Client(Protocol):
-    """Whoever answers a server: someone with images, or a recording."""
+    """Answers a server's payload: a simulated client with images, or a recorded exchange."""
 
     @property
     def task(self) -> Task:
@@ -280,7 +280,7 @@ class Client(Protocol):
 
 
 class RecordedClient:
-    """Answers from a saved exchange: no images, no network."""
+    """Answers from a saved exchange, without images or a network."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a recording.
@@ -336,7 +336,7 @@ class RecordedClient:
 
 
 def check_task(task: Task) -> Task:
-    """Refuse a task whose fields contradict each other, or ask together for more memory than any real training.
+    """Refuse a task whose fields contradict each other, or that together need more memory than any real training.
 
     Returns:
         The task.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is stopped, by Ctrl-C or by SIGTERM as batch systems send it, ends in one line and its own exit status."""
+"""End an interrupted run (Ctrl-C, or SIGTERM from a batch system) with one line and a distinct exit status."""
 
 import io
 import signal
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has arrived: handled like Ctrl-C by everything between here and the command line."""
+    """SIGTERM was received; every caller up to the command line handles it like Ctrl-C."""
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -19,13 +19,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def terminable() -> None:
-    """Let SIGTERM raise `Terminated` from now on; only the main thread can."""
+    """Make SIGTERM raise `Terminated`; this has an effect in the main thread only."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
 
 
 def printable() -> None:
-    """Let a terminal that cannot show a character show another: no run may end for that."""
+    """Replace characters that the terminal cannot encode, so that printing never ends a run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
@@ -33,7 +33,7 @@ def printable() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Stop in one line on Ctrl-C or SIGTERM inside the block, and restore what the two did before.
+    """Exit with one line on Ctrl-C or SIGTERM inside the block; restore the previous signal handlers afterwards.
 
     Raises:
         SystemExit: With status 130 for Ctrl-C and 143 for SIGTERM.
@@ -60,13 +60,13 @@ def stoppable() -> Iterator[None]:
 
 
 def interruption(error: BaseException) -> tuple[str, int] | None:
-    """What to say of a run that was stopped, and its exit status by the shell's convention.
+    """The message for an interrupted run, and its exit status by the shell's convention.
 
     Args:
-        error: What ended the program; Lightning turns an interruption into `SystemExit`.
+        error: The exception that ended the program; Lightning turns an interruption into `SystemExit`.
 
     Returns:
-        The line and the status, 128 plus the signal's number; None if nobody stopped it.
+        The message and the status, 128 plus the signal's number; None if the run was not interrupted.
     """
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, KeyboardInterrupt):

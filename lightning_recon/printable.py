@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text from outside (file names, names in headers and records) made fit for a terminal, a plot, a report and JSON."""
+"""Make external text (file names, names in headers and records) safe for a terminal, a plot, a report and JSON."""
 
 import unicodedata
 
@@ -8,7 +8,7 @@ _JOINERS = "\u200c\u200d"  # needed by Persian and Indic words and by emoji
 
 
 def printable(text: str, most: int = MOST) -> str:
-    r"""The text in one line, without anything that moves a cursor, turns the direction of writing or is no character.
+    r"""The text in one line, without cursor movement, bidirectional controls or unassigned characters.
 
     Args:
         text: anything, for instance a file name that is not UTF-8, as `os.fsdecode` gives it.
@@ -28,7 +28,7 @@ def printable(text: str, most: int = MOST) -> str:
 
 
 def cleaned(value: object) -> object:
-    """A value read from JSON with every text in it, and every key, made printable; texts keep their length.
+    """A value read from JSON in which every string and every key is printable; no string is shortened.
 
     Args:
         value: of dicts, lists, texts, numbers and None.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers that depend on what they are for, and on nothing that ran before."""
+"""Random generators seeded by their purpose, independent of any random numbers drawn before."""
 
 import hashlib
 
@@ -7,14 +7,14 @@ import torch
 
 
 def generator_for(purpose: str, *numbers: int) -> torch.Generator:
-    """A random stream: the same for the same purpose and numbers, independent for any others.
+    """A random generator, determined by its purpose and numbers; others give independent streams.
 
     Args:
-        purpose: what the numbers are drawn for.
-        numbers: seed, and what else tells one stream from another.
+        purpose: what the random numbers are used for.
+        numbers: the seed, and any further indices that distinguish streams, such as client and round.
 
     Returns:
-        Generator on the CPU, so that what is drawn depends on neither the device, nor the rank, nor what ran before.
+        A generator on the CPU, so that its numbers do not depend on the device, the rank or earlier draws.
     """
     key = hashlib.sha256(" ".join([purpose, *map(str, numbers)]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word that was most likely meant, for messages about mistyped names."""
+"""Suggestions for mistyped names, for use in error messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The one known word that a mistyped one most likely means; None if none comes near.
+    """The known word closest to a mistyped one; None if none is similar.
 
     Args:
         word: What was typed.
-        known: What could have been.
+        known: The valid words.
     """
     lower = {name.lower(): name for name in known}
     begun = [name for name in lower if len(word) > 2 and name.startswith(word.lower())]

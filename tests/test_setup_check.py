@@ -175,7 +175,7 @@ def test_networks_that_can_be_used(name: str) -> None:
         ("Grey", "takes 1 channel"),
         ("Wide", "set --model.client.num_classes 7"),
         ("Maps", r"returns the shape \(2, 4, 8, 8\) for 2 pictures"),
-        ("Fixed", r"cannot take pictures of 16 x 16 .*set --data.image_size 96"),
+        ("Fixed", r"cannot take images of 16 x 16 .*set --data.image_size 96"),
         ("Nan", "returns NaN or infinity"),
         ("Detached", "without a gradient"),
         ("Empty", "has no parameters"),
@@ -203,5 +203,5 @@ def test_networks_built_for_one_size_are_built_for_the_pictures(caplog: pytest.L
     pytest.importorskip("timm")
     with caplog.at_level(logging.WARNING):
         found = client("vit_tiny_patch16_224", side=32)
-    assert "for pictures of 32 x 32" in caplog.text
+    assert "for images of 32 x 32" in caplog.text
     assert found.share(ServerPayload(), 0, 0, 0).gradient["network.pos_embed"].shape == (1, 5, 192)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `recon` and what their help teaches; nothing here takes time to import."""
+"""The commands of `recon` and their help texts; this module is fast to import."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Command:
     Args:
         usage: What is typed.
         summary: What it does, in one line.
-        help: What `--help` says beside that.
+        help: Further text of `--help`.
     """
 
     usage: str
@@ -24,19 +24,19 @@ class Command:
 
 _RUN_OPTIONS = """
 What is attacked (--data ClientDataModule)
-  --data.root DIR                                your own pictures; without it the bundled photographs
+  --data.root DIR                                your own images; without it the bundled photographs
   --data.source NAME                             samples, folder, imagenet, cifar100, caltech256, flowers102
   --data.download true                           fetch cifar100, caltech256 or flowers102
   --data.image_size N                            pixels a side
-  --data.batch_size N                            pictures in a client's batch
+  --data.batch_size N                            images in a client's batch
   --data.clients N                               clients that are attacked
 
 How it is protected (--model.client VictimClient)
   --model.client.network NAME                    torchvision or timm name, convnet, or a class path
   --model.client.privacy.max_grad_norm C         clipping norm
   --model.client.privacy.noise_multiplier Z      standard deviation of the noise / C
-  --model.client.privacy.granularity G           update: one clip for the whole update; sample: each picture, as DP-SGD
-  --model.client.privacy.rounds N                rounds with the same pictures
+  --model.client.privacy.granularity G           update: one clip for the whole update; sample: each image, as DP-SGD
+  --model.client.privacy.rounds N                rounds with the same images
 
 How it is attacked (--model ReconstructionAttack, a malicious server; GradientInversion, an honest one)
   --config attack/NAME.yaml                      an attack that ships: `recon configs`
@@ -48,8 +48,8 @@ How it runs
   --trainer.default_root_dir DIR                 folder of the run, runs/recon unless it is given
   --trainer.max_steps N                          steps of refinement; 0: the decoding alone
   --trainer.accelerator NAME                     auto, cpu, gpu, mps
-  --seed_everything N                            seed of the attack; --data.seed chooses the pictures
-  --ckpt_path last                               go on with a run that was stopped
+  --seed_everything N                            seed of the attack; --data.seed chooses the images
+  --ckpt_path last                               resume a run that was stopped
   --results.show false                           no table at the end
   --quiet                                        errors and warnings only
 
@@ -72,7 +72,7 @@ Examples
   recon validate --config captured.yaml --model.update captured/
 """,
     "test": """
-Give the config.yaml of the run, which names its folder and its pictures.
+Give the config.yaml of the run, which names its folder and its images.
 
 Examples
   recon test --config runs/quickstart/config.yaml
@@ -88,7 +88,7 @@ Examples
 OPTIONS = "[--config FILE]... [--OPTION VALUE]..."
 
 RUNS = {
-    "fit": "attack the configured clients: reconstruct their pictures, score them, write the run's folder",
+    "fit": "attack the configured clients: reconstruct their images, score them, write the run's folder",
     "validate": "attack nothing: show what each client would release, clipped and noised, and what it promises",
     "test": "score the reconstructions of a finished run again",
     "predict": "write the reconstructions of a finished run as PNG files",
@@ -101,7 +101,7 @@ COMMANDS = {
     },
     "replay": Command(
         "recon replay RUN --output DIR",
-        "repeat a run's reconstruction from what crossed the wire, where the pictures no longer exist",
+        "repeat a run's reconstruction from its recorded payloads and updates, without the images",
         """
   RUN                the folder of a finished run, with config.yaml and exchange/
   --output DIR       folder for the reconstructions and their images
@@ -125,9 +125,9 @@ stopped, and several may share one OUTPUT. All options of `recon fit` can be giv
   --output DIR                      cells, results.csv and report.html
   --audit.noise_multiplier [Z,...]  noise multipliers; or --audit.epsilon [E,...]
   --audit.granularity [G,...]       update, sample
-  --audit.batch_size [N,...]        pictures a client
+  --audit.batch_size [N,...]        images per client
   --audit.rounds [N,...]            rounds with the same batch
-  --audit.seeds [N,...]             pictures, network and noise of each
+  --audit.seeds [N,...]             images, network and noise of each
   --audit.jobs N                    cells that run at a time
   --quiet                           errors and warnings only
 
@@ -180,13 +180,13 @@ def overview() -> str:
     """The help of the program: every command in one line."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
-    return f"""Measure what a server can see of its users' pictures through clipping and noise.
+    return f"""Measure what a server can reconstruct of its users' images despite clipping and noise.
 
 usage: recon COMMAND ...
 
 {commands}
 
-`recon COMMAND --help` teaches a command. The first run, under a minute: recon fit --config quickstart.yaml
+`recon COMMAND --help` explains a command. The first run, under a minute: recon fit --config quickstart.yaml
 """
 
 
@@ -202,7 +202,7 @@ def help_of(name: str) -> str:
 
 
 def unknown_command(word: str) -> UserError:
-    """What to answer to a first word that is no command.
+    """The error for a first argument that is not a command.
 
     Args:
         word: What was typed.

@@ -89,7 +89,7 @@ def flattened(options: Mapping[str, Any], prefix: str = "", depth: int = 4) -> I
 
     Args:
         options: By name; groups are mappings.
-        prefix: What stands before every name.
+        prefix: Prefix of every name.
         depth: Levels of classes to go into.
     """
     for name, announced in options.items():

@@ -222,7 +222,7 @@ def _no_class(given: str, announced: Any, reason: BaseException, other_kind: boo
         top = reason.name.partition(".")[0]
         return f"there is no module {top!r}: run recon in the folder that holds it, or put that folder on PYTHONPATH"
     if isinstance(reason, ImportError) and not isinstance(reason, ModuleNotFoundError):
-        return f"{given} cannot be imported ({' '.join(str(reason).split())}): mend the module"
+        return f"{given} cannot be imported ({' '.join(str(reason).split())}): fix the module"
     return f"there is no class {given}: " + (f"did you mean {near}?" if near else instead)
 
 
@@ -248,7 +248,7 @@ def _flag(path: Sequence[str]) -> str:
 
 
 def _place(path: Sequence[str], args: Sequence[str]) -> str:
-    """In which line of which config an option stands, unless it was typed."""
+    """The config and line that set an option; empty if it was given on the command line."""
     plain = ".".join(path)
     for word in args:
         name = word.partition("=")[0].lstrip("-").replace(".init_args", "").rstrip("+")

@@ -37,7 +37,7 @@ def replay_command(args: Sequence[str]) -> None:
 
 
 def replay(run: str, output: str, overwrite: bool = False, trust_config: bool = False) -> None:
-    """Repeat a run's reconstruction from what crossed the wire, where the images no longer exist.
+    """Repeat a run's reconstruction from its recorded payloads and updates, without the images.
 
     Args:
         run: Folder of a finished run, with config.yaml and exchange/.

@@ -82,7 +82,7 @@ def check_finite(config: object, name: str = "") -> None:
 
     Args:
         config: Sections, lists and values as they were parsed.
-        name: Where they stand in the whole config.
+        name: Their place in the whole config.
 
     Raises:
         UserError: Names the first such number.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks on disk: found once by one process, read from there ever after.
+"""Cache of masks on disk: one process computes a mask, all others read it.
 
-A mask is a one-bit PNG whose name is the hash of the image and of the maker's settings; whoever trains or attacks
-only reads.
+A mask is a one-bit PNG whose name is the hash of the image and of the maker's settings; training and
+attacks only read them.
 """
 
 import hashlib

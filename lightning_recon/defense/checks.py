@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seven statistics of a shipped model: small for ordinary networks, large for a structure that copies images.
+"""Seven statistics of a received model that are small for ordinary networks and large for malicious structures.
 
 All look at the model from outside: parameters, outputs and gradients, never at names, classes or code. None proves that
 a model is harmless; each docstring says what a server that knows the check would do, and what that costs it.
@@ -25,7 +25,7 @@ _LEAST_INPUTS = 16
 _PARALLEL = 0.999
 _MOST_ROWS = 4096
 # A layer is looked at if it takes this share of the gradient's energy, and silent if its removal moves the logits less.
-_LOUD, _SILENT = 0.1, 0.25
+_LARGE, _SILENT = 0.1, 0.25
 # Curvature below which a row counts as linear in the image. Structures of 32 x 32 images show up to 2e-6, which is
 # float32's rounding; an untrained resmlp_12, which is nearly linear, 4e-5; most ordinary layers 1e-2 and more.
 _LINEAR = 1e-5
@@ -76,7 +76,7 @@ def gradient_of(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, T
 def repeated_rows(model: nn.Module) -> Reading:
     """Share of a weight's rows that another row is parallel to, in the weight where it is greatest.
 
-    Structures measure the same quantity (brightness, say) with many units, to tell images apart. Not seen: a client
+    Structures measure the same quantity (brightness, say) with many units, to isolate single images. Not seen: a client
     with a single image is measured by a single unit; random rows (trap weights) that measure at random. To evade:
     add a small random vector to each row, which costs a little of the isolation.
 
@@ -116,8 +116,8 @@ def constant_inputs(model: nn.Module, images: Tensor) -> Reading:
 def energy_share(gradient: Mapping[str, Tensor]) -> Reading:
     """Share of the gradient's energy (squared norm) in one layer, or in tensors of one shape together.
 
-    A structure must be loud to win the clipping budget, and spread over tensors where each is clipped alone. To evade:
-    be less loud, or be many layers of many shapes; a structure that takes a share s of the energy meets 10 log10(1/s)
+    A structure needs large gradients to take most of the clipping budget, and must span several tensors if each is
+    clipped separately. To evade: use smaller gradients, or many layers of many shapes; a structure that takes a share s of the energy meets 10 log10(1/s)
     dB more noise, 0.04 dB for 0.99. Some untrained networks come near: 0.89 in the first convolution of resnet50, 0.98
     in regnetx_002.
 
@@ -128,16 +128,16 @@ def energy_share(gradient: Mapping[str, Tensor]) -> Reading:
     for name, tensor in gradient.items():
         groups[tensor.shape].append(name)
         groups[name.rpartition(".")[0] or name].append(name)
-    loudest = max(groups.values(), key=lambda names: sum(energies[name] for name in names))
-    share = sum(energies[name] for name in loudest) / max(sum(energies.values()), 1e-300)
-    return Reading(share, max(loudest, key=energies.__getitem__))
+    largest = max(groups.values(), key=lambda names: sum(energies[name] for name in names))
+    share = sum(energies[name] for name in largest) / max(sum(energies.values()), 1e-300)
+    return Reading(share, max(largest, key=energies.__getitem__))
 
 
 def false_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
     """Share of the gradient's energy that is no derivative of the loss: a step along the gradient does not bring it.
 
-    A twin that automatic differentiation does not see cancels a layer's output and leaves its gradient. Not seen:
-    structures that do move the logits. To evade: keep the twin in a buffer of its own, so that a step uncovers it
+    A copy that automatic differentiation does not track cancels a layer's output and leaves its gradient. Not seen:
+    structures that do move the logits. To evade: keep the copy in a buffer of its own, so that a step uncovers it
     (`silent_layer` still sees the layer), or do without and let the logits move a little. Straight-through estimators,
     as in networks that train for quantisation, have false gradients honestly.
 
@@ -167,7 +167,7 @@ def silent_layer(model: nn.Module, images: Tensor, gradient: Mapping[str, Tensor
 
     Removed means that its output is zero; hardly, by less than a quarter of their norm. Not seen: a structure that is
     the whole output (its share of the energy shows it). To evade: give the layer a real part in the network, or share
-    layer and twin among two modules.
+    layer and copy among two modules.
 
     Args:
         model: images to logits.
@@ -178,7 +178,7 @@ def silent_layer(model: nn.Module, images: Tensor, gradient: Mapping[str, Tensor
     for name, module in model.named_modules():
         share = sum(energy for key, energy in energies.items() if key.startswith(f"{name}."))
         share /= max(sum(energies.values()), 1e-300)
-        if name and share > max(_LOUD, best.value):
+        if name and share > max(_LARGE, best.value):
             with _removed(module) as removed:
                 moved = (_logits(model, images) - whole).norm() / whole.norm().clamp(min=1e-12)
             if removed and moved < _SILENT:
@@ -187,11 +187,11 @@ def silent_layer(model: nn.Module, images: Tensor, gradient: Mapping[str, Tensor
 
 
 def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
-    """Share of the gradient's energy in weights whose loudest row is a linear function of the image.
+    """Share of the gradient's energy in weights whose largest row is a linear function of the image.
 
     The row of an image mixed a quarter and half with its mirror image is compared with the plane of the other two:
-    the curvature is its distance from there relative to how far the row moved. This is what any linear code is, however
-    loud, hidden or gated. It is true of an ordinary fully connected first layer too, which leaks images just so. Not
+    the curvature is its distance from there relative to how far the row moved. Any linear code has this property, whatever
+    its gradient norm or gating. It is true of an ordinary fully connected first layer too, which leaks images just so. Not
     seen: rows that hold the difference to an estimate of another image for each unit (feedback to several victims).
     To evade: encode the image by a function that bends by more than 1e-5.
 
@@ -206,7 +206,7 @@ def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading
         rows = []
         for part in _MIXTURES:
             gradient = gradient_of(model, (1 - part) * image[None] + part * image[None].flip(-1), label[None])
-            rows.append({name: _loudest_row(tensor) for name, tensor in gradient.items()})
+            rows.append({name: _largest_row(tensor) for name, tensor in gradient.items()})
             for name, energy in _energies(gradient).items():
                 energies[name] += energy
         for name, row in rows[0].items():
@@ -268,7 +268,7 @@ class _Inputs(TorchFunctionMode):
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """What the model says in training; its buffers stay as they are."""
+    """Logits in training mode; its buffers stay as they are."""
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with reproducible_fp32(model, images.device, 0, len(images) > 1), torch.no_grad():
         logits: Tensor = functional_call(model, state, (images,))
@@ -295,7 +295,7 @@ def _removed(module: nn.Module) -> Iterator[list[bool]]:
         hook.remove()
 
 
-def _loudest_row(tensor: Tensor) -> Tensor:
+def _largest_row(tensor: Tensor) -> Tensor:
     """The row of the greatest norm at norm 1, float64; empty if rows are short or all zero."""
     rows = tensor.flatten(1) if tensor.dim() > 1 else tensor.new_zeros(1, 0)
     row = rows[rows.norm(dim=1).argmax()].cpu().double()

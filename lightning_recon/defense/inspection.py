@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All checks of a shipped model on the client's own images, each with a number and a plain sentence."""
+"""Run all checks of a received model on the client's own images and word the findings."""
 
 from dataclasses import dataclass
 
@@ -31,12 +31,12 @@ THRESHOLDS = {
     "zero_gradient": 0.5,
 }
 _SENTENCES = {
-    "repeated_rows": "{value:.0%} of the rows of {where} have a twin: units that all measure the same quantity",
-    "constant_inputs": "{value:.0f} inputs of {where} are the same for every picture: a pilot reveals scale and sign",
+    "repeated_rows": "{value:.0%} of the rows of {where} are parallel to another: units that measure the same quantity",
+    "constant_inputs": "{value:.0f} inputs of {where} are the same for every image: a pilot reveals scale and sign",
     "energy_share": "{value:.1%} of the gradient's energy is in the layer, or the shape, of {where}: it wins the clip",
     "false_gradient": "{value:.1%} of the gradient's energy is no derivative of the loss: something cancels unseen",
     "silent_layer": "{where} takes {value:.1%} of the gradient's energy, and without it the logits hardly change",
-    "linear_gradient": "{value:.1%} of the gradient's energy is a linear copy of the picture, most of it in {where}",
+    "linear_gradient": "{value:.1%} of the gradient's energy is a linear copy of the image, most of it in {where}",
     "zero_gradient": "weights such as {where} make {value:.0%} of the logits' movement, and their gradient is zero",
 }
 _NOTHING = "nothing conspicuous ({value:.3g}, an alarm is above {threshold:g})"
@@ -44,7 +44,7 @@ _NOTHING = "nothing conspicuous ({value:.3g}, an alarm is above {threshold:g})"
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check says.
+    """Result of one check.
 
     Args:
         check: its name.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are there whole or not at all, with a digest of their content that is checked before resuming."""
+"""Checkpoints that are written atomically, with a digest of their content that is checked before resuming."""
 
 import hashlib
 import struct
@@ -19,13 +19,13 @@ _OLDEST: Final = Version("2.0")  # of Lightning: earlier ones name their parts d
 
 
 class DigestedCheckpoints(TorchCheckpointIO):
-    """Lightning's writer of checkpoints, which adds a digest and leaves the file the mode that any new file gets."""
+    """Lightning's checkpoint writer, extended by a digest; files get the default permissions."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Write one, atomically.
 
         Args:
-            checkpoint: what is to be kept.
+            checkpoint: the content.
             path: the file.
             storage_options: of remote file systems, none of which is used.
 
@@ -94,7 +94,7 @@ def _misshapen(content: Mapping[str, Any]) -> str:
 
 
 def _update(found: "hashlib._Hash", value: object) -> None:
-    """Add a value to a hash, with what tells it from values of other types."""
+    """Add a value to a hash, with a tag for its type."""
     if isinstance(value, Mapping):
         found.update(struct.pack("<cQ", b"d", len(value)))
         for key, item in value.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks of the operating system: they end with the process that holds them, so a killed one leaves none behind."""
+"""File locks of the operating system, which are released when the process that holds them ends or is killed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run folder belongs to one run: one process at a time writes to it, and no run replaces another unasked."""
+"""Run folders: one process at a time writes to a folder, and a run is replaced only on request."""
 
 import shutil
 from collections.abc import Iterator

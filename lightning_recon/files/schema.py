@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What records from disk must look like: types, and bounds that keep a number in a file from taking memory or disk.
+"""Schemas of records on disk: types, and bounds that prevent a number in a file from exhausting memory or disk.
 
-Every bound lies far above real use. `storage.validated` applies a schema strictly: no text becomes a number, no number
-a bool, no fraction a size, and unknown fields are refused but where a schema says otherwise.
+Every bound lies far above real use. `serialization.validated` applies a schema strictly: it converts no text to numbers,
+no numbers to booleans and no fractions to sizes, and refuses unknown fields unless the schema allows them.
 """
 
 from typing import (
@@ -52,7 +52,7 @@ Shape = Annotated[list[Annotated[int, Field(ge=0, le=MOST_NUMBERS)]], Field(max_
 
 @with_config(STRICT)
 class Fingerprint(TypedDict):
-    """What is known of a tensor that was not kept."""
+    """Shape and hash of a tensor that was not stored."""
 
     shape: Shape
     sha256: str
@@ -124,7 +124,7 @@ class TruthRecord(TypedDict):
 
 @with_config(STRICT)
 class FileRecord(TypedDict):
-    """How an image's file arrived, see `structure.guess.ReceivedFile`."""
+    """How an image's file arrived, see `structure.base.ReceivedFile`."""
 
     codec: Name
     rate: float

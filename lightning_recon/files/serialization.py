@@ -76,7 +76,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever a bad file can cause into one line that names it."""
+    """Turn every error that a bad file can cause into a one-line `UserError` that names the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -87,7 +87,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is no plain file: opening a pipe waits for ever, and a device never ends.
+    """Refuse anything but a regular file: opening a pipe may block, and reading a device may never end.
 
     Raises:
         OSError: there is none, or it is a folder, a pipe, a socket or a device.
@@ -114,7 +114,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever a config holds
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no YAML, too long, or stands for too much.
+        ValueError: it is not YAML, too long, or expands to too many values.
     """
     text = read_text(path, YAML_BYTES)
     try:
@@ -145,7 +145,7 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
 
 
 def _refuse_renamed_digest(content: Mapping[str, Any]) -> None:
-    """Refuse an object whose digest stands under another name, for instance because a bit of the name flipped."""
+    """Refuse an object whose digest has another name, for instance because a bit of the name flipped."""
     suspects = [name for name, value in content.items() if isinstance(value, str) and len(value) == 64]
     for name in suspects[:4]:  # no record has more, and each costs a hash over the object
         if content[name] == digest_of({key: value for key, value in content.items() if key != name}):

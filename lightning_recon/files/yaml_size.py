@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a YAML file stands for once its aliases are written out: a short file can stand for billions of values."""
+"""Size of a YAML file after its aliases are expanded: a short file can expand to billions of values."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ YAML_NODES: Final = 10_000
 
 
 def expanded(node: yaml.Node | None, known: dict[int, int] | None = None) -> int:
-    """Number of values that a node stands for, aliases written out; more than `YAML_NODES` if it contains itself.
+    """Number of values in a node after its aliases are expanded; more than `YAML_NODES` if it contains itself.
 
     Args:
         node: as `yaml.compose` gives it.

@@ -30,7 +30,7 @@ from lightning_recon.suggestions import closest
 # What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
 _ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")
 
-# What may stand before a network's own names in a file of weights.
+# Prefixes of a network's own names in a file of weights.
 _PREFIXES = ("", "network.", "model.", "network.model.")
 
 log = logging.getLogger(__name__)
@@ -274,7 +274,7 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
     if name in known:
         settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
         built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
-        if name == "inception_v3":  # its auxiliary head needs large images, and what it says is not used
+        if name == "inception_v3":  # its auxiliary head needs large images, and its output is not used
             built.get_submodule("AuxLogits").forward = _nothing
         return built
     if find_spec("timm") is not None:
@@ -300,7 +300,7 @@ def _sized(build: Callable[..., nn.Module], option: str, image_size: tuple[int, 
         return build(**{option: image_size if height != width or option == "img_size" else height})
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
         raise UserError(
-            f"it is not built for pictures of {height} x {width}: {' '.join(str(error).split())[:200]}"
+            f"it is not built for images of {height} x {width}: {' '.join(str(error).split())[:200]}"
         ) from error
 
 
@@ -317,7 +317,7 @@ def _refuse_unusable(network: nn.Module, name: str) -> None:
 
 
 def _nothing(features: Tensor) -> None:
-    """What an auxiliary head says that is left out; it keeps its parameters, whose gradient is zero."""
+    """Replaces an auxiliary head's output; it keeps its parameters, whose gradient is zero."""
 
 
 def _quiet(name: str) -> dict[str, bool]:

@@ -149,7 +149,7 @@ def without_wrapper(
     Args:
         named: tensors by name.
         expected: the names that the network has.
-        place: what stands before the network's own names in both: "network.", say.
+        place: prefix of the network's own names in both: "network.", say.
     """
     prefix = f"{place}model."
     wrapped = {name for name in named if name.startswith(prefix)}

@@ -58,12 +58,12 @@ def fit_to_pictures(
             reason = _line(error)
         height, width = image_shape[1:]
         if rebuild is not None and (sized := _rebuilt(rebuild, image_shape, num_classes, pictures, seed)) is not None:
-            log.warning("Built the network %s for pictures of %d x %d.", name, height, width)
+            log.warning("Built the network %s for images of %d x %d.", name, height, width)
             return sized
         advice = _advice(network, rebuild, num_classes, pictures, seed)
     except _Unfit as error:
         raise UserError(f"network {name!r} {error}") from error
-    raise UserError(f"network {name!r} cannot take pictures of {height} x {width} ({reason}); {advice}")
+    raise UserError(f"network {name!r} cannot take images of {height} x {width} ({reason}); {advice}")
 
 
 def _rebuilt(
@@ -82,7 +82,7 @@ def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, picture
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is not None and first.in_channels != 3:
         channels = first.in_channels
-        return f"its first convolution takes {channels} channel(s) and pictures have 3: let it convert them itself"
+        return f"its first convolution takes {channels} channel(s) and images have 3: let it convert them itself"
     for side in _SIZES:
         try:
             _forward(network, (3, side, side), num_classes, pictures, seed)
@@ -92,7 +92,7 @@ def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, picture
             if rebuild is None or _rebuilt(rebuild, (3, side, side), num_classes, pictures, seed) is None:
                 continue
         return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"
-    return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or mend its forward pass"
+    return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or fix its forward pass"
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def explained_batch_norm() -> Iterator[None]:
             raise
         raise UserError(
             "a batch normalisation layer has a single number to normalise by its batch: set "
-            "--model.client.batch_norm eval, more pictures a step, or larger ones"
+            "--model.client.batch_norm eval, more images a step, or larger ones"
         ) from error
 
 
@@ -172,11 +172,11 @@ def _check_output(output: object, pictures: int, num_classes: int) -> None:
             f"num_classes says, or set --model.client.num_classes {shape[1]}"
         )
     if shape != (pictures, num_classes):
-        raise _Unfit(f"returns the shape {shape} for {pictures} pictures: it must be {(pictures, num_classes)}, logits")
+        raise _Unfit(f"returns the shape {shape} for {pictures} images: it must be {(pictures, num_classes)}, logits")
     if not output.is_floating_point():
         raise _Unfit(f"returns numbers of type {str(output.dtype).removeprefix('torch.')}, and logits are real numbers")
     if not bool(output.isfinite().all()):
-        raise _Unfit("returns NaN or infinity for random pictures: check its weights")
+        raise _Unfit("returns NaN or infinity for random images: check its weights")
     if not output.requires_grad:
         raise _Unfit("returns logits without a gradient, so a client has none to send: take no_grad and detach out")
 
