@@ -174,7 +174,7 @@ def test_networks_that_can_be_used(name: str) -> None:
         ("DoubleInside", "nor of any size up to 299"),
         ("Grey", "takes 1 channel"),
         ("Wide", "set --model.client.num_classes 7"),
-        ("Maps", r"returns the shape \(2, 4, 8, 8\) for 2 pictures"),
+        ("Maps", r"returns the shape \(2, 4, 8, 8\) for 2 images"),
         ("Fixed", r"cannot take images of 16 x 16 .*set --data.image_size 96"),
         ("Nan", "returns NaN or infinity"),
         ("Detached", "without a gradient"),

@@ -117,9 +117,9 @@ def energy_share(gradient: Mapping[str, Tensor]) -> Reading:
     """Share of the gradient's energy (squared norm) in one layer, or in tensors of one shape together.
 
     A structure needs large gradients to take most of the clipping budget, and must span several tensors if each is
-    clipped separately. To evade: use smaller gradients, or many layers of many shapes; a structure that takes a share s of the energy meets 10 log10(1/s)
-    dB more noise, 0.04 dB for 0.99. Some untrained networks come near: 0.89 in the first convolution of resnet50, 0.98
-    in regnetx_002.
+    clipped separately. To evade: use smaller gradients, or many layers of many shapes; a structure that takes a share
+    s of the energy meets 10 log10(1/s) dB more noise, 0.04 dB for 0.99. Some untrained networks come near: 0.89 in
+    the first convolution of resnet50, 0.98 in regnetx_002.
 
     Args:
         gradient: by parameter name.
@@ -190,10 +190,10 @@ def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading
     """Share of the gradient's energy in weights whose largest row is a linear function of the image.
 
     The row of an image mixed a quarter and half with its mirror image is compared with the plane of the other two:
-    the curvature is its distance from there relative to how far the row moved. Any linear code has this property, whatever
-    its gradient norm or gating. It is true of an ordinary fully connected first layer too, which leaks images just so. Not
-    seen: rows that hold the difference to an estimate of another image for each unit (feedback to several victims).
-    To evade: encode the image by a function that bends by more than 1e-5.
+    the curvature is its distance from there relative to how far the row moved. Any linear code has this property,
+    whatever its gradient norm or gating. So has an ordinary fully connected first layer, which leaks images in the same
+    way. Not seen: rows that hold the difference to an estimate of another image for each unit (feedback to several
+    victims). To evade: encode the image by a function that bends by more than 1e-5.
 
     Args:
         model: images to logits.

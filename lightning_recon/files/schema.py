@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schemas of records on disk: types, and bounds that prevent a number in a file from exhausting memory or disk.
 
-Every bound lies far above real use. `serialization.validated` applies a schema strictly: it converts no text to numbers,
-no numbers to booleans and no fractions to sizes, and refuses unknown fields unless the schema allows them.
+Every bound lies far above real use. `serialization.validated` applies a schema strictly: it converts no text to
+numbers, no numbers to booleans and no fractions to sizes, and refuses unknown fields unless the schema allows them.
 """
 
 from typing import (
