@@ -23,7 +23,14 @@ KEYS: Final[dict[str, dict[str, str]]] = {
     "Digital": {"force": "always_digital"},
     "RobbingTheFed": {"row_choice": "row_selection"},
     "WaterFilling": {"encoding": "power_allocation", "voices": "head_weights"},
+    "audit": {"changes": "interventions", "records": "population_size"},
+    "attacks.*": {"least_rounds": "min_rounds", "most_noise": "max_noise_multiplier"},
+    "interventions.*": {"noise_times": "noise_factor", "batch_times": "batch_factor"},
+    "comparison": {"noise_times": "noise_factor"},
+    "Comparison": {"noise_times": "noise_factor"},
 }
+# Sections whose entries have names that the user chose; `KEYS` lists their keys under "section.*".
+_NAMED: Final = ("attacks", "interventions")
 # Values by the class or the section and its (new) key, old to new.
 VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {}
 
@@ -59,6 +66,18 @@ def modernized_arguments(args: Sequence[str]) -> list[str]:
     return found
 
 
+def modernized_option(word: str, old: str, new: str) -> str:
+    """A word of a command line, with the current name of one option that belongs to no section.
+
+    Args:
+        word: The word, `--option` or `--option=value`, or any other.
+        old: The deprecated name without dashes.
+        new: The current name.
+    """
+    name, equals, value = word.partition("=")
+    return f"{_replaced({f'--{old}': f'--{new}'}, name)}{equals}{value}"
+
+
 def _translated(part: Any, owner: str | None) -> Any:  # noqa: ANN401 - likewise
     """Translate a part of a config that belongs to a class or section; None if that is unknown."""
     if isinstance(part, str):
@@ -76,7 +95,8 @@ def _translated(part: Any, owner: str | None) -> Any:  # noqa: ANN401 - likewise
         if isinstance(value, str) and value in values:
             found[new] = _replaced(values, value)
         else:
-            found[new] = _translated(value, inner or "*" if key == "init_args" else new)
+            entry = f"{owner}.*" if owner in _NAMED else new
+            found[new] = _translated(value, inner or "*" if key == "init_args" else entry)
     return found
 
 

@@ -27,7 +27,7 @@ OVERLAY = """
 model: {init_args: {structure: {init_args: {detach_logits: false, strength: 10000.0}}}}
 comparison:
   victims: 4
-  noise_times: null
+  noise_factor: null
 """
 
 # The paper's setting on the sixteen bundled photographs, at nominal epsilon 5.
@@ -90,7 +90,7 @@ def peers() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             setting = f"--config quickstart.yaml {overlay} --data.image_size {SIZE} --data.batch_size {BATCH}"
             noise = f"--model.client.privacy.noise_multiplier {NOISE:f} --trainer.default_root_dir {scratch}"
-            alone = "--comparison.structure null --comparison.noise_times null"
+            alone = "--comparison.structure null --comparison.noise_factor null"
             recon(["fit", *setting.split(), *noise.split(), *alone.split()])
             victims = json.loads((Path(scratch) / "results.json").read_text())["victims"]
             pictures = [pil_to_tensor(Image.open(Path(scratch) / victims[victim]["image"])) for victim in shown]

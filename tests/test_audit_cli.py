@@ -93,9 +93,9 @@ def test_the_shipped_audit_is_sound() -> None:
     assert SHIPPED.read_text().startswith("# ")
     section, bases = read_configs([str(SHIPPED)])
     attacks = {name: AuditedAttack(**attack) for name, attack in section.pop("attacks").items()}
-    changes = {name: Change(**change) for name, change in section.pop("changes").items()}
+    changes = {name: Change(**change) for name, change in section.pop("interventions").items()}
     plan = plan_of(
-        Sweep(attacks, changes=changes, reference=Reference(**section.pop("reference")), **section),
+        Sweep(attacks, interventions=changes, reference=Reference(**section.pop("reference")), **section),
         bases,
         Path("configs"),
     )

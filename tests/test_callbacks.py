@@ -174,7 +174,7 @@ def test_a_rival_gets_a_release_of_its_own_as_does_the_attack_under_more_noise(
         return share(self, payload, client, draw, round)
 
     monkeypatch.setattr(VictimClient, "share", listened)
-    rival = ["--comparison.structure", SEED_PAPER, "--comparison.noise_times", "5"]
+    rival = ["--comparison.structure", SEED_PAPER, "--comparison.noise_factor", "5"]
     fit(tmp_path, "--trainer.max_steps", "1", "--model.draws", "2", *rival)
     assert asked == [(0, 0.01), (1, 0.01), (2, 0.01), (3, 0.05)]  # noise that nobody has seen
     assert len(list((tmp_path / "exchange").glob("update-*.json"))) == 2

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from lightning_recon import client, deprecated
+from lightning_recon.audit.commands import _modernized_value
 from lightning_recon.cli import main
 from lightning_recon.command_line.replay_config import is_allowed
-from lightning_recon.deprecated import CLASS_PATHS, KEYS, VALUES, modernized, modernized_arguments
+from lightning_recon.deprecated import CLASS_PATHS, KEYS, VALUES, modernized, modernized_arguments, modernized_option
 
 Fit = Callable[..., dict[str, Any]]
 RECORDED = Path(__file__).parent / "recorded"
@@ -113,3 +114,23 @@ def test_a_run_recorded_by_the_previous_release_is_replayed(
     name = "reconstructions.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
     assert any("is deprecated" in line for line in caplog.messages)
+
+
+def test_keys_of_an_audit() -> None:
+    old = {
+        "attacks": {"changes": {"least_rounds": 2, "most_noise": 0.1}},
+        "changes": {"records": {"noise_times": 2.0, "batch_times": 4}},
+        "records": 5,
+    }
+    new = {
+        "attacks": {"changes": {"min_rounds": 2, "max_noise_multiplier": 0.1}},
+        "interventions": {"records": {"noise_factor": 2.0, "batch_factor": 4}},
+        "population_size": 5,
+    }
+    assert modernized({"audit": old}) == {"audit": new}
+    assert modernized({"comparison": {"noise_times": 5}}) == {"comparison": {"noise_factor": 5}}
+    assert modernized_arguments(["audit", "--audit.records", "5"]) == ["audit", "--audit.population_size", "5"]
+    assert modernized_option("--records=5", "records", "population_size") == "--population_size=5"
+    mapping = '{"x": {"noise_times": 2}}'
+    assert yaml.safe_load(_modernized_value("--audit.interventions", mapping)) == {"x": {"noise_factor": 2}}
+    assert _modernized_value("--output", mapping) == mapping

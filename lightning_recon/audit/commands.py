@@ -23,6 +23,7 @@ from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
 from lightning_recon.command_line.shipped_configs import read_config
 from lightning_recon.console import say
+from lightning_recon.deprecated import modernized, modernized_option
 from lightning_recon.errors import UserError
 from lightning_recon.files.locking import claimed
 
@@ -43,6 +44,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
         UserError: For whatever can be told before the first cell runs, or where files cannot be written.
     """
     configs, flags, own = split(args)
+    own = [_modernized_value(own[place - 1] if place else "", word) for place, word in enumerate(own)]
     sections, bases = read_configs(configs)
     given = ["audit", *(word for name in configs for word in ("--config", name)), *own]
     with explaining(audit_options, given):
@@ -60,7 +62,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     for base in bases:
         write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
     check_plan(plan, resolve)
-    write_plan(output, plan, sweep.changes)
+    write_plan(output, plan, sweep.interventions)
     try:
         runner.run(cells)
     except KeyboardInterrupt as stop:
@@ -69,7 +71,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
 
     runs, reasons = read_audit(output), {cell: failure(cell_folder(output, cell.name)) for cell in cells}
     failed = [(cell, reason) for cell, reason in reasons.items() if reason]
-    judgement = Judgement(sweep.tolerance, sweep.records, sweep.sampling_rate)
+    judgement = Judgement(sweep.tolerance, sweep.population_size, sweep.sampling_rate)
     with claimed(output / "locks" / "report"):
         rows = write_report(output / "report.html", output / "results.csv", runs, failed, judgement)
         write_hparams(output, rows)
@@ -91,12 +93,12 @@ def report(args: Sequence[str]) -> None:
         parser.add_argument("runs", nargs="+", help="folders of finished runs, or of an audit")
         parser.add_argument("--output", required=True, help="HTML file; a table (.csv) and JSON go beside it")
         parser.add_class_arguments(Judgement)
-        chosen = parser.parse_args(list(args))
+        chosen = parser.parse_args([modernized_option(word, "records", "population_size") for word in args])
     page = Path(chosen.output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {page} is no HTML file: give a name that ends in .html")
     runs = read_runs([Path(run) for run in chosen.runs])
-    judgement = Judgement(chosen.tolerance, chosen.records, chosen.sampling_rate)
+    judgement = Judgement(chosen.tolerance, chosen.population_size, chosen.sampling_rate)
     write_report(page, page.with_suffix(".csv"), runs, judgement=judgement)
     say(f"{len(runs.outcomes)} runs: {page}")
 
@@ -130,6 +132,22 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         else:
             own.append(argument)
     return configs, flags, own
+
+
+def _modernized_value(option: str, word: str) -> str:
+    """A word of the command line; deprecated keys in a mapping given to an audit option are translated."""
+    name, equals, value = word.partition("=") if word.startswith("--") else (option, "", word)
+    if not name.startswith("--audit") or not value.lstrip().startswith("{"):
+        return word
+    with suppress(yaml.YAMLError):  # the parser explains what is wrong with it
+        content = yaml.safe_load(value)
+        for key in reversed(name.removeprefix("--").split(".")):
+            content = {key: content}
+        content = modernized(content)
+        for _ in name.split("."):
+            content = next(iter(content.values()))
+        value = json.dumps(content)
+    return f"{name}={value}" if equals else value
 
 
 def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -16,18 +16,20 @@ class AuditedAttack:
 
     Args:
         configs: overlays of `recon fit` that make it, in their order; none for what the audit's own config says.
-        least_rounds: it is left out where clients take part in fewer rounds.
-        most_noise: it is left out where the noise multiplier, divided by the root of the rounds, is larger.
+        min_rounds: it is left out where clients take part in fewer rounds.
+        max_noise_multiplier: it is left out where the noise multiplier, divided by the root of the rounds, is larger.
     """
 
     configs: list[str] = field(default_factory=list)
-    least_rounds: int = 1
-    most_noise: float | None = None
+    min_rounds: int = 1
+    max_noise_multiplier: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
         check_ranges(
-            "audit.attacks: ", least_rounds=(self.least_rounds, COUNT), most_noise=(self.most_noise, NOT_NEGATIVE)
+            "audit.attacks: ",
+            min_rounds=(self.min_rounds, COUNT),
+            max_noise_multiplier=(self.max_noise_multiplier, NOT_NEGATIVE),
         )
 
 
@@ -62,20 +64,22 @@ class Change:
     """One change of the reference protection, whose worth the report states in decibels.
 
     Args:
-        noise_times: the noise multiplier becomes so many times as large.
-        batch_times: the batch becomes so many times as large.
+        noise_factor: the noise multiplier becomes so many times as large.
+        batch_factor: the batch becomes so many times as large.
         flags: further arguments of `recon fit` by name without dashes, such as model.client.privacy.per_layer.
         cost: what it costs, in words for the report.
     """
 
-    noise_times: float = 1.0
-    batch_times: int = 1
+    noise_factor: float = 1.0
+    batch_factor: int = 1
     flags: dict[str, bool | int | float | str] = field(default_factory=dict)
     cost: str = ""
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
-        check_ranges("audit.changes: ", noise_times=(self.noise_times, POSITIVE), batch_times=(self.batch_times, COUNT))
+        check_ranges(
+            "audit.interventions: ", noise_factor=(self.noise_factor, POSITIVE), batch_factor=(self.batch_factor, COUNT)
+        )
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,11 @@ class Sweep:
         seeds: each one means other pictures, another untrained network and other noise.
         delta: delta at which epsilon is accounted.
         adjacency: neighbours of the epsilon that is asked for and named first: "add_remove" or "replace_one".
-        changes: changes of one protection by the names that the report gives them, each attacked like the sweep.
+        interventions: changes of one protection by the names that the report gives them, each attacked like the sweep.
         reference: the protection that is changed; null: the first of each list above, the middle one of the noises.
         sampling_rate: probability with which a round uses a record, if you announce Poisson sampling: the report then
             states beside every epsilon what it would be if the server honours that; null: it does not.
-        records: how many people's data the protection is about, to judge delta by; null: not known.
+        population_size: how many people's data the protection is about, to judge delta by; null: not known.
         tolerance: PSNR in dB above a mean image that still counts as nothing seen.
         jobs: cells that run at a time on this machine.
     """
@@ -110,10 +114,10 @@ class Sweep:
     seeds: list[int] = field(default_factory=lambda: [0])
     delta: float = 1e-5
     adjacency: Literal["add_remove", "replace_one"] = "add_remove"
-    changes: dict[str, Change] = field(default_factory=dict)
+    interventions: dict[str, Change] = field(default_factory=dict)
     reference: Reference | None = None
     sampling_rate: float | None = None
-    records: int | None = None
+    population_size: int | None = None
     tolerance: float = 0.5
     jobs: int = 1
 
@@ -141,10 +145,12 @@ class Sweep:
             "audit.",
             delta=(self.delta, PROBABILITY),
             sampling_rate=(self.sampling_rate, SHARE),
-            records=(self.records, COUNT),
+            population_size=(self.population_size, COUNT),
             tolerance=(self.tolerance, POSITIVE),
             jobs=(self.jobs, COUNT),
         )
-        for name, change in self.changes.items():
+        for name, change in self.interventions.items():
             if change == Change(cost=change.cost):
-                raise UserError(f"audit.changes: “{name}” changes nothing: give noise_times, batch_times or flags")
+                raise UserError(
+                    f"audit.interventions: “{name}” changes nothing: give noise_factor, batch_factor or flags"
+                )

@@ -87,8 +87,8 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
     ) -> list[Cell]:
         found = []
         for (name, attack), seed in itertools.product(sweep.attacks.items(), sweep.seeds):
-            most_noise = math.inf if attack.most_noise is None else attack.most_noise
-            if rounds < attack.least_rounds or z > math.sqrt(rounds) * most_noise:
+            max_noise_multiplier = math.inf if attack.max_noise_multiplier is None else attack.max_noise_multiplier
+            if rounds < attack.min_rounds or z > math.sqrt(rounds) * max_noise_multiplier:
                 continue
             own = _cell_flags(z, granularity, batch_size, rounds, seed, sweep)
             _check_flags([*flags, *more], own)
@@ -109,22 +109,22 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
             found += cells(z, granularity, batch_size, rounds)
     if not found:
         raise UserError(
-            "the sweep is empty: every attack asks for more rounds (least_rounds) or less noise (most_noise) than the "
-            "audit has"
+            "the sweep is empty: every attack asks for more rounds (min_rounds) or less noise (max_noise_multiplier) "
+            "than the audit has"
         )
     chosen = sweep.reference or Reference()
     granularity, rounds = chosen.granularity or sweep.granularity[0], chosen.rounds or sweep.rounds[0]
     noises, batch = sorted(_noises(sweep, rounds)), chosen.batch_size or sweep.batch_size[0]
     z = chosen.noise_multiplier or noises[(len(noises) - 1) // 2]
-    reference = cells(z, granularity, batch, rounds) if sweep.changes else []
-    if sweep.changes and not reference:
+    reference = cells(z, granularity, batch, rounds) if sweep.interventions else []
+    if sweep.interventions and not reference:
         raise UserError(
             f"no attack of this audit takes {rounds} round(s) at z = {z:.3g}: give another audit.reference.rounds "
             "or .noise_multiplier"
         )
     changes = {
-        name: cells(z * change.noise_times, granularity, batch * change.batch_times, rounds, _words(change.flags))
-        for name, change in sweep.changes.items()
+        name: cells(z * change.noise_factor, granularity, batch * change.batch_factor, rounds, _words(change.flags))
+        for name, change in sweep.interventions.items()
     }
     return Plan(list({cell.name: cell for cell in found}.values()), reference, changes)
 

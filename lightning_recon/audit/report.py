@@ -52,12 +52,12 @@ class Judgement:
 
     Args:
         tolerance: PSNR in dB above a mean image that still counts as nothing seen.
-        records: How many people's data the protection is about; None if that is not known.
+        population_size: How many people's data the protection is about; None if that is not known.
         sampling_rate: Probability with which a round uses a record, if Poisson sampling was announced; None if not.
     """
 
     tolerance: float = 0.5
-    records: int | None = None
+    population_size: int | None = None
     sampling_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Judgement:
         check_ranges(
             "--",
             tolerance=(self.tolerance, POSITIVE),
-            records=(self.records, COUNT),
+            population_size=(self.population_size, COUNT),
             sampling_rate=(self.sampling_rate, SHARE),
         )
 
@@ -265,9 +265,9 @@ def remarks_of(outcomes: Sequence[Outcome], judgement: Judgement) -> list[str]:
     for delta in sorted({float(outcome.record["privacy"]["delta"]) for outcome in outcomes}):
         here = [outcome.record["summary"] for outcome in outcomes if outcome.record["privacy"]["delta"] == delta]
         victims = max(summary.get("victims") or 1 for summary in here)
-        records = judgement.records or victims
+        records = judgement.population_size or victims
         if delta >= 1 / records:
-            whose = "protected" if judgement.records else "attacked here alone"
+            whose = "protected" if judgement.population_size else "attacked here alone"
             found.append(
                 f"δ = {number(delta)} is not below 1/{records} for the {records} records {whose}: a mechanism that "
                 f"publishes one record in full keeps such a promise. Choose δ well below {1 / records:.1g}."

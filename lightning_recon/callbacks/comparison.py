@@ -41,7 +41,7 @@ class Comparison(Callback):
         structure: Structure | None = None,
         title: str | None = None,
         victims: int = 8,
-        noise_times: float | None = None,
+        noise_factor: float | None = None,
     ) -> None:
         """Choose what to compare with.
 
@@ -50,14 +50,14 @@ class Comparison(Callback):
                 place.
             title: Heading of the rival's column. Default: its name.
             victims: At most so many rows are drawn.
-            noise_times: A last column shows the same attack under so many times the noise, and TensorBoard its
+            noise_factor: A last column shows the same attack under so many times the noise, and TensorBoard its
                 refinement, where the run's own noise leaves nothing to refine. Default: no such column.
         """
-        check_ranges("--comparison.", victims=(victims, COUNT), noise_times=(noise_times, POSITIVE))
+        check_ranges("--comparison.", victims=(victims, COUNT), noise_factor=(noise_factor, POSITIVE))
         self.structure = structure
         self.title = title
         self.victims = victims
-        self.noise_times = noise_times
+        self.noise_factor = noise_factor
         self._report = ""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,11 +111,11 @@ class Comparison(Callback):
 
     def _harder(self, module: Attack) -> VictimClient | None:
         """The same clients under more noise, where the attack is one that can be repeated."""
-        if self.noise_times is None or not isinstance(module, ReconstructionAttack):
+        if self.noise_factor is None or not isinstance(module, ReconstructionAttack):
             return None
         if not isinstance(module.client, VictimClient) or noise_of(module.task) == 0:
             return None
-        return module.client.under_noise(self.noise_times * noise_of(module.task))
+        return module.client.under_noise(self.noise_factor * noise_of(module.task))
 
     def _under_more_noise(self, trainer: Trainer, module: Attack, truth: Truth) -> list[tuple[str, Scored]]:
         """The last column, with its refinement in TensorBoard; none where it was not asked for or leaves nothing."""
@@ -129,8 +129,8 @@ class Comparison(Callback):
             return []
         if not states:
             return []
-        times = f"{self.noise_times:g} times the noise"
-        drawn = Drawn(f"client_0/{self.noise_times:g}_times_the_noise", f"z = {noise_of(harder.task):g}, {times}", 8)
+        times = f"{self.noise_factor:g} times the noise"
+        drawn = Drawn(f"client_0/{self.noise_factor:g}_times_the_noise", f"z = {noise_of(harder.task):g}, {times}", 8)
         grid = next((one for one in trainer.callbacks if isinstance(one, ImageGrid)), ImageGrid())  # type: ignore[attr-defined]
         mean = module.structure.statistics(harder.task).mean
         for step, state in enumerate(states):

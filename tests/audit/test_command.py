@@ -193,9 +193,9 @@ def test_a_cell_that_found_no_room_to_say_why_has_failed_all_the_same(tmp_path: 
         (["--audit.noise_multiplier", "[-1]"], "noise_multiplier is -1"),
         (["--audit.delta", "1"], "audit.delta is 1"),
         (["--audit.wrong", "1"], "wrong"),
-        (["--audit.changes", "{x: {cost: much}}"], "“x” changes nothing"),
-        (["--audit.changes", "{x: {flags: {data.batch_size: 2}}}"], "use --audit.batch_size"),
-        (["--audit.changes", "{x: {flags: {data.wrong: 2}}}"], "wrong"),
+        (["--audit.interventions", "{x: {cost: much}}"], "“x” changes nothing"),
+        (["--audit.interventions", "{x: {flags: {data.batch_size: 2}}}"], "use --audit.batch_size"),
+        (["--audit.interventions", "{x: {flags: {data.wrong: 2}}}"], "wrong"),
         (["--audit.granularity", "[batch]"], "granularity"),
         (["--data.batch_size", "2"], "use --audit.batch_size"),
         (["--data.wrong", "2"], "wrong"),
@@ -227,7 +227,7 @@ def test_a_report_of_finished_runs(config: list[str], tmp_path: Path, capsys: py
     assert (tmp_path / "again.csv").read_bytes() == (output / "results.csv").read_bytes()
     # single runs go by the name of their own attack
     runs = [str(path.parent) for path in output.glob("cells/ours*/results.json")]
-    main(["report", *runs, "--output", str(tmp_path / "runs.html"), "--tolerance", "0.25", "--records", "10"])
+    main(["report", *runs, "--output", str(tmp_path / "runs.html"), "--tolerance", "0.25", "--population_size", "10"])
     assert "0.25 dB" in (tmp_path / "runs.html").read_text()
     capsys.readouterr()
     for typed, says in [

@@ -37,7 +37,7 @@ def test_every_combination_is_one_cell() -> None:
 
 
 def test_an_attack_may_ask_for_rounds() -> None:
-    attacks = {"ours": AuditedAttack(), "feedback": AuditedAttack(["attack/feedback.yaml"], least_rounds=2)}
+    attacks = {"ours": AuditedAttack(), "feedback": AuditedAttack(["attack/feedback.yaml"], min_rounds=2)}
     found = cells(attacks=attacks, rounds=[1, 2])
     assert [(cell.attack, cell.rounds) for cell in found] == [("ours", 1), ("ours", 2), ("feedback", 2)]
     with pytest.raises(UserError, match="empty"):
@@ -45,7 +45,7 @@ def test_an_attack_may_ask_for_rounds() -> None:
 
 
 def test_an_attack_may_be_left_out_where_the_noise_of_all_rounds_is_large() -> None:
-    attacks = {"ours": AuditedAttack(), "digital": AuditedAttack(["attack/digital.yaml"], most_noise=0.1)}
+    attacks = {"ours": AuditedAttack(), "digital": AuditedAttack(["attack/digital.yaml"], max_noise_multiplier=0.1)}
     found = cells(attacks=attacks, rounds=[1, 16], noise_multiplier=[0.2, 0.5])
     assert [(c.noise_multiplier, c.rounds) for c in found if c.attack == "digital"] == [(0.2, 16)]
     assert len(found) == 5
@@ -70,7 +70,7 @@ def test_whatever_changes_results_changes_the_name() -> None:
     names = [found[0].name for found in variants]
     assert len(set(names)) == len(names)
     # ... and nothing else does
-    assert cells(jobs=4, tolerance=1.0, records=100, rounds=[1, 2])[0].name == names[0]
+    assert cells(jobs=4, tolerance=1.0, population_size=100, rounds=[1, 2])[0].name == names[0]
 
 
 def test_a_cell_is_a_command_of_recon_fit() -> None:
@@ -88,13 +88,13 @@ def words(cell: Cell, flag: str) -> list[str]:
 
 def test_a_change_is_cells_of_its_own() -> None:
     changes = {
-        "twice the noise": Change(noise_times=2.0),
-        "a larger batch": Change(batch_times=4, flags={"data.clients": 1}),
+        "twice the noise": Change(noise_factor=2.0),
+        "a larger batch": Change(batch_factor=4, flags={"data.clients": 1}),
         "per layer": Change(flags={"model.client.privacy.per_layer": True}, cost="nothing"),
-        "z = 1": Change(noise_times=5.0),
+        "z = 1": Change(noise_factor=5.0),
     }
     found = planned(
-        noise_multiplier=[0.05, 0.2, 1.0, 6.0], batch_size=[2, 4], rounds=[1, 3], seeds=[0, 1], changes=changes
+        noise_multiplier=[0.05, 0.2, 1.0, 6.0], batch_size=[2, 4], rounds=[1, 3], seeds=[0, 1], interventions=changes
     )
     assert {(cell.noise_multiplier, cell.batch_size, cell.rounds) for cell in found.reference} == {(0.2, 2, 1)}
     assert {cell.name for cell in found.reference} <= {cell.name for cell in found.sweep}
@@ -109,9 +109,9 @@ def test_a_change_is_cells_of_its_own() -> None:
 
 
 def test_the_reference_can_be_named() -> None:
-    attacks = {"ours": AuditedAttack(), "feedback": AuditedAttack(least_rounds=2)}
+    attacks = {"ours": AuditedAttack(), "feedback": AuditedAttack(min_rounds=2)}
     named = Reference(noise_multiplier=0.3, granularity="sample", batch_size=2, rounds=4)
-    found = planned(attacks=attacks, changes={"more": Change(noise_times=2.0)}, reference=named)
+    found = planned(attacks=attacks, interventions={"more": Change(noise_factor=2.0)}, reference=named)
     place = (0.3, "sample", 2, 4)
     assert [(c.attack, c.noise_multiplier, c.granularity, c.batch_size, c.rounds) for c in found.reference] == [
         ("ours", *place),
@@ -119,7 +119,9 @@ def test_the_reference_can_be_named() -> None:
     ]
     assert [cell.attack for cell in found.changes["more"]] == ["ours", "feedback"]
     assert planned(reference=named).reference == []  # no change, nothing to compare
-    by_epsilon = planned(epsilon=[1.0, 8.0, 32.0], noise_multiplier=None, changes={"more": Change(noise_times=2.0)})
+    by_epsilon = planned(
+        epsilon=[1.0, 8.0, 32.0], noise_multiplier=None, interventions={"more": Change(noise_factor=2.0)}
+    )
     assert [round(cell.noise_multiplier, 2) for cell in by_epsilon.reference] == [0.6]
 
 
@@ -136,20 +138,20 @@ def test_the_reference_can_be_named() -> None:
         ({"jobs": 0}, "jobs is 0"),
         ({"delta": 1.0}, "delta is 1.0"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
-        ({"records": 0}, "records is 0"),
+        ({"population_size": 0}, "population_size is 0"),
         ({"sampling_rate": 0.0}, "sampling_rate is 0.0"),
-        ({"changes": {"x": Change()}}, "“x” changes nothing"),
-        ({"changes": {"x": Change(flags={"model.client.privacy.rounds": 3})}}, "use --audit.rounds"),
+        ({"interventions": {"x": Change()}}, "“x” changes nothing"),
+        ({"interventions": {"x": Change(flags={"model.client.privacy.rounds": 3})}}, "use --audit.rounds"),
         (
             {
-                "changes": {"x": Change(noise_times=2.0)},
-                "attacks": {"x": AuditedAttack(least_rounds=2)},
+                "interventions": {"x": Change(noise_factor=2.0)},
+                "attacks": {"x": AuditedAttack(min_rounds=2)},
                 "rounds": [2],
                 "reference": Reference(rounds=1),
             },
             "another audit.reference.rounds",
         ),
-        ({"attacks": {"x": AuditedAttack(most_noise=1e-6)}}, r"less noise \(most_noise\)"),
+        ({"attacks": {"x": AuditedAttack(max_noise_multiplier=1e-6)}}, r"less noise \(max_noise_multiplier\)"),
         ({"attacks": {"x": AuditedAttack(["no/such.yaml"])}}, "no/such.yaml"),
         ({"flags": ("--model.client.privacy.noise_multiplier=1",)}, "use --audit.noise_multiplier"),
         ({"flags": ("--model.init_args.client.init_args.privacy.rounds", "3")}, "use --audit.rounds"),

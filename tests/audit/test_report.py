@@ -380,7 +380,7 @@ def test_an_audit_without_any_result_is_still_a_page(tmp_path: Path) -> None:
 def test_a_delta_of_one_over_n_is_called_out(
     make_run: MakeRun, delta: float, records: int | None, warned: bool
 ) -> None:
-    remarks = remarks_of([outcome(make_run("one", delta=delta))], Judgement(records=records))
+    remarks = remarks_of([outcome(make_run("one", delta=delta))], Judgement(population_size=records))
     assert bool(remarks) is warned
 
 

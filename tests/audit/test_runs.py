@@ -16,8 +16,8 @@ MakeRun = Callable[..., Path]
 
 
 def test_an_audit_knows_what_its_cells_are_for(make_run: MakeRun, tmp_path: Path) -> None:
-    changes = {"more": Change(noise_times=10.0, cost="time"), "larger": Change(batch_times=2)}
-    plan = plan_of(Sweep({"ours": AuditedAttack()}, [0.1, 1.0], changes=changes), [], tmp_path)
+    changes = {"more": Change(noise_factor=10.0, cost="time"), "larger": Change(batch_factor=2)}
+    plan = plan_of(Sweep({"ours": AuditedAttack()}, [0.1, 1.0], interventions=changes), [], tmp_path)
     write_plan(tmp_path, plan, changes)
     (tmp_path / "cells").mkdir()
     assert [len(group) for group in (plan.cells, plan.sweep, plan.reference)] == [3, 2, 1]
