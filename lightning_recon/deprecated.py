@@ -23,6 +23,8 @@ KEYS: Final[dict[str, dict[str, str]]] = {
     "Digital": {"force": "always_digital"},
     "RobbingTheFed": {"row_choice": "row_selection"},
     "WaterFilling": {"encoding": "power_allocation", "voices": "head_weights"},
+    "GradientInversion": {"start": "init", "penalties": "regularization"},
+    "regularization": {"opponents": "double_opponents", "consensus": "group_consistency"},
     "audit": {"changes": "interventions", "records": "population_size"},
     "attacks.*": {"least_rounds": "min_rounds", "most_noise": "max_noise_multiplier"},
     "interventions.*": {"noise_times": "noise_factor", "batch_times": "batch_factor"},
@@ -32,7 +34,9 @@ KEYS: Final[dict[str, dict[str, str]]] = {
 # Sections whose entries have names that the user chose; `KEYS` lists their keys under "section.*".
 _NAMED: Final = ("attacks", "interventions")
 # Values by the class or the section and its (new) key, old to new.
-VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {}
+VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {
+    "GradientInversion": {"labels": {"known": "oracle"}, "signed": {"no": "none"}},
+}
 
 _reported: Final[set[str]] = set()
 log = logging.getLogger("lightning_recon")
@@ -59,6 +63,8 @@ def modernized_arguments(args: Sequence[str]) -> list[str]:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             path, dot, key = name.rpartition(".")
+            if path.startswith("--model."):  # elsewhere the inner parts may be names that the user chose
+                path = ".".join(_replaced(_all_keys(), part) for part in path.split("."))
             option = _replaced(_all_keys(), key) if dot else ""
             found.append(f"{path}{dot}{option or key}{equals}{_value_of(option, value) if equals else ''}")
         else:

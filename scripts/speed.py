@@ -88,7 +88,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     preset: dict[str, Any] = yaml.safe_load((ROOT / f"configs/attack/{job['attack']}.yaml").read_text())
     settings = preset["model"]["init_args"]
     rate = settings.pop("optimizer")["init_args"]["lr"]
-    settings |= {"penalties": Penalties(**settings["penalties"]), "labels": "known", "record": False}
+    settings |= {"regularization": Penalties(**settings["regularization"]), "labels": "oracle", "record": False}
     settings |= {"compile": job["compile"], "optimizer": lambda params: torch.optim.Adam(params, lr=rate)}
     attack = GradientInversion(client, **settings)
     values: list[float] = []

@@ -199,5 +199,5 @@ def test_an_attack_is_the_same_whatever_it_is_laid_over(name: str, capsys: pytes
         attacks.append({key: value for key, value in model["init_args"].items() if key not in ROLES})
     own = read(name)["model"]["init_args"]
     assert attacks[0] == attacks[1]
-    for key in own.keys() - {"penalties", "optimizer"}:
+    for key in own.keys() - {"regularization", "optimizer"}:
         assert attacks[0][key] == own[key]

@@ -82,7 +82,7 @@ def test_a_replay_gives_the_same_pictures(whole: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_that_is_not_to_be(tiny: str, fit: Fit, tmp_path: Path) -> None:
-    record = fit(tmp_path, *HONEST, "--model.record", "false", "--model.labels", "known", "--trainer.max_steps", "1")
+    record = fit(tmp_path, *HONEST, "--model.record", "false", "--model.labels", "oracle", "--trainer.max_steps", "1")
     assert not (tmp_path / "exchange").exists()
     assert record["oracles"] == ["labels"]
     assert record["summary"]["label_accuracy"] == 1

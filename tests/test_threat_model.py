@@ -176,7 +176,7 @@ def test_the_update_is_all_that_reaches_an_honest_server(tmp_path: Path, monkeyp
 
     for door in (share, forget):
         monkeypatch.setattr(VictimClient, "share", door)
-        attack = GradientInversion(bound_client(), distance="likelihood", basis="spectrum", start="mean", boxed=False)
+        attack = GradientInversion(bound_client(), distance="likelihood", basis="spectrum", init="mean", boxed=False)
         trainer(tmp_path / door.__name__).fit(attack)
         (found,) = attack.reconstructions()
         assert not torch.equal(found.pictures, found.initial)

@@ -16,39 +16,39 @@ class Penalties:
 
     Args:
         total_variation: Mean absolute difference of neighbouring pixels, standardised (Geiping et al. 2020).
-        opponents: Whether total variation also counts differences between the colour channels, and as the square root
-            of squares (the later variant of the same authors' toolbox).
+        double_opponents: Whether total variation also counts differences between the colour channels, and as the
+            square root of squares (the later variant of the same authors' toolbox).
         norm: Mean square of the dummies (Yin et al. 2021).
         spectrum: Half the sum of squares of the dummies: with basis "spectrum" and weight 1 the negative log-density of
             the public Gaussian model of photographs.
         batch_norm: Deviation of the batch's statistics from those that the network's normalisation layers carry (Yin et
             al. 2021); a trained network's tell of its data, an untrained one's tell nothing.
         features: Deviation of the last layer's mean input from the one that its gradient reveals (the same toolbox).
-        consensus: Deviation of a restart from the mean over all restarts, shifted onto each other (Yin et al. 2021,
-            section 3.4, with shifts for its flow).
+        group_consistency: Deviation of a restart from the mean over all restarts, shifted onto each other (Yin et al.
+            2021, section 3.4, with shifts for its flow).
     """
 
     total_variation: float = 0.0
-    opponents: bool = False
+    double_opponents: bool = False
     norm: float = 0.0
     spectrum: float = 0.0
     batch_norm: float = 0.0
     features: float = 0.0
-    consensus: float = 0.0
+    group_consistency: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse negative weights."""
-        check_ranges("--model.penalties.", **{name: (value, NOT_NEGATIVE) for name, value in vars(self).items()})
+        check_ranges("--model.regularization.", **{name: (value, NOT_NEGATIVE) for name, value in vars(self).items()})
 
 
-def total_variation(pictures: Tensor, opponents: bool) -> Tensor:
+def total_variation(pictures: Tensor, double_opponents: bool) -> Tensor:
     """Anisotropic total variation, a mean over pixels and channels.
 
     Args:
         pictures: shape (B, 3, H, W).
-        opponents: see `Penalties`.
+        double_opponents: see `Penalties`.
     """
-    if not opponents:
+    if not double_opponents:
         return pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()
     # Each channel, and each less the next: of a difference the sign does not matter.
     planes = torch.cat([pictures, pictures - pictures.roll(1, 1)], dim=1)
@@ -88,7 +88,7 @@ def revealed_features(weight: Tensor, bias: Tensor) -> Tensor:
         return (bias @ weight) / bias.square().sum().clamp(min=1e-30)
 
 
-def consensus(dummies: Tensor) -> Tensor:
+def group_consistency(dummies: Tensor) -> Tensor:
     """The mean over restarts, each shifted to where it fits the first one best.
 
     Args:

@@ -56,15 +56,17 @@ def difference(matching: GradientMatching, here: Candidates, along: Tensor, step
     return (up - down) / (2 * step)
 
 
-@pytest.mark.parametrize("penalties", [PLAIN, ALL], ids=["plain", "all penalties"])
+@pytest.mark.parametrize("regularization", [PLAIN, ALL], ids=["plain", "all penalties"])
 @pytest.mark.parametrize("basis", ["pixels", "spectrum"])
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "likelihood"])
-def test_the_gradient_is_the_derivative(distance: Distance, basis: Basis, penalties: Penalties, honest: Honest) -> None:
+def test_the_gradient_is_the_derivative(
+    distance: Distance, basis: Basis, regularization: Penalties, honest: Honest
+) -> None:
     privacy = Privacy(max_grad_norm=0.05, noise_multiplier=0.3)
     client = honest("smooth", count=2, privacy=privacy, local_steps=2, local_rate=0.4, batch_norm="eval")
     model, where = exact(client.network, False), coordinates(basis, 8)
     head = find_head(model, torch.rand(2, 3, 8, 8, dtype=torch.float64))
-    matching = GradientMatching(model, client.task, where, distance, penalties, head)
+    matching = GradientMatching(model, client.task, where, distance, regularization, head)
     here = guesses(model, client.task, where, 2, joint=True)
     found = matching(here)
     assert found.logits is not None

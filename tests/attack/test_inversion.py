@@ -17,7 +17,7 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.exchange import RecordedClient, Task
-from lightning_recon.priors.regularizers import Penalties, consensus
+from lightning_recon.priors.regularizers import Penalties, group_consistency
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, list[Reconstruction]]]
@@ -29,12 +29,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*logging interval"),
 ]
 NOISY = Privacy(max_grad_norm=0.1, noise_multiplier=1e-3)
-PUBLISHED: dict[str, Any] = {"signed": "hard", "penalties": Penalties(total_variation=0.1)}
+PUBLISHED: dict[str, Any] = {"signed": "hard", "regularization": Penalties(total_variation=0.1)}
 OURS: dict[str, Any] = {
     "distance": "likelihood",
     "basis": "spectrum",
-    "start": "mean",
-    "penalties": Penalties(spectrum=1.0),
+    "init": "mean",
+    "regularization": Penalties(spectrum=1.0),
     "boxed": False,
 }
 
@@ -137,7 +137,7 @@ def test_no_step_looks_for_gpus(honest: Honest, inverted: Inverted, monkeypatch:
 
 def test_known_labels_are_an_oracle_and_others_are_not(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
     client = honest(clients=4, count=2, aggregated=2)
-    told, found = inverted(client, labels="known", draws=1)
+    told, found = inverted(client, labels="oracle", draws=1)
     assert told.oracles == ("labels",)
     for one in found:
         assert one.labels is not None
@@ -148,7 +148,7 @@ def test_known_labels_are_an_oracle_and_others_are_not(honest: Honest, inverted:
 
 
 def test_a_replay_needs_the_exchange_alone(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
-    settings: dict[str, Any] = OURS | {"labels": "known", "restarts": 2}
+    settings: dict[str, Any] = OURS | {"labels": "oracle", "restarts": 2}
     _, live = inverted(honest("smooth", count=2, privacy=NOISY), root=tmp_path / "live", **settings)
     recorded = RecordedClient(tmp_path / "live" / "exchange")
     with pytest.raises(UserError, match=r"--model\.network"):
@@ -192,7 +192,7 @@ def preset(name: str) -> dict[str, Any]:
 
     content = yaml.safe_load((Path(__file__).parents[2] / "configs" / "attack" / f"{name}.yaml").read_text())
     own = content["model"]["init_args"]
-    own["penalties"] = Penalties(**own.get("penalties", {}))
+    own["regularization"] = Penalties(**own.get("regularization", {}))
     path, given = own["optimizer"]["class_path"], own["optimizer"].get("init_args", {})
     module, _, attribute = path.rpartition(".")
     kind = getattr(import_module(module), attribute)
@@ -269,6 +269,6 @@ def test_consensus_undoes_shifts() -> None:
     picture = photographs(2, 24)
     shifts = [(0, 0), (3, -2), (-5, 7)]
     restarts = torch.stack([picture.roll(shift, (-2, -1)) for shift in shifts])
-    assert torch.allclose(consensus(restarts), restarts, atol=1e-5)
+    assert torch.allclose(group_consistency(restarts), restarts, atol=1e-5)
     far = torch.stack([picture, picture.roll((3, 0), (-2, -1)) + 0.2])
-    assert torch.allclose(consensus(far)[0], picture + 0.1, atol=1e-4)
+    assert torch.allclose(group_consistency(far)[0], picture + 0.1, atol=1e-4)

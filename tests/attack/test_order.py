@@ -51,7 +51,7 @@ def test_the_attack_orders_what_it_counted(honest: Honest, inverted: Inverted, m
     monkeypatch.setattr(label_order, "_TRIAL", 1)
     settings = {"count": 4, "privacy": NOISELESS, "local_steps": 2, "local_rate": 0.3}
     attack, (found,) = inverted(honest("perceptron", **settings), steps=1)
-    known, _ = inverted(honest("perceptron", **settings), steps=1, labels="known")
+    known, _ = inverted(honest("perceptron", **settings), steps=1, labels="oracle")
     assert found.labels.sort().values.tolist() == known.heard[0, 0].labels.sort().values.tolist()
     assert (attack.oracles, known.oracles) == ((), ("labels",))
 

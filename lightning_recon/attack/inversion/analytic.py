@@ -12,7 +12,7 @@ from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.priors.dct import analyse
 
-_ADVICE = "set --model.start to mean, noise or patches"
+_ADVICE = "set --model.init to mean, noise or patches"
 
 
 def first_linear(model: FunctionalModel, shape: tuple[int, int, int]) -> str:

@@ -42,12 +42,12 @@ from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payl
 from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.networks.construction import twice_differentiable
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
-from lightning_recon.priors.regularizers import Penalties, consensus
+from lightning_recon.priors.regularizers import Penalties, group_consistency
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SEED, check_ranges
 
 log = logging.getLogger(__name__)
 
-Labels = Literal["counted", "joint", "known"]
+Labels = Literal["counted", "joint", "oracle"]
 _SIDE_BY_SIDE = 16  # guesses at a time, at most
 _TRUSTED = 0.75  # share of labels below which they are said not to be trusted
 _LOOKS = 4  # public pictures on which the network's last layer is looked for
@@ -72,10 +72,10 @@ class GradientInversion(Attack):
         name: str = "gradient_inversion",
         distance: Distance = "cosine",
         basis: Basis = "pixels",
-        start: Start = "noise",
+        init: Start = "noise",
         labels: Labels = "counted",
-        penalties: Penalties = Penalties(),  # noqa: B008 - frozen
-        signed: Signed = "no",
+        regularization: Penalties = Penalties(),  # noqa: B008 - frozen
+        signed: Signed = "none",
         boxed: bool = True,
         weigh_tensors: bool = False,
         discrepancy: bool = False,
@@ -103,12 +103,12 @@ class GradientInversion(Attack):
             basis: In which coordinates to search: "pixels", or decorrelated cosine coefficients, in units of their
                 public standard deviation ("spectrum"), or in units that also reckon with what the update tells of them
                 ("balanced").
-            start: Where to begin: "noise", "patches" of noise, the public "mean" image, or the picture "revealed" by
+            init: Where to begin: "noise", "patches" of noise, the public "mean" image, or the picture "revealed" by
                 the gradient of a fully connected first layer, for updates of a single picture, not in pixels.
             labels: "counted" from the last layer's gradient (for one picture the sign rule; of several local steps, the
                 order that explains the update best, found by short searches), searched "joint" with the pictures, or
-                "known": an oracle, told by the client and named in `results.json`.
-            penalties: What pictures look like.
+                "oracle": an oracle, told by the client and named in `results.json`.
+            regularization: What pictures look like.
             signed: Whether only the gradient's sign moves the dummies: "hard", or "soft" (its hyperbolic tangent, which
                 hardens as the search goes on).
             boxed: Whether dummies are kept within [0, 1] after every step; needs basis "pixels".
@@ -134,8 +134,8 @@ class GradientInversion(Attack):
         """
         super().__init__(client, draws, record, update)
         self.automatic_optimization = False
-        if start == "revealed" and basis == "pixels":
-            raise UserError("--model.start revealed needs --model.basis spectrum or balanced")
+        if init == "revealed" and basis == "pixels":
+            raise UserError("--model.init revealed needs --model.basis spectrum or balanced")
         check_ranges(
             "--model.",
             langevin=(langevin, NOT_NEGATIVE),
@@ -143,15 +143,17 @@ class GradientInversion(Attack):
             seed=(seed, SEED),
             chunk_size=(chunk_size, COUNT),
         )
-        if compile and (penalties.features or penalties.batch_norm):
+        if compile and (regularization.features or regularization.batch_norm):
             raise UserError(
-                "--model.compile cannot look into the network: set --model.penalties.features and batch_norm to 0, or "
-                "leave it out"
+                "--model.compile cannot look into the network: set --model.regularization.features and batch_norm to "
+                "0, or leave it out"
             )
-        if penalties.consensus and restarts < 2:
-            raise UserError("--model.penalties.consensus is about several restarts: set --model.restarts to 2 or more")
-        self.title, self.distance, self.basis, self.begin, self.labelled = name, distance, basis, start, labels
-        self.penalties, self.signed, self.boxed, self.weigh_tensors = penalties, signed, boxed, weigh_tensors
+        if regularization.group_consistency and restarts < 2:
+            raise UserError(
+                "--model.regularization.group_consistency is about several restarts: set --model.restarts to 2 or more"
+            )
+        self.title, self.distance, self.basis, self.begin, self.labelled = name, distance, basis, init, labels
+        self.regularization, self.signed, self.boxed, self.weigh_tensors = regularization, signed, boxed, weigh_tensors
         self.discrepancy, self.langevin, self.schedule, self.restarts = discrepancy, langevin, schedule, restarts
         self.subjects, self.statistics_file, self.seed = subjects, statistics, seed
         self.chunk_size, self.compile_objective, self.optimizer = chunk_size, compile, optimizer
@@ -167,7 +169,7 @@ class GradientInversion(Attack):
     @property
     def oracles(self) -> tuple[str, ...]:
         """What the attack is told that no attacker knows."""
-        return ("labels",) if self.labelled == "known" else ()
+        return ("labels",) if self.labelled == "oracle" else ()
 
     @property
     def statistics(self) -> PublicStatistics:
@@ -207,7 +209,9 @@ class GradientInversion(Attack):
             with twice_differentiable(self.task.network):
                 self.known_information = information(self.model, self.task, self.coordinates)
             self.coordinates.balance(self.known_information)
-        matching = GradientMatching(self.model, self.task, self.coordinates, self.distance, self.penalties, self.head)
+        matching = GradientMatching(
+            self.model, self.task, self.coordinates, self.distance, self.regularization, self.head
+        )
         self.matching = torch.compile(matching) if self.compile_objective else matching
         self.moves = StepRule(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
@@ -228,7 +232,7 @@ class GradientInversion(Attack):
     def _look_for_labels(self, device: torch.device) -> None:
         """Find where the network shows labels, and what it says of public pictures, as far as either is needed."""
         self.head, self.predictions = None, None
-        if self.labelled != "counted" and not self.penalties.features:
+        if self.labelled != "counted" and not self.regularization.features:
             return
         pictures = public_pictures(self.statistics, self.seed).to(device)
         with twice_differentiable(self.task.network):
@@ -255,7 +259,7 @@ class GradientInversion(Attack):
     def _answer(self, client: Client, place: Place, folder: Path | None) -> Observation:
         """What a client answers, and the labels that the server takes it to be about."""
         update, claimed = mean_update(client, place, self.model, folder), True
-        if self.labelled == "known":
+        if self.labelled == "oracle":
             labels = oracle_labels(client, place[0], folder)
         elif self.labelled == "joint":
             labels = torch.zeros(self.task.victims, dtype=torch.int64)
@@ -296,7 +300,7 @@ class GradientInversion(Attack):
     def _reveal(self) -> None:
         """Start every own guess from what the first layer's gradient reveals, and let every rank know."""
         if self.task.victims > 1:
-            raise UserError("start revealed is for updates of a single picture: set --model.start mean")
+            raise UserError("init revealed is for updates of a single picture: set --model.init mean")
         found, std = torch.zeros_like(self.search.best), noise_std(self.task)
         for place, heard in self.heard.items():
             found[self._slots(place)] = revealed_picture(self.model, heard.update, std, self.coordinates)
@@ -313,10 +317,10 @@ class GradientInversion(Attack):
             return [together]
         if self.trainer.world_size > 1:
             raise UserError("L-BFGS searches on one rank only: set --trainer.devices 1, or another --model.optimizer")
-        if self.signed != "no" or self.langevin or self.discrepancy or self.penalties.consensus:
+        if self.signed != "none" or self.langevin or self.discrepancy or self.regularization.group_consistency:
             raise UserError(
                 "L-BFGS moves every guess along lines of its own: leave out --model.signed, langevin, discrepancy and "
-                "penalties.consensus, or give another --model.optimizer"
+                "regularization.group_consistency, or give another --model.optimizer"
             )
         pairs = zip(dummies, logits, strict=True) if logits else ((one,) for one in dummies)
         return [self.optimizer(list(pair)) for pair in pairs]
@@ -344,8 +348,8 @@ class GradientInversion(Attack):
         """A step of all ranks' guesses on every rank, so that any of them can be resumed from."""
         before, logits = self.search.now()
         centre = None
-        if self.penalties.consensus:
-            centre = torch.cat([consensus(restarts) for restarts in torch.split(before, self.restarts)])
+        if self.regularization.group_consistency:
+            centre = torch.cat([group_consistency(restarts) for restarts in torch.split(before, self.restarts)])
         found = self._over_ranks(self.search.evaluated(self._evaluate, self.chunks, before, logits, centre))
         self.search.remember(found.value, before, logits)
         rate = optimizer.param_groups[0]["lr"]
@@ -438,10 +442,10 @@ class GradientInversion(Attack):
     def _freedom(self) -> float:
         """How many numbers the search of one update is free to choose: all, but for those that its prior decides."""
         count = self.task.victims * self.coordinates.std.numel()
-        if self.distance != "likelihood" or not self.penalties.spectrum:
+        if self.distance != "likelihood" or not self.regularization.spectrum:
             return count
         if self.known_information is None:
             with twice_differentiable(self.task.network):
                 self.known_information = information(self.model, self.task, self.coordinates)
-        ratio = self.known_information * self.coordinates.std.square() / self.penalties.spectrum
+        ratio = self.known_information * self.coordinates.std.square() / self.regularization.spectrum
         return self.task.victims * float((ratio / (1 + ratio)).sum())

@@ -57,7 +57,7 @@ class Evaluated:
 
 
 class GradientMatching:
-    """Distance between updates plus penalties, a sum over guesses that do not influence one another."""
+    """Distance between updates plus regularization, a sum over guesses that do not influence one another."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class GradientMatching:
         task: Task,
         coordinates: Parametrization,
         distance: Distance,
-        penalties: Penalties,
+        regularization: Penalties,
         head: Head | None = None,
     ) -> None:
         """Prepare the objective.
@@ -75,7 +75,7 @@ class GradientMatching:
             task: what was announced.
             coordinates: of the search.
             distance: between updates; only "likelihood" reckons with clip and noise.
-            penalties: what pictures look like.
+            regularization: what pictures look like.
             head: the network's last layer, which the penalty on features looks at.
 
         Raises:
@@ -85,14 +85,14 @@ class GradientMatching:
         self.task = task if distance == "likelihood" else replace(task, max_grad_norm=None)
         self.scale = 2 * noise_std(task) ** 2 if distance == "likelihood" else 1.0
         self.model, self.coordinates = model, coordinates
-        self.distance, self.penalties = distance, penalties
-        watch = list(model.running) if penalties.batch_norm else []
+        self.distance, self.regularization = distance, regularization
+        watch = list(model.running) if regularization.batch_norm else []
         self.head = head
-        if penalties.features:
+        if regularization.features:
             if head is None or head.layer is None or head.weight is None:
                 raise UserError(
-                    "--model.penalties.features looks at the input of a linear last layer with a bias, and the network "
-                    "has none that can be found: set it to 0"
+                    "--model.regularization.features looks at the input of a linear last layer with a bias, and the "
+                    "network has none that can be found: set it to 0"
                 )
             watch.append(head.layer)
         self.watch = tuple(watch)
@@ -158,28 +158,32 @@ class GradientMatching:
 
     def _inside(self, inputs: Mapping[str, Tensor], seen: Update) -> Tensor | float:
         """Penalties on what the network's layers see of a guess."""
-        penalties, head = self.penalties, self.head
+        regularization, head = self.regularization, self.head
         value: Tensor | float = 0.0
-        if penalties.batch_norm and self.model.running:
+        if regularization.batch_norm and self.model.running:
             shown = {name: inputs[name] for name in self.model.running}
-            value = value + penalties.batch_norm * batch_statistics(shown, self.model.running)
-        if penalties.features and head is not None and head.layer is not None:
+            value = value + regularization.batch_norm * batch_statistics(shown, self.model.running)
+        if regularization.features and head is not None and head.layer is not None:
             revealed = revealed_features(seen[str(head.weight)], seen[str(head.bias)])
-            value = value + penalties.features * (inputs[head.layer].to(revealed).mean(0) - revealed).square().mean()
+            value = (
+                value + regularization.features * (inputs[head.layer].to(revealed).mean(0) - revealed).square().mean()
+            )
         return value
 
     def _prior(self, dummies: Tensor, pictures: Tensor, centre: Tensor | None) -> Tensor:
-        penalties = self.penalties
+        regularization = self.regularization
         value = dummies.new_zeros(())
-        if penalties.total_variation:
+        if regularization.total_variation:
             standardised = self.coordinates.standardised(dummies, pictures)
-            value = value + penalties.total_variation * total_variation(standardised, penalties.opponents)
-        if penalties.norm:
-            value = value + penalties.norm * dummies.square().mean()
-        if penalties.spectrum:
-            value = value + penalties.spectrum * 0.5 * self.coordinates.whitened(dummies).square().sum()
-        if penalties.consensus and centre is not None:
-            value = value + penalties.consensus * (dummies - centre).square().mean()
+            value = value + regularization.total_variation * total_variation(
+                standardised, regularization.double_opponents
+            )
+        if regularization.norm:
+            value = value + regularization.norm * dummies.square().mean()
+        if regularization.spectrum:
+            value = value + regularization.spectrum * 0.5 * self.coordinates.whitened(dummies).square().sum()
+        if regularization.group_consistency and centre is not None:
+            value = value + regularization.group_consistency * (dummies - centre).square().mean()
         return value
 
 

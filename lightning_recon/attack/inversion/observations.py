@@ -122,7 +122,7 @@ def counted_labels(update: Update, head: Head | None, task: Task, predictions: T
     Raises:
         UserError: The labels of so many pictures cannot be read from this network.
     """
-    advice = "set --model.labels joint, which searches them with the pictures, or known, an oracle"
+    advice = "set --model.labels joint, which searches them with the pictures, or oracle, which takes the true ones"
     if head is None:
         raise UserError(f"no parameter of the network has the gradient softmax - one-hot that shows labels: {advice}")
     if task.victims > 1 and not head.of_batches:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_recon.rng import generator_for
 
 Schedule = Literal["constant", "steps", "cosine"]
-Signed = Literal["no", "hard", "soft"]
+Signed = Literal["none", "hard", "soft"]
 
 _WARM_UP = 50
 
