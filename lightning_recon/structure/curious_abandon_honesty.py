@@ -11,7 +11,13 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.base import Decoded
-from lightning_recon.structure.robbing_the_fed import FOOTPRINT, STRENGTH, audible, quietest_std, relu_payload
+from lightning_recon.structure.robbing_the_fed import (
+    FOOTPRINT,
+    STRENGTH,
+    lowest_row_std,
+    relu_payload,
+    rows_above_noise,
+)
 
 _SEED = 4
 _SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 1024, 32
@@ -57,11 +63,11 @@ class TrapWeights:
 
     A unit that one picture excites alone has δ · x for its row and δ for its bias. Unlike bins, units hear victims
     several times and in mixtures, and the published attack reports every row; here an oracle-free reader must choose
-    as many as the batch holds. Mixtures of voices of the same sign lie between their pictures and mixtures of opposite
+    as many as the batch holds. Mixtures of biases of the same sign lie between their pictures and mixtures of opposite
     signs leave [0, 1]: so the reader drops the latter and picks the corners of what remains.
 
-    Mends, as for the seed paper: a head with class-dependent weights beside the network, and weights so small that the
-    logits hardly move. The bias is the weight of an input that is always 1.
+    Corrections, as for the seed paper: a head with class-dependent weights beside the network, and weights so small
+    that the logits hardly move. The bias is the weight of an input that is always 1.
 
     Source: Boenisch, Dziedzic, Schuster, Shahin Shamsabadi, Shumailov, Papernot (EuroS&P 2023, arXiv 2112.02918);
     corners by successive projection, Gillis & Vavasis (2014).
@@ -104,7 +110,7 @@ class TrapWeights:
         return "curious_abandon_honesty"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the scaling is chosen from, and the guess for a victim without a row."""
+        """What the scaling is chosen from, and the estimate for a victim without a row."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -135,11 +141,11 @@ class TrapWeights:
             The pictures.
         """
         weight = update.gradient["structure.weight"]
-        inputs, voices = weight[:, :-1], weight[:, -1]
-        heard = audible(inputs, voices, self.false_alarm)
-        noise = quietest_std(inputs) / voices[heard].abs()
-        chosen = heard[corners(inputs[heard] / voices[heard, None], noise, task.victims)]
-        pictures = (inputs[chosen] / voices[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+        inputs, biases = weight[:, :-1], weight[:, -1]
+        detected = rows_above_noise(inputs, biases, self.false_alarm)
+        noise = lowest_row_std(inputs) / biases[detected].abs()
+        chosen = detected[corners(inputs[detected] / biases[detected, None], noise, task.victims)]
+        pictures = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
         # The noise is estimated from the quietest row, so a recording must keep it too.
         quietest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
         kept = torch.cat([chosen, quietest])

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How loud each victim is: head weights under which the gradient that reaches a unit is ±1, whatever the label.
+"""Head weights under which the gradient that reaches a unit is ±1, whatever the label.
 
-A structure that adds u · (activation − twin) to the logits has the voice δ = u · (softmax − one-hot) for a victim. With
-the same ±1 code for all, a confident network silences a victim: softmax and one-hot nearly agree. But the structure
-knows the softmax when it runs, and may choose u anew for each picture, since activation and twin cancel whatever u is:
-the network's output stays exactly what it was.
+A structure that adds u · (activation − frozen copy) to the logits gives a sample the gradient weight
+δ = u · (softmax − one-hot). With the same ±1 code for all samples, δ vanishes where the network is confident, because
+softmax and one-hot nearly agree. But the structure knows the softmax in its forward pass and can choose u for each
+sample: activation and frozen copy cancel for any u, so the output of the network does not change.
 """
 
 import torch
 from torch import Tensor
 
-# A victim that the network confidently gets wrong may be so many times as loud as others, and no more: under a common
-# clip it would drown them.
-LOUDEST = 30.0
+# Largest gradient weight of a confidently misclassified sample, relative to the others: under a common clip a larger
+# one would leave them almost no budget.
+MAX_WEIGHT_RATIO = 30.0
 
 
 def class_code(classes: int) -> Tensor:
-    """Balanced ±1 head weights, shape (classes,): a victim's voice is 2 · P(classes of the other sign).
+    """Balanced ±1 head weights, shape (classes,): the gradient weight of a sample is 2 · P(classes of the other sign).
 
     As many classes of either sign as possible, in random order, so that |δ| is near 1 for every label while the
     network is undecided, and look-alike classes seldom share a sign.
@@ -26,12 +26,13 @@ def class_code(classes: int) -> Tensor:
 
 
 def balanced_code(logits: Tensor) -> Tensor:
-    """Head weights for each picture under which every label speaks about equally loud.
+    """Head weights for each picture under which every label gives about the same gradient weight.
 
-    With Σ p u = 0 the voice of label y is exactly −u_y. So the classes are parted into two sets of probability P and Q,
-    as equal as can be, which get the weights 1 and −P/Q. A network that gives the likeliest class more than half
-    leaves P/Q > 1: should the label be another one, that victim is P/Q times as loud, but at most 30 times. A network
-    surer than p = 0.968 reaches that; from there on, whom it gets right becomes fainter, by 30 (1 − p)/p.
+    With Σ p u = 0 the gradient weight of label y is exactly −u_y. So the classes are parted into two sets of
+    probability P and Q, as equal as can be, which get the weights 1 and −P/Q. A network that gives the likeliest class
+    more than half leaves P/Q > 1: should the label be another one, that sample has P/Q times the weight, but at most 30
+    times. A network surer than p = 0.968 reaches that limit; beyond it the weight of correctly classified samples falls
+    as 30 (1 − p)/p.
 
     Args:
         logits: Shape (B, classes), at least 2 classes.
@@ -46,7 +47,7 @@ def balanced_code(logits: Tensor) -> Tensor:
     second = torch.arange(1, logits.shape[1], device=logits.device) <= last + 1
     other = mass.gather(1, last).clamp(min=1e-12)
     ratio = (1 - other) / other
-    loud = ratio.clamp(max=LOUDEST)
-    code = torch.where(second, -loud, loud / ratio)
-    first = (loud / ratio).expand(-1, 1)
+    largest = ratio.clamp(max=MAX_WEIGHT_RATIO)
+    code = torch.where(second, -largest, largest / ratio)
+    first = (largest / ratio).expand(-1, 1)
     return torch.zeros_like(probability).scatter(1, order, torch.cat([first, code], dim=1))

@@ -23,11 +23,11 @@ class InferenceStructure(nn.Module):
     sign, zeros that reveal the noise). Unit k measures a = weight_k · e(x) and passes gradient only if a lies in its
     interval. All outputs are added to the logits through a code over the classes, so the gradient of the weight of an
     excited unit is δ · e(x) with δ = strength · code · (softmax − one-hot): not zero, unlike for a shift that is equal
-    for all classes. The code is the same ±1 for all pictures, or chosen for each, see `voices`. With `cancel` every
-    unit is paired with a frozen twin of opposite sign, so the layer outputs exactly 0 while its gradient stays what it
-    was.
+    for all classes. The code is the same ±1 for all pictures, or chosen for each, see `head_weights.py`. With `cancel`
+    every unit is paired with a frozen copy of opposite sign, so the layer outputs exactly 0 while its gradient stays
+    what it was.
 
-    Source: method after "Robbing the Fed" (Fowl et al. 2022) and You et al. (2025); the cancelling twin is ours.
+    Source: method after "Robbing the Fed" (Fowl et al. 2022) and You et al. (2025); the cancelling copy is ours.
     """
 
     mean: Tensor
@@ -68,7 +68,7 @@ class InferenceStructure(nn.Module):
         self.target_scale = float(payload.settings["target_scale"])
         if not self.cancel and bool((self.lower == -torch.inf).any()):
             raise UserError(
-                "the structure has an interval without a lower end and no cancelling twin, so its output is infinite: "
+                "the structure has an interval without a lower end and no cancelling copy, so its output is infinite: "
                 "set `cancel`, or make every lower end finite"
             )
         self.balanced = bool(payload.settings.get("balanced", False))
@@ -125,12 +125,12 @@ class InferenceStructure(nn.Module):
         inputs, weight = self.encode(images), self.matrix
         measured = F.linear(inputs, weight.detach())
         activation = F.linear(inputs, weight) - self._known(weight)
-        # The same operations on the same operands round alike, so the twins cancel to the last bit.
-        twin = measured - self._known(weight.detach()) if self.cancel else self.lower.expand_as(activation)
+        # The same operations on the same operands round alike, so the pairs cancel to the last bit.
+        frozen = measured - self._known(weight.detach()) if self.cancel else self.lower.expand_as(activation)
         if self.bias is not None:
             activation = activation + self.bias @ self.bias_constants.to(inputs)
         excited = (self.lower <= measured) & (measured < self.upper)
-        output = torch.where(excited, activation - twin, 0.0).sum(dim=1, keepdim=True)
+        output = torch.where(excited, activation - frozen, 0.0).sum(dim=1, keepdim=True)
         code = balanced_code(logits) if self.balanced and logits is not None else self.code
         return self.strength * output * code.to(output)
 
@@ -142,8 +142,8 @@ class InferenceStructure(nn.Module):
         """Deal inputs to the blocks; zeros at the end, which reveal the noise, stay zeros."""
         if self.blocks == 1:
             return inputs
-        heard = inputs.shape[-1] - (self.constants.numel() - 1)
-        return torch.cat([spread(inputs[..., :heard], self.blocks), inputs[..., heard:]], dim=-1)
+        used = inputs.shape[-1] - (self.constants.numel() - 1)
+        return torch.cat([spread(inputs[..., :used], self.blocks), inputs[..., used:]], dim=-1)
 
 
 class TamperedNetwork(nn.Module):
@@ -169,7 +169,7 @@ class TamperedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the target network plus the structure's contribution."""
-        # A silent target network leaves every label equally likely, and every victim equally loud.
+        # A silent target network leaves every label equally likely, and every victim with the same gradient weight.
         if self.structure.target_scale == 0:
             output: Tensor = self.structure(images)
         else:

@@ -17,9 +17,9 @@ from lightning_recon.structure.head_weights import class_code
 # A structure without a twin must not move the logits, or half of the victims' δ vanish: small weights, strong head.
 STRENGTH, FOOTPRINT = 1e3, 0.01
 _SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 4096, 32
-# Below every brightness: the first bin hears all pictures.
+# Below every brightness: all images activate the first bin.
 _BELOW_BLACK = -1.0
-# float32 sums over a batch leave this share of the loudest voice in rows that nobody excites.
+# float32 sums over a batch leave this share of the largest gradient weight in rows that nobody excites.
 _ROUNDING = 1e-5
 
 
@@ -30,8 +30,8 @@ class RobbingTheFed:
     between their thresholds, and δ · x divided by δ, the same difference of the biases, is the picture. One clip over
     all those rows is what makes the attack weak against local differential privacy.
 
-    Mends, as for the seed paper: a head with class-dependent weights beside the network, and weights so small that the
-    logits hardly move. The bias is the weight of an input that is always 1.
+    Corrections, as for the seed paper: a head with class-dependent weights beside the network, and weights so small
+    that the logits hardly move. The bias is the weight of an input that is always 1.
 
     Source: Fowl, Geiping, Czaja, Goldblum, Goldstein (ICLR 2022, arXiv 2110.13057); row selection "upstream"
     is that of its public implementation.
@@ -70,7 +70,7 @@ class RobbingTheFed:
         return "robbing_the_fed"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the thresholds are chosen from, and the guess for a victim without a row."""
+        """What the thresholds are chosen from, and the estimate for a victim without a row."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -104,17 +104,17 @@ class RobbingTheFed:
         weight = update.gradient["structure.weight"]
         rows = weight.clone()
         rows[:-1] -= weight[1:]
-        inputs, voices = rows[:, :-1], rows[:, -1]
+        inputs, weights = rows[:, :-1], rows[:, -1]
         if self.row_selection == "upstream":
-            present = voices.nonzero().flatten()
+            present = weights.nonzero().flatten()
             chosen = present[inputs[present].norm(dim=1).argsort()[: task.victims]]
         else:
             # A difference carries the noise of two rows; the last row is its own.
-            spread = torch.full_like(voices, math.sqrt(2))
+            spread = torch.full_like(weights, math.sqrt(2))
             spread[-1] = 1.0
-            heard = audible(inputs / spread[:, None], voices / spread, self.false_alarm)
-            chosen = heard[: task.victims]
-        pictures = (inputs[chosen] / voices[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+            detected = rows_above_noise(inputs / spread[:, None], weights / spread, self.false_alarm)
+            chosen = detected[: task.victims]
+        pictures = (inputs[chosen] / weights[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
         return Decoded(pictures, unresolved=0, rows={"structure.weight": None}, posterior=None)
 
 
@@ -144,25 +144,25 @@ def relu_payload(
     )
 
 
-def audible(inputs: Tensor, voices: Tensor, false_alarm: float) -> Tensor:
-    """Rows whose bias the noise does not explain, the loudest first.
+def rows_above_noise(inputs: Tensor, weights: Tensor, false_alarm: float) -> Tensor:
+    """Rows whose bias the noise does not explain, the largest first.
 
     Args:
         inputs: Shape (K, pixels): the rows, of equal noise.
-        voices: Shape (K,): their biases, of the same noise.
+        weights: Shape (K,): their biases, of the same noise.
         false_alarm: Probability that K empty rows show any, in (0, 1).
 
     Returns:
         Indices, int64.
     """
     # NaN marks rows that a recording left out; at any level the test below is false for them.
-    noise = max(quietest_std(inputs), _ROUNDING * float(voices.nan_to_num().abs().max()))
-    threshold = float(stats.norm.isf(false_alarm / (2 * len(voices)))) * noise
-    loudest = voices.abs().argsort(descending=True)
-    return loudest[voices.abs()[loudest] > threshold]
+    noise = max(lowest_row_std(inputs), _ROUNDING * float(weights.nan_to_num().abs().max()))
+    threshold = float(stats.norm.isf(false_alarm / (2 * len(weights)))) * noise
+    strongest = weights.abs().argsort(descending=True)
+    return strongest[weights.abs()[strongest] > threshold]
 
 
-def quietest_std(inputs: Tensor) -> float:
+def lowest_row_std(inputs: Tensor) -> float:
     """Noise standard deviation from the quietest of many rows, of which at least one should be empty.
 
     Args:

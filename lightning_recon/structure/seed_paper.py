@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The structure of the seed paper, rebuilt from its description, with the two mends without which it cannot work."""
+"""The structure of the seed paper, rebuilt from its description, with two necessary corrections."""
 
 import math
 
@@ -27,8 +27,8 @@ class SeedPaper:
     channels whose gradients are pure noise; a layer of 500 inputs, 100 of them 1, carries copies of δ. Row = δ · x, so
     the picture is row / δ; pixels inside the confidence interval of the noise are set to 0.
 
-    Two mends make it a fair baseline: the head has class-dependent weights (with equal ones the true gradient is zero)
-    and the thresholds are 100 times the quantiles (the bias layer adds up 100 inputs of 1).
+    Two corrections make it a fair baseline: the head has class-dependent weights (with equal ones the true gradient is
+    zero) and the thresholds are 100 times the quantiles (the bias layer adds up 100 inputs of 1).
 
     Source: You, Dong, Li, Liu, Ma, Shen (IEEE TIFS 20, 2025), section IV and the released example.
     """
@@ -48,8 +48,8 @@ class SeedPaper:
             units: Rows of the structure (K), one brightness interval each.
             interval_filter: Whether pixels inside the 99 % interval of the noise are set to 0.
             moments: Whether mean, variance and total variation of each channel leak too, for refinement.
-            subjects: Whether clients cut the subject out on black; only chooses the best guess for a victim without a
-                row, the public mean image.
+            subjects: Whether clients cut the subject out on black; only chooses the best estimate for a victim without
+                a row, the public mean image.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); rows are chosen without an
                 oracle.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -116,23 +116,23 @@ class SeedPaper:
                 "structure.weight" are read.
 
         Returns:
-            The pictures, loudest victim first.
+            The pictures, largest gradient weight first.
         """
         pixels = payload.tensors["index"].numel()
         bias, weight = update.gradient["structure.bias"], update.gradient["structure.weight"]
-        voices = bias[:, :_COPIES].mean(dim=1)
+        weights = bias[:, :_COPIES].mean(dim=1)
         noise = half_normal_std(bias[:, _COPIES:])
         threshold = stats.norm.isf(self.false_alarm / (2 * self.units)) * noise / math.sqrt(_COPIES)
-        loudest = voices.abs().argsort(descending=True)[: task.victims]
-        chosen = loudest[voices.abs()[loudest] > threshold]
-        rows, voices = weight[chosen], voices[chosen, None]
-        pictures = rows[:, :pixels] / voices
+        strongest = weights.abs().argsort(descending=True)[: task.victims]
+        chosen = strongest[weights.abs()[strongest] > threshold]
+        rows, weights = weight[chosen], weights[chosen, None]
+        pictures = rows[:, :pixels] / weights
         noise = half_normal_std(rows[:, -pixels:]) if len(rows) else noise
         if self.interval_filter:
-            pictures = interval_filtered(pictures, noise / voices.abs())
+            pictures = interval_filtered(pictures, noise / weights.abs())
         ratio = self._usual_ratio(task) if task.per_layer and task.max_grad_norm is not None else 1.0
         pictures = (ratio * pictures).view(-1, *task.image_shape).clamp(0, 1)
-        leaked = (ratio * rows[:, pixels:-pixels] / voices).view(-1, len(MOMENTS), 3) if self.moments else None
+        leaked = (ratio * rows[:, pixels:-pixels] / weights).view(-1, len(MOMENTS), 3) if self.moments else None
         return Decoded(
             pictures=pictures,
             unresolved=0,

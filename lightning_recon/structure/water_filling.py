@@ -21,10 +21,10 @@ from lightning_recon.structure.coding.power_allocation import water_filling
 from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
-from lightning_recon.structure.head_weights import LOUDEST, class_code
+from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
 from lightning_recon.structure.readout import budget_share, released_rows, weight_names
 
-# Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
+# Spread of log S when one clip covers the batch: caused by the gradient weights of all victims.
 _LOG_SCALE_STD = 0.4
 # Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip whoever
 # it is: |δ| is 30 (1 − p) for a picture that the network is sure of, so for a clip of 10 over 16 pictures this suffices
@@ -155,7 +155,7 @@ class WaterFilling:
         directions = measurement_directions(statistics, count) * sent
         lower, upper, unit_direction = intervals(statistics, directions, units)
         if not self.cancel:
-            footprint = _FOOTPRINT / (LOUDEST if self.head_weights == "balanced" else 1.0)
+            footprint = _FOOTPRINT / (MAX_WEIGHT_RATIO if self.head_weights == "balanced" else 1.0)
             directions, lower, upper = scale_down_measurements(
                 statistics, directions, lower, upper, footprint / self.strength
             )
@@ -240,8 +240,8 @@ class WaterFilling:
         combined, pilots = found.combine.to(inputs) @ inputs, found.combine.to(pilot) @ pilot
         noises = rows.noise * found.combine.norm(dim=1)
         decoded = [
-            decode_row(row, float(voice), float(std), prior)
-            for row, voice, std in zip(combined, pilots, noises, strict=True)
+            decode_row(row, float(pilot_value), float(std), prior)
+            for row, pilot_value, std in zip(combined, pilots, noises, strict=True)
         ]
         posterior = in_coefficients(decoded, shipped, statistics)
         pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_recon.structure.detection.false_alarms import active_threshold, bounded, usual_voices
+from lightning_recon.structure.detection.false_alarms import active_threshold, bounded, typical_weights
 
 
 @pytest.mark.parametrize("false_alarm", [0.1, 0.01, 0.001])
@@ -44,7 +44,9 @@ def test_a_victim_at_its_bound_is_seldom_above_it_and_a_pair_is() -> None:
 )
 def test_unequal_voices_are_seldom_taken_for_pairs(count: int, spread: float, rate: float) -> None:
     trials = 2000
-    alarms = sum(not usual_voices(spread * torch.randn(count), torch.zeros(count), 0.01).all() for _ in range(trials))
+    alarms = sum(
+        not typical_weights(spread * torch.randn(count), torch.zeros(count), 0.01).all() for _ in range(trials)
+    )
     assert alarms <= stats.binom.isf(1e-4, trials, 0.01 * rate)
 
 
@@ -53,5 +55,5 @@ def test_a_pair_of_equal_voices_is_told_unless_noise_hides_it(count: int, doubt:
     for _ in range(50):
         voices = 0.05 * torch.randn(count)
         voices[0] += torch.tensor(2.0).log()
-        usual = usual_voices(voices, torch.full((count,), doubt), 0.01)
+        usual = typical_weights(voices, torch.full((count,), doubt), 0.01)
         assert usual.tolist() == [not heard, *[True] * (count - 1)]

@@ -18,7 +18,7 @@ from lightning_recon.networks.construction import ConvNet
 from lightning_recon.priors.image_statistics import public_statistics, synthetic_pictures
 from lightning_recon.structure import InferenceStructure, RobbingTheFed, Structure, TamperedNetwork
 from lightning_recon.structure.layer import structure_bytes
-from lightning_recon.structure.robbing_the_fed import FOOTPRINT, quietest_std
+from lightning_recon.structure.robbing_the_fed import FOOTPRINT, lowest_row_std
 
 MakeTask = Callable[..., Task]
 Release = Callable[..., ClientUpdate]
@@ -143,7 +143,7 @@ def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> 
 def test_the_quietest_row_tells_the_noise(units: int, std: float) -> None:
     noise = std * torch.randn(units, 1000)
     noise[: units // 4] += 10 * std
-    assert quietest_std(noise) == pytest.approx(std, rel=0.03)
+    assert lowest_row_std(noise) == pytest.approx(std, rel=0.03)
 
 
 def test_thresholds_are_quantiles_of_public_brightness(task: MakeTask) -> None:

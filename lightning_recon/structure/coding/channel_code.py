@@ -5,9 +5,9 @@ Message bits are repeated, some often and most seldom, shuffled, and added up in
 groups is the parity. Whole pictures are one long codeword, and long random codes of this kind come close to capacity at
 every rate.
 
-Parities are decoded in layers, each of which hears at once what the one before it said; the sweeps run up and down
-along the running sum in turn. That takes fewer iterations than when all speak at the same time, and what a layer works
-on stays in a processor's cache.
+Parities are decoded in layers, each of which uses the messages of the layer before it at once; the sweeps run up and
+down along the running sum in turn. That takes fewer iterations than flooding, and what a layer works on stays in a
+processor's cache.
 
 Source: Jin, Khandekar and McEliece, "Irregular repeat-accumulate codes" (2000); layers after Hocevar, "A reduced
 complexity decoder architecture via layered decoding of LDPC codes" (2004). The degrees below were found by linear
@@ -149,23 +149,23 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
     total, sums = total.clone(), parity.view(lanes, layers).T.contiguous()
     # What parities said of the members of their group, of the running sum before them, and of the one after them.
     said = beliefs.new_zeros(layers, size + 2, lanes)
-    heard = beliefs.new_empty(size + 2, lanes)
+    incoming = beliefs.new_empty(size + 2, lanes)
     best, since = math.inf, 0
     for iteration in range(iterations):
         violated = torch.zeros((), dtype=torch.int64, device=beliefs.device)
         for layer in range(layers) if iteration % 2 == 0 else reversed(range(layers)):
             members, mine = groups[layer].flatten(), said[layer]
-            torch.index_select(total, 0, members, out=heard[:size].view(-1))
-            heard[:size] -= mine[:size]
-            heard[size] = _before(sums, said, layer)
-            heard[size + 1] = sums[layer] + _ahead(said, layer)
-            factors = heard.tanh_().add_(_LEAST)
+            torch.index_select(total, 0, members, out=incoming[:size].view(-1))
+            incoming[:size] -= mine[:size]
+            incoming[size] = _before(sums, said, layer)
+            incoming[size + 1] = sums[layer] + _ahead(said, layer)
+            factors = incoming.tanh_().add_(_LEAST)
             product = factors.prod(dim=0)
-            told = torch.div(product, factors, out=factors).clamp_(-_MOST, _MOST).atanh_()
-            total.index_add_(0, members, (told[:size] - mine[:size]).view(-1))
-            mine.copy_(told)
+            outgoing = torch.div(product, factors, out=factors).clamp_(-_MOST, _MOST).atanh_()
+            total.index_add_(0, members, (outgoing[:size] - mine[:size]).view(-1))
+            mine.copy_(outgoing)
             violated += (product < 0).sum()
-        # What is heard from others can violate a parity that all together hold: only encoding tells.
+        # Incoming messages can violate a parity that the decoded word satisfies: re-encode to decide.
         if int(violated) <= _NEARLY * layers * lanes:
             bits: Tensor = (total < 0).long()
             known = torch.stack([sums[layer] + said[layer, -1] + _ahead(said, layer) for layer in range(layers)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to spend a victim's power on a digital code: how many inputs, how loud, at which rate, and what is left over."""
+"""Power allocation of a digital code: number of inputs, amplitudes, rates, and the share left for the sketch."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
 _BORROWED = 2.0
 # Bits a pixel below which a linear code makes the better picture.
 WORTHWHILE = 0.2
-# One clip for all: decibels to spare for neighbours, who are not equally loud and never silenced altogether.
+# One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
+# completely.
 _NEIGHBOURS_DB = 0.3
 _RAW_BITS = 24
 # Shorter codewords are no long random codes any more.
@@ -78,7 +79,7 @@ def shipped_plan(payload: ServerPayload) -> Plan | None:
     if "digital_amplitudes" not in tensors:
         return None
     if settings.get("digital_code") != _VERSION:
-        raise UserError("the payload speaks another digital code than this version of the package: make it anew")
+        raise UserError("the payload uses another digital code than this version of the package: create it again")
     return Plan(
         inputs=int(settings["digital_inputs"]),
         header=float(settings["digital_header"]),
@@ -90,7 +91,7 @@ def shipped_plan(payload: ServerPayload) -> Plan | None:
 
 
 def channel_code_name(payload: ServerPayload) -> str | None:
-    """Name of the channel code that a payload speaks; None if it has no digital part."""
+    """Name of the channel code that a payload uses; None if it has no digital part."""
     return NAME if shipped_plan(payload) else None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which unit hears which victim: measurement directions, and intervals that public pictures fill evenly."""
+"""Which sample activates which unit: measurement directions, and intervals that public pictures fill evenly."""
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def intervals(statistics: PublicStatistics, directions: Tensor, units: int) -> t
 
 
 def scale_down_measurements(
-    statistics: PublicStatistics, directions: Tensor, lower: Tensor, upper: Tensor, loudest: float
+    statistics: PublicStatistics, directions: Tensor, lower: Tensor, upper: Tensor, largest: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Measure the same in so small a unit that what units pass on is hardly noticed; every interval gets a lower end.
 
@@ -76,11 +76,11 @@ def scale_down_measurements(
         directions: Shape (D, 3, H, W).
         lower: Where each unit's interval begins, shape (units,).
         upper: Where it ends, shape (units,).
-        loudest: How far above the lower end of its interval a photograph's measurement may then be.
+        largest: How far above the lower end of its interval a photograph's measurement may then be.
 
     Returns:
         The scaled directions, lower and upper bounds.
     """
     farthest = _FARTHEST * float((directions.square() * statistics.variance).flatten(1).sum(dim=1).max().sqrt())
-    scale = loudest / (2 * farthest)
+    scale = largest / (2 * farthest)
     return scale * directions, scale * lower.clamp(min=-farthest), scale * upper

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-# Name of each statistic, and the weight it travels with so that it is as loud as a few pixels.
+# Name of each statistic, and its weight, which gives it the energy of a few pixels.
 MOMENTS = {"mean": 1.0, "variance": 10.0, "total_variation": 1e-3}
 
 

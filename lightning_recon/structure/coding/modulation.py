@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the shipped network says digitally: a picture's file as a codeword of ±1, and a header that names its rate.
+"""Modulation in the shipped network: an image file as a ±1 codeword, after a header that names its rate.
 
 The client runs this as it runs any layer of the model it was sent. Nothing here has a gradient, nor needs one: the
 gradient of a weight is its input times what flows back, whatever made that input.
@@ -60,8 +60,8 @@ def word(picture: Tensor, plan: Plan) -> Tensor:
     pixels = (picture.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
     rung, data, exact = chosen_file(pixels, plan)
     bits = framed(data, exact, message_bits(rung, plan.inputs))
-    spoken = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
-    return torch.cat([plan.header * header_words()[rung], spoken])
+    codeword = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
+    return torch.cat([plan.header * header_words()[rung], codeword])
 
 
 class DigitalWords(torch.autograd.Function):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How strongly rows speak for one common picture: Bayes factors, from inner products of rows alone.
+"""Bayes factors for "these rows hold one common image", computed from inner products of rows.
 
-A victim's energy is spread over D rows. Where noise drowns each of them, their mean still stands out, by √D: rows are
-therefore judged together. The evidence for "these D rows hold one picture" against "they hold nothing, or each
-something of its own" is a Bayes factor, whose false alarms Markov's inequality bounds without further assumptions.
+A victim's energy is spread over D rows. Where each row is below the noise, the signal-to-noise ratio of their mean is
+still larger by √D. Rows are therefore tested jointly. The evidence for "these D rows hold one picture" against "they
+hold nothing, or each something of its own" is a Bayes factor, whose false alarms Markov's inequality bounds without
+further assumptions.
 """
 
 import math
@@ -87,7 +88,7 @@ class Evidence:
 
         Args:
             rows: The released rows.
-            prior: What is expected of a lone victim's row.
+            prior: What is expected of the row of a single victim.
         """
         self.rows, self.prior = rows, prior
         self.count = len(rows.directions)
@@ -156,33 +157,37 @@ class Evidence:
         """
         inner, doubt = residual.energy, residual.doubt
         ways = sum(math.log(len(group)) for group in self.groups())
-        loudness = inner.diagonal() / (doubt.diagonal().clamp(min=1e-3) * self.variance)
-        own = 0.5 * (loudness - self.surprise).clamp(min=0)
+        energy_ratio = inner.diagonal() / (doubt.diagonal().clamp(min=1e-3) * self.variance)
+        own = 0.5 * (energy_ratio - self.surprise).clamp(min=0)
         needed = self.surprise + 2 * (least - ways)
-        heard = self._may_grow(loudness, needed + 2 * own, 1)
+        candidates = self._may_grow(energy_ratio, needed + 2 * own, 1)
         # Rows added to a tuple only add to its scatter: what is too much for a whole tuple is so for a part of it.
         bound = misfit * self.variance / (self.count - 1)
         most = bound * self.count * float(doubt.diagonal().max())
         found = torch.zeros(1, 0, dtype=torch.int64)
         # Energy and noise of the tuple's sum, the same summed over its rows, and what each row says on its own.
-        energy, share, energies, shares, rivals, score = torch.zeros(6, 1, dtype=torch.float64)
+        energy, share, energies, shares, alternatives, score = torch.zeros(6, 1, dtype=torch.float64)
         for size, units in enumerate(self.groups(), start=1):
-            group = units[heard[units]]
+            group = units[candidates[units]]
             cross = inner[:, group][found].sum(dim=1), doubt[:, group][found].sum(dim=1)
             # One row of these for each part of a tuple, one column for each unit that may come next.
             grown = energy[:, None] + 2 * cross[0] + inner.diagonal()[group]
             blurred = share[:, None] + 2 * cross[1] + doubt.diagonal()[group]
             total = energies[:, None] + inner.diagonal()[group]
-            loudness = grown / (blurred.clamp(min=1e-3 * size) * self.variance)
-            least_loud = needed + 2 * (rivals[:, None] + own[group])
-            score = (0.5 * (loudness - least_loud)).flatten()
-            fits = self._may_grow(loudness, least_loud, size) & (total - grown / size <= most)
+            energy_ratio = grown / (blurred.clamp(min=1e-3 * size) * self.variance)
+            least_energy = needed + 2 * (alternatives[:, None] + own[group])
+            score = (0.5 * (energy_ratio - least_energy)).flatten()
+            fits = self._may_grow(energy_ratio, least_energy, size) & (total - grown / size <= most)
             close = torch.nonzero(fits.flatten()).flatten()
             best = close[score[close].topk(min(_CARRIED, len(close))).indices]
             part, unit = best // max(1, len(group)), group[best % max(1, len(group))]
             found = torch.cat([found[part], unit[:, None]], dim=1)
             energy, share, energies = grown.flatten()[best], blurred.flatten()[best], total.flatten()[best]
-            shares, rivals, score = shares[part] + doubt.diagonal()[unit], rivals[part] + own[unit], score[best]
+            shares, alternatives, score = (
+                shares[part] + doubt.diagonal()[unit],
+                alternatives[part] + own[unit],
+                score[best],
+            )
         scatter, expected = energies - energy / self.count, shares - share / self.count
         score = score + least
         fits = (scatter <= bound * expected) & (score > least)
@@ -195,11 +200,11 @@ class Evidence:
         order = score.argsort(descending=True)
         return found[order], score[order]
 
-    def _may_grow(self, loudness: Tensor, needed: Tensor, size: int) -> Tensor:
+    def _may_grow(self, energy_ratio: Tensor, needed: Tensor, size: int) -> Tensor:
         """Whether `size` rows, together so loud, may belong to D rows that are as loud as needed."""
         noise, squares = float(self.weights.sum()), float(self.weights.square().sum())
         # What rows of one picture are louder than noise grows with their number.
-        excess = loudness - noise
+        excess = energy_ratio - noise
         excess = excess + _FAINTER * (2 * squares + 4 * excess.clamp(min=0)).sqrt()
         return noise + excess * (self.count / size) >= needed
 
@@ -218,12 +223,12 @@ class Evidence:
             return torch.zeros(len(combine), dtype=torch.float64)
         noise = combine.norm(dim=1).clamp(min=1e-6) * math.sqrt(self.variance)
         steps = torch.linspace(-_PILOT_REACH, _PILOT_REACH, _PILOT_POINTS, dtype=torch.float64)
-        voice = ((combine @ self.pilot)[:, None] + noise[:, None] * steps) / self.prior.pilot_level
+        weight = ((combine @ self.pilot)[:, None] + noise[:, None] * steps) / self.prior.pilot_level
         spread = math.hypot(self.prior.log_contrast_std / 2, self.prior.log_scale_std)
-        likely = -(steps**2) / 2 - (voice.abs() * self.prior.scale).clamp(min=1e-12).log() ** 2 / (2 * spread**2)
-        voice = torch.where(voice == 0, 1e-12, voice)
-        value = (combine @ self.measured)[:, None] / voice[..., None]
-        slack = (self.reach * noise[:, None])[:, None] / voice[..., None].abs()
+        likely = -(steps**2) / 2 - (weight.abs() * self.prior.scale).clamp(min=1e-12).log() ** 2 / (2 * spread**2)
+        weight = torch.where(weight == 0, 1e-12, weight)
+        value = (combine @ self.measured)[:, None] / weight[..., None]
+        slack = (self.reach * noise[:, None])[:, None] / weight[..., None].abs()
         slack = torch.hypot(slack, 1e-4 * value)
         # Measurements are worth as much as their noise allows against what is usual.
         trust = self.usual / (self.usual + slack**2)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests with a stated rate of false alarms: does a row hold anything, and is a victim one picture or two."""
+"""Hypothesis tests at a given false-alarm rate: row activity, and one sample against a collision of two."""
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-# Spread of the logarithm of victims' voices that is expected under one clip: a belief worth two voices.
-_VOICE_STD = 0.15
-# Rounding of a victim whose energy is exactly at its bound.
+# Prior standard deviation of the log gradient weights under one clip; the prior counts as two observations.
+_LOG_WEIGHT_STD = 0.15
+# Relative tolerance for a victim whose energy equals the bound.
 _ROUNDING = 1e-3
 
 
@@ -26,14 +26,14 @@ def active_threshold(weights: Tensor, false_alarm: float) -> float:
 
 
 def bounded(energy: Tensor, variance: Tensor, squares: float, bound: float, false_alarm: float) -> Tensor:
-    """Whether victims have no more energy than clipping leaves a lone one; a pair has about twice that.
+    """Whether each energy is consistent with the clipping bound of a single victim; a pair has about twice that.
 
     Args:
         energy: Their weighted energies without that of the noise, shape (V,).
         variance: The variance of the noise in each of their inputs, shape (V,).
         squares: Sum of the squared weights.
-        bound: The most energy of a lone victim.
-        false_alarm: Probability that one at the bound seems above it, in (0, 1).
+        bound: Largest energy of a single victim.
+        false_alarm: Probability that a victim at the bound is rejected, in (0, 1).
 
     Returns:
         Shape (V,), bool.
@@ -42,24 +42,24 @@ def bounded(energy: Tensor, variance: Tensor, squares: float, bound: float, fals
     return energy <= bound * (1 + _ROUNDING) + float(stats.norm.isf(false_alarm)) * deviation
 
 
-def usual_voices(voices: Tensor, doubt: Tensor, false_alarm: float) -> Tensor:
-    """Whether victims are no louder than the others let expect; a pair of like voices is twice as loud.
+def typical_weights(log_weights: Tensor, std: Tensor, false_alarm: float) -> Tensor:
+    """Whether each gradient weight is consistent with the others; a pair of equal sign has about twice the weight.
 
     Args:
-        voices: Logarithms of the voices, shape (V,), V at least 2.
-        doubt: Their standard deviations by noise, shape (V,).
-        false_alarm: Probability that any voice of a batch seems too loud, in (0, 1). Where voices are several times
-            more unequal than expected it is two to four times that, and up to ten times among three voices.
+        log_weights: Logarithms of the absolute gradient weights, shape (V,), V at least 2.
+        std: Their standard deviations caused by noise, shape (V,).
+        false_alarm: Probability that any weight of a batch is rejected, in (0, 1). Where the weights are several times
+            more unequal than expected, the actual rate is two to four times that, and up to ten times among three.
 
     Returns:
         Shape (V,), bool.
 
     Source: Student's prediction of each logarithm from the others, with a conjugate prior of their spread.
     """
-    count = len(voices)
-    usual = (voices.sum() - voices) / (count - 1)
-    scatter = voices.square().sum() - voices.square() - (count - 1) * usual.square()
-    variance = (2 * _VOICE_STD**2 + scatter.clamp(min=0)) / (count - 1)
+    count = len(log_weights)
+    predicted = (log_weights.sum() - log_weights) / (count - 1)
+    scatter = log_weights.square().sum() - log_weights.square() - (count - 1) * predicted.square()
+    variance = (2 * _LOG_WEIGHT_STD**2 + scatter.clamp(min=0)) / (count - 1)
     reach = float(stats.t.isf(false_alarm / count, count))
-    usual_ones: Tensor = voices - usual <= reach * torch.sqrt(variance + doubt.square())
-    return usual_ones
+    accepted: Tensor = log_weights - predicted <= reach * torch.sqrt(variance + std.square())
+    return accepted

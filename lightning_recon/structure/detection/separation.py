@@ -4,7 +4,7 @@
 Every victim excites one row per measurement direction, always with the same contribution u = δ · e(x). Rows that agree
 on one victim are found by their joint evidence, what they hold is subtracted, and victims that share rows appear; a row
 that holds a victim alone also predicts where else that victim must be, which undoes collisions: coded slotted ALOHA
-with pictures for packets. What no lone victim explains is reported, not passed off as a picture.
+with pictures for packets. Rows that no single victim explains are counted as unresolved.
 
 Source: Liva, "Graph-based analysis and optimization of contention resolution diversity slotted ALOHA" (2011).
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.structure.detection.bayes_factors import Evidence, Residual, Rows
-from lightning_recon.structure.detection.false_alarms import active_threshold, bounded, usual_voices
+from lightning_recon.structure.detection.false_alarms import active_threshold, bounded, typical_weights
 from lightning_recon.structure.detection.wiener import RowPrior
 
 # A row counts as holding a victim's content if their whitened inner product is this share of the content's energy:
@@ -24,7 +24,7 @@ from lightning_recon.structure.detection.wiener import RowPrior
 _MIN_OVERLAP = 0.75
 # How many standard deviations a predicted measurement may miss an interval by.
 _REACH = 4.0
-# Where no rows agree, this many guesses at a lone row are followed up, and this often altogether.
+# Where no rows agree, this many candidates per row are followed up, and this many in total.
 _BRANCHES = 3
 _FOLLOWED = 24
 # Odds for a victim against noise, where it is clear that there are victims.
@@ -39,7 +39,7 @@ class Separation:
         combine: Shape (V, K): weights that combine rows into each victim's contribution.
         members: Shape (V, K), bool: which rows hold each victim.
         unresolved: How many rows hold something that no single victim explains: collisions.
-        evident: Whether the rows show that the victims are there; a lone unit's row is combined even if it does not.
+        evident: Whether the rows show that the victims are there; the row of a single unit is combined in any case.
     """
 
     combine: Tensor
@@ -55,13 +55,13 @@ def separate(
 
     Args:
         rows: The released rows.
-        prior: What is expected of a lone victim's row.
+        prior: What is expected of the row of a single victim.
         victims: Number of pictures in the update, announced by the protocol.
-        false_alarm: Probability that a batch of empty rows shows any activity; that a lone victim is taken for two by
-            its energy; and that any victim of a batch is by its voice, see `usual_voices`. None is where all victims
-            were found.
-        lone_energy: The most energy, pilot included, that clipping leaves a lone victim in a row; None if only all
-            victims together are bounded, and a pair has to be told by its voice.
+        false_alarm: Probability that a batch of empty rows shows any activity; that a single victim is taken for two
+            by its energy; and that any victim of a batch is by its weight, see `typical_weights`. Neither of the
+            last two occurs once all victims were found.
+        lone_energy: Largest energy, pilot included, that clipping leaves a single victim in a row; None if only the sum
+            over all victims is bounded, so that pairs are detected by their gradient weight.
 
     Returns:
         How to combine rows into victims, strongest evidence first, and what stayed unexplained.
@@ -70,14 +70,14 @@ def separate(
     search = _Search(Evidence(rows, prior), victims, false_alarm, lone_energy)
     if units == 1:
         evident = bool(search.evident(torch.zeros(1, dtype=torch.int64)))
-        # A lone unit hears everyone: several victims collide in it, and a single one needs no finding.
+        # All victims excite a single unit: several collide in it, and one victim needs no search.
         if victims > 1:
             nobody = torch.zeros(0, 1)
             return Separation(combine=nobody, members=nobody.bool(), unresolved=int(evident))
         alone = torch.ones(1, 1)
         return Separation(combine=alone, members=alone.bool(), unresolved=0, evident=evident)
     if len(rows.directions) == 1:
-        return search.loudest()
+        return search.strongest()
     members, _ = search.explain([], search.evidence.released())
     # Judged again with all victims fitted at once: estimates from single rows are subtracted with their noise.
     fitted = torch.eye(units, dtype=torch.float64)
@@ -111,7 +111,7 @@ def _least_squares(members: list[list[int]], leftover: Tensor, units: int) -> Te
     """Least-squares weights, shape (V, K), for victims that each add to their member rows; bad rows are left out."""
     membership = _membership(members, units)
     clean = ~leftover
-    # A victim seen only in rows that hold something unexplained keeps those rows: a poor guess beats none.
+    # A victim seen only in rows that hold something unexplained keeps those rows: a poor estimate is better than none.
     hidden = membership[clean].sum(dim=0) == 0
     clean |= (membership[:, hidden] > 0).any(dim=1)
     membership[~clean] = 0.0
@@ -157,7 +157,7 @@ class _Search:
         alone = torch.eye(len(score), dtype=torch.float64)[units]
         return (self.energies(alone) > self.spread) | (score[units] > self.convincing)
 
-    def loudest(self) -> Separation:
+    def strongest(self) -> Separation:
         """The rows of best evidence, where every victim has a single row and there is nothing to compare it with."""
         evidence = self.evidence
         score = evidence.single()
@@ -254,7 +254,7 @@ class _Search:
         return inside
 
     def _bounded(self, energy: Tensor, share: Tensor) -> Tensor:
-        """Which combinations of signal energies and squared weights, shapes (V,), may be lone victims by energy."""
+        """Whether signal energies, given squared weights, both of shape (V,), are consistent with a single victim."""
         if self.lone_energy is None:
             return torch.ones(len(energy), dtype=torch.bool)
         return bounded(energy, share * self.evidence.variance, self.squares, self.lone_energy, self.false_alarm)
@@ -263,19 +263,20 @@ class _Search:
         """Which of the victims are one picture, not two that share all their rows; shape (V,), bool.
 
         Two victims have twice the energy that clipping leaves one. Where only the whole update is clipped, they have
-        twice the voice that the others let expect. There are no more pairs than victims missing, the loudest first.
+        about twice the expected gradient weight. At most as many pairs are rejected as victims are missing, the largest
+        first.
         """
         energy, share = self.energies(combine), combine.square().sum(dim=1)
-        voices = len(combine)
+        count = len(combine)
         if self.lone_energy is not None:
-            loudness, single = energy, self._bounded(energy, share)
-        elif voices > 1 and self.evidence.prior.pilot_level > 0:
+            magnitude, single = energy, self._bounded(energy, share)
+        elif count > 1 and self.evidence.prior.pilot_level > 0:
             pilot = (combine @ self.evidence.pilot).abs().clamp(min=1e-30)
-            loudness = pilot.log()
-            single = usual_voices(loudness, (share * self.evidence.variance).sqrt() / pilot, self.false_alarm)
+            magnitude = pilot.log()
+            single = typical_weights(magnitude, (share * self.evidence.variance).sqrt() / pilot, self.false_alarm)
         else:
-            return torch.ones(voices, dtype=torch.bool)
-        pairs = loudness.masked_fill(single, -torch.inf).topk(max(0, min(self.victims - voices, voices))).indices
-        unpaired = torch.ones(voices, dtype=torch.bool)
+            return torch.ones(count, dtype=torch.bool)
+        pairs = magnitude.masked_fill(single, -torch.inf).topk(max(0, min(self.victims - count, count))).indices
+        unpaired = torch.ones(count, dtype=torch.bool)
         unpaired[pairs] = False
         return single | unpaired

@@ -2,11 +2,11 @@
 """From rows to files: each victim's codeword is decoded, checked, and taken out of all rows exactly.
 
 Which rows hold which victim is known already; how loud they are, from inner products of rows, which over so many inputs
-are almost free of noise. So each victim is listened to as a receiver with several antennas does: with the weights that
-let the least of noise and neighbours through. A codeword that passed its checksum is known without any error, and what
-it adds to the rows can be subtracted without leaving anything behind: who is heard best goes first, the others follow
-from what is left. In the end rows that still hold something are read by themselves: whoever collided, and was found by
-nobody, may stand alone there.
+are almost free of noise. So each victim's codeword is estimated as by a receiver with several antennas: with the
+weights of least mean squared error against noise and interference. A codeword that passed its checksum is known without
+any error, and what it adds to the rows can be subtracted without leaving anything behind: victims are decoded in the
+order of their signal-to-noise ratio, each from what the ones before it left. Finally rows that still hold energy are
+decoded by themselves: a victim missed in a collision may be alone in a remaining row.
 
 Source: linear detection of least mean squared error with successive cancellation; Tse and Viswanath, "Fundamentals of
 Wireless Communication" (2005), section 8.3.
@@ -32,7 +32,7 @@ _BUSY = 6.0
 _SAME = 0.6
 # A codeword this many decibels below what its rate can carry at all is not worth the iterations.
 _HOPELESS_DB = -0.3
-# Who failed is tried again once others are out of the way and he is heard so many decibels better.
+# A victim that failed is tried again once subtracting others improves its signal-to-noise ratio by so many decibels.
 _BETTER_DB = 0.02
 # Float32 leaves rows no quieter than this share of what they held.
 _ROUNDING = 1e-6
@@ -46,7 +46,7 @@ class Received:
         picture: Shape (3, H, W), uint8.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
-        snr: Power of its inputs by the variance of their noise, as heard.
+        snr: Power of its inputs by the variance of their noise, after filtering.
     """
 
     picture: Tensor
@@ -81,25 +81,25 @@ def read_victims(
         For each of the V victims its picture, or None; and pictures of victims that `members` lacks. Together
         no more than `victims`.
     """
-    heard = _Heard(rows, noise, plan, size)
+    remaining = _RemainingRows(rows, noise, plan, size)
     found: list[Received | None] = [None] * len(members)
     others: list[Received] = []
     waiting = list(range(len(members)))
     tried = [-math.inf] * len(members)
     while len(found) - len(waiting) + len(others) < victims:
-        voices = heard.voices(members[waiting], voice)
+        filters = remaining.filters(members[waiting], voice)
         received, place = None, -1
-        for one in sorted(range(len(voices)), key=lambda one: -voices[one].clarity):
+        for one in sorted(range(len(filters)), key=lambda one: -filters[one].clarity):
             place = waiting[one]
-            if voices[one].clarity < max(_HOPELESS_DB, tried[place] + _BETTER_DB):
+            if filters[one].clarity < max(_HOPELESS_DB, tried[place] + _BETTER_DB):
                 continue
-            tried[place] = voices[one].clarity
-            received = heard.receive(voices[one])
+            tried[place] = filters[one].clarity
+            received = remaining.receive(filters[one])
             if received is not None:
                 break
         if received is None:
-            for alone in heard.unexplained():
-                received = heard.receive(heard.voices(alone[None], voice)[0])
+            for alone in remaining.unexplained():
+                received = remaining.receive(remaining.filters(alone[None], voice)[0])
                 if received is not None:
                     break
             else:
@@ -118,15 +118,15 @@ def read_victims(
 
 
 @dataclass(frozen=True)
-class _Voice:
-    """How to listen to a victim.
+class _Filter:
+    """Linear filter (beamformer) for one victim.
 
     Args:
         weights: Shape (K,): of the rows.
-        amplitude: What comes through of ±1, and its sign.
-        deviation: Standard deviation of noise and neighbours in what comes through.
-        rung: What its header says.
-        clarity: Decibels by which it is heard better than its rate needs at the least; -inf without a header.
+        amplitude: Signed amplitude of ±1 after filtering.
+        deviation: Standard deviation of noise and interference after filtering.
+        rung: The rung that its header names.
+        clarity: Signal-to-noise margin over what its rate needs at least, in dB; -inf without a header.
     """
 
     weights: Tensor
@@ -136,18 +136,18 @@ class _Voice:
     clarity: float
 
 
-class _Heard:
-    """What the rows still hold."""
+class _RemainingRows:
+    """Rows after the decoded codewords were subtracted."""
 
     def __init__(self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int]) -> None:
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
         self.plan, self.size = plan, size
         self.gram = (self.words @ self.words.T).double() / plan.inputs
-        loudest = float(self.gram.diagonal().max()) if len(rows) else 0.0
-        self.noise = max(noise, _ROUNDING * math.sqrt(loudest), 1e-30)
+        strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
+        self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
 
-    def voices(self, members: Tensor, voice: float) -> list[_Voice]:
-        """How to listen to each of some victims beside the others.
+    def filters(self, members: Tensor, voice: float) -> list[_Filter]:
+        """LMMSE filter for each of the given victims, with the others as interference.
 
         Args:
             members: Shape (V, K), bool.
@@ -164,7 +164,7 @@ class _Heard:
         usual = torch.full_like(power, (voice * self.plan.header) ** 2)
         mixed, blur = self._mixed(held, usual, self.noise**2 / HEADER)
         match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
-        match *= torch.tensor(self.plan.amplitudes).to(match) > 0  # nobody speaks at the other rungs
+        match *= torch.tensor(self.plan.amplitudes).to(match) > 0  # the other rungs are not used
         rung = match.abs().argmax(dim=1)
         match = match.gather(1, rung[:, None])[:, 0]
         readable = match.abs() > _READABLE * blur.sqrt()
@@ -174,7 +174,7 @@ class _Heard:
                 10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
             )
             found.append(
-                _Voice(
+                _Filter(
                     weights[one],
                     float(power[one].clamp(min=1e-30).sqrt() * match[one].sign()),
                     float(variance[one].sqrt()),
@@ -201,7 +201,7 @@ class _Heard:
         gain = (held.T * white).sum(dim=0)
         return (white / gain).T, (1 / gain - power).clamp(min=noise / held.shape[1])
 
-    def receive(self, voice: _Voice) -> Received | None:
+    def receive(self, voice: _Filter) -> Received | None:
         """Decode one victim and take it out of the rows; None if it does not come through."""
         if voice.clarity < _HOPELESS_DB:
             return None
@@ -210,17 +210,17 @@ class _Heard:
         content = None if bits is None else unframed(bits.cpu(), *self.size)
         if bits is None or content is None:
             return None
-        spoken = symbols(bits, voice.rung, self.plan.inputs)
-        # Which rows it is in, and how loud, they say themselves.
-        share = self.words @ spoken / self.plan.inputs
-        self.words -= torch.outer(share, spoken)
+        codeword = symbols(bits, voice.rung, self.plan.inputs)
+        # Correlation with the codeword gives its amplitude in each row.
+        share = self.words @ codeword / self.plan.inputs
+        self.words -= torch.outer(share, codeword)
         header = self.plan.header / self.plan.amplitudes[voice.rung]
         self.header -= torch.outer(share, header * header_words()[voice.rung].to(self.header))
         self.gram -= torch.outer(share, share).double()
         return Received(*content, voice.rung, (voice.amplitude / voice.deviation) ** 2)
 
     def unexplained(self) -> list[Tensor]:
-        """Rows that still hold somebody, each with those like it, the loudest first: shapes (K,), bool."""
+        """Rows that still hold somebody, each with those like it, the strongest first: shapes (K,), bool."""
         energy = self.gram.diagonal() - self.noise**2
         busy = energy > _BUSY * math.sqrt(2 / self.plan.inputs) * self.noise**2
         groups: list[Tensor] = []
