@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.gradients import clipped_sum
+from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
-from lightning_recon.privacy.mechanism import add_noise, noise_generator
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
 
 SIZE, BATCH, STEPS, SEEDS, HELD_OUT = 16, 64, 220, 5, 360

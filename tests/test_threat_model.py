@@ -78,6 +78,17 @@ def test_the_attacker_imports_no_room_that_knows_the_truth(module: str) -> None:
         assert room(other) not in FORBIDDEN, f"{module} reaches {other}"
 
 
+def test_neither_the_attacker_nor_the_accounting_reaches_the_noise() -> None:
+    """The attacker may draw random numbers of its own (`rng`), but not regenerate the noise of a client."""
+    accounting = [f"lightning_recon.privacy.{path.stem}" for path in (PACKAGE / "privacy").glob("*.py")]
+    assert exists("lightning_recon.client.noise")
+    assert "lightning_recon.privacy.mechanism" in accounting
+    for module in ATTACKERS + accounting:
+        assert "lightning_recon.client.noise" not in reachable(module), f"{module} reaches the noise"
+    for module in accounting:
+        assert "lightning_recon.rng" not in reachable(module), f"{module} reaches a random generator"
+
+
 def test_the_walk_sees_what_it_should() -> None:
     assert "lightning_recon.structure.water_filling" in reachable("lightning_recon.attack.malicious_server")
     assert "lightning_recon.capture.update_file" in reachable("lightning_recon.attack.malicious_server")

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_recon.client.accountant import Accountant
 from lightning_recon.client.dp_sgd import private_gradient
 from lightning_recon.client.gradients import reproducible_fp32
+from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler, sampler_of
 from lightning_recon.client.update import Clipped, Release, clipped_update, release_of, summed
 from lightning_recon.data.sources import ClientBatch
@@ -26,7 +27,7 @@ from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Ta
 from lightning_recon.networks.construction import build_network, copied, load_weights, takes_size, without_batch_norm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.setup_check import explained_batch_norm, fit_to_pictures
-from lightning_recon.privacy.mechanism import Privacy, add_noise, noise_generator
+from lightning_recon.privacy.mechanism import Privacy
 from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
 from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
-from lightning_recon.privacy.mechanism import Privacy, add_noise, clip
+from lightning_recon.client.noise import add_noise
+from lightning_recon.privacy.mechanism import Privacy, clip
 
 Reduce = Callable[[Tensor, str], Tensor]  # a tensor of every rank, "sum" or "mean" -> the same on all ranks
 

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DistributedSampler
 
+from lightning_recon.client.noise import noise_generator
 from lightning_recon.errors import UserError
-from lightning_recon.privacy.mechanism import noise_generator
 
 # Stand for a client and a draw in `noise_generator`: no other random numbers are the same.
 TRAINING = -1

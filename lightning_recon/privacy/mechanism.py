@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clip, then add Gaussian noise: what the client promises about everything that leaves it.
+"""Privacy settings and gradient clipping of the Gaussian mechanism.
 
-The names are Opacus's. Only `noise_multiplier` sets the noise: its standard deviation is `noise_multiplier` times
-`max_grad_norm`, whatever is clipped (each sample's gradient, or the whole update); epsilon follows from it, never the
-other way round.
+Parameter names follow Opacus. The noise has a standard deviation of `noise_multiplier` times `max_grad_norm`, whether
+each sample's gradient or the whole update is clipped. Epsilon is derived from the noise, never the reverse.
+Nothing here draws random numbers; `client.noise` does.
 """
 
 import math
@@ -16,10 +16,8 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.ranges import CLIP, COUNT, NOT_NEGATIVE, PROBABILITY, check_ranges
-from lightning_recon.rng import generator_for
 
-CHUNK = 1 << 20  # numbers handled at a time, whatever the size of the tensor; a multiple of BLOCK
-BLOCK = 16  # torch fills normals in blocks of 16; whole blocks make the noise independent of CHUNK
+CHUNK = 1 << 20  # elements processed at a time, which bounds the temporary memory
 
 
 @dataclass(frozen=True)
@@ -137,37 +135,3 @@ def clip(gradients: Mapping[str, Tensor], max_grad_norm: float | None, per_layer
     """
     factors = clip_factor(gradients, max_grad_norm, per_layer)
     return {name: tensor.mul_(factors[name]) for name, tensor in gradients.items()}
-
-
-def noise_generator(seed: int, client: int, draw: int, round: int) -> torch.Generator:
-    """Random stream of one update: the same for the same four numbers, independent for any others.
-
-    Args:
-        seed: seed of the run.
-        client: index of the client.
-        draw: index of the noise realisation.
-        round: index of the round.
-
-    Returns:
-        Generator on the CPU, so that the noise does not depend on the device, the rank or what ran before.
-    """
-    return generator_for("noise", seed, client, draw, round)
-
-
-def add_noise(gradients: Mapping[str, Tensor], std: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Add Gaussian noise, in place and piece by piece, so that no second copy of a large tensor is needed.
-
-    Args:
-        gradients: gradients by parameter name; contiguous, on any device; noise is drawn in the order of the names.
-        std: standard deviation of the noise, in the gradients' unit; 0 draws nothing.
-        generator: CPU generator, see `noise_generator`.
-
-    Returns:
-        The same tensors with noise.
-    """
-    if std > 0:
-        for name in sorted(gradients):
-            for piece in torch.split(gradients[name].view(-1), CHUNK):
-                noise = torch.randn(math.ceil(piece.numel() / BLOCK) * BLOCK, generator=generator)[: piece.numel()]
-                piece.add_(noise.to(piece), alpha=std)
-    return dict(gradients)

@@ -12,9 +12,9 @@ import torch
 from lightning_recon.attack import GradientInversion, Reconstruction
 from lightning_recon.attack.likelihood_ratio import explained_energy, is_evident
 from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.evaluation.assignment import label_share
 from lightning_recon.exchange import ClientUpdate, ServerPayload
-from lightning_recon.privacy.mechanism import add_noise, noise_generator
 from tests.attack.test_inversion import photographs, preset
 from tests.attack.test_inversion import pytestmark as pytestmark
 

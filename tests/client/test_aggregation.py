@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.client.update import clipped_update
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import NoiseShare, ServerPayload, Task
-from lightning_recon.privacy.mechanism import add_noise, noise_generator
 
 Payloads = Callable[..., ServerPayload]
 Batches = Callable[[int], ClientBatch]
