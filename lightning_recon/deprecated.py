@@ -2,7 +2,7 @@
 """Names of earlier versions, which still work for one release, and the names that replaced them."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 # Import paths in configs, old to new.
@@ -22,6 +22,7 @@ CLASS_PATHS: Final = {
 KEYS: Final[dict[str, dict[str, str]]] = {
     "Digital": {"force": "always_digital"},
     "RobbingTheFed": {"row_choice": "row_selection"},
+    "VictimClient": {"local_rate": "local_lr"},
     "WaterFilling": {"encoding": "power_allocation", "voices": "head_weights"},
     "GradientInversion": {"start": "init", "penalties": "regularization"},
     "regularization": {"opponents": "double_opponents", "consensus": "group_consistency"},
@@ -36,6 +37,7 @@ _NAMED: Final = ("attacks", "interventions")
 # Values by the class or the section and its (new) key, old to new.
 VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {
     "GradientInversion": {"labels": {"known": "oracle"}, "signed": {"no": "none"}},
+    "VictimClient": {"noise_share": {"full": "local", "shared": "distributed"}},
 }
 
 _reported: Final[set[str]] = set()
@@ -97,7 +99,7 @@ def _translated(part: Any, owner: str | None) -> Any:  # noqa: ANN401 - likewise
     found = {}
     for key, value in part.items():
         new = _replaced(_keys_of(owner), key) if isinstance(key, str) else key
-        values = VALUES.get(owner or "", {}).get(new, {})
+        values = _values_of(new) if owner == "*" else VALUES.get(owner or "", {}).get(new, {})
         if isinstance(value, str) and value in values:
             found[new] = _replaced(values, value)
         else:
@@ -117,16 +119,12 @@ def _all_keys() -> dict[str, str]:
 
 def _value_of(option: str, value: str) -> str:
     """The current word for a deprecated value of an option that is given on the command line."""
-    for values in _values_of(option):
-        if value in values:
-            return _replaced(values, value)
-    return _replaced(CLASS_PATHS | _bare_names(), value)
+    return _replaced(_values_of(option) | CLASS_PATHS | _bare_names(), value)
 
 
-def _values_of(option: str) -> Iterator[dict[str, str]]:
-    for keys in VALUES.values():
-        if option in keys:
-            yield keys[option]
+def _values_of(option: str) -> dict[str, str]:
+    """The deprecated values of an option, whatever class has it."""
+    return {old: new for keys in VALUES.values() for old, new in keys.get(option, {}).items()}
 
 
 def _bare_names() -> dict[str, str]:

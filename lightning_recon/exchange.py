@@ -33,7 +33,7 @@ from lightning_recon.files.serialization import (
 )
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 
-NoiseShare = Literal["full", "shared"]
+NoiseShare = Literal["local", "distributed"]
 ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME
 # The most numbers that the images of one update, or the logits of them, may be: 8 GiB in float32.
 MOST_NUMBERS = 1 << 31
@@ -58,12 +58,12 @@ class Task:
         parameter_tensors: how many parameter tensors the network has, without what the server adds to it.
         aggregated: how many clients' updates reach the server as their sum alone, by secure aggregation (N); 1: each
             by itself.
-        noise_share: what each of them adds: "full", noise of zC, so that the sum has zC sqrt(N); "shared",
+        noise_share: what each of them adds: "local", noise of zC, so that the sum has zC sqrt(N); "distributed",
             zC / sqrt(N), so that the sum has zC.
         batch_norm: whether clients normalise by their batch's statistics ("train") or by the running ones ("eval").
         local_steps: plain gradient steps that a client takes, each on an equal part of its batch, before it sends what
             they took from the weights, divided by the learning rate: with one step the gradient itself.
-        local_rate: their learning rate.
+        local_lr: their learning rate.
         local_epochs: local passes over the batch.
         normalization: of the images, as the network does it: "none", "imagenet", or mean and standard deviation;
             "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
@@ -85,10 +85,10 @@ class Task:
     rounds: schema.Rounds
     parameter_tensors: schema.Rounds
     aggregated: schema.Clients = 1
-    noise_share: NoiseShare = "full"
+    noise_share: NoiseShare = "local"
     batch_norm: Literal["train", "eval"] = "train"
     local_steps: schema.Batch = 1
-    local_rate: schema.Positive = 0.1
+    local_lr: schema.Positive = 0.1
     local_epochs: schema.Rounds = 1
     normalization: Normalization = "auto"
 
@@ -139,8 +139,22 @@ _RECORD = TypeAdapter(dict[str, Any])  # what `completed` makes a task of
 
 
 def completed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a task with what it leaves out: before normalisation was an option, it was ImageNet's."""
-    return {"normalization": "imagenet", **record}
+    """Bring the record of a task up to date.
+
+    Records without `normalization` mean ImageNet's. Earlier versions wrote `local_rate`, and other values of
+    `noise_share`.
+    """
+    current = {"normalization": "imagenet", **record}
+    if "local_rate" in current and "local_lr" not in current:
+        current["local_lr"] = current.pop("local_rate")
+    if "noise_share" in current:
+        current["noise_share"] = current_noise_share(current["noise_share"])
+    return current
+
+
+def current_noise_share(value: Any) -> Any:  # noqa: ANN401 - unchecked content of a file
+    """Translate the values of `noise_share` that earlier versions wrote; any other value stays as it is."""
+    return {"full": "local", "shared": "distributed"}.get(value, value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -365,7 +379,7 @@ def check_task(task: Task) -> Task:
 
 def summed_noise(noise_multiplier: float, aggregated: int, noise_share: NoiseShare) -> float:
     """Noise of a sum of clients' updates, as `Task` describes it, divided by the clipping norm."""
-    return noise_multiplier * (math.sqrt(aggregated) if noise_share == "full" else 1.0)
+    return noise_multiplier * (math.sqrt(aggregated) if noise_share == "local" else 1.0)
 
 
 def payload_name(round: int, client: int | None = None, draw: int | None = None) -> str:

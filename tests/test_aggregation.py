@@ -24,7 +24,7 @@ def test_the_victims_of_sums_are_scored_under_their_own_clients(fit: Fit, tmp_pa
     rival += ["--trainer.callbacks.structure", "lightning_recon.structure.SeedPaper"]
     record = fit(tmp_path, *SUMS, "--model.client.privacy.noise_multiplier", "1e-5", *rival)
     privacy, summary = record["privacy"], record["summary"]
-    assert (privacy["batch_size"], privacy["aggregated"], privacy["noise_share"]) == (2, 2, "full")
+    assert (privacy["batch_size"], privacy["aggregated"], privacy["noise_share"]) == (2, 2, "local")
     assert (summary["clients"], summary["victims"], summary["detected"]) == (4, 8, 8)
     assert len(list((tmp_path / "exchange").glob("update-*.json"))) == 2
     assert (tmp_path / "comparison.png").exists()
@@ -48,8 +48,8 @@ def test_the_victims_of_sums_are_scored_under_their_own_clients(fit: Fit, tmp_pa
 
 def test_yardsticks_are_those_of_what_the_server_sees(fit: Fit, tmp_path: Path) -> None:
     closed = ["--trainer.max_steps", "0"]
-    shared = fit(tmp_path / "shared", *SUMS, "--model.client.noise_share", "shared", *closed)
-    full = fit(tmp_path / "full", *SUMS, *closed)
+    shared = fit(tmp_path / "shared", *SUMS, "--model.client.noise_share", "distributed", *closed)
+    full = fit(tmp_path / "local", *SUMS, *closed)
     alone = fit(tmp_path / "alone", *SUMS, "--model.client.aggregated", "1", *closed)
     assert shared["bounds"] == alone["bounds"]  # nothing is won by the sum: it has the noise that each one had alone
     assert shared["baselines"] == full["baselines"] == alone["baselines"]

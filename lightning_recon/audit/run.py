@@ -12,6 +12,7 @@ from typing import Any
 from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import SCHEMA_VERSION
+from lightning_recon.exchange import current_noise_share
 from lightning_recon.files.schema import ORIGINALS, RESULTS
 from lightning_recon.files.serialization import FAULTS, parse_json, read_json, read_text, read_yaml, readable, validated
 from lightning_recon.printable import printable
@@ -42,7 +43,7 @@ class Setting:
     batch_size: int
     rounds: int
     aggregated: int = 1
-    noise_share: str = "full"
+    noise_share: str = "local"
     participation: float | None = 1.0
     delta: float = 1e-5
     adjacency: str = "add_remove"
@@ -90,7 +91,7 @@ class Outcome:
             batch_size=int(privacy["batch_size"]),
             rounds=int(privacy["rounds"]),
             aggregated=int(privacy.get("aggregated", 1)),
-            noise_share=str(privacy.get("noise_share", "full")),
+            noise_share=str(current_noise_share(privacy.get("noise_share", "local"))),
             participation=self.record.get("participation", 1.0),
             delta=float(privacy["delta"]),
             adjacency=str(privacy["adjacency"]),

@@ -156,7 +156,7 @@ def setting_name(setting: Setting) -> str:
     layers = ", each tensor by itself" if setting.per_layer else ""
     text = f"{clip}{layers}; {batch}; {rounds}"
     if setting.aggregated > 1:
-        noise = "each with all of the noise" if setting.noise_share == "full" else "the noise shared among them"
+        noise = "each with all of the noise" if setting.noise_share == "local" else "the noise shared among them"
         text += f"; the sum of {setting.aggregated} clients, {noise}"
     return text if setting.participation in (1, None) else f"{text} with probability {setting.participation:g}"
 

@@ -61,9 +61,9 @@ class VictimClient(LightningModule):
         batch_norm: Literal["train", "eval"] = "train",
         participation: float = 1.0,
         aggregated: int = 1,
-        noise_share: NoiseShare = "full",
+        noise_share: NoiseShare = "local",
         local_steps: int = 1,
-        local_rate: float = 0.1,
+        local_lr: float = 0.1,
         local_epochs: int = 1,
         chunk_size: int = 1,
         seed: int = 0,
@@ -84,14 +84,14 @@ class VictimClient(LightningModule):
                 by batch. Neither announced to the server nor counted in the client's favour by the accounting.
             aggregated: how many clients' updates the server gets as their sum alone, as by secure aggregation (N);
                 must divide the number of clients. Each clips its own update and adds its own noise.
-            noise_share: noise of each of the aggregated clients. "full" (local DP): zC, so that every client's
-                promise holds whatever becomes of the sum, which has zC sqrt(N). "shared" (distributed DP):
+            noise_share: noise of each of the aggregated clients. "local" (local DP): zC, so that every client's
+                promise holds whatever becomes of the sum, which has zC sqrt(N). "distributed":
                 zC / sqrt(N), so that the sum has zC: the accounted epsilon is that of the sum, and holds only while
                 all N clients add their share and the server sees nothing but the sum.
             local_steps: plain gradient steps that a client takes before it answers (FedAvg), each on an equal part of
-                its batch; what they took from the weights, divided by `local_rate`, is then clipped and noised.
+                its batch; what they took from the weights, divided by `local_lr`, is then clipped and noised.
                 Granularity "update" only.
-            local_rate: learning rate of these steps.
+            local_lr: learning rate of these steps.
             local_epochs: how often a client goes through its batch so.
             chunk_size: under granularity "sample", pictures differentiated at once; memory grows by one copy of all
                 parameters (the server's structure included) for each.
@@ -109,7 +109,7 @@ class VictimClient(LightningModule):
             participation=(participation, SHARE),
             aggregated=(aggregated, COUNT),
             local_steps=(local_steps, COUNT),
-            local_rate=(local_rate, POSITIVE),
+            local_lr=(local_lr, POSITIVE),
             local_epochs=(local_epochs, COUNT),
             chunk_size=(chunk_size, COUNT),
             seed=(seed, SEED),
@@ -120,7 +120,7 @@ class VictimClient(LightningModule):
                 "is released on its own (DP-SGD): set --model.client.privacy.granularity update, or more rounds"
             )
         self.automatic_optimization = False
-        self.local_steps, self.local_rate, self.local_epochs = local_steps, local_rate, local_epochs
+        self.local_steps, self.local_lr, self.local_epochs = local_steps, local_lr, local_epochs
         self.network_name, self.num_classes = network, num_classes
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
@@ -243,7 +243,7 @@ class VictimClient(LightningModule):
             noise_share=self.noise_share,
             batch_norm=self.batch_norm,
             local_steps=self.local_steps,
-            local_rate=self.local_rate,
+            local_lr=self.local_lr,
             local_epochs=self.local_epochs,
             normalization=announced(resolve(self.normalization, self.network_name, self.network)),
         )
@@ -268,7 +268,7 @@ class VictimClient(LightningModule):
     @property
     def own_noise_multiplier(self) -> float:
         """Standard deviation of the noise that each client adds itself, divided by the clipping norm."""
-        shared = self.noise_share == "shared"
+        shared = self.noise_share == "distributed"
         return self.privacy.noise_multiplier / (math.sqrt(self.aggregated) if shared else 1.0)
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -394,7 +394,7 @@ class VictimClient(LightningModule):
                     self.privacy,
                     self.chunk_size,
                     self.local_steps,
-                    self.local_rate,
+                    self.local_lr,
                     self.local_epochs,
                 )
 

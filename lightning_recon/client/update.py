@@ -62,7 +62,7 @@ def clipped_update(
     privacy: Privacy,
     chunk_size: int,
     local_steps: int = 1,
-    local_rate: float = 0.1,
+    local_lr: float = 0.1,
     local_epochs: int = 1,
 ) -> Clipped:
     """Gradient of the cross-entropy, or what local steps come to, clipped as the privacy setting says.
@@ -74,7 +74,7 @@ def clipped_update(
         privacy: what is clipped, and to which norm.
         chunk_size: under granularity "sample", samples differentiated at once.
         local_steps: under granularity "update", steps of plain gradient descent, each on an equal part of the batch.
-        local_rate: their learning rate.
+        local_lr: their learning rate.
         local_epochs: how often they go through the batch.
 
     Raises:
@@ -85,7 +85,7 @@ def clipped_update(
         gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, *bound, chunk_size)
         return Clipped(gradient, norms)
     if local_steps * local_epochs > 1:
-        gradient = local_descent(model, images, labels, local_steps, local_rate, local_epochs)
+        gradient = local_descent(model, images, labels, local_steps, local_lr, local_epochs)
     else:
         gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
     whole = tensor_norms(gradient)

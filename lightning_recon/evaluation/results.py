@@ -140,7 +140,7 @@ def privacy_record(
     delta: float,
     adjacency: Adjacency,
     aggregated: int = 1,
-    noise_share: NoiseShare = "full",
+    noise_share: NoiseShare = "local",
 ) -> Record:
     """The protection that was attacked, with what it promises.
 
@@ -154,14 +154,14 @@ def privacy_record(
         delta: Privacy parameter, in (0, 1).
         adjacency: "add_remove" or "replace_one": whose epsilon is `epsilon_accounted`; both are stated.
         aggregated: Clients whose updates reach the server as their sum alone (N).
-        noise_share: "full": each adds noise of zC; "shared": zC / sqrt(N), so that the sum has zC.
+        noise_share: "local": each adds noise of zC; "distributed": zC / sqrt(N), so that the sum has zC.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
         `adjacency` epsilon is stated for. What is accounted, like mu and the robustness bound, rests on the noise
-        multiplier: with full shares each client's own promise, which needs no aggregation; with shared ones that of
-        the sum, which needs every client's share. `epsilon_of_one_client` speaks of one client's update where the
-        server sees it by itself, `epsilon_of_sum` of what the server sees if the aggregation holds.
+        multiplier: with local noise each client's own promise, which needs no aggregation; with distributed noise
+        that of the sum, which needs every client's share. `epsilon_of_one_client` is of one client's update where
+        the server sees it by itself, `epsilon_of_sum` of what the server sees if the aggregation holds.
     """
     z = 0.0 if max_grad_norm is None else noise_multiplier
     accounted = epsilon_by_adjacency(z, rounds, delta)

@@ -196,7 +196,7 @@ class PrivacyRecord(TypedDict):
     epsilon_of_one_client: NotRequired[NotNegative | None]
     epsilon_of_sum: NotRequired[NotNegative | None]
     aggregated: NotRequired[Clients]
-    noise_share: NotRequired[Literal["full", "shared"]]
+    noise_share: NotRequired[Literal["local", "distributed", "full", "shared"]]  # the last two: earlier versions
     mu: NotRequired[NotNegative | None]
     rero_gamma: dict[Name, Probability | None]
 

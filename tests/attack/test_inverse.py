@@ -63,7 +63,7 @@ def test_the_gradient_is_the_derivative(
     distance: Distance, basis: Basis, regularization: Penalties, honest: Honest
 ) -> None:
     privacy = Privacy(max_grad_norm=0.05, noise_multiplier=0.3)
-    client = honest("smooth", count=2, privacy=privacy, local_steps=2, local_rate=0.4, batch_norm="eval")
+    client = honest("smooth", count=2, privacy=privacy, local_steps=2, local_lr=0.4, batch_norm="eval")
     model, where = exact(client.network, False), coordinates(basis, 8)
     head = find_head(model, torch.rand(2, 3, 8, 8, dtype=torch.float64))
     matching = GradientMatching(model, client.task, where, distance, regularization, head)

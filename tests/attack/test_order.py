@@ -35,7 +35,7 @@ NOISELESS = Privacy(max_grad_norm=0.1, granularity="update")
 @pytest.mark.parametrize("labels", [[4, 1, 3, 0], [2, 3, 2, 0]], ids=["all different", "one twice"])
 def test_the_order_of_local_steps_is_found(labels: list[int], honest: Honest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_order, "_SEARCHED", 8)  # of 24, for the time it takes
-    client = honest("perceptron", count=4, privacy=NOISELESS, local_steps=4, local_rate=0.3)
+    client = honest("perceptron", count=4, privacy=NOISELESS, local_steps=4, local_lr=0.3)
     client._batches[0].labels.copy_(torch.tensor(labels))
     model, coordinates = (
         functionalize(client.network, True),
@@ -49,7 +49,7 @@ def test_the_order_of_local_steps_is_found(labels: list[int], honest: Honest, mo
 
 def test_the_attack_orders_what_it_counted(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_order, "_TRIAL", 1)
-    settings = {"count": 4, "privacy": NOISELESS, "local_steps": 2, "local_rate": 0.3}
+    settings = {"count": 4, "privacy": NOISELESS, "local_steps": 2, "local_lr": 0.3}
     attack, (found,) = inverted(honest("perceptron", **settings), steps=1)
     known, _ = inverted(honest("perceptron", **settings), steps=1, labels="oracle")
     assert found.labels.sort().values.tolist() == known.heard[0, 0].labels.sort().values.tolist()

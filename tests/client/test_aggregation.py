@@ -36,7 +36,7 @@ def a_group(networks: dict[str, str], a_batch: Batches) -> Callable[..., VictimC
     return make
 
 
-@pytest.mark.parametrize("share", ["full", "shared"])
+@pytest.mark.parametrize("share", ["local", "distributed"])
 def test_a_client_alone_is_clip_and_noise_bit_for_bit(
     a_group: Callable[..., VictimClient], a_batch: Batches, share: NoiseShare
 ) -> None:
@@ -57,7 +57,7 @@ def test_a_sum_is_what_its_clients_would_have_sent(
     a_group: Callable[..., VictimClient], a_payload: Payloads, granularity: str, noise: float
 ) -> None:
     privacy = Privacy(0.5, noise, "sample" if granularity == "sample" else "update")
-    alone, together = a_group(1, "full", privacy), a_group(2, "full", privacy)
+    alone, together = a_group(1, "local", privacy), a_group(2, "local", privacy)
     payload = a_payload()
     own = [alone.share(payload, client, 1, 0).gradient for client in (2, 3)]
     update = together.share(payload, 1, 1, 0)
@@ -67,7 +67,7 @@ def test_a_sum_is_what_its_clients_would_have_sent(
         assert not torch.allclose(tensor, together.share(payload, 0, 1, 0).gradient[name])
 
 
-@pytest.mark.parametrize(("share", "std"), [("full", 0.1 * 2.0 * math.sqrt(4)), ("shared", 0.1 * 2.0)])
+@pytest.mark.parametrize(("share", "std"), [("local", 0.1 * 2.0 * math.sqrt(4)), ("distributed", 0.1 * 2.0)])
 def test_the_sum_s_noise_is_as_announced(
     a_group: Callable[..., VictimClient], a_payload: Payloads, share: NoiseShare, std: float
 ) -> None:
@@ -84,8 +84,8 @@ def test_the_sum_s_noise_is_as_announced(
 
 
 def test_what_the_server_is_told_of_a_sum(a_group: Callable[..., VictimClient], tmp_path: Path) -> None:
-    task = a_group(2, "shared", Privacy(2.0, 0.1)).task
-    assert (task.clients, task.batch_size, task.aggregated, task.noise_share) == (4, BATCH, 2, "shared")
+    task = a_group(2, "distributed", Privacy(2.0, 0.1)).task
+    assert (task.clients, task.batch_size, task.aggregated, task.noise_share) == (4, BATCH, 2, "distributed")
     assert (task.updates, task.victims, task.sharers) == (2, 2 * BATCH, BATCH)
     assert replace(task, granularity="sample").sharers == 1
     task.save(tmp_path)
@@ -96,12 +96,12 @@ def test_what_the_server_is_told_of_a_sum(a_group: Callable[..., VictimClient], 
     for name in ("aggregated", "noise_share", "sha256"):
         content.pop(name)
     path.write_text(json.dumps(content))
-    assert Task.load(tmp_path) == replace(task, aggregated=1, noise_share="full")
+    assert Task.load(tmp_path) == replace(task, aggregated=1, noise_share="local")
 
 
 def test_who_stands_in_is_of_another_sum(a_group: Callable[..., VictimClient], a_payload: Payloads) -> None:
-    alone = a_group(1, "full", Privacy())
-    partly = a_group(2, "full", Privacy(), present=0.5)
+    alone = a_group(1, "local", Privacy())
+    partly = a_group(2, "local", Privacy(), present=0.5)
     own = [alone.share(a_payload(), client, 0, 0).gradient["structure.weight"] for client in range(4)]
     sums = {(first, second): own[first] + own[second] for first in (0, 2) for second in (1, 3)}
     seen = set()
@@ -113,10 +113,10 @@ def test_who_stands_in_is_of_another_sum(a_group: Callable[..., VictimClient], a
 
 def test_sums_that_cannot_be(a_group: Callable[..., VictimClient]) -> None:
     with pytest.raises(UserError, match=r"aggregated is 0: give"):
-        a_group(0, "full", Privacy())
+        a_group(0, "local", Privacy())
     with pytest.raises(UserError, match=r"3, which does not divide the 4 client\(s\): set --data\.clients"):
-        a_group(3, "full", Privacy())
+        a_group(3, "local", Privacy())
     with pytest.raises(UserError, match=r"participation is 0\.5.*--data\.clients"):
-        a_group(4, "full", Privacy(), present=0.5)
+        a_group(4, "local", Privacy(), present=0.5)
     with pytest.raises(UserError, match=r"--model\.aggregated is 4"):
-        a_group(4, "full", Privacy()).setup("fit")
+        a_group(4, "local", Privacy()).setup("fit")

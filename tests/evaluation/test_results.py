@@ -141,7 +141,7 @@ def test_no_promise_without_noise_or_clip(changes: dict[str, object]) -> None:
 
 def test_a_sum_s_promise_is_told_from_that_of_each_client() -> None:
     alone, louder, quieter = (paper(noise_multiplier=z)["epsilon_accounted"] for z in (0.6, 1.2, 0.3))
-    full, shared = (paper(noise_multiplier=0.6, aggregated=4, noise_share=share) for share in ("full", "shared"))
+    full, shared = (paper(noise_multiplier=0.6, aggregated=4, noise_share=share) for share in ("local", "distributed"))
     assert full["epsilon_accounted"] == shared["epsilon_accounted"] == alone
     assert (full["epsilon_of_one_client"], full["epsilon_of_sum"]) == (alone, louder)
     assert (shared["epsilon_of_one_client"], shared["epsilon_of_sum"]) == (quieter, alone)

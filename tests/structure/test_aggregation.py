@@ -26,7 +26,7 @@ SIZE = 16
 
 def client_of(images: Tensor, aggregated: int, privacy: Privacy) -> VictimClient:
     """Clients with four pictures each."""
-    client = VictimClient("convnet", num_classes=16, privacy=privacy, aggregated=aggregated, noise_share="shared")
+    client = VictimClient("convnet", num_classes=16, privacy=privacy, aggregated=aggregated, noise_share="distributed")
     labels = torch.arange(len(images))
     size = len(images) if aggregated == 1 else 4
     client.bind(
@@ -77,7 +77,7 @@ def test_full_noise_of_every_client_is_what_the_server_designs_for(task: MakeTas
     summed = replace(announced, clients=4, aggregated=4)
     louder = replace(announced, batch_size=16, noise_multiplier=0.02)
     assert structure.payload(summed).digest() == structure.payload(louder).digest()
-    shared = replace(summed, noise_share="shared")
+    shared = replace(summed, noise_share="distributed")
     assert structure.payload(shared).digest() == structure.payload(replace(louder, noise_multiplier=0.01)).digest()
     far = replace(summed, noise_multiplier=0.1, rounds=300)
     assert feedback.opening_rounds(far) == feedback.opening_rounds(replace(far, aggregated=1, noise_multiplier=0.2)) > 1

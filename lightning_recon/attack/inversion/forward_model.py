@@ -214,8 +214,8 @@ def local_training(
     parts = list(zip(torch.split(images, size), torch.split(targets, size), strict=True))
     for part, labels in task.local_epochs * parts:
         gradient, seen = mean_gradient_of(model, parameters, part, labels, watch, mapped)
-        parameters = {name: value - task.local_rate * gradient[name] for name, value in parameters.items()}
-    return {name: (value - parameters[name]) / task.local_rate for name, value in model.parameters.items()}, seen
+        parameters = {name: value - task.local_lr * gradient[name] for name, value in parameters.items()}
+    return {name: (value - parameters[name]) / task.local_lr for name, value in model.parameters.items()}, seen
 
 
 def client_update(
