@@ -1,4 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure what a server can see of its users' pictures through clipping and noise."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_recon.api import AttackResult, privatized_update, reconstruct
+
 __version__ = "0.1.0"
+__all__ = ["AttackResult", "privatized_update", "reconstruct"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the public API on first use: the command line starts without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lightning_recon import api
+
+    return getattr(api, name)
