@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.attack.refinement import PlugAndPlay, refinement
+from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.client.update import clipped_update
 from lightning_recon.evaluation.assignment import arrange, match
 from lightning_recon.evaluation.bounds import channel_nats, noise_law_psnr
@@ -18,7 +19,7 @@ from lightning_recon.networks.construction import copied
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
-from lightning_recon.privacy.mechanism import Privacy, add_noise, noise_generator
+from lightning_recon.privacy.mechanism import Privacy
 from lightning_recon.structure import InferenceStructure, Structure, TamperedNetwork, WaterFilling
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class AttackResult:
         figure = Figure(figsize=(1.6 * len(self.truth), 3.6), layout="constrained")
         axes: Any = figure.subplots(2, len(self.truth), squeeze=False)
         for column, psnr in enumerate(self.psnr.tolist()):
-            axes[0, column].imshow(self.truth[column].permute(1, 2, 0))
-            axes[1, column].imshow(self.images[column].permute(1, 2, 0))
+            axes[0, column].imshow(self.truth[column].detach().cpu().permute(1, 2, 0).numpy())
+            axes[1, column].imshow(self.images[column].detach().cpu().permute(1, 2, 0).numpy())
             axes[1, column].set_title(f"{psnr:.1f} dB")
             axes[0, column].set_axis_off()
             axes[1, column].set_axis_off()
