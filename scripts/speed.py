@@ -96,10 +96,10 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     class Watch(Callback):
         def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: object, index: int) -> None:
             if index == 0:
-                heard = next(iter(attack.heard.values()))
+                observation = next(iter(attack.observations.values()))
                 start = attack.search.dummies[0].detach().cpu()
-                content = {"network": client.network.state_dict(), "gradients": list(heard.update.values())}
-                torch.save(content | {"label": heard.labels, "start": start}, folder / "shared.pt")
+                content = {"network": client.network.state_dict(), "gradients": list(observation.update.values())}
+                torch.save(content | {"label": observation.labels, "start": start}, folder / "shared.pt")
             if index == 1:
                 values.append(attack.search.lowest.mean().item())
             if trainer.is_global_zero:

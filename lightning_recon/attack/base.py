@@ -173,13 +173,13 @@ class Attack(LightningModule, ABC):
         self.task, self.resumed = self.client.task, False
         self.allocate()
         if stage != "fit":
-            self._listen(self._recorded_client(), record=False)
+            self._collect_updates(self._recorded_client(), record=False)
 
     def on_fit_start(self) -> None:
         """Talk to the clients of this rank; a resumed run, known as such only now, repeats its recorded exchange."""
         recording = self.record and not self.resumed
         try:
-            self._listen(self._recorded_client() if self.resumed else self.client, record=recording)
+            self._collect_updates(self._recorded_client() if self.resumed else self.client, record=recording)
         except UserError:
             shutil.rmtree(self.staged, ignore_errors=True)
             raise
@@ -208,7 +208,7 @@ class Attack(LightningModule, ABC):
                     advice += f", with --model.client.normalization {before}"
                 raise UserError(f"{name} is {now}, but {self.exchange} was recorded with {before}: {advice}")
 
-    def _listen(self, client: Client, record: bool) -> None:
+    def _collect_updates(self, client: Client, record: bool) -> None:
         """Ship to this rank's clients, and hear what they answer."""
         if isinstance(client, nn.Module):
             client.to(self.trainer.strategy.root_device)

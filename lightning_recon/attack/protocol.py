@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's side of the exchange: ship, listen for all rounds, decode, and keep what was read."""
+"""The server's side of the protocol: send payloads, collect the updates of all rounds, decode, record."""
 
 import hashlib
 import shutil
@@ -74,10 +74,10 @@ def run_protocol(
         What was learned.
     """
     task = client.task
-    opening, heard = _opening_rounds(structure, task), 0
+    opening, received = _opening_rounds(structure, task), 0
     total: dict[str, Tensor] = {}
     while True:
-        for number in range(heard, opening):
+        for number in range(received, opening):
             update = client.share(payload, index, draw, number)
             # Decoding takes a second where the payload is: in host memory, with float64 at hand.
             read = {name: value.cpu() for name, value in update.gradient.items() if name.startswith("structure.")}
@@ -85,18 +85,18 @@ def run_protocol(
             if folder is not None and task.rounds > 1:
                 # Which rows matter is known only once all rounds are in, so all rows of each are kept.
                 update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(read))
-        heard = opening
-        mean = {name: value / heard for name, value in total.items()} if heard > 1 else total
+        received = opening
+        mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
         guess = structure.decode(payload, task, opened)
-        if len(guess.pictures) == task.victims or heard == task.rounds:
+        if len(guess.pictures) == task.victims or received == task.rounds:
             break
-        # Feedback to some would drown in the voices of victims not yet found: listen on.
-        opening = min(2 * heard, task.rounds)
+        # Victims not yet detected would dominate the feedback rounds of the others: collect more opening rounds.
+        opening = min(2 * received, task.rounds)
     if folder is not None and task.rounds == 1:
         update.save(folder, update_name(index, draw, 0), keep=guess.rows)
-    if isinstance(structure, Feedback) and heard < task.rounds:
-        guess = _feed_back(client, structure, payload, opened, guess, heard, folder)
+    if isinstance(structure, Feedback) and received < task.rounds:
+        guess = _feed_back(client, structure, payload, opened, guess, received, folder)
     return _on_cpu(guess)
 
 
@@ -106,7 +106,7 @@ def _feed_back(
     payload: ServerPayload,
     opened: ClientUpdate,
     guess: Decoded,
-    heard: int,
+    received: int,
     folder: Path | None,
 ) -> Decoded:
     """The rounds in which the structure sends what the server does not know yet."""
@@ -114,12 +114,12 @@ def _feed_back(
     knowledge = structure.begin(payload, task, opened, guess)
     if knowledge is None:
         return guess
-    for number in range(heard, task.rounds):
+    for number in range(received, task.rounds):
         name = payload_name(number, index, draw)
         recorded = client.payload(number, index, draw) if isinstance(client, RecordedClient) else None
         shipped = structure.next_payload(task, knowledge) if recorded is None else recorded
         update = client.share(shipped, index, draw, number)
-        knowledge = structure.listen(shipped, task, update, knowledge)
+        knowledge = structure.update_knowledge(shipped, task, update, knowledge)
         if folder is not None:
             shipped.save(folder, name, like=payload_name(0))
             update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(weight_names(shipped)))

@@ -65,9 +65,9 @@ class PlugAndPlay:
 
     def trust(self, step: int) -> Tensor:
         """How uncertain the present pictures are, as a share of the decoding's variance, shape (M, 1, 1, 1)."""
-        return _TRUST * self.decay ** (2 * step) * self._heard(step)
+        return _TRUST * self.decay ** (2 * step) * self._denoiser_weight(step)
 
-    def _heard(self, step: int) -> Tensor:
+    def _denoiser_weight(self, step: int) -> Tensor:
         """How much the denoiser's opinion counts, in [0, 1], shape (M, 1, 1, 1)."""
         sigma = self.sigma * self.decay**step
         fine = (sigma**2 / (sigma**2 + _GREY_LEVEL**2)) ** 2
@@ -80,7 +80,7 @@ class PlugAndPlay:
         sigma = self.sigma * self.decay**step
         chunks = zip(torch.split(noisy, _CHUNK), torch.split(sigma, _CHUNK), strict=True)
         clean = torch.cat([noisy[:0], *(self.denoiser(x, s) for x, s in chunks if len(x))])
-        clean = torch.lerp(noisy, clean, self._heard(step))
+        clean = torch.lerp(noisy, clean, self._denoiser_weight(step))
         return (analyse(clean, self.mean_image, self.colour) - self.mean) / self.std
 
     def losses(self, dummies: Tensor, step: int) -> Tensor:

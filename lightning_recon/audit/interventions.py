@@ -16,7 +16,7 @@ CHECKS = {
     "constant_inputs": "inputs that are the same for every picture",
     "energy_share": "one layer that takes nearly all of the gradient",
     "false_gradient": "a gradient that is no derivative of the loss",
-    "silent_layer": "a loud layer that does not change the output",
+    "silent_layer": "a layer with a large gradient that does not change the output",
     "linear_gradient": "a gradient that is a linear copy of the picture",
 }
 

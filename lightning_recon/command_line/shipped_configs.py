@@ -122,7 +122,7 @@ def read_config(name: str) -> dict[str, Any]:
         line = mark.line + 1 if mark is not None else text.count("\n", 0, getattr(error, "position", 0)) + 1
         tab = mark is not None and mark.buffer is not None and mark.buffer[mark.pointer : mark.pointer + 1] == "\t"
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        reason = "indent with spaces, not tabs" if tab else f"{' '.join(str(problem).split())}: mend the YAML there"
+        reason = "indent with spaces, not tabs" if tab else f"{' '.join(str(problem).split())}: correct the YAML there"
         raise UserError(f"config {name}, line {line}: {reason}") from None
     except RecursionError:
         raise UserError(f"config {name} is nested too deeply: is it a config of recon?") from None

@@ -28,7 +28,7 @@ def noise_law_psnr(noise_multiplier: float, energies: Tensor, granularity: Granu
 
     Returns:
         PSNR in dB of the mean squared error over victims (compare with `psnr_of_mean_mse`), before any clamping of
-        pixel values, for private rows of equal voice; at most 100.
+        pixel values, for private rows of equal gradient weight; at most 100.
 
     Source: Ziller et al., arXiv 2402.12861, E[MSE] = z^2 |x|^2; with one clip over a batch z^2 sum_j |x_j|^2.
     """
@@ -125,7 +125,7 @@ def channel_nats(noise_multiplier: float, granularity: Granularity, batch_size: 
 
     Returns:
         T / (2 z^2), under one clip divided by the batch size: then the mean over a batch of independent victims, as
-        one may be heard at the cost of the others. Infinite without noise.
+        one may be reconstructed better at the cost of the others. Infinite without noise.
 
     Source: Shannon (1949), white Gaussian channel of unlimited bandwidth; mutual information is at most the divergence
     from the release without the record, which zCDP bounds by T / (2 z^2), Bun and Steinke (arXiv 1605.02065).

@@ -35,7 +35,7 @@ class ReceivedFile:
         codec: "webp", lossless, or "avif", lossy.
         rate: Message bits an input of its codeword.
         bits: Message bits of its codeword: file, length and checksum, filled up to what the rate carries.
-        capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio at which they were heard.
+        capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio of the release.
     """
 
     codec: Literal["webp", "avif"]

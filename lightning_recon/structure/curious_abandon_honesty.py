@@ -24,7 +24,7 @@ _SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 1024, 32
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
 # Victims that excite a unit, on average. At 1 the most units hear one alone, but bright pictures hardly any: at 2 more
 # victims are alone somewhere.
-_HEARD = 2.0
+_ACTIVE_VICTIMS = 2.0
 _MOST_OFTEN = 0.25
 # A candidate must add this share of its energy to the pictures chosen before, and this many standard deviations of what
 # noise adds: less is a mixture, or the same picture again.
@@ -118,7 +118,7 @@ class TrapWeights:
         pixels = math.prod(task.image_shape)
         scaling = self.scaling
         if scaling is None:
-            scaling = typical_scaling(self.statistics(task), pixels, min(_MOST_OFTEN, _HEARD / task.victims))
+            scaling = typical_scaling(self.statistics(task), pixels, min(_MOST_OFTEN, _ACTIVE_VICTIMS / task.victims))
         return relu_payload(
             task,
             settings={

@@ -24,7 +24,7 @@ from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, d
 from lightning_recon.structure.readout import released_rows
 from lightning_recon.structure.water_filling import STRENGTH, WaterFilling, in_coefficients
 
-# Spread of log S when one clip covers the batch: how loud the other victims are, and how loud this one.
+# Spread of log S when one clip covers the batch: the gradient norms of the other victims and of this one.
 _LOG_SCALE_STD = 0.4
 # Decibels by which the noise may be worse than assumed: at the assumed noise no file was lost (results/margins.csv).
 _MARGIN = 0.2
@@ -196,8 +196,8 @@ class Digital:
         combined, pilots = found.combine.to(released) @ released, found.combine.to(pilot) @ pilot
         noises = noise * found.combine.norm(dim=1)
         decoded = [
-            _sketched(row, sent, float(voice), float(std), prior)
-            for row, voice, std in zip(combined, pilots, noises, strict=True)
+            _sketched(row, sent, float(weight), float(std), prior)
+            for row, weight, std in zip(combined, pilots, noises, strict=True)
         ]
         posterior = in_coefficients(decoded, shipped, statistics)
         pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
@@ -219,7 +219,7 @@ def _sharers(task: Task) -> int:
 def _with_words(prior: RowPrior, plan: Plan) -> RowPrior:
     """What is expected of a whole row: the more inputs agree, the clearer it is which rows hold the same picture.
 
-    The words count as the softest there are: who speaks louder is only the more evident, and not the other way round.
+    The code words are assumed at their smallest amplitude: a larger one is only detected more reliably.
     """
     softest = min(amplitude for amplitude in plan.amplitudes if amplitude > 0)
     words = torch.cat([torch.full((HEADER,), plan.header), torch.full((plan.inputs,), softest)])
@@ -229,8 +229,8 @@ def _with_words(prior: RowPrior, plan: Plan) -> RowPrior:
 def _sketched(row: Tensor, sent: int, pilot: float, noise: float, prior: RowPrior) -> RowPosterior:
     """Decode a sketch, the first `sent` entries of a victim's row.
 
-    Clipped alone, a victim's scale follows from what all of its row holds: the digital inputs, as loud as the sketch is
-    for this picture, count as one more input that has their energy.
+    For a victim that is clipped alone, the scale follows from the energy of its whole row: the digital inputs count as
+    one more input that has their energy.
     """
     sketch, words = row[:sent], row[sent:]
     if prior.log_scale_std == 0:

@@ -64,7 +64,7 @@ class Feedback:
 
     def opening_rounds(self, task: Task) -> int:
         """How many averaged rounds bring the pilot to four standard deviations of the noise, at most all."""
-        # At most so many directions share a voice; should the pilots still be too faint, the opening is prolonged.
+        # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
         noise = task.update_noise * math.sqrt(task.sharers * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
@@ -117,13 +117,13 @@ class Feedback:
         level, directions = float(shipped["constants"][0]), len(shipped["directions"])
         overlap = encoded @ inputs.cpu().T + level * pilot.cpu()
         overlap = overlap / (encoded.square().sum(dim=1, keepdim=True) + level**2)
-        # In each direction a victim is heard by the unit whose row looks most like it.
-        heard = [
+        # In each direction a victim activates the unit whose row correlates most with it.
+        active = [
             torch.where(shipped["unit_direction"] == direction, overlap.abs(), -1.0).argmax(dim=1)
             for direction in range(directions)
         ]
-        claims = torch.bincount(torch.cat(heard), minlength=overlap.shape[1])
-        candidates = torch.stack(heard, dim=1)
+        claims = torch.bincount(torch.cat(active), minlength=overlap.shape[1])
+        candidates = torch.stack(active, dim=1)
         alone = torch.where(claims[candidates] == 1, overlap.gather(1, candidates).abs(), -1.0)
         clearest = alone.argmax(dim=1, keepdim=True)
         units = candidates.gather(1, clearest)
@@ -164,7 +164,9 @@ class Feedback:
             },
         )
 
-    def listen(self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge) -> Knowledge:
+    def update_knowledge(
+        self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
+    ) -> Knowledge:
         """Kalman's update of every victim's coefficients by its row, at the scale that the pilots suggest."""
         shipped, own = payload.tensors, knowledge.units >= 0
         inputs, pilot, std = released_rows(update, replace(task, rounds=1), payload)
@@ -185,17 +187,17 @@ class Feedback:
         belief = knowledge.belief.clone()
         faded = _STRANGENESS + _MEMORY * (belief[own] - _STRANGENESS)
         belief[own] = faded - (pilot - level / scales) ** 2 / (2 * noise**2)
-        heard = replace(knowledge, belief=belief)
+        updated = replace(knowledge, belief=belief)
         scale = (torch.softmax(belief[own], dim=1) * scales).sum(dim=1, keepdim=True)
-        variance = _believed(task, heard)[own][:, index]
+        variance = _believed(task, updated)[own][:, index]
         kept = variance / (variance + (noise * scale / gain) ** 2)
         mean, remaining = knowledge.mean.clone(), knowledge.variance.clone()
         rows, columns = torch.nonzero(own), index[None]
         mean[rows, columns] += kept * scale * inputs / gain
         remaining[rows, columns] *= 1 - kept
-        # Residuals beyond the digits of float32 would be rounding, loudly amplified.
+        # Residuals beyond the digits of float32 would be amplified rounding errors.
         remaining = remaining.maximum(_EXACT * knowledge.prior_variance.flatten(1))
-        return replace(heard, mean=mean, variance=remaining)
+        return replace(updated, mean=mean, variance=remaining)
 
     def conclude(self, task: Task, knowledge: Knowledge, guess: Decoded) -> Decoded:
         """The pictures as they are known after the last round."""

@@ -73,7 +73,7 @@ class WaterFilling:
             units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 8 a
                 picture and at least 64; eight times as many where high noise makes rows short, see `layout`. The
                 upload grows with it. A single unit for several pictures takes the gating away: all collide.
-            directions: Measurement directions; every picture is heard once in each. Default: 3, which at random
+            directions: Measurement directions; each image is measured once in each. Default: 3, which at random
                 occupancy leaves about one victim in a thousand unresolved; 1 for a single unit, and where high noise
                 makes rows short.
             pilot_power: Share of the power spent on the constant input that reveals scale and sign, in [0, 1). Without

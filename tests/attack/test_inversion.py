@@ -167,7 +167,7 @@ def test_half_precision_stays_finite_and_near(honest: Honest, inverted: Inverted
     )
     assert half.search.best.isfinite().all()
     assert half.search.best.dtype == torch.float32
-    assert all(tensor.dtype == torch.float32 for tensor in half.heard[0, 0].update.values())
+    assert all(tensor.dtype == torch.float32 for tensor in half.observations[0, 0].update.values())
     assert not torch.equal(found[0].pictures, full[0].pictures)
     assert torch.allclose(found[0].pictures, full[0].pictures, atol=0.1)
 

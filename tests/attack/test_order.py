@@ -52,13 +52,13 @@ def test_the_attack_orders_what_it_counted(honest: Honest, inverted: Inverted, m
     settings = {"count": 4, "privacy": NOISELESS, "local_steps": 2, "local_lr": 0.3}
     attack, (found,) = inverted(honest("perceptron", **settings), steps=1)
     known, _ = inverted(honest("perceptron", **settings), steps=1, labels="oracle")
-    assert found.labels.sort().values.tolist() == known.heard[0, 0].labels.sort().values.tolist()
+    assert found.labels.sort().values.tolist() == known.observations[0, 0].labels.sort().values.tolist()
     assert (attack.oracles, known.oracles) == ((), ("labels",))
 
 
 def test_where_nothing_comes_later_nothing_is_ordered(honest: Honest, inverted: Inverted) -> None:
     attack, _ = inverted(honest("perceptron", count=4, privacy=NOISELESS), steps=1)
-    labels = attack.heard[0, 0].labels
+    labels = attack.observations[0, 0].labels
     assert torch.equal(labels, labels.sort().values)
 
 

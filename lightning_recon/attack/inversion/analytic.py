@@ -42,7 +42,7 @@ def revealed_input(weight: Tensor, bias: Tensor, std: float) -> tuple[Tensor, Te
     """The one input x that a linear layer's gradients, δ xᵀ and δ, and white noise explain best.
 
     The pair [δ xᵀ, δ] has rank one, so its likeliest value is the leading pair of singular vectors: every row counts by
-    how loud it is, where a ratio of single rows would divide by noise.
+    its gradient weight, where a ratio of single rows would divide by noise.
 
     Args:
         weight: noisy gradient, (rows, inputs).
@@ -59,11 +59,11 @@ def revealed_input(weight: Tensor, bias: Tensor, std: float) -> tuple[Tensor, Te
     # On the host: Apple's GPUs have no float64.
     rows, own = torch.cat([weight, bias[:, None]], dim=1).cpu().double(), bias.cpu().double()
     values, vectors = torch.linalg.eigh(rows @ rows.T)  # rows are few, inputs many
-    heard = vectors[:, -1]
-    voice = heard @ own
-    if values[-1] <= 0 or voice.abs() <= 2 * std:  # the voice itself may be noise: the sign would be a guess
+    leading = vectors[:, -1]
+    leading_weight = leading @ own
+    if values[-1] <= 0 or leading_weight.abs() <= 2 * std:  # the weight itself may be noise: the sign would be a guess
         return torch.zeros_like(weight[0]), weight.new_tensor(torch.inf)
-    return (heard @ rows[:, :-1] / voice).to(weight), (std / voice.abs()).to(weight)
+    return (leading @ rows[:, :-1] / leading_weight).to(weight), (std / leading_weight.abs()).to(weight)
 
 
 def revealed_picture(model: FunctionalModel, seen: Update, std: float, coordinates: Parametrization) -> Tensor:

@@ -215,8 +215,8 @@ class GradientInversion(Attack):
         self.matching = torch.compile(matching) if self.compile_objective else matching
         self.moves = StepRule(self.schedule, self.signed, self.langevin, self.seed, self.trainer.max_steps)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
-        self.heard = {place: self._answer(client, place, folder) for place in places}
-        own = [(slot, heard) for place, heard in self.heard.items() for slot in self._slots(place)]
+        self.observations = {place: self._answer(client, place, folder) for place in places}
+        own = [(slot, observation) for place, observation in self.observations.items() for slot in self._slots(place)]
         size = 1 if self.along_lines else self.chunk_size or self._side_by_side(device)
         parts = [own[first : first + size] for first in range(0, len(own), size)]
         self.chunks = [lay_out(part, self.task, self.weigh_tensors) for part in parts]
@@ -302,8 +302,8 @@ class GradientInversion(Attack):
         if self.task.victims > 1:
             raise UserError("init revealed is for updates of a single picture: set --model.init mean")
         found, std = torch.zeros_like(self.search.best), noise_std(self.task)
-        for place, heard in self.heard.items():
-            found[self._slots(place)] = revealed_picture(self.model, heard.update, std, self.coordinates)
+        for place, observation in self.observations.items():
+            found[self._slots(place)] = revealed_picture(self.model, observation.update, std, self.coordinates)
         if self.trainer.world_size > 1:
             dist.all_reduce(found)
         self.search.begin_at(found)
@@ -419,25 +419,25 @@ class GradientInversion(Attack):
     def reconstructions(self) -> list[Reconstruction]:
         """This rank's pictures as they are now: of every update's restarts the one with the best objective."""
         found = []
-        for place, heard in self.heard.items():
+        for place, observation in self.observations.items():
             dummies, logits, known = self.search.best_of(self._slots(place))
             known = known or (self.begin == "revealed" and bool(dummies.any()))
             pictures = self.coordinates.pictures(dummies).clamp(0, 1).float()
-            labels = heard.labels if logits is None else logits.argmax(-1)
-            evident = known and self._evident(heard, pictures, labels if logits is None else logits.softmax(-1))
-            claimed = labels.cpu() if heard.claimed else labels[:0].cpu()
+            labels = observation.labels if logits is None else logits.argmax(-1)
+            evident = known and self._evident(observation, pictures, labels if logits is None else logits.softmax(-1))
+            claimed = labels.cpu() if observation.claimed else labels[:0].cpu()
             pictures = pictures.cpu()
             start = self.mean_image.expand_as(pictures)
             found.append(Reconstruction(*place, pictures, start, 0, evident, claimed))
         return found
 
-    def _evident(self, heard: Observation, pictures: Tensor, targets: Tensor) -> bool:
+    def _evident(self, observation: Observation, pictures: Tensor, targets: Tensor) -> bool:
         """Whether an update shows these pictures under the announced clip and noise, whatever the search's distance."""
         mean = self.mean_image.to(pictures).expand_as(pictures)
         with twice_differentiable(self.task.network):
             guess, of_mean = (client_update(self.model, one, targets, self.task)[0] for one in (pictures, mean))
         searched = self._freedom() + (targets.numel() if targets.is_floating_point() else 0)
-        return is_evident(heard.update, guess, of_mean, announced_std(self.task), searched)
+        return is_evident(observation.update, guess, of_mean, announced_std(self.task), searched)
 
     def _freedom(self) -> float:
         """How many numbers the search of one update is free to choose: all, but for those that its prior decides."""

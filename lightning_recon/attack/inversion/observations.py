@@ -150,10 +150,10 @@ def lay_out(members: list[tuple[int, Observation]], task: Task, weigh_tensors: b
         task: What was announced.
         weigh_tensors: Whether each tensor counts by the share of its energy that is not noise.
     """
-    heard = [one for _, one in members]
-    seen = _stacked([one.update for one in heard])
-    weights = _stacked([signal_weights(one.update, noise_std(task)) for one in heard]) if weigh_tensors else None
-    labels = torch.stack([one.labels for one in heard])
+    observations = [one for _, one in members]
+    seen = _stacked([one.update for one in observations])
+    weights = _stacked([signal_weights(one.update, noise_std(task)) for one in observations]) if weigh_tensors else None
+    labels = torch.stack([one.labels for one in observations])
     return Chunk(torch.tensor([slot for slot, _ in members], device=labels.device), labels, seen, weights)
 
 

@@ -45,8 +45,8 @@ class Plan:
         amplitudes: Amplitude of each ±1 input at every rung of the ladder, 0 where the rung is not to be used.
         fair: The rung for pictures that no rung takes losslessly.
         sketch: Share of the power for the linear sketch and its pilot.
-        shared: Whether all victims share one clip. If not, the digital inputs of a picture are louder or softer than
-            usual by the factor by which its sketch is, so that clipping leaves both their shares.
+        shared: Whether all victims share one clip. If not, the amplitude of an image's digital inputs follows
+            that of its sketch, so that clipping leaves both their shares.
     """
 
     inputs: int

@@ -201,9 +201,9 @@ class Evidence:
         return found[order], score[order]
 
     def _may_grow(self, energy_ratio: Tensor, needed: Tensor, size: int) -> Tensor:
-        """Whether `size` rows, together so loud, may belong to D rows that are as loud as needed."""
+        """Whether `size` rows, with this much energy together, may belong to D rows that have the energy required."""
         noise, squares = float(self.weights.sum()), float(self.weights.square().sum())
-        # What rows of one picture are louder than noise grows with their number.
+        # The energy of one image's rows above the noise grows with their number.
         excess = energy_ratio - noise
         excess = excess + _FAINTER * (2 * squares + 4 * excess.clamp(min=0)).sqrt()
         return noise + excess * (self.count / size) >= needed

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From rows to files: each victim's codeword is decoded, checked, and taken out of all rows exactly.
 
-Which rows hold which victim is known already; how loud they are, from inner products of rows, which over so many inputs
-are almost free of noise. So each victim's codeword is estimated as by a receiver with several antennas: with the
+Which rows hold which victim is known already. Their amplitudes follow from inner products of rows, which are
+almost free of noise over so many inputs. Each codeword is estimated as in a receiver with several antennas, with the
 weights of least mean squared error against noise and interference. A codeword that passed its checksum is known without
 any error, and what it adds to the rows can be subtracted without leaving anything behind: victims are decoded in the
 order of their signal-to-noise ratio, each from what the ones before it left. Finally rows that still hold energy are
@@ -59,7 +59,7 @@ def read_victims(
     rows: Tensor,
     noise: float,
     members: Tensor,
-    voice: float,
+    weight: float,
     plan: Plan,
     size: tuple[int, int],
     victims: int,
@@ -71,7 +71,7 @@ def read_victims(
         rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row.
         noise: Noise standard deviation of every entry.
         members: Shape (V, K), bool: which rows hold which victim.
-        voice: What one row usually holds of a victim's inputs, as a factor.
+        weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
         size: Height and width of the pictures.
         victims: How many there are at most.
@@ -87,7 +87,7 @@ def read_victims(
     waiting = list(range(len(members)))
     tried = [-math.inf] * len(members)
     while len(found) - len(waiting) + len(others) < victims:
-        filters = remaining.filters(members[waiting], voice)
+        filters = remaining.filters(members[waiting], weight)
         received, place = None, -1
         for one in sorted(range(len(filters)), key=lambda one: -filters[one].clarity):
             place = waiting[one]
@@ -99,7 +99,7 @@ def read_victims(
                 break
         if received is None:
             for alone in remaining.unexplained():
-                received = remaining.receive(remaining.filters(alone[None], voice)[0])
+                received = remaining.receive(remaining.filters(alone[None], weight)[0])
                 if received is not None:
                     break
             else:
@@ -146,12 +146,12 @@ class _RemainingRows:
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
 
-    def filters(self, members: Tensor, voice: float) -> list[_Filter]:
+    def filters(self, members: Tensor, weight: float) -> list[_Filter]:
         """LMMSE filter for each of the given victims, with the others as interference.
 
         Args:
             members: Shape (V, K), bool.
-            voice: What one row usually holds of a victim's inputs, as a factor.
+            weight: What one row usually holds of a victim's inputs, as a factor.
         """
         if not len(members) or self.gram.diagonal().max() <= 0:
             return []
@@ -161,7 +161,7 @@ class _RemainingRows:
         power = torch.linalg.pinv((held @ held.T) ** 2) @ ((held @ signal) * held).sum(dim=1)
         weights, variance = self._mixed(held, power.clamp(min=1e-30), self.noise**2)
         # Neighbours that say the same header are not averaged out by its length: they have to be told apart first.
-        usual = torch.full_like(power, (voice * self.plan.header) ** 2)
+        usual = torch.full_like(power, (weight * self.plan.header) ** 2)
         mixed, blur = self._mixed(held, usual, self.noise**2 / HEADER)
         match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
         match *= torch.tensor(self.plan.amplitudes).to(match) > 0  # the other rungs are not used
@@ -201,23 +201,23 @@ class _RemainingRows:
         gain = (held.T * white).sum(dim=0)
         return (white / gain).T, (1 / gain - power).clamp(min=noise / held.shape[1])
 
-    def receive(self, voice: _Filter) -> Received | None:
+    def receive(self, filter_: _Filter) -> Received | None:
         """Decode one victim and take it out of the rows; None if it does not come through."""
-        if voice.clarity < _HOPELESS_DB:
+        if filter_.clarity < _HOPELESS_DB:
             return None
-        mixed = voice.weights.to(self.words) @ self.words
-        bits = decode(mixed * (2 * voice.amplitude / voice.deviation**2), voice.rung)
+        mixed = filter_.weights.to(self.words) @ self.words
+        bits = decode(mixed * (2 * filter_.amplitude / filter_.deviation**2), filter_.rung)
         content = None if bits is None else unframed(bits.cpu(), *self.size)
         if bits is None or content is None:
             return None
-        codeword = symbols(bits, voice.rung, self.plan.inputs)
+        codeword = symbols(bits, filter_.rung, self.plan.inputs)
         # Correlation with the codeword gives its amplitude in each row.
         share = self.words @ codeword / self.plan.inputs
         self.words -= torch.outer(share, codeword)
-        header = self.plan.header / self.plan.amplitudes[voice.rung]
-        self.header -= torch.outer(share, header * header_words()[voice.rung].to(self.header))
+        header = self.plan.header / self.plan.amplitudes[filter_.rung]
+        self.header -= torch.outer(share, header * header_words()[filter_.rung].to(self.header))
         self.gram -= torch.outer(share, share).double()
-        return Received(*content, voice.rung, (voice.amplitude / voice.deviation) ** 2)
+        return Received(*content, filter_.rung, (filter_.amplitude / filter_.deviation) ** 2)
 
     def unexplained(self) -> list[Tensor]:
         """Rows that still hold somebody, each with those like it, the strongest first: shapes (K,), bool."""
