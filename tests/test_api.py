@@ -2,17 +2,39 @@
 """The public Python API runs its example, and is imported only when it is used."""
 
 import doctest
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 import lightning_recon as lr
 from lightning_recon import api
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_the_example_runs() -> None:
     assert doctest.testmod(api).failed == 0
+
+
+def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    # Two smooth images: a random plane wave in each channel.
+    x = torch.linspace(0, 6, 32)
+    phase = torch.rand(2, 3, 1, 1, generator=generator) * 6
+    images = 0.5 + 0.4 * torch.sin(x[:, None] + phase) * torch.cos(x + 2 * phase)
+    space = {"images": images, "labels": torch.tensor([3, 5])}
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), space)
+    result = space["result"]
+    assert isinstance(result, lr.AttackResult)
+    assert result.psnr.min() > 35
+    assert (tmp_path / "reconstructions.png").stat().st_size > 1000
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
