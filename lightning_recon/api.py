@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+__all__ = ["AttackResult", "Privacy", "privatized_update", "reconstruct"]
+
+
 @dataclass(frozen=True)
 class AttackResult:
     """Reconstructions of one batch, scored against the true images.

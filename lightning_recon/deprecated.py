@@ -34,6 +34,8 @@ KEYS: Final[dict[str, dict[str, str]]] = {
 }
 # Sections whose entries have names that the user chose; `KEYS` lists their keys under "section.*".
 _NAMED: Final = ("attacks", "interventions")
+# Options that may have a deprecated name begin so: data, trainer and callbacks have none.
+_SECTIONS: Final = ("--model.", "--comparison.", "--audit.")
 # Values by the class or the section and its (new) key, old to new.
 VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {
     "GradientInversion": {"labels": {"known": "oracle"}, "signed": {"no": "none"}},
@@ -57,20 +59,22 @@ def modernized_arguments(args: Sequence[str]) -> list[str]:
     """A command line with current names for deprecated options, values and class paths; see `modernized`.
 
     Args:
-        args: The command line. Options are recognised by their last name, whatever class has them.
+        args: The command line. Options of the model, the comparison and the audit are recognised by their last name,
+            whatever class has them.
     """
     found: list[str] = []
     option = ""  # the option to which a word that begins with no dash belongs
     for word in args:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            path, dot, key = name.rpartition(".")
-            if path.startswith("--model."):  # elsewhere the inner parts may be names that the user chose
-                path = ".".join(_replaced(_all_keys(), part) for part in path.split("."))
-            option = _replaced(_all_keys(), key) if dot else ""
-            found.append(f"{path}{dot}{option or key}{equals}{_value_of(option, value) if equals else ''}")
-        else:
+        if not word.startswith("--"):
             found.append(_value_of(option, word))
+            continue
+        name, equals, value = word.partition("=")
+        path, dot, option = name.rpartition(".")
+        if name.startswith(_SECTIONS):
+            option = _replaced(_all_keys(), option)
+        if path.startswith("--model."):  # inner parts of an audit's options are names that the user chose
+            path = ".".join(_replaced(_all_keys(), part) for part in path.split("."))
+        found.append(f"{path}{dot}{option}{equals}{_value_of(option, value) if equals else ''}")
     return found
 
 
@@ -119,7 +123,8 @@ def _all_keys() -> dict[str, str]:
 
 def _value_of(option: str, value: str) -> str:
     """The current word for a deprecated value of an option that is given on the command line."""
-    return _replaced(_values_of(option) | CLASS_PATHS | _bare_names(), value)
+    bare = _bare_names() if option.removeprefix("--") == "optimizer" else {}
+    return _replaced(_values_of(option) | CLASS_PATHS | bare, value)
 
 
 def _values_of(option: str) -> dict[str, str]:
@@ -128,7 +133,7 @@ def _values_of(option: str) -> dict[str, str]:
 
 
 def _bare_names() -> dict[str, str]:
-    """Deprecated class names without their modules, as they may stand on a command line."""
+    """Deprecated class names without their modules; the only ones that differ are those of optimizers."""
     short = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in CLASS_PATHS.items()}
     return {old: new for old, new in short.items() if old != new}
 

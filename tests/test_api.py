@@ -50,4 +50,6 @@ def test_a_batch_is_scored_and_drawn() -> None:
     assert result.psnr.shape == result.ssim.shape == (1,)
     assert result.epsilon is not None
     assert len(result.figure().axes) == 2
+    update = lr.privatized_update(model, images, torch.tensor([3]), lr.Privacy(1.0, 0.0))
+    assert torch.linalg.vector_norm(torch.cat([value.flatten() for value in update.values()])) <= 1.0 + 1e-6
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -71,6 +71,8 @@ def test_options_of_a_command_line() -> None:
     new = ["fit", "--model.client.seed", "3", "--model.client.batch_norm=eval", "--optimizer", "BatchedLBFGS"]
     assert modernized_arguments(old) == new
     assert modernized_arguments(new) == new
+    others = ["--data.old_seed", "3", "--data.root", "QuasiNewton"]  # options of other classes, a folder's name
+    assert modernized_arguments(others) == others
 
 
 @pytest.mark.parametrize("path", sorted(set(CLASS_PATHS.values())))

@@ -293,9 +293,8 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
-        mode = stat.S_IMODE(
-            partial.stat().st_mode
-        )  # as the umask has it; some writers replace the file by a private one
+        # As the umask has it: some writers replace the file by a private one.
+        mode = stat.S_IMODE(partial.stat().st_mode)
         fill(partial)
         partial.chmod(mode)
         os.replace(partial, path)
