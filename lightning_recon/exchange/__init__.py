@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages between server and client: payloads, updates, and the announced parameters of the training.
+
+The server sends a `ServerPayload`, the client answers with a privatized `ClientUpdate`. Both are plain data, stored as
+safetensors and JSON, so that reading them never executes code. A `RecordedClient` answers from a stored exchange, so
+that a run can be replayed after the images were deleted.
+"""
+
+from lightning_recon.exchange.client import Client, RecordedClient
+from lightning_recon.exchange.payload import ServerPayload, payload_name
+from lightning_recon.exchange.task import NoiseShare, Task, check_task, completed, current_noise_share, summed_noise
+from lightning_recon.exchange.update import ClientUpdate, update_name
+
+__all__ = [
+    "Client",
+    "ClientUpdate",
+    "NoiseShare",
+    "RecordedClient",
+    "ServerPayload",
+    "Task",
+    "check_task",
+    "completed",
+    "current_noise_share",
+    "payload_name",
+    "summed_noise",
+    "update_name",
+]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server knows about the training because it configures it: the `Task`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter
+
+from lightning_recon.files import schema
+from lightning_recon.files.serialization import read_json, readable, validated, write_json
+from lightning_recon.networks.normalization import ChannelStatistics, Normalization
+
+NoiseShare = Literal["local", "distributed"]
+# The most numbers that the images of one update, or the logits of them, may be: 8 GiB in float32.
+MOST_NUMBERS = 1 << 31
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server knows because it runs the training; these parameters are announced, not estimated.
+
+    Args:
+        image_shape: channels, height and width of one image, in pixels.
+        num_classes: how many classes the network distinguishes.
+        batch_size: images in one client's batch (B).
+        clients: how many clients take part.
+        network: name of the target network.
+        granularity: what is clipped: each sample's gradient, or the client's whole update.
+        per_layer: whether each of the L tensors is clipped on its own, to C/sqrt(L).
+        max_grad_norm: clipping norm C; None if nothing is clipped.
+        noise_multiplier: noise standard deviation divided by C (z): of each client's own update, or of the sum, as
+            `noise_share` says.
+        rounds: how often every client answers (T).
+        parameter_tensors: how many parameter tensors the network has, without what the server adds to it.
+        aggregated: how many clients' updates reach the server as their sum alone, by secure aggregation (N); 1: each
+            by itself.
+        noise_share: what each of them adds: "local", noise of zC, so that the sum has zC sqrt(N); "distributed",
+            zC / sqrt(N), so that the sum has zC.
+        batch_norm: whether clients normalise by their batch's statistics ("train") or by the running ones ("eval").
+        local_steps: plain gradient steps that a client takes, each on an equal part of its batch, before it sends what
+            they took from the weights, divided by the learning rate: with one step the gradient itself.
+        local_lr: their learning rate.
+        local_epochs: local passes over the batch.
+        normalization: of the images, as the network does it: "none", "imagenet", or mean and standard deviation;
+            "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
+            have it, and mean "imagenet".
+    """
+
+    # Applied to what is read from disk, together with the bounds below.
+    __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
+
+    image_shape: tuple[schema.Side, schema.Side, schema.Side]
+    num_classes: schema.Classes
+    batch_size: schema.Batch
+    clients: schema.Clients
+    network: schema.Name
+    granularity: Literal["sample", "update"]
+    per_layer: bool
+    max_grad_norm: schema.Positive | None
+    noise_multiplier: schema.NotNegative
+    rounds: schema.Rounds
+    parameter_tensors: schema.Rounds
+    aggregated: schema.Clients = 1
+    noise_share: NoiseShare = "local"
+    batch_norm: Literal["train", "eval"] = "train"
+    local_steps: schema.Batch = 1
+    local_lr: schema.Positive = 0.1
+    local_epochs: schema.Rounds = 1
+    normalization: Normalization = "auto"
+
+    @property
+    def updates(self) -> int:
+        """How many updates reach the server in a round: one of each client, or of each group of clients."""
+        return self.clients // self.aggregated
+
+    @property
+    def victims(self) -> int:
+        """How many images are in one of these updates."""
+        return self.aggregated * self.batch_size
+
+    @property
+    def sharers(self) -> int:
+        """How many of them share one clip: each client's batch, or none."""
+        return self.batch_size if self.granularity == "update" else 1
+
+    @property
+    def update_noise(self) -> float:
+        """Noise standard deviation of one of these updates, divided by C."""
+        return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share)
+
+    def save(self, folder: Path) -> None:
+        """Write `task.json` into the folder."""
+        write_json(folder / "task.json", {"format": "task 2", **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Task":
+        """Read `task.json` from the folder; a missing or damaged file is a `UserError`."""
+        path = folder / "task.json"
+        with readable(path):
+            content = read_json(path, _RECORD, "task 2")
+            return cls.from_record(content)
+
+    @classmethod
+    def from_record(cls, content: Mapping[str, Any]) -> "Task":
+        """The task that `asdict` of one, read back from JSON, describes.
+
+        Raises:
+            ValueError: a field is missing, unknown, of another type or out of bounds, or they contradict each other.
+        """
+        return check_task(validated(completed(content), TASK))
+
+
+TASK = TypeAdapter(Task)
+_RECORD = TypeAdapter(dict[str, Any])  # what `completed` makes a task of
+
+
+def completed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring the record of a task up to date.
+
+    Records without `normalization` mean ImageNet's. Earlier versions wrote `local_rate`, and other values of
+    `noise_share`.
+    """
+    current = {"normalization": "imagenet", **record}
+    if "local_rate" in current and "local_lr" not in current:
+        current["local_lr"] = current.pop("local_rate")
+    if "noise_share" in current:
+        current["noise_share"] = current_noise_share(current["noise_share"])
+    return current
+
+
+def current_noise_share(value: Any) -> Any:  # noqa: ANN401 - unchecked content of a file
+    """Translate the values of `noise_share` that earlier versions wrote; any other value stays as it is."""
+    return {"full": "local", "shared": "distributed"}.get(value, value) if isinstance(value, str) else value
+
+
+def check_task(task: Task) -> Task:
+    """Refuse a task whose fields contradict each other, or that together need more memory than any real training.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: what is wrong, in one line.
+    """
+    if isinstance(task.normalization, ChannelStatistics):
+        task.normalization.check()
+    if task.image_shape[0] != 3:
+        raise ValueError(f"task.image_shape has {task.image_shape[0]} channels: images have 3")
+    if task.max_grad_norm is None and task.noise_multiplier > 0:
+        raise ValueError(
+            f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null, and noise without "
+            "a clip protects nothing: state the clipping norm"
+        )
+    if task.clients % task.aggregated:
+        raise ValueError(f"task.aggregated is {task.aggregated}, which does not divide task.clients, {task.clients}")
+    if task.batch_size % task.local_steps:
+        raise ValueError(f"task.local_steps is {task.local_steps}, which does not divide task.batch_size")
+    for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):
+        if task.victims * size > MOST_NUMBERS:
+            raise ValueError(f"one update is about {task.victims} images with {size} {what} each: too many")
+    return task
+
+
+def summed_noise(noise_multiplier: float, aggregated: int, noise_share: NoiseShare) -> float:
+    """Noise of a sum of clients' updates, as `Task` describes it, divided by the clipping norm."""
+    return noise_multiplier * (math.sqrt(aggregated) if noise_share == "local" else 1.0)

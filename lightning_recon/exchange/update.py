@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client's answer after clipping and noise: the `ClientUpdate`, and how it is kept on disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lightning_recon.files import schema
+from lightning_recon.files.schema import Fingerprint
+from lightning_recon.files.serialization import (
+    describe,
+    read_json,
+    read_tensors,
+    readable,
+    sha256,
+    write_json,
+    write_tensors,
+)
+
+ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """A client's answer after clipping and noise: the only client data that an attack may use.
+
+    Args:
+        client: index of the client, from 0; under secure aggregation of the group of clients whose sum it is.
+        draw: index of the noise realisation, from 0.
+        round: index of the round, from 0.
+        gradient: privatised gradients, float32, by parameter name ("structure.weight", "network.<parameter>", ...).
+            In an update read from disk, rows that were not kept are NaN.
+        omitted: shape and hash of the tensors that were not kept on disk; empty as the client sends it.
+        payload: digest of the payload that this update answers.
+    """
+
+    client: int
+    draw: int
+    round: int
+    gradient: dict[str, Tensor]
+    omitted: dict[str, Fingerprint] = field(default_factory=dict)
+    payload: str = ""
+
+    def save(self, folder: Path, name: str, keep: Mapping[str, Tensor | None]) -> None:
+        """Write `NAME.json` and `NAME.safetensors` with the part of the update that is to be kept.
+
+        Args:
+            folder: where to write; created if missing.
+            name: file name without ending, see `update_name`.
+            keep: for each tensor to keep, the indices of its rows (int64, along dimension 0), or None for all rows.
+                For all other tensors only shape and hash are recorded.
+        """
+        if unknown := sorted(keep.keys() - self.gradient.keys()):
+            raise KeyError(f"the update has no tensor {unknown[0]!r}")
+        tensors: dict[str, Tensor] = {}
+        whole: dict[str, Fingerprint] = {}
+        omitted = dict(self.omitted)
+        for key, tensor in self.gradient.items():
+            mark: Fingerprint = {"shape": list(tensor.shape), "sha256": sha256(tensor)}
+            if key not in keep:
+                omitted[key] = mark
+                continue
+            whole[key] = mark
+            rows = keep[key]
+            tensors[key] = tensor if rows is None else tensor[rows.to(tensor.device)]
+            if rows is not None:
+                tensors[key + ROWS] = rows
+        write_tensors(folder, name, tensors)
+        content = {"format": "update 1", "client": self.client, "draw": self.draw, "round": self.round}
+        content |= {"payload": self.payload, "whole": whole, "omitted": omitted}
+        write_json(folder / f"{name}.json", content | {"tensors": {k: describe(t) for k, t in tensors.items()}})
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Self:
+        """Read what `save` wrote; a missing, truncated or altered file, or NaN in it, is a `UserError`."""
+        path = folder / f"{name}.json"
+        with readable(path):
+            content = read_json(path, schema.UPDATE, "update 1")
+            stored = read_tensors(folder, name, content["tensors"]) if content["tensors"] else {}
+            gradient = {}
+            for key, mark in content["whole"].items():
+                if not bool(stored[key].isfinite().all()):
+                    raise ValueError(f"NaN or infinity in {key}")
+                gradient[key] = _spread(stored[key], stored.get(key + ROWS), mark["shape"])
+            place = content["client"], content["draw"], content["round"]
+            return cls(*place, gradient=gradient, omitted=content["omitted"], payload=content["payload"])
+
+
+def update_name(client: int, draw: int, round: int) -> str:
+    """File name, without ending, of one update."""
+    return f"update-c{client:03d}-d{draw:03d}-r{round:04d}"
+
+
+def _spread(kept: Tensor, rows: Tensor | None, shape: list[int]) -> Tensor:
+    """The whole tensor again: kept rows in their places, NaN elsewhere."""
+    if list(kept.shape) != ([len(rows), *shape[1:]] if rows is not None else shape):
+        raise ValueError(f"stored as {tuple(kept.shape)}, recorded as {tuple(shape)}")
+    if rows is None:
+        return kept
+    whole = torch.full(shape, torch.nan, dtype=kept.dtype)
+    whole[rows] = kept
+    return whole
