@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clients' batches: whether they fit the client's options, and whose batch an answer is computed on."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lightning_recon.client.noise import noise_generator
+from lightning_recon.data.sources import ClientBatch
+from lightning_recon.errors import UserError
+
+ABSENCE = -2  # takes the place of a client in `noise_generator`, so that these draws never repeat those of an update
+
+
+def check_batches(
+    batches: Sequence[ClientBatch], num_classes: int, aggregated: int, participation: float, local_steps: int
+) -> None:
+    """Refuse batches that the client cannot answer on.
+
+    Args:
+        batches: one for each client.
+        num_classes: number of classes of the network.
+        aggregated: clients in a group under secure aggregation.
+        participation: probability with which a client answers on its own batch.
+        local_steps: equal parts that a batch is divided into.
+
+    Raises:
+        UserError: a label exceeds the number of classes, or a number of clients or images does not fit the options.
+    """
+    if len(batches) % aggregated:
+        raise UserError(
+            f"--model.client.aggregated is {aggregated}, which does not divide the {len(batches)} client(s): "
+            f"set --data.clients to a multiple of {aggregated}"
+        )
+    if participation < 1 and len(batches) < 2 * aggregated:
+        raise UserError(
+            f"--model.client.participation is {participation}, but no other client's images can replace those of an "
+            f"absent client: set --data.clients to {2 * aggregated} or more"
+        )
+    if batches and len(batches[0].labels) % local_steps:
+        raise UserError(
+            f"--model.client.local_steps is {local_steps}, which does not divide a batch of "
+            f"{len(batches[0].labels)}: set --data.batch_size to a multiple"
+        )
+    for batch in batches:
+        if not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < num_classes:
+            raise UserError(
+                f"the images have labels up to {int(batch.labels.max())}, but the network has {num_classes} classes: "
+                "raise --model.client.num_classes"
+            )
+
+
+def answering_client(
+    client: int, draw: int, round: int, *, clients: int, aggregated: int, participation: float, seed: int
+) -> int:
+    """Index of the client whose batch an answer is computed on.
+
+    A client that does not participate in a round answers on the batch of a client of another group, so that no batch
+    enters one sum twice.
+
+    Args:
+        client: index of the client that answers.
+        draw: index of the noise realization.
+        round: index of the round.
+        clients: number of clients.
+        aggregated: clients in a group under secure aggregation.
+        participation: probability with which a client answers on its own batch.
+        seed: seed of the run.
+    """
+    generator = noise_generator(seed, ABSENCE - client, draw, round)
+    if participation == 1 or float(torch.rand((), generator=generator)) < participation:
+        return client
+    away = aggregated * int(torch.randint(1, clients // aggregated, (), generator=generator))
+    return (client + away) % clients

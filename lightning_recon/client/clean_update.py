@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's model with the server's layer in it, and the update that it computes before noise is added."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.client.update import Clipped
+from lightning_recon.data.sources import ClientBatch
+from lightning_recon.exchange import ServerPayload
+from lightning_recon.networks.construction import copied
+from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
+
+Key = tuple[str, tuple[int, ...], str, int]
+
+
+@dataclass(frozen=True)
+class CleanUpdate:
+    """A sum of clipped updates before noise; it never leaves the client.
+
+    Args:
+        key: what it was computed from, see `clean_key`.
+        payload: digest of the payload that it answers.
+        clipped: the sum.
+    """
+
+    key: Key
+    payload: str
+    clipped: Clipped
+
+
+def clean_key(digest: str, clients: tuple[int, ...], network: nn.Module, device: torch.device) -> Key:
+    """Equal for equal updates before noise, different once anything that they depend on has changed.
+
+    Args:
+        digest: of the payload.
+        clients: whose batches are summed.
+        network: the target network; every training step raises the version counters of its parameters.
+        device: where the update is computed.
+    """
+    return digest, clients, str(device), sum(parameter._version for parameter in network.parameters())
+
+
+def tampered_model(network: nn.Module, payload: ServerPayload, device: torch.device) -> nn.Module:
+    """The model that a client differentiates: the network with what the server adds to it, in float32.
+
+    Args:
+        network: the target network; its parameters are shared with the model, or copied if they are not float32.
+        payload: what the server adds; an empty one adds nothing.
+        device: where the network is.
+    """
+    model: nn.Module
+    if payload.settings or payload.tensors:
+        # Missing gradients are replaced by zeros where they are computed.
+        model = TamperedNetwork(network, InferenceStructure(payload).to(device), zeros=False)
+    else:
+        model = nn.Sequential(OrderedDict(network=network))
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        model = copied(model).float()
+    return model
+
+
+def on_device(batch: ClientBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images in float32 and labels on the device, as copies: tensors made in inference mode cannot be differentiated.
+
+    Args:
+        batch: the client's images.
+        device: where the network is.
+    """
+    return batch.images.to(device, torch.float32).clone(), batch.labels.to(device).clone()
