@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every attack has in common: whom it asks, what it keeps of the answers, and how a stopped one goes on."""
+"""The LightningModule under every attack: asks the clients, records the exchange, resumes."""
 
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +13,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recon.attack.protocol import fingerprint, publish
+from lightning_recon.attack.recording import check_resumable, check_same_task, recorded_client
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Client, RecordedClient, ServerPayload, Task
+from lightning_recon.exchange import Client, RecordedClient, ServerPayload
 from lightning_recon.files.run_folder import begin_run
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import COUNT, check_ranges
-from lightning_recon.structure.base import ReceivedFile
-from lightning_recon.structure.clipping_budget import BudgetShare
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What the attacker has of one update under one noise draw, in its own order.
-
-    Args:
-        client: Index of the update.
-        draw: Index of the noise draw.
-        pictures: Shape (M, 3, H, W), values in [0, 1], at most as many as the update has victims.
-        initial: The same before refinement.
-        unresolved: Rows that hold something no single picture explains.
-        evident: Whether the pictures rest on more than the noise explains.
-        labels: The classes that the attacker believes the update to be about, (victims,); None if it cares for none.
-        files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
-        share: The structure's share of the clipping budget, as the update shows it; None where that cannot be told.
-    """
-
-    client: int
-    draw: int
-    pictures: Tensor
-    initial: Tensor
-    unresolved: int
-    evident: bool
-    labels: Tensor | None = None
-    files: tuple[ReceivedFile | None, ...] | None = None
-    share: BudgetShare | None = None
+from lightning_recon.reconstruction import Reconstruction
 
 
 class Steps(IterableDataset[int]):
-    """Counts steps; iterable, so that no sampler deals every rank only a share of them."""
+    """Counts steps. Iterable, because Lightning would split a map-style data set between the ranks."""
 
     def __init__(self, count: int) -> None:
         """Count to `count`."""
         self.count = count
 
     def __len__(self) -> int:
-        """How many steps there are."""
+        """Number of steps."""
         return self.count
 
     def __iter__(self) -> Iterator[int]:
@@ -71,16 +43,16 @@ class Steps(IterableDataset[int]):
 class Attack(LightningModule, ABC):
     """A server that attacks its clients' updates.
 
-    Nothing here ever sees a truth: scores are the business of callbacks. Ranks hold different updates.
+    The true images never reach it: callbacks compute the scores. Each rank attacks other updates.
     """
 
     def __init__(self, client: Client | None, draws: int, record: bool, update: str | None) -> None:
-        """Name the other party.
+        """Store the client.
 
         Args:
-            client: Who answers; None with `update`.
-            draws: How many independent noise realisations of each update to attack.
-            record: Whether to keep what crossed the wire, without which a run can be neither resumed nor replayed.
+            client: Answers the server; None with `update`.
+            draws: Number of independent noise realisations of each update to attack.
+            record: Whether to record the exchange, without which a run can be neither resumed nor replayed.
             update: File of a captured update, or a folder of them, to attack instead of asking `client`.
         """
         super().__init__()
@@ -96,12 +68,12 @@ class Attack(LightningModule, ABC):
         self.draws = draws
         self.record = record
         self.payload: ServerPayload | None = None
-        # The objective before the last step, a mean over this rank's pictures; None without one.
+        # The objective before the last step, a mean over this rank's images; None without one.
         self.latest_objective: Tensor | None = None
 
     @property
     def oracles(self) -> tuple[str, ...]:
-        """What the attack is told that no attacker knows."""
+        """Oracle information used."""
         return ()
 
     @property
@@ -112,54 +84,54 @@ class Attack(LightningModule, ABC):
     @property
     @abstractmethod
     def statistics(self) -> PublicStatistics:
-        """What the server takes for granted about pictures of the task's size."""
+        """Public statistics of images of the task's size."""
 
     @abstractmethod
     def make_payload(self, client: Client) -> ServerPayload:
-        """What to ship; from a recording, what was shipped."""
+        """The payload to send; from a recording, the one that was sent."""
 
     @abstractmethod
     def announce(self, folder: Path) -> None:
-        """Write down what is announced and shipped to every client, into an empty folder."""
+        """Record the task, and what is sent to every client, in an empty folder."""
 
     @abstractmethod
     def observe(self, client: Client, folder: Path | None) -> None:
-        """Let the clients of this rank answer, and prepare the search; keep what was read in the folder, if any."""
+        """Collect the updates of this rank's clients and prepare the search; record what was read, if asked to."""
 
     @abstractmethod
     def allocate(self) -> None:
-        """Make room for what is optimised, of all ranks, once the task is known."""
+        """Allocate what is optimised, of all ranks, once the task is known."""
 
     @abstractmethod
     def reconstructions(self) -> list[Reconstruction]:
-        """This rank's pictures as they are now, in the order of updates and draws."""
+        """This rank's current images, in the order of updates and draws."""
 
     def present_objective(self) -> Tensor | None:
-        """The objective of the pictures as they are now, a mean over this rank's; None if there is none."""
+        """The objective of the current images, a mean over this rank's; None if there is none."""
         return self.latest_objective
 
     @property
     def exchange(self) -> Path:
-        """Folder that keeps what crossed the wire."""
+        """Folder of the recorded exchange."""
         return Path(self.trainer.default_root_dir) / "exchange"
 
     @property
     def staged(self) -> Path:
-        """Where a new exchange is recorded; an earlier one stays in place until it is complete."""
+        """Folder in which a new exchange is recorded; an earlier one is replaced once the new one is complete."""
         return self.exchange.with_name("exchange.new")
 
     @property
     def own_updates(self) -> range:
-        """The updates that this rank attacks."""
+        """Indices of the updates that this rank attacks."""
         return range(self.global_rank, self.task.updates, self.trainer.world_size)
 
     @property
     def mean_image(self) -> Tensor:
-        """The attacker's guess for a victim that it did not isolate, shape (3, H, W)."""
+        """The image that stands for a victim which was not isolated, shape (3, H, W)."""
         return self.statistics.mean
 
     def setup(self, stage: str) -> None:
-        """Make room for the dummies; a finished run repeats its recorded exchange.
+        """Allocate the dummies; a finished run repeats its recorded exchange.
 
         Args:
             stage: The trainer's stage; nothing is attacked in "validate".
@@ -173,48 +145,33 @@ class Attack(LightningModule, ABC):
         self.task, self.resumed = self.client.task, False
         self.allocate()
         if stage != "fit":
-            self._collect_updates(self._recorded_client(), record=False)
+            self._collect_updates(recorded_client(self.exchange), record=False)
 
     def on_fit_start(self) -> None:
-        """Talk to the clients of this rank; a resumed run, known as such only now, repeats its recorded exchange."""
+        """Collect the updates. A resumed run, known as such only now, repeats its recorded exchange."""
         recording = self.record and not self.resumed
         try:
-            self._collect_updates(self._recorded_client() if self.resumed else self.client, record=recording)
+            self._collect_updates(recorded_client(self.exchange) if self.resumed else self.client, record=recording)
         except UserError:
             shutil.rmtree(self.staged, ignore_errors=True)
             raise
         self.trainer.strategy.barrier()
         begin_run(self.trainer)
         if not self.record and self.trainer.is_global_zero:
-            # An earlier run's recording must not stand beside these pictures.
+            # An earlier run's recording does not belong to these images.
             shutil.rmtree(self.exchange, ignore_errors=True)
         if recording and self.trainer.is_global_zero:
             publish(self.staged, self.exchange)
         self.trainer.strategy.barrier()
         self.recording = fingerprint(self.exchange) if self.record else ""
 
-    def _recorded_client(self) -> RecordedClient:
-        if not (self.exchange / "task.json").exists():
-            raise UserError(f"no recorded exchange in {self.exchange}: run `recon fit` with this output folder first")
-        return RecordedClient(self.exchange)
-
-    def _check_announced(self, recorded: Task) -> None:
-        """Refuse to go on with a recording under another protection or other data than are configured now."""
-        for name in asdict(recorded):
-            now, before = getattr(self.client.task, name), getattr(recorded, name)
-            if now != before:
-                advice = "use the config.yaml of that run"
-                if name == "normalization":  # which runs of before there was a choice do not name
-                    advice += f", with --model.client.normalization {before}"
-                raise UserError(f"{name} is {now}, but {self.exchange} was recorded with {before}: {advice}")
-
     def _collect_updates(self, client: Client, record: bool) -> None:
-        """Ship to this rank's clients, and hear what they answer."""
+        """Send the payload to this rank's clients, and receive their updates."""
         if isinstance(client, nn.Module):
             client.to(self.trainer.strategy.root_device)
         self.task = client.task
         if isinstance(client, RecordedClient) and not isinstance(self.client, RecordedClient):
-            self._check_announced(client.task)
+            check_same_task(self.client.task, client.task, self.exchange)
         self.payload = self.make_payload(client)
         if record and self.trainer.is_global_zero:
             shutil.rmtree(self.staged, ignore_errors=True)
@@ -224,7 +181,7 @@ class Attack(LightningModule, ABC):
             self.observe(client, self.staged if record else None)
 
     def step_loader(self) -> DataLoader[int]:
-        """What the attack trains on: its own step counter, never a picture."""
+        """The attack's training data: a step counter, no images."""
         return DataLoader(Steps(max(1, self.trainer.max_steps)), batch_size=None)
 
     def train_dataloader(self) -> DataLoader[int]:
@@ -244,49 +201,39 @@ class Attack(LightningModule, ABC):
         return self.val_dataloader()
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
-        """Nothing: what a client would release is shown by the results callback."""
+        """Nothing: the results callback shows what a client would release."""
 
     def test_step(self, batch: object, batch_idx: int) -> None:
-        """Nothing: scoring is the business of the results callback, which knows the truth."""
+        """Nothing: the results callback, which knows the truth, computes the scores."""
 
     def predict_step(self, batch: object, batch_idx: int) -> object:
-        """Nothing: the results callback exports the pictures."""
+        """Nothing: the results callback exports the images."""
         return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the recorded exchange that the dummies belong to.
+        """Store which recorded exchange the dummies belong to.
 
         Args:
-            checkpoint: What is about to be written.
+            checkpoint: The content of the file.
         """
         checkpoint["exchange"] = self.recording
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume; dummies that were made for another exchange are refused.
+        """Resume; dummies of another exchange are refused.
 
         Args:
-            checkpoint: What was read.
+            checkpoint: The content of the file.
 
         Raises:
-            UserError: They belong to another run, or nothing is attacked.
+            UserError: The checkpoint belongs to another run, or this command attacks nothing.
         """
         if not hasattr(self, "resumed"):
             raise UserError("this command attacks nothing: leave out --ckpt_path")
         self.resumed = True
-        if checkpoint.get("exchange") != fingerprint(self.exchange):
-            raise UserError(
-                f"--ckpt_path names a checkpoint that does not belong to {self.exchange}: give last, or a file from "
-                "checkpoints/ of this run"
-            )
-        taken = int(checkpoint.get("global_step", 0))
-        if self.trainer.state.fn == "fit" and 0 <= self.trainer.max_steps < taken:
-            raise UserError(
-                f"the run has taken {taken} steps already, and --trainer.max_steps is {self.trainer.max_steps}: give "
-                f"{taken} or more to go on, or --overwrite instead of --ckpt_path to start again"
-            )
+        check_resumable(checkpoint, self.exchange, self.trainer.max_steps if self.trainer.state.fn == "fit" else None)
 
     def gathered(self) -> list[Reconstruction]:
-        """All ranks' pictures; every rank must call it."""
+        """The reconstructions of all ranks; every rank must call it."""
         own = self.reconstructions()
         if self.trainer.world_size == 1:
             return own

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_recon.attack.base import Attack, Reconstruction
+from lightning_recon.attack.base import Attack
 from lightning_recon.attack.protocol import prepare, record_payload, run_protocol
 from lightning_recon.attack.refinement import MomentMatching, PlugAndPlay
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
+from lightning_recon.reconstruction import Reconstruction
 from lightning_recon.structure.base import Decoded, Posterior, Structure
 
 

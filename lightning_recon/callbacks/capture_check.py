@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_recon.attack import Attack, GradientInversion, Reconstruction
-from lightning_recon.attack.inversion.forward_model import functionalize
+from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.target_network import network_of, shipped_network
 from lightning_recon.callbacks.ground_truth import truths_of
 from lightning_recon.capture import CapturedClient, Declared

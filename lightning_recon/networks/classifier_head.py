@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack.inversion.forward_model import FunctionalModel, Update
+from lightning_recon.attack.inversion.forward_model import Update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel
 
 _EXACT = 1e-3  # relative deviation from exact proportionality that rounding may leave
 _SPREAD = 4.0  # factor by which the gain of a layer without bias may differ between images

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from lightning_recon.attack.inversion.analytic import revealed_input, revealed_picture
 from lightning_recon.attack.inversion.distances import noise_std
-from lightning_recon.attack.inversion.forward_model import FunctionalModel, client_update, functionalize
+from lightning_recon.attack.inversion.forward_model import client_update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel, functionalize
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_recon.attack.inversion.fisher_information import information
-from lightning_recon.attack.inversion.forward_model import client_update, functionalize
+from lightning_recon.attack.inversion.forward_model import client_update
+from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.exchange import Task
 from lightning_recon.networks.construction import build_network

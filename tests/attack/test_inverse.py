@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attack.inversion.distances import Distance
-from lightning_recon.attack.inversion.forward_model import FunctionalModel, client_update, functionalize
+from lightning_recon.attack.inversion.forward_model import client_update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel, functionalize
 from lightning_recon.attack.inversion.objective import Candidates, GradientMatching
 from lightning_recon.attack.inversion.parametrization import Basis, Parametrization
 from lightning_recon.client import Privacy, VictimClient

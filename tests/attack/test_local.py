@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recon.attack.inversion.forward_model import Update, client_update, functionalize
+from lightning_recon.attack.inversion.forward_model import Update, client_update
+from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.exchange import ServerPayload
 

@@ -11,7 +11,7 @@ import torch
 from lightning_recon.attack import GradientInversion
 from lightning_recon.attack.inversion import label_order
 from lightning_recon.attack.inversion.fisher_information import information
-from lightning_recon.attack.inversion.forward_model import functionalize
+from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.label_order import _exchanged, _within_steps, ordered_labels
 from lightning_recon.attack.inversion.objective import GradientMatching
 from lightning_recon.attack.inversion.observations import mean_update

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from lightning_recon.attack.inversion import matmul_layers
-from lightning_recon.attack.inversion.forward_model import functionalize
+from lightning_recon.attack.inversion.functional_model import functionalize
 
 
 def layers() -> nn.Sequential:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.attack.inversion.forward_model import client_update, functionalize
+from lightning_recon.attack.inversion.forward_model import client_update
+from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.objective import Candidates, Evaluated, GradientMatching
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.client import Privacy, VictimClient

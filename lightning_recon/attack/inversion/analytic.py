@@ -7,7 +7,8 @@ Such a layer's gradient has rank one, δ xᵀ beside δ: no search is needed, an
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack.inversion.forward_model import FunctionalModel, Update, inputs_of
+from lightning_recon.attack.inversion.forward_model import Update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel, inputs_of
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.priors.dct import analyse

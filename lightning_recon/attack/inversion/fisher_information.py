@@ -4,7 +4,8 @@
 import torch
 
 from lightning_recon.attack.inversion.distances import noise_std
-from lightning_recon.attack.inversion.forward_model import FunctionalModel, client_update
+from lightning_recon.attack.inversion.forward_model import client_update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.exchange import Task
 from lightning_recon.priors.dct import synthesise

@@ -1,127 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client would have sent for given pictures: the map that an honest server's attack inverts.
+"""The update that a client would have sent for given images: the map that gradient inversion inverts.
 
-Pure functions of tensors, which can be differentiated with respect to the pictures and the labels, and mapped over
-many guesses at once.
+Pure functions of tensors, which can be differentiated with respect to images and labels, and mapped (`torch.func.vmap`)
+over candidates.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from lightning_recon.attack.inversion.double_backward import LeanConvolutions
-from lightning_recon.attack.inversion.matmul_layers import lighten
+from lightning_recon.attack.inversion.functional_model import FunctionalModel, exact_normalisation, inputs_of
 from lightning_recon.exchange import Task
-from lightning_recon.networks.construction import copied
 
 Update = dict[str, Tensor]
 
-_LARGE = 2**15  # numbers of a batch of pictures
+_LARGE = 2**15  # numbers of a batch of images
 
 # Named here, since `torch.compile` cannot trace inner functions whose annotations subscript a type.
-Inputs = tuple[Tensor, ...]
 LossAndSeen = tuple[Tensor, dict[str, Tensor]]
 UpdateAndSeen = tuple[Update, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class FunctionalModel:
-    """The network that the server shipped, taken apart.
-
-    Args:
-        network: pictures (B, 3, H, W) in [0, 1] to logits (B, classes), in the mode in which clients differentiate.
-        parameters: by name, without gradients.
-        running: mean and variance that each batch normalisation layer carries, by the layer's name.
-        places: where the network keeps its parameters, shared ones in several places: the module, the name there, the
-            parameter, and its name in the network.
-    """
-
-    network: nn.Module
-    parameters: Mapping[str, Tensor]
-    running: Mapping[str, tuple[Tensor, Tensor]]
-    places: tuple[tuple[nn.Module, str, nn.Parameter, str], ...]
-
-    def at(self, values: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Logits with other parameters, as by `torch.func.functional_call`, which takes longer to look them up."""
-        try:
-            for module, attribute, _, name in self.places:
-                module._parameters[attribute] = values[name]  # type: ignore[assignment]
-            logits: Tensor = self.network(images)
-        finally:
-            for module, attribute, own, _ in self.places:
-                module._parameters[attribute] = own
-        return logits
-
-
-def functionalize(network: nn.Module, batch_statistics: bool) -> FunctionalModel:
-    """Copy the network that was shipped, and set the copy to the mode that clients are announced to use.
-
-    Args:
-        network: as shipped; it stays as it is.
-        batch_statistics: whether clients normalise by the batch's statistics, or by the running ones. Dropout is off
-            in the attacker's copy: which units a client dropped is not known.
-    """
-    own = copied(network).eval().requires_grad_(False)
-    running = {}
-    for name, layer in own.named_modules():
-        if isinstance(layer, _BatchNorm):
-            if layer.running_mean is not None and layer.running_var is not None:
-                running[name] = (layer.running_mean.clone(), layer.running_var.clone())
-            if batch_statistics:
-                # Without running statistics a layer uses the batch's, and changes nothing that could not be mapped.
-                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-    lighten(own)
-    parameters = {name: parameter.detach() for name, parameter in own.named_parameters()}
-    names = {parameter: name for name, parameter in own.named_parameters()}
-    places = tuple(
-        (module, attribute, parameter, names[parameter])
-        for module in own.modules()
-        for attribute, parameter in module._parameters.items()
-        if parameter is not None
-    )
-    return FunctionalModel(own, parameters, running, places)
-
-
-@contextmanager
-def inputs_of(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Within it every forward pass leaves the inputs of these layers in the yielded dictionary."""
-    seen: dict[str, Tensor] = {}
-    handles: list[RemovableHandle] = []
-    for name in layers:
-
-        def keep(module: nn.Module, given: Inputs, name: str = name) -> None:
-            seen[name] = given[0]
-
-        handles.append(network.get_submodule(name).register_forward_pre_hook(keep))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def exact_normalisation(network: nn.Module) -> Iterator[None]:
-    """Within it batch normalisation takes float32 under autocast too: mapped over guesses, it cannot mix types."""
-
-    def widen(module: nn.Module, given: Inputs) -> Inputs:
-        return tuple(tensor.float() for tensor in given)
-
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-    handles = [layer.register_forward_pre_hook(widen) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def mean_gradient_of(
@@ -163,7 +66,7 @@ def mean_gradient_of(
         for name, value in parameters.items()
     }
     with torch.enable_grad():
-        # What they save is less than what Python takes for them where pictures are small.
+        # For small images the Python overhead of these convolutions exceeds what they save.
         with LeanConvolutions() if images.numel() >= _LARGE else nullcontext():
             value, seen = loss(values)
         found = torch.autograd.grad(value, list(values.values()), create_graph=True, materialize_grads=True)
@@ -193,14 +96,14 @@ def local_training(
     watch: tuple[str, ...] = (),
     mapped: bool = True,
 ) -> tuple[Update, dict[str, Tensor]]:
-    """What a client's own steps take from the weights, in units of its learning rate: one step gives the gradient.
+    """The change of the weights by a client's local steps, divided by its learning rate: one step gives the gradient.
 
     Args:
         model: the network, with the weights that the server shipped.
         images: (B, 3, H, W); step s takes the s-th of `task.local_steps` equal parts of the batch, in
             every one of `task.local_epochs`.
         targets: (B,) or (B, classes).
-        task: what was announced.
+        task: the announced training parameters.
         watch: layers whose inputs in the last step are wanted too.
         mapped: see `mean_gradient_of`.
 
@@ -232,7 +135,7 @@ def client_update(
         model: the network that the server shipped.
         images: every victim of the update, (V, 3, H, W), one client's batch after the other's.
         targets: labels (V,), int64; or probabilities (V, classes).
-        task: what was announced.
+        task: the announced training parameters.
         watch: layers whose inputs are wanted too.
         mapped: see `mean_gradient_of`.
 
@@ -244,8 +147,8 @@ def client_update(
         update, seen = mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
         return {name: tensor * len(images) for name, tensor in update.items()}, seen
 
-    def of_one(pictures: Tensor, labels: Tensor, mapped: bool = True) -> UpdateAndSeen:
-        update, inputs = local_training(model, pictures, labels, task, watch, mapped)
+    def of_one(images: Tensor, labels: Tensor, mapped: bool = True) -> UpdateAndSeen:
+        update, inputs = local_training(model, images, labels, task, watch, mapped)
         return clipped(update, task), inputs
 
     if task.sharers == len(images):

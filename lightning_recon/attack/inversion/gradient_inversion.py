@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_recon.attack.base import Attack, Reconstruction
+from lightning_recon.attack.base import Attack
 from lightning_recon.attack.inversion.analytic import revealed_picture
 from lightning_recon.attack.inversion.candidates import CandidatePool
 from lightning_recon.attack.inversion.distances import Distance, announced_std, explained, noise_std
 from lightning_recon.attack.inversion.fisher_information import information
-from lightning_recon.attack.inversion.forward_model import Update, client_update, functionalize
+from lightning_recon.attack.inversion.forward_model import Update, client_update
+from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.label_order import ordered_labels
 from lightning_recon.attack.inversion.objective import Candidates, Evaluated, GradientMatching
 from lightning_recon.attack.inversion.observations import (
@@ -44,6 +45,7 @@ from lightning_recon.networks.construction import twice_differentiable
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.priors.regularizers import Penalties, group_consistency
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SEED, check_ranges
+from lightning_recon.reconstruction import Reconstruction
 
 log = logging.getLogger(__name__)
 

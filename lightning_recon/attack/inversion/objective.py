@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from lightning_recon.attack.inversion.distances import Distance, cosine_distance, noise_std, squared_distance
-from lightning_recon.attack.inversion.forward_model import FunctionalModel, Update, client_update
+from lightning_recon.attack.inversion.forward_model import Update, client_update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.attack.inversion.distances import announced_std, noise_std, signal_weights
-from lightning_recon.attack.inversion.forward_model import FunctionalModel, Update
+from lightning_recon.attack.inversion.forward_model import Update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.label_recovery import expected_share, label_counts
 from lightning_recon.capture.validator import NETWORK, check_tensors
 from lightning_recon.errors import UserError

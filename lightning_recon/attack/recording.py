@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recorded exchange of a run: where it is, and whether it belongs to what is configured now."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning_recon.attack.protocol import fingerprint
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import RecordedClient, Task
+
+
+def recorded_client(exchange: Path) -> RecordedClient:
+    """The client that repeats a recorded exchange.
+
+    Raises:
+        UserError: Nothing is recorded there.
+    """
+    if not (exchange / "task.json").exists():
+        raise UserError(f"no recorded exchange in {exchange}: run `recon fit` with this output folder first")
+    return RecordedClient(exchange)
+
+
+def check_same_task(configured: Task, recorded: Task, exchange: Path) -> None:
+    """Refuse a recording that was made under other parameters than are configured now.
+
+    Raises:
+        UserError: A field of the task differs.
+    """
+    for name in asdict(recorded):
+        now, before = getattr(configured, name), getattr(recorded, name)
+        if now != before:
+            advice = "use the config.yaml of that run"
+            if name == "normalization":  # earlier versions had no such option, and did not record it
+                advice += f", with --model.client.normalization {before}"
+            raise UserError(f"{name} is {now}, but {exchange} was recorded with {before}: {advice}")
+
+
+def check_resumable(checkpoint: dict[str, Any], exchange: Path, max_steps: int | None) -> None:
+    """Refuse a checkpoint of another run, or one that has taken more steps than are configured now.
+
+    Args:
+        checkpoint: As read from the file.
+        exchange: Recorded exchange of this run.
+        max_steps: Steps that are configured; None if no steps will be taken.
+
+    Raises:
+        UserError: The checkpoint cannot be continued here.
+    """
+    if checkpoint.get("exchange") != fingerprint(exchange):
+        raise UserError(
+            f"--ckpt_path names a checkpoint that does not belong to {exchange}: give last, or a file from "
+            "checkpoints/ of this run"
+        )
+    taken = int(checkpoint.get("global_step", 0))
+    if max_steps is not None and 0 <= max_steps < taken:
+        raise UserError(
+            f"the run has taken {taken} steps already, and --trainer.max_steps is {max_steps}: give "
+            f"{taken} or more to go on, or --overwrite instead of --ckpt_path to start again"
+        )
