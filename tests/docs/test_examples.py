@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of extending.md run as they are typed there, do what they say, and are short."""
+"""The examples of the gallery run as they are typed there, do what they say, and are short."""
 
 import json
 import re
@@ -28,9 +28,9 @@ TINY = (
 
 def typed(example: str) -> list[str]:
     """What the page says to type for an example, without the program."""
-    page = (DOCS / "extending.md").read_text(encoding="utf-8")
+    page = (DOCS / "gallery" / "index.md").read_text(encoding="utf-8")
     block = re.search(rf"PYTHONPATH=docs/examples recon ([^`]*\b{example}\.[^`]*)```", page)
-    assert block, f"extending.md does not run {example}"
+    assert block, f"the gallery does not run {example}"
     return shlex.split(block[1].replace("\\\n", " "))
 
 
@@ -56,7 +56,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_short_and_shown_whole(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 40
-    assert f"```{{literalinclude}} examples/{path.name}\n:language: python\n```" in (DOCS / "extending.md").read_text()
+    assert (
+        f"```{{literalinclude}} ../examples/{path.name}\n:language: python\n```"
+        in (DOCS / "gallery" / "index.md").read_text()
+    )
 
 
 def test_an_encoder_gives_luminance_more_of_the_same_power(run: Any) -> None:  # noqa: ANN401

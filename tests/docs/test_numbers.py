@@ -79,7 +79,7 @@ def test_the_papers_setting(folder: str, page: str, rows: int) -> None:
 
 
 def test_ablation() -> None:
-    rows = table_after("method.md", "ablation.csv")
+    rows = table_after("explanation/codes.md", "ablation.csv")
     assert len(rows) == len(ABLATED)
     for label, shown in rows:
         option = ABLATED[label.split(":")[0]]
@@ -93,7 +93,7 @@ def test_ablation() -> None:
 
 
 def test_batch_sizes() -> None:
-    for batch, *shown in table_after("faq.md", "batch_size.csv"):
+    for batch, *shown in table_after("explanation/faq.md", "batch_size.csv"):
         for granularity, value in zip(("update", "sample"), shown, strict=True):
             place = (granularity, "0.001", batch)
             wanted = mean("batch_size", lambda row, at=place: (row["granularity"], row["z"], row["batch"]) == at)  # type: ignore[misc]
@@ -101,7 +101,7 @@ def test_batch_sizes() -> None:
 
 
 def test_voices() -> None:
-    rows = table_after("faq.md", "voices.csv")
+    rows = table_after("explanation/faq.md", "voices.csv")
     for (_, *shown), voices in zip(rows, ("fixed", "balanced", "flattened"), strict=True):
         for mode, value in zip(("eval", "train"), shown, strict=True):
             place = (voices, mode)
@@ -110,7 +110,7 @@ def test_voices() -> None:
 
 
 def test_accuracy_under_attack() -> None:
-    page = " ".join((ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "explanation" / "faq.md").read_text(encoding="utf-8").split())
     for share, words in {
         "0.0": "{} % accuracy if no round",
         "0.25": "{} % if a quarter",
@@ -124,7 +124,7 @@ def test_accuracy_under_attack() -> None:
 
 
 def test_epsilons() -> None:
-    rows = table_after("faq.md", "Exact ε")
+    rows = table_after("explanation/faq.md", "Exact ε")
     assert len(rows) == 6
     for z, nominal, *shown in rows:
         assert float(nominal) == pytest.approx(nominal_epsilon(float(z)), rel=5e-3)

@@ -216,7 +216,7 @@ def test_the_committed_table_has_no_cell_in_which_the_default_is_behind() -> Non
         assert found["default"] > max(found.values()) - 0.5, row
         assert float(row["true_share_default"]) == 1
         assert float(row["share_default"]) > 0.85
-    # What docs/method.md says.
+    # What docs/explanation/channel.md says.
     (taken,) = (
         row
         for row in rows
