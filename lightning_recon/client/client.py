@@ -280,21 +280,27 @@ class VictimClient(LightningModule):
     # --- Training the target network ---
 
     def setup(self, stage: str) -> None:
-        """Refuse a training without an end and one of aggregated clients, and fit the network to the images.
+        """Refuse a training without an end, and one of aggregated clients.
 
         Args:
             stage: the trainer's stage.
         """
         if stage == "fit" and self.aggregated > 1:
             raise UserError(f"--model.aggregated is {self.aggregated}: leave it out where a target network is trained")
-        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
-        if not self._batches and size is not None:
-            self._fit_network((3, size, size), 2)
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the training has no end: give --trainer.max_epochs or --trainer.max_steps")
 
+    def fit_to_images(self, image_size: int) -> None:
+        """Adapt the network to the images that it is trained on; called by the data module before the first step.
+
+        Args:
+            image_size: side of the square images, in pixels.
+        """
+        if not self._batches:
+            self._fit_network((3, image_size, image_size), 2)
+
     def sampler(self, count: int, batch_size: int) -> PoissonSampler | None:
-        """How the data module is to draw batches when the network itself is trained.
+        """How batches are drawn when the network itself is trained; called by the data module.
 
         Args:
             count: number of training images.

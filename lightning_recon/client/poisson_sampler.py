@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from lightning.pytorch import Trainer
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_recon.client.noise import noise_generator
 from lightning_recon.errors import UserError
@@ -60,18 +60,18 @@ class PoissonSampler(DistributedSampler[list[int]]):
 
 
 def sampler_of(trainer: Trainer) -> PoissonSampler:
-    """The sampler that a training draws its batches by.
+    """The sampler of the training loader.
 
     Args:
         trainer: a trainer that is fitting.
 
     Raises:
-        UserError: the training loader draws its batches otherwise.
+        UserError: the loader does not draw Poisson samples.
     """
-    sampler = getattr(trainer.train_dataloader, "sampler", None)
-    if not isinstance(sampler, PoissonSampler):
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, PoissonSampler):
         raise UserError(
-            'granularity "sample" trains on Poisson samples alone: take the sampler of the training loader from '
+            'granularity "sample" trains on Poisson samples only: build the training loader with the sampler of '
             "VictimClient.sampler, as ClientDataModule does"
         )
-    return sampler
+    return loader.sampler

@@ -13,8 +13,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_recon.attack.base import Attack
 from lightning_recon.data.dataset import Batches, Subjects, name_skipped, warn
 from lightning_recon.data.download import DOWNLOADABLE, default_root
+from lightning_recon.data.handover import TrainedTarget, hand_over, model_of, one_step, step_loader
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
 from lightning_recon.data.sources import ClientBatch, Pictures, Selection, Source, open_source, select
@@ -117,17 +119,13 @@ class ClientDataModule(LightningDataModule):
             subject = photographs[part] * masks[part]
             batch = ClientBatch(subject, photographs[part], masks[part], chosen.labels[part], chosen.names[part])
             self.client_batches.append(batch)
-        client: Any = getattr(self.trainer.lightning_module, "client", None) if self.trainer else None
-        if hasattr(client, "bind"):
-            client.bind(self.client_batches)
+        hand_over(model_of(self.trainer), self.client_batches, self.image_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The attack's own step counter; for a target network, images that no attacked client holds."""
         if self._trains_target():
             return self._loader(validation=False)
-        attack: Any = self.trainer and self.trainer.lightning_module
-        loader: DataLoader[Any] = attack.step_loader()
-        return loader
+        return step_loader(model_of(self.trainer))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """One empty step for an attack; for a target network, a tenth of the images that it may see."""
@@ -153,7 +151,8 @@ class ClientDataModule(LightningDataModule):
 
     def _trains_target(self) -> bool:
         """Whether the model is a network to be trained, not an attack on a client's update."""
-        return self.trainer is not None and not hasattr(self.trainer.lightning_module, "client")
+        model = model_of(self.trainer)
+        return model is not None and not isinstance(model, Attack)
 
     def _choose(self) -> tuple[Pictures, Selection, list[int]]:
         """The source, the clients' images, and the order of all others; read once per process."""
@@ -186,19 +185,16 @@ class ClientDataModule(LightningDataModule):
     def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """Nine tenths of the images that are left for training, or the last tenth in order.
 
-        The model may say how training batches are drawn (`sampler`); else they come from shuffled passes.
+        A `TrainedTarget` may choose a sampler for training; otherwise batches are shuffled.
         """
         rest = self._rest()
         held = max(1, len(rest) // 10)
         if len(rest) <= held:
             raise UserError(f"{self._choose()[0].origin} has too few pictures to train on: lower --data.batch_size")
         rest.order = rest.order[-held:] if validation else rest.order[:-held]
-        ask: Any = None if validation else getattr(self.trainer and self.trainer.lightning_module, "sampler", None)
-        if ask is not None and (sampler := ask(len(rest), self.batch_size)) is not None:
-            return DataLoader(Batches(rest), batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        model = model_of(self.trainer)
+        if not validation and isinstance(model, TrainedTarget):
+            sampler = model.sampler(len(rest), self.batch_size)
+            if sampler is not None:
+                return DataLoader(Batches(rest), batch_size=None, sampler=sampler, num_workers=self.num_workers)
         return DataLoader(rest, self.batch_size, shuffle=not validation, num_workers=self.num_workers)
-
-
-def one_step() -> DataLoader[int]:
-    """What a validation of an attack runs over: one step without content."""
-    return DataLoader(range(1))  # type: ignore[arg-type]

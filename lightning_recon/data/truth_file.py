@@ -13,7 +13,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_recon.data.datamodule import one_step
+from lightning_recon.attack.base import Attack
+from lightning_recon.data.handover import hand_over, model_of, one_step, step_loader
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
@@ -126,18 +127,14 @@ class CapturedPictures(LightningDataModule):
             have = ", ".join(str(client) for client, _ in found)
             raise UserError(f"{self.root} holds the pictures of clients {have}: give one truth file for each, from 0")
         self.client_batches = [batch for _, batch in found]
-        model: Any = self.trainer.lightning_module if self.trainer else None
-        if model is not None and not hasattr(model, "step_loader"):
+        model = model_of(self.trainer)
+        if model is not None and not isinstance(model, Attack):
             raise UserError("data.CapturedPictures scores attacks and trains no network: give data.ClientDataModule")
-        client: Any = getattr(model, "client", None)
-        if hasattr(client, "bind"):
-            client.bind(self.client_batches)
+        hand_over(model, self.client_batches, self.client_batches[0].images.shape[-1])
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The attack's own step counter."""
-        attack: Any = self.trainer and self.trainer.lightning_module
-        loader: DataLoader[Any] = attack.step_loader()
-        return loader
+        return step_loader(model_of(self.trainer))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """One empty step."""

@@ -3,7 +3,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.data import ClientBatch, ClientDataModule, GrabCutMasks, NoMasks, SamMasks
 from lightning_recon.data import datamodule as module_under_test
 from lightning_recon.errors import UserError
+from lightning_recon.exchange import Client, ClientUpdate, ServerPayload, Task
+from lightning_recon.priors.image_statistics import PublicStatistics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -144,23 +146,54 @@ def test_masks_are_found_in_prepare_data_only(folder: Path, monkeypatch: pytest.
 # --- with a Trainer ---
 
 
-class Client(nn.Module):
-    """Remembers what it was given."""
+class RememberingClient:
+    """Remembers the batches that it was given."""
+
+    batches: list[ClientBatch]
+
+    @property
+    def task(self) -> Task:
+        raise NotImplementedError
+
+    def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        raise NotImplementedError
 
     def bind(self, batches: list[ClientBatch]) -> None:
         self.batches = batches
 
 
-class Attack(LightningModule):
-    """Trains on its own steps, as the attack does; records what reaches it."""
+class RecordingAttack(Attack):
+    """Asks nothing of its client, and records the training data that it gets."""
+
+    name = "recording"
 
     def __init__(self) -> None:
-        super().__init__()
-        self.client = Client()
+        self.remembering = RememberingClient()
+        super().__init__(self.remembering, draws=1, record=False, update=None)
         self.dummy = nn.Parameter(torch.zeros(()))
         self.received: list[Tensor] = []
 
-    def step_loader(self) -> DataLoader[Any]:
+    @property
+    def statistics(self) -> PublicStatistics:
+        raise NotImplementedError
+
+    def make_payload(self, client: Client) -> ServerPayload:
+        raise NotImplementedError
+
+    def announce(self, folder: Path) -> None: ...
+
+    def observe(self, client: Client, folder: Path | None) -> None: ...
+
+    def allocate(self) -> None: ...
+
+    def reconstructions(self) -> list[Reconstruction]:
+        return []
+
+    def setup(self, stage: str) -> None: ...
+
+    def on_fit_start(self) -> None: ...
+
+    def step_loader(self) -> DataLoader[int]:
         return DataLoader(range(3))  # type: ignore[arg-type]
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
@@ -214,7 +247,7 @@ def trainer(tmp_path: Path) -> Trainer:
 
 
 def test_the_attack_is_handed_steps_and_its_client_the_pictures(trainer: Trainer, folder: Path) -> None:
-    attack = Attack()
+    attack = RecordingAttack()
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=4, clients=2, masks=NoMasks())
     trainer.fit(attack, data)
     assert [batch.tolist() for batch in attack.received] == [[0], [1], [2], [0]]  # three steps, one validation
@@ -222,8 +255,8 @@ def test_the_attack_is_handed_steps_and_its_client_the_pictures(trainer: Trainer
     trainer.test(attack, data, verbose=False)
     trainer.predict(attack, data)
     assert [batch.tolist() for batch in attack.received] == [[0], [0]]
-    assert attack.client.batches is data.client_batches
-    assert [batch.images.shape for batch in attack.client.batches] == [(4, 3, 16, 16)] * 2
+    assert attack.remembering.batches is data.client_batches
+    assert [batch.images.shape for batch in attack.remembering.batches] == [(4, 3, 16, 16)] * 2
 
 
 def test_a_target_is_trained_on_pictures_that_no_attacked_client_holds(trainer: Trainer, folder: Path) -> None:
@@ -256,7 +289,10 @@ def test_a_damaged_training_picture_is_replaced_by_the_next(folder: Path, caplog
 
 
 class Drawing(Target):
-    """A network that says which pictures take part in each step."""
+    """A network that chooses the images of each step, and asks for their size."""
+
+    def fit_to_images(self, image_size: int) -> None:
+        self.image_size = image_size
 
     def sampler(self, count: int, batch_size: int) -> list[list[int]]:
         self.asked = count, batch_size
@@ -274,6 +310,7 @@ def test_a_target_may_draw_its_own_batches(trainer: Trainer, folder: Path) -> No
     expected = rest[0][0], rest[1][0]
     trainer.fit(target, data)
     drawn = [images for images, _ in target.received["train"]]
+    assert target.image_size == 16
     assert target.asked == (9, 2)
     assert [len(images) for images in drawn] == [1, 0, 1]  # the damaged one takes part in no step, nor does another
     assert torch.equal(drawn[0][0], expected[0])
