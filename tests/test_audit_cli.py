@@ -42,6 +42,7 @@ def output(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_two_real_cells(output: Path, tmp_path: Path, fit: Callable[..., dict[str, Any]]) -> None:
     rows = list(csv.DictReader((output / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["attack"], row["noise_multiplier"], row["status"]) for row in rows] == [

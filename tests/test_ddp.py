@@ -27,18 +27,14 @@ def assert_same_pictures(one: Path, other: Path) -> None:
         assert torch.allclose(pictures, there[name], rtol=0, atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("updates", "draws", "further"),
     [
-        pytest.param(2, 1, ["--data.clients", "2"], id="even"),
-        pytest.param(
-            3,
-            2,
-            ["--data.clients", "6", "--data.batch_size", "2", "--model.client.aggregated", "2"],
-            id="uneven, sums of two clients",
-            marks=pytest.mark.slow,
-        ),
+        (2, 1, ["--data.clients", "2"]),
+        (3, 2, ["--data.clients", "6", "--data.batch_size", "2", "--model.client.aggregated", "2"]),
     ],
+    ids=["even", "uneven, sums of two clients"],
 )
 def test_two_ranks_are_one_process(
     updates: int, draws: int, further: list[str], tiny: str, tmp_path: Path, fit: Fit

@@ -76,15 +76,21 @@ class Parser(LightningArgumentParser):
 class ReconCLI(LightningCLI):
     """LightningCLI whose run folder, `trainer.default_root_dir`, holds config, events, checkpoints and results."""
 
-    def __init__(self, command: Sequence[str], **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+    def __init__(self, command: Sequence[str], args: ArgsType, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's
         """Parse, build everything, and run the subcommand.
 
         Args:
             command: What was typed after `recon`, for the record.
-            **kwargs: Arguments of LightningCLI.
+            args: Command line, beginning with the subcommand; or a config.
+            **kwargs: Further arguments of LightningCLI.
         """
         self.command = command
-        super().__init__(**kwargs)
+        self.given_subcommand = args[0] if isinstance(args, list) else None
+        super().__init__(args=args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning, called on the instance
+        """The subcommand that was given: setting up the options of all four would take most of the parsing time."""
+        return {name: skipped for name, skipped in super().subcommands().items() if name == self.given_subcommand}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has.
@@ -142,6 +148,10 @@ class ReconCLI(LightningCLI):
                 "there are no pictures: give --data, for instance by a config such as quickstart.yaml, or "
                 "--model.update with an update that was captured"
             )
+        # What Lightning hands to `save_hyperparameters`; it would check every value once more before it writes them.
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, skip_validation=True)
+        whole = yaml.safe_load(text)
+        self.config_dump = whole[self.subcommand] if self.subcommand else whole
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a value that one of their constructors refuses is named in one line."""
@@ -211,7 +221,8 @@ class SaveConfig(SaveConfigCallback):
             # The config repeats this run wherever it is used: without what it was to replace.
             config = self.config.clone()
             config.overwrite = False
-            text = self.parser.dump(config, skip_none=False)
+            # What the parser has accepted need not be checked again, which takes longer than writing it.
+            text = self.parser.dump(config, skip_unset=False, skip_validation=True)
             path = Path(trainer.default_root_dir) / self.config_filename
             write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         self.already_saved = True
@@ -234,8 +245,9 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
         run: Whether to run; otherwise there is no subcommand and the objects are only built.
         command: What was typed after `recon`, for the record. Default: the arguments, unless they are a config.
     """
-    texts = {name: {"usage": f"recon {name} {OPTIONS}", "description": summary} for name, summary in RUNS.items()}
+    parser_texts: dict[str, Any] = {"prog": "recon"}
     if not isinstance(args, dict):
+        parser_texts[args[0]] = {"usage": f"recon {args[0]} {OPTIONS}", "description": RUNS[args[0]]}
         args = with_current_names(args)
         check_settings([name for name in configs_in(args) if not name.lstrip().startswith("{")], roots())
     with explaining(roots, [] if isinstance(args, dict) else args):
@@ -254,7 +266,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
             },
-            parser_kwargs={"prog": "recon"} | (texts if run else {}),
+            parser_kwargs=parser_texts,
             args=args if isinstance(args, dict) else list(args),
             run=run,
         )

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def fixed_seed() -> None:
 def photographs() -> Callable[[int], Tensor]:
     paths = sorted((Path(lightning_recon.data.__file__).parent / "samples").glob("*/*.jpg"))
 
+    @cache
     def load(size: int) -> Tensor:
         """The bundled photographs, squeezed into a square, shape (16, 3, size, size), values in [0, 1]."""
         pixels = []

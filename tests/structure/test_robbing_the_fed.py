@@ -25,7 +25,7 @@ Release = Callable[..., ClientUpdate]
 Photographs = Callable[[int], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
 RowSelection = Literal["upstream", "noise_aware"]
-SIZE, UNITS, DRAWS = 32, 128, 10
+SIZE, UNITS, DRAWS = 32, 128, 4
 
 
 def excited(images: Tensor, attack: RobbingTheFed, task: Task) -> Tensor:

@@ -66,11 +66,11 @@ def test_blocks_leave_the_network_as_it_was(task: MakeTask, photographs: Photogr
     assert not bool(structure.encode(images)[:, -5:].any())
 
 
-@pytest.mark.parametrize(("granularity", "batch", "noise"), [("sample", 1, 0.01), ("update", 8, 0.003)])
+@pytest.mark.parametrize(("granularity", "count", "batch", "noise"), [("sample", 3, 1, 0.01), ("update", 8, 8, 0.003)])
 def test_spreading_wins_back_what_clipping_by_layer_takes(
-    task: MakeTask, release: Release, photographs: Photographs, granularity: str, batch: int, noise: float
+    task: MakeTask, release: Release, photographs: Photographs, granularity: str, count: int, batch: int, noise: float
 ) -> None:
-    images = photographs(32)[:8]
+    images = photographs(32)[:count]
 
     def quality(structure: WaterFilling, per_layer: bool) -> float:
         errors = []
