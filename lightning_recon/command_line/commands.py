@@ -26,7 +26,7 @@ _RUN_OPTIONS = """
 What is attacked (--data ClientDataModule)
   --data.root DIR                                your own images; without it the bundled photographs
   --data.source NAME                             samples, folder, imagenet, cifar100, caltech256, flowers102
-  --data.download true                           fetch cifar100, caltech256 or flowers102
+  --data.download true                           fetch a data set that torchvision knows
   --data.image_size N                            pixels a side
   --data.batch_size N                            images in a client's batch
   --data.clients N                               clients that are attacked

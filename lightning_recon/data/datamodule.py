@@ -52,7 +52,7 @@ class ClientDataModule(LightningDataModule):
         Args:
             root: folder of the data; the environment variable LIGHTNING_RECON_DATA when not given.
             source: samples (the bundled photographs, or the image folder `root` if that is given), folder (any image
-                folder, with a subfolder per class or without), imagenet, cifar100, caltech256 or flowers102.
+                folder, with a subfolder per class or without), imagenet, or a data set that torchvision downloads.
             image_size: side of the square images in pixels, at least 8.
             batch_size: images per client; of a step's batch when a target network is trained (for DP-SGD: expected).
             clients: how many clients are attacked.

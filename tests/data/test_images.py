@@ -4,6 +4,7 @@
 import hashlib
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from lightning_recon.data.sources import SAMPLES, Pictures, open_folder, open_source, select, square
+from lightning_recon.command_line.commands import COMMANDS
+from lightning_recon.data.download import DOWNLOADABLE
+from lightning_recon.data.sources import SAMPLES, Pictures, Source, open_folder, open_source, select, square
 from lightning_recon.errors import UserError
 
 
@@ -164,7 +167,12 @@ def test_imagenet_archives_are_not_read(tmp_path: Path) -> None:
 # --- torchvision's data sets, through their real readers ---
 
 
-@pytest.mark.parametrize("source", ["cifar100", "caltech256", "flowers102"])
+def test_every_data_set_is_a_source_that_the_help_names() -> None:
+    assert set(DOWNLOADABLE) < set(get_args(Source))
+    assert ", ".join(get_args(Source)) in COMMANDS["fit"].help
+
+
+@pytest.mark.parametrize("source", DOWNLOADABLE)
 def test_missing_data_sets_name_the_remedy(tmp_path: Path, source: str) -> None:
     with pytest.raises(UserError, match=r"--data\.download true"):
         open_source(source, tmp_path)  # type: ignore[arg-type]
