@@ -19,7 +19,7 @@ from lightning_recon.networks.construction import copied
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
-from lightning_recon.privacy.mechanism import Privacy
+from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import InferenceStructure, Structure, TamperedNetwork, WaterFilling
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def privatized_update(
     if payload is not None and tampered:
         whole = TamperedNetwork(network, InferenceStructure(payload), zeros=False)
     gradient = clipped_update(whole, images, labels, privacy, 1).gradient
-    return add_noise(gradient, privacy.noise_std, noise_generator(seed, 0, 0, 0))
+    return add_noise(gradient, privacy.noise_scale, noise_generator(seed, 0, 0, 0), privacy.noise)
 
 
 def reconstruct(

@@ -88,9 +88,8 @@ def accuracy_after(share: float, step_when_attacked: bool, seed: int) -> float:
         if is_attacked and not step_when_attacked:
             continue
         model, prefix = (tampered, "network.") if is_attacked else (network, "")
-        bound = PRIVACY.max_grad_norm, PRIVACY.per_layer
-        gradient, _, _ = clipped_sum(model, F.cross_entropy, images[chosen], labels[chosen], *bound, BATCH)
-        add_noise(gradient, PRIVACY.noise_std, noise_generator(seed, 0, 0, step))
+        gradient, _, _ = clipped_sum(model, F.cross_entropy, images[chosen], labels[chosen], PRIVACY.clip, BATCH)
+        add_noise(gradient, PRIVACY.noise_scale, noise_generator(seed, 0, 0, step))
         for name, parameter in network.named_parameters():
             parameter.grad = gradient[prefix + name] / BATCH
         optimizer.step()

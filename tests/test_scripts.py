@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_recon.cli import main
+from lightning_recon.privacy.clipping import Clip
 
 ROOT = Path(__file__).parent.parent
 START = [
@@ -161,7 +162,7 @@ def test_an_attacked_round_leaves_the_network_nearly_none_of_the_budget() -> Non
     client = VictimClient("convnet", 10, privacy=PRIVACY)
     loss = torch.nn.functional.cross_entropy
     model = attacked(client, images[:BATCH], labels[:BATCH])
-    gradient, _, _ = clipped_sum(model, loss, images[:8], labels[:8], 1.0, False, BATCH)
+    gradient, _, _ = clipped_sum(model, loss, images[:8], labels[:8], Clip(1.0), BATCH)
     network = [tensor for name, tensor in gradient.items() if name.startswith("network.")]
     assert 0 < global_norm(network) < 0.01
     assert global_norm(gradient.values()) > 1

@@ -24,7 +24,7 @@ from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.networks.construction import is_class_path, math_attention
 from lightning_recon.networks.normalization import announced, in_words, resolve
-from lightning_recon.privacy.gaussian_accounting import epsilon_by_adjacency
+from lightning_recon.privacy.mechanism import ADJACENCIES
 from lightning_recon.structure.coding.code_plan import channel_code_name
 from lightning_recon.structure.layer import structure_bytes
 
@@ -116,7 +116,7 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
     privacy = protection_of(client)
     z = 0.0 if client.task.max_grad_norm is None else client.task.noise_multiplier
     delta = declared.delta if declared and declared.delta else DELTA
-    once: Record = {name: value for name, value in epsilon_by_adjacency(z, 1, delta).items()}  # noqa: C416 - other types
+    once: Record = {name: client.task.noise.epsilon(z, 1, delta, name) for name in ADJACENCIES}
     remarks += _promise(declared, client.task.rounds, once, privacy)
     capture: Record = {
         "source": client.first.source,
@@ -146,7 +146,8 @@ def _promise(declared: Declared | None, rounds: int, once: Record, privacy: Reco
 def protection_of(client: CapturedClient) -> Record:
     """The `privacy` section: what was announced, accounted at the declared delta."""
     task, declared = client.task, client.first.declared
-    names = ("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds", "batch_size", "aggregated")
+    names = ("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
+    names += ("batch_size", "aggregated")
     announced: dict[str, Any] = {name: getattr(task, name) for name in names}
     delta = declared.delta if declared and declared.delta else DELTA
     return privacy_record(**announced, noise_share=task.noise_share, delta=delta, adjacency="add_remove")
@@ -186,7 +187,8 @@ def record_without_truth(
         bounds=bounds_record(
             [],
             statistics.variance,
-            noise_multiplier=task.update_noise,
+            noise_multiplier=task.update_multiplier,
+            mechanism=task.mechanism,
             granularity=task.granularity,
             per_layer=task.per_layer,
             rounds=task.rounds,

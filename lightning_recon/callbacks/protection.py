@@ -26,7 +26,7 @@ def privacy_of(client: Client) -> Record:
     shares: dict[str, Any] = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
     if isinstance(client, VictimClient):
         return privacy_record(**asdict(client.privacy), **shares)
-    names = ("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
+    names = ("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
     announced: dict[str, Any] = {name: getattr(task, name) for name in names}
     return privacy_record(**announced, **shares, delta=DELTA, adjacency="add_remove")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lightning_recon.capture.validator import sensitivity_remarks
 from lightning_recon.errors import UserError
-from lightning_recon.privacy.gaussian_accounting import Adjacency, epsilon_by_adjacency
+from lightning_recon.privacy.gaussian_accounting import epsilon_by_adjacency
+from lightning_recon.privacy.mechanism import Adjacency
 
 
 @dataclass(frozen=True)

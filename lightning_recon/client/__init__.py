@@ -3,6 +3,6 @@
 
 from lightning_recon.client.client import VictimClient
 from lightning_recon.client.update import Release
-from lightning_recon.privacy.mechanism import Privacy
+from lightning_recon.privacy.parameters import Privacy
 
 __all__ = ["Privacy", "Release", "VictimClient"]

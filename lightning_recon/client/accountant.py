@@ -7,8 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_recon.client.poisson_sampler import sampler_of
 from lightning_recon.errors import UserError
-from lightning_recon.privacy.mechanism import Privacy
-from lightning_recon.privacy.subsampled_accounting import training_epsilon
+from lightning_recon.privacy.parameters import Privacy
 
 
 class Accountant(Callback):
@@ -32,11 +31,12 @@ class Accountant(Callback):
         """Accounted epsilon of so many steps, at `privacy.delta`; None where nothing is promised."""
         mechanism = self.state_dict()
         noise, rate = float(mechanism["noise_multiplier"]), float(mechanism["sample_rate"])
-        return training_epsilon(noise, rate, steps, self.privacy.delta, self.privacy.adjacency)
+        return self.privacy.noise.training_epsilon(noise, rate, steps, self.privacy.delta, self.privacy.adjacency)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to go on from steps of another mechanism, whose cost would not be known."""
         self.mechanism = {
+            "mechanism": self.privacy.mechanism,
             "granularity": self.privacy.granularity,
             "noise_multiplier": 0.0 if self.privacy.max_grad_norm is None else self.privacy.noise_multiplier,
             "sample_rate": sampler_of(trainer).rate if self.privacy.granularity == "sample" else 1.0,

@@ -27,7 +27,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.setup_check import explained_batch_norm
-from lightning_recon.privacy.mechanism import Privacy
+from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
 
 DROPOUT = -1  # takes the place of a draw in `noise_generator`, so that dropout never repeats the noise of an update
@@ -117,6 +117,11 @@ class VictimClient(LightningModule):
                 f"the client takes {local_steps * local_epochs} local steps, but under granularity sample each step is "
                 "a release of its own (DP-SGD): set --model.client.privacy.granularity update, or more rounds"
             )
+        if noise_share == "distributed" and aggregated > 1 and not privacy.noise.closed_under_sums:
+            raise UserError(
+                f"--model.client.noise_share is distributed, but a sum of {privacy.mechanism} noises is none of the "
+                "kind, and its epsilon is not known: set it to local, or --model.client.privacy.mechanism gaussian"
+            )
         self.automatic_optimization = False
         self.local_steps, self.local_lr, self.local_epochs = local_steps, local_lr, local_epochs
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
@@ -163,6 +168,7 @@ class VictimClient(LightningModule):
             max_grad_norm=self.privacy.max_grad_norm,
             noise_multiplier=self.privacy.noise_multiplier,
             rounds=self.privacy.rounds,
+            mechanism=self.privacy.mechanism,
             parameter_tensors=len(list(self.network.parameters())),
             aggregated=self.aggregated,
             noise_share=self.noise_share,
@@ -195,9 +201,9 @@ class VictimClient(LightningModule):
         members = range(client * self.aggregated, (client + 1) * self.aggregated)
         clean = self._clean_update(payload, tuple(self._answering(member, draw, round) for member in members))
         gradient = {name: tensor.clone() for name, tensor in clean.clipped.gradient.items()}
-        std = self.own_noise_multiplier * (self.privacy.max_grad_norm or 0.0)
+        scale = self.own_noise_multiplier * (self.privacy.max_grad_norm or 0.0)
         for member in members:
-            add_noise(gradient, std, noise_generator(self.seed, member, draw, round))
+            add_noise(gradient, scale, noise_generator(self.seed, member, draw, round), self.privacy.noise)
         return ClientUpdate(client=client, draw=draw, round=round, gradient=gradient, payload=clean.payload)
 
     def preview(self, payload: ServerPayload, client: int) -> Release:
@@ -227,7 +233,7 @@ class VictimClient(LightningModule):
 
     @property
     def own_noise_multiplier(self) -> float:
-        """Standard deviation of the noise that each client adds itself, divided by the clipping norm."""
+        """Scale of the noise that each client adds itself, divided by the clipping norm."""
         distributed = self.noise_share == "distributed"
         return self.privacy.noise_multiplier / (math.sqrt(self.aggregated) if distributed else 1.0)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
 from lightning_recon.client.noise import add_noise
-from lightning_recon.privacy.mechanism import Privacy, clip
+from lightning_recon.privacy.parameters import Privacy
 
 Reduce = Callable[[Tensor, str], Tensor]  # a tensor of every rank, "sum" or "mean" -> the same on all ranks
 
@@ -46,14 +46,13 @@ def private_gradient(
 
     Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1, for "sample".
     """
-    bound = privacy.max_grad_norm, privacy.per_layer
     if privacy.granularity == "sample":
-        summed, _, loss = clipped_sum(network, F.cross_entropy, images, labels, *bound, chunk_size)
+        summed, _, loss = clipped_sum(network, F.cross_entropy, images, labels, privacy.clip, chunk_size)
         gradient, divisor = {name: reduce(tensor, "sum") for name, tensor in summed.items()}, expected
     else:
         mean, loss = mean_gradient(network, F.cross_entropy, images, labels, dict(network.named_buffers()))
-        gradient, divisor = clip({name: reduce(tensor, "mean") for name, tensor in mean.items()}, *bound), 1
-    add_noise(gradient, privacy.noise_std, noise)
+        gradient, divisor = privacy.clip({name: reduce(tensor, "mean") for name, tensor in mean.items()}), 1
+    add_noise(gradient, privacy.noise_scale, noise, privacy.noise)
     # Ranks may hold parts of different sizes, some of them none.
     loss = reduce(loss * len(images), "sum") / reduce(torch.full_like(loss, len(images)), "sum")
     return {name: tensor.div_(divisor) for name, tensor in gradient.items()}, loss

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.errors import UserError
 from lightning_recon.networks.construction import math_attention
-from lightning_recon.privacy.mechanism import factors_of, tensor_norms
+from lightning_recon.privacy.clipping import Clip, tensor_norms
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes), labels (B,) -> scalar, the mean over the batch
 
@@ -79,8 +79,7 @@ def clipped_sum(
     loss: Loss,
     images: Tensor,
     labels: Tensor,
-    max_grad_norm: float | None,
-    per_layer: bool,
+    clip: Clip,
     chunk_size: int,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], Tensor]:
     """Sum over the samples of each sample's clipped gradient.
@@ -90,8 +89,7 @@ def clipped_sum(
         loss: mean loss of logits and labels.
         images: (B, channels, height, width), floating point; B may be 0, as a Poisson sample may be empty.
         labels: (B,), int64.
-        max_grad_norm: clipping norm C, above 0; None for no clipping.
-        per_layer: whether each of the L tensors keeps within C/sqrt(L) on its own.
+        clip: bound on the norm of each sample's gradient.
         chunk_size: samples differentiated at once: memory is chunk_size + 1 copies of the parameters.
 
     Returns:
@@ -112,9 +110,9 @@ def clipped_sum(
     if not len(images):
         return total, norms, images.new_zeros(())
     for gradient, value in _one_by_one(model, loss, images, labels, chunk_size):
-        norms.append(tensor_norms(gradient))
+        norms.append(tensor_norms(gradient, clip.order))
         losses.append(value)
-        factors = factors_of(norms[-1], max_grad_norm, per_layer)
+        factors = clip.factors(norms[-1])
         for name, tensor in gradient.items():
             total[name].add_(tensor, alpha=factors[name])
         del gradient, tensor  # before the next one is made

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.rng import generator_for
 
 CHUNK = 1 << 20  # elements processed at a time, whatever the size of the tensor; a multiple of BLOCK
@@ -32,20 +34,26 @@ def noise_generator(seed: int, client: int, draw: int, round: int) -> torch.Gene
     return generator_for("noise", seed, client, draw, round)
 
 
-def add_noise(gradients: Mapping[str, Tensor], std: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Add Gaussian noise in place, chunk by chunk, without a second copy of large tensors.
+def add_noise(
+    gradients: Mapping[str, Tensor],
+    scale: float,
+    generator: torch.Generator,
+    mechanism: Mechanism = Gaussian(),  # noqa: B008 - has no state
+) -> dict[str, Tensor]:
+    """Add a mechanism's noise in place, chunk by chunk, without a second copy of large tensors.
 
     Args:
         gradients: gradients by parameter name; contiguous, on any device; noise is drawn in the order of the names.
-        std: standard deviation of the noise, in the gradients' unit; 0 draws nothing.
+        scale: scale of the noise, in the gradients' unit (`Privacy.noise_scale`); 0 draws nothing.
         generator: CPU generator, see `noise_generator`.
+        mechanism: distribution of the noise.
 
     Returns:
         The same tensors with noise.
     """
-    if std > 0:
+    if scale > 0:
         for name in sorted(gradients):
             for piece in torch.split(gradients[name].view(-1), CHUNK):
-                noise = torch.randn(math.ceil(piece.numel() / BLOCK) * BLOCK, generator=generator)[: piece.numel()]
-                piece.add_(noise.to(piece), alpha=std)
+                noise = mechanism.sample(math.ceil(piece.numel() / BLOCK) * BLOCK, generator)[: piece.numel()]
+                piece.add_(noise.to(piece), alpha=scale)
     return dict(gradients)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
 from lightning_recon.networks.construction import copied
-from lightning_recon.privacy.mechanism import Privacy, factors_of, tensor_norms
+from lightning_recon.privacy.clipping import tensor_norms
+from lightning_recon.privacy.parameters import Privacy
 
 STRUCTURE = "structure."  # names of the parameters that the server added begin with it
 
@@ -22,7 +23,8 @@ class Clipped:
 
     Args:
         gradient: by parameter name; the sum of the samples' clipped gradients, or the update clipped once.
-        norms: Euclidean norm by parameter name before the clip, of each sample or of the update (one entry).
+        norms: norm by parameter name before the clip, of each sample or of the update (one entry); Euclidean or L1,
+            whichever the clip bounds.
     """
 
     gradient: dict[str, Tensor]
@@ -34,13 +36,15 @@ class Release:
     """What a client would release, in numbers: for `recon validate`, never sent.
 
     Args:
-        norms: Euclidean norm of the gradient before the clip, of each sample or of the update (one number).
-        clip_factors: by what the clip shrinks each of these norms, in (0, 1].
-        structure_share: the server's structure's part of the squared norm after the clip, in [0, 1].
-        structure_bound: the most that part can come to of the squared clipping norm: 1 under one clip, under per-layer
-            clipping the structure's share of the tensors; 0 without a structure.
-        noise_std: standard deviation of the noise on each number, zC.
-        noise_norm: expected norm of the noise, zC times the square root of `parameters`.
+        norms: norm of the gradient before the clip, of each sample or of the update (one number); Euclidean or L1,
+            whichever the clip bounds.
+        clip_factors: factor by which the clip scales each of them, in (0, 1].
+        structure_share: part of the server's structure in the squared Euclidean norm, or in the L1 norm, after the
+            clip, in [0, 1].
+        structure_bound: upper limit of that part: 1 under one clip; under per-layer clipping the structure's share of
+            the tensors; 0 without a structure.
+        noise_std: standard deviation of the noise on each number.
+        noise_norm: expected Euclidean norm of the noise, `noise_std` times the square root of `parameters`.
         parameters: how many numbers the update holds.
         tensors: how many parameter tensors they are in.
     """
@@ -80,16 +84,16 @@ def clipped_update(
     Raises:
         UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.
     """
-    bound = privacy.max_grad_norm, privacy.per_layer
+    clip = privacy.clip
     if privacy.granularity == "sample":
-        gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, *bound, chunk_size)
+        gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size)
         return Clipped(gradient, norms)
     if local_steps * local_epochs > 1:
         gradient = local_descent(model, images, labels, local_steps, local_lr, local_epochs)
     else:
         gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
-    whole = tensor_norms(gradient)
-    factors = factors_of(whole, *bound)
+    whole = tensor_norms(gradient, clip.order)
+    factors = clip.factors(whole)
     return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
 
 
@@ -143,19 +147,19 @@ def release_of(clipped: Clipped, privacy: Privacy) -> Release:
         clipped: the update before noise.
         privacy: the setting that it was clipped under.
     """
-    before, after, structure = [], [], 0.0
+    before, after, structure, clip = [], [], 0.0, privacy.clip
     for norms in clipped.norms:
-        factors = factors_of(norms, privacy.max_grad_norm, privacy.per_layer)
+        factors = clip.factors(norms)
         kept = {name: norm * factors[name] for name, norm in norms.items()}
-        before.append(math.hypot(*norms.values()))
-        after.append(math.hypot(*kept.values()))
-        structure += sum(norm**2 for name, norm in kept.items() if name.startswith(STRUCTURE))
+        before.append(clip.norm(norms.values()))
+        after.append(clip.norm(kept.values()))
+        structure += sum(norm**clip.order for name, norm in kept.items() if name.startswith(STRUCTURE))
     parameters = sum(tensor.numel() for tensor in clipped.gradient.values())
     shipped = sum(name.startswith(STRUCTURE) for name in clipped.gradient)
     return Release(
         norms=before,
         clip_factors=[a / b if b > 0 else 1.0 for a, b in zip(after, before, strict=True)],
-        structure_share=structure / max(sum(norm**2 for norm in after), 1e-300),
+        structure_share=structure / max(sum(norm**clip.order for norm in after), 1e-300),
         structure_bound=shipped / len(clipped.gradient) if privacy.per_layer else float(shipped > 0),
         noise_std=privacy.noise_std,
         noise_norm=privacy.noise_std * math.sqrt(parameters),

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from lightning_recon.client.gradients import mean_gradient, reproducible_fp32
-from lightning_recon.privacy.mechanism import tensor_norms
+from lightning_recon.privacy.clipping import tensor_norms
 
 # Shorter rows may be alike, or follow the image, by chance.
 _LEAST_INPUTS = 16

@@ -10,6 +10,8 @@ from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
 from lightning_recon.evaluation.metrics import psnr_from_mse
+from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.mechanism import Mechanism
 
 Granularity = Literal["sample", "update"]
 
@@ -114,26 +116,29 @@ def noise_law_luck(
     return float(brentq(excess, min(alone) - 1e-6, max(alone) + 1e-6, xtol=1e-6))
 
 
-def channel_nats(noise_multiplier: float, granularity: Granularity, batch_size: int, rounds: int) -> float:
-    """What clipped and noised releases can carry about one victim at most, in nats: a bound for any attack.
+def channel_nats(
+    noise_multiplier: float,
+    granularity: Granularity,
+    batch_size: int,
+    rounds: int,
+    mechanism: Mechanism = Gaussian(),  # noqa: B008 - has no state
+) -> float | None:
+    """Nats that clipped and noised releases carry about one victim at most: a bound for any attack.
 
     Args:
-        noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
+        noise_multiplier: Scale of the noise divided by the clipping norm, >= 0.
         granularity: "sample" gives each image the clipping norm, "update" shares it among the batch.
         batch_size: Images a client.
         rounds: Releases of the same images.
+        mechanism: Distribution of the noise.
 
     Returns:
-        T / (2 z^2), under one clip divided by the batch size: then the mean over a batch of independent victims, as
-        one may be reconstructed better at the cost of the others. Infinite without noise.
-
-    Source: Shannon (1949), white Gaussian channel of unlimited bandwidth; mutual information is at most the divergence
-    from the release without the record, which zCDP bounds by T / (2 z^2), Bun and Steinke (arXiv 1605.02065).
+        `mechanism.mutual_information`, for Gaussian noise T / (2 z^2). Under one clip it is divided by the batch size:
+        then it is the mean over a batch of independent victims, as one may be reconstructed better at the cost of the
+        others. Infinite without noise; None where no bound is known.
     """
-    if noise_multiplier == 0:
-        return math.inf
-    shares = batch_size if granularity == "update" else 1
-    return rounds / (2 * shares * noise_multiplier**2)
+    nats = mechanism.mutual_information(noise_multiplier, rounds)
+    return nats if nats is None else nats / (batch_size if granularity == "update" else 1)
 
 
 def gaussian_distortion(variances: Tensor, nats: float) -> float:

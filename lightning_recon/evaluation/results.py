@@ -26,15 +26,10 @@ from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.evaluation.unbiased import unbiased_psnr
 from lightning_recon.exchange import NoiseShare, summed_noise
 from lightning_recon.files import serialization
-from lightning_recon.privacy.gaussian_accounting import (
-    ACCOUNTANT,
-    Adjacency,
-    epsilon_by_adjacency,
-    gaussian_epsilon,
-    mu_of,
-    nominal_epsilon,
-)
-from lightning_recon.privacy.reconstruction_robustness import rero_gamma
+from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
+from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
+from lightning_recon.privacy.parameters import mechanism_named
 
 SCHEMA_VERSION = 1
 _KAPPAS = (0.1,)
@@ -141,6 +136,7 @@ def privacy_record(
     adjacency: Adjacency,
     aggregated: int = 1,
     noise_share: NoiseShare = "local",
+    mechanism: str = "gaussian",
 ) -> Record:
     """The protection that was attacked, with what it promises.
 
@@ -148,13 +144,14 @@ def privacy_record(
         granularity: "sample" or "update": what is clipped, hence whose privacy epsilon speaks of.
         per_layer: Whether each tensor is clipped by itself.
         max_grad_norm: Clipping norm C; None without clipping, where nothing is promised.
-        noise_multiplier: Standard deviation of the noise divided by C.
+        noise_multiplier: Scale of the noise divided by C.
         rounds: Releases of the same images.
         batch_size: Images a client.
         delta: Privacy parameter, in (0, 1).
         adjacency: "add_remove" or "replace_one": whose epsilon is `epsilon_accounted`; both are stated.
         aggregated: Clients whose updates reach the server as their sum alone (N).
         noise_share: "local": each adds noise of zC; "distributed": zC / sqrt(N), so that the sum has zC.
+        mechanism: Name of the mechanism; what is not known of one is None.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
@@ -164,9 +161,12 @@ def privacy_record(
         the server sees it by itself, `epsilon_of_sum` of what the server sees if the aggregation holds.
     """
     z = 0.0 if max_grad_norm is None else noise_multiplier
-    accounted = epsilon_by_adjacency(z, rounds, delta)
+    noise = mechanism_named(mechanism)
+    accounted = {name: noise.epsilon(z, rounds, delta, name) for name in ADJACENCIES}
     of_sum = summed_noise(z, aggregated, noise_share)
+    summable = aggregated == 1 or noise.closed_under_sums
     return {
+        "mechanism": mechanism,
         "granularity": granularity,
         "per_layer": per_layer,
         "max_grad_norm": max_grad_norm,
@@ -175,16 +175,16 @@ def privacy_record(
         "batch_size": batch_size,
         "delta": delta,
         "adjacency": adjacency,
-        "epsilon_nominal": nominal_epsilon(z),
+        "epsilon_nominal": nominal_epsilon(z) if isinstance(noise, Gaussian) else None,
         "epsilon_accounted": accounted[adjacency],
         "epsilon_by_adjacency": accounted,
         "aggregated": aggregated,
         "noise_share": noise_share,
-        "epsilon_of_one_client": gaussian_epsilon(mu_of(of_sum / math.sqrt(aggregated), rounds, adjacency), delta),
-        "epsilon_of_sum": gaussian_epsilon(mu_of(of_sum, rounds, adjacency), delta),
-        "accountant": ACCOUNTANT,
-        "mu": mu_of(z, rounds, adjacency),
-        "rero_gamma": {str(kappa): rero_gamma(kappa, mu_of(z, rounds, "add_remove")) for kappa in _KAPPAS},
+        "epsilon_of_one_client": noise.epsilon(of_sum / math.sqrt(aggregated), rounds, delta, adjacency),
+        "epsilon_of_sum": noise.epsilon(of_sum, rounds, delta, adjacency) if summable else None,
+        "accountant": noise.accountant,
+        "mu": noise.mu(z, rounds, adjacency),
+        "rero_gamma": {str(kappa): noise.reconstruction_robustness(kappa, z, rounds) for kappa in _KAPPAS},
     }
 
 
@@ -207,34 +207,37 @@ def bounds_record(
     per_layer: bool,
     rounds: int,
     batch_size: int = 1,
+    mechanism: str = "gaussian",
 ) -> Record:
     """The yardsticks of `bounds` for the victims at hand.
 
     Args:
         truths: Each client's batch, all of one shape; none where they are not known, for which no noise law is stated.
         variances: Public variance of each decorrelated coefficient of an image, shape (3, H, W).
-        noise_multiplier: Standard deviation of the noise divided by the clipping norm, of what the server sees: under
-            secure aggregation of the sum.
+        noise_multiplier: Scale of the noise divided by the clipping norm, of what the server sees: under secure
+            aggregation of the sum.
         granularity: "sample" or "update".
         per_layer: Whether each tensor is clipped by itself, for which no noise law is stated.
         rounds: Releases of the same images.
         batch_size: Images a client, where `truths` do not say.
+        mechanism: Name of the mechanism. The noise law, the unbiased bound and their quantiles hold for Gaussian noise.
 
     Returns:
-        The `bounds` section.
+        The `bounds` section; None for what does not hold, or is not known.
     """
     known = [truth.images.double().square().sum((1, 2, 3)) for truth in truths]
     energies = torch.stack(known) if known else torch.zeros(1, batch_size)
-    nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds)
-    law, lawless = (noise_multiplier, energies, granularity), per_layer or not known
+    gaussian = isinstance(mechanism_named(mechanism), Gaussian)
+    nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds, mechanism_named(mechanism))
+    law, lawless = (noise_multiplier, energies, granularity), per_layer or not known or not gaussian
     lucky = None if lawless else noise_law_luck(_LUCK, *law, dimension=variances.numel(), rounds=rounds)
     return {
         "channel_nats": nats,
-        "channel_bits": nats / math.log(2),
+        "channel_bits": None if nats is None else nats / math.log(2),
         "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
         "noise_law_psnr_5_percent": lucky,
-        "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds),
-        "gaussian_reference_psnr": gaussian_reference_psnr(variances, nats, variances.numel()),
+        "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
+        "gaussian_reference_psnr": None if nats is None else gaussian_reference_psnr(variances, nats, variances.numel()),
     }
 
 

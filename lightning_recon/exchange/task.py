@@ -12,6 +12,9 @@ from pydantic import ConfigDict, TypeAdapter
 from lightning_recon.files import schema
 from lightning_recon.files.serialization import read_json, readable, validated, write_json
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
+from lightning_recon.privacy.clipping import Clip
+from lightning_recon.privacy.mechanism import Mechanism
+from lightning_recon.privacy.parameters import mechanism_named
 
 NoiseShare = Literal["local", "distributed"]
 # The most numbers that the images of one update, or the logits of them, may be: 8 GiB in float32.
@@ -31,7 +34,7 @@ class Task:
         granularity: what is clipped: each sample's gradient, or the client's whole update.
         per_layer: whether each of the L tensors is clipped on its own, to C/sqrt(L).
         max_grad_norm: clipping norm C; None if nothing is clipped.
-        noise_multiplier: noise standard deviation divided by C (z): of each client's own update, or of the sum, as
+        noise_multiplier: scale of the noise divided by C (z): of each client's own update, or of the sum, as
             `noise_share` says.
         rounds: how often every client answers (T).
         parameter_tensors: how many parameter tensors the network has, without what the server adds to it.
@@ -47,6 +50,8 @@ class Task:
         normalization: of the images, as the network does it: "none", "imagenet", or mean and standard deviation;
             "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
             have it, and mean "imagenet".
+        mechanism: name of the mechanism, see `privacy.parameters.mechanism_named`; records of earlier versions do not
+            have it, and mean "gaussian".
     """
 
     # Applied to what is read from disk, together with the bounds below.
@@ -70,6 +75,7 @@ class Task:
     local_lr: schema.Positive = 0.1
     local_epochs: schema.Rounds = 1
     normalization: Normalization = "auto"
+    mechanism: schema.Name = "gaussian"
 
     @property
     def updates(self) -> int:
@@ -87,9 +93,30 @@ class Task:
         return self.batch_size if self.granularity == "update" else 1
 
     @property
-    def update_noise(self) -> float:
-        """Noise standard deviation of one of these updates, divided by C."""
+    def noise(self) -> Mechanism:
+        """The mechanism itself."""
+        return mechanism_named(self.mechanism)
+
+    @property
+    def clip(self) -> Clip:
+        """The bound on the norm of a sample's gradient, or of a client's update."""
+        return Clip(self.max_grad_norm, self.per_layer, self.noise.norm_order)
+
+    @property
+    def update_multiplier(self) -> float:
+        """Noise multiplier of one of these updates, for bounds.
+
+        A sum of noises that is not of their kind has none. Then it is that of each client: adding up is
+        post-processing, so that bounds on one client's update hold for the sum.
+        """
+        if not self.noise.closed_under_sums:
+            return self.noise_multiplier
         return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share)
+
+    @property
+    def update_noise(self) -> float:
+        """Standard deviation of the noise of one of these updates, divided by C."""
+        return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share) * self.noise.noise_std
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into the folder."""
@@ -154,6 +181,8 @@ def check_task(task: Task) -> Task:
             f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null, and noise without "
             "a clip protects nothing: state the clipping norm"
         )
+    if task.noise_share == "distributed" and task.aggregated > 1 and not task.noise.closed_under_sums:
+        raise ValueError(f"task.noise_share is distributed, which a sum of {task.mechanism} noises cannot be")
     if task.clients % task.aggregated:
         raise ValueError(f"task.aggregated is {task.aggregated}, which does not divide task.clients, {task.clients}")
     if task.batch_size % task.local_steps:
@@ -165,5 +194,5 @@ def check_task(task: Task) -> Task:
 
 
 def summed_noise(noise_multiplier: float, aggregated: int, noise_share: NoiseShare) -> float:
-    """Noise of a sum of clients' updates, as `Task` describes it, divided by the clipping norm."""
+    """Noise of a sum of clients' updates, as `Task` describes it, divided by the clipping norm; for Gaussian noise."""
     return noise_multiplier * (math.sqrt(aggregated) if noise_share == "local" else 1.0)

@@ -2,15 +2,13 @@
 """What a noise multiplier promises: exact privacy accounting of the Gaussian mechanism, beside the nominal figure."""
 
 import math
-from typing import Literal, get_args
 
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import erfcx, ndtr
 
 from lightning_recon.errors import UserError
+from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
 
-Adjacency = Literal["add_remove", "replace_one"]
-ADJACENCIES: tuple[Adjacency, ...] = get_args(Adjacency)
 ACCOUNTANT = "gaussian-exact"
 
 

@@ -1,137 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Privacy settings and gradient clipping of the Gaussian mechanism.
+"""What a DP mechanism is: the norm that its clip bounds, the distribution of its noise, and what both promise.
 
-Parameter names follow Opacus. The noise has a standard deviation of `noise_multiplier` times `max_grad_norm`, whether
-each sample's gradient or the whole update is clipped. Epsilon is derived from the noise, never the reverse.
-Nothing here draws random numbers; `client.noise` does.
+A mechanism adds to every number of a clipped update independent noise of scale zC, where z is the noise multiplier and
+C the clipping norm. Epsilon is derived from the noise, never the reverse. Everything here is known to an attacker too;
+the generator that the noise is drawn with belongs to `client.noise` alone.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, get_args
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from lightning_recon.errors import UserError
-from lightning_recon.ranges import CLIP, COUNT, NOT_NEGATIVE, PROBABILITY, check_ranges
+from lightning_recon.privacy.clipping import NormOrder
 
-CHUNK = 1 << 20  # elements processed at a time, which bounds the temporary memory
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """How a client protects its update.
-
-    Args:
-        max_grad_norm: clipping norm C (Euclidean, over all parameters), above 0; null: nothing is clipped (as a
-            flag write .inf, which means the same).
-        noise_multiplier: noise standard deviation divided by C (z), at least 0; the only number that sets the noise.
-        granularity: what is clipped: "sample", each picture's gradient before the sum (DP-SGD), or "update", the
-            gradient of the batch's mean loss once (local DP as federated learning uses it).
-        per_layer: clip each of the L parameter tensors on its own, to C/sqrt(L), instead of all together.
-        rounds: how many updates each client gives (T), at least 1.
-        delta: delta at which epsilon is accounted, between 0 and 1; it does not change the noise.
-        adjacency: neighbouring data sets of the accounting: a record is added or removed, or replaced by another.
-    """
-
-    max_grad_norm: float | None = 1.0
-    noise_multiplier: float = 0.0
-    granularity: Literal["sample", "update"] = "update"
-    per_layer: bool = False
-    rounds: int = 1
-    delta: float = 1e-5
-    adjacency: Literal["add_remove", "replace_one"] = "add_remove"
-
-    def __post_init__(self) -> None:
-        """Refuse what protects nothing or cannot be computed."""
-        flag = "--model.client.privacy."
-        if self.max_grad_norm == math.inf:
-            object.__setattr__(self, "max_grad_norm", None)
-        check_ranges(
-            flag,
-            noise_multiplier=(self.noise_multiplier, NOT_NEGATIVE),
-            max_grad_norm=(self.max_grad_norm, CLIP),
-            rounds=(self.rounds, COUNT),
-            delta=(self.delta, PROBABILITY),
-        )
-        if self.max_grad_norm is None and self.noise_multiplier > 0:
-            raise UserError(
-                f"{flag}noise_multiplier is {self.noise_multiplier} but {flag}max_grad_norm sets no bound, and noise "
-                "without a clip protects nothing: set max_grad_norm, or noise_multiplier to 0"
-            )
-
-    @property
-    def noise_std(self) -> float:
-        """Standard deviation of the noise on every released number, zC."""
-        return self.noise_multiplier * (self.max_grad_norm or 0.0)
+Adjacency = Literal["add_remove", "replace_one"]
+ADJACENCIES: tuple[Adjacency, ...] = get_args(Adjacency)
 
 
-def tensor_norms(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """Euclidean norm of every tensor, summed in float64 so that a bound on it holds for large tensors too.
+class Mechanism(ABC):
+    """Additive noise on a clipped update.
+
+    A mechanism of one's own is a subclass without arguments, given by its class path as
+    `--model.client.privacy.mechanism`. What a subclass does not define is reported as null (None).
 
     Args:
-        gradients: gradients by parameter name, of any shapes and device.
-
-    Returns:
-        Norm by parameter name.
-
-    Raises:
-        UserError: a gradient holds NaN or infinity.
+        name: name in configs and records: the class path, unless the package brings the mechanism.
+        norm_order: norm that the clip bounds, which is the sensitivity that the noise is calibrated to: 1 or 2.
+        noise_std: standard deviation of noise of scale 1.
+        closed_under_sums: whether the sum of N such noises is one of scale sqrt(N), so that N clients can share it.
+        accountant: how epsilon is accounted, for the record.
     """
-    norms = {}
-    for name, tensor in gradients.items():
-        pieces = torch.stack([torch.linalg.vector_norm(piece) for piece in torch.split(tensor.reshape(-1), CHUNK)])
-        norms[name] = float(torch.linalg.vector_norm(pieces.cpu().double()))
-        if not math.isfinite(norms[name]):
-            raise UserError(
-                f"the gradient of {name} holds NaN or infinity, which no clip can bound: check the pictures and the "
-                "network's weights, or lower the structure's strength"
-            )
-    return norms
 
+    name: ClassVar[str]
+    norm_order: ClassVar[NormOrder]
+    noise_std: ClassVar[float]
+    closed_under_sums: ClassVar[bool] = False
+    accountant: ClassVar[str]
 
-def factors_of(norms: Mapping[str, float], max_grad_norm: float | None, per_layer: bool) -> dict[str, float]:
-    """What tensors of these norms have to be multiplied with to keep within the clipping norm.
+    @abstractmethod
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw noise of scale 1.
 
-    Args:
-        norms: Euclidean norm by parameter name, see `tensor_norms`.
-        max_grad_norm: clipping norm C, above 0; None for no clipping.
-        per_layer: whether each of the L tensors keeps within C/sqrt(L) on its own.
+        Args:
+            count: how many numbers.
+            generator: CPU generator; the same state gives the same numbers.
 
-    Returns:
-        min(1, C/norm) by parameter name: one number for all, or one for each tensor if `per_layer`.
+        Returns:
+            Shape (count,), floating point.
+        """
 
-    Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1; McMahan et al. 2018 (arXiv 1710.06963), section 3, for
-    the per-layer form.
-    """
-    if max_grad_norm is None:
-        return dict.fromkeys(norms, 1.0)
-    if per_layer:
-        bound = max_grad_norm / math.sqrt(len(norms))
-        return {name: bound / max(norm, bound) for name, norm in norms.items()}
-    return dict.fromkeys(norms, max_grad_norm / max(math.hypot(*norms.values()), max_grad_norm))
+    @abstractmethod
+    def log_likelihood(self, noise: Tensor) -> Tensor:
+        """Log-density of noise of scale 1, up to a constant; shape of the argument, differentiable."""
 
+    @abstractmethod
+    def epsilon(self, noise_multiplier: float, rounds: int, delta: float, adjacency: Adjacency) -> float | None:
+        """Epsilon of all rounds together, by plain composition.
 
-def clip_factor(gradients: Mapping[str, Tensor], max_grad_norm: float | None, per_layer: bool) -> dict[str, float]:
-    """What each tensor has to be multiplied with to keep within the clipping norm; see `factors_of`."""
-    return factors_of(tensor_norms(gradients), max_grad_norm, per_layer)
+        Args:
+            noise_multiplier: scale of the noise divided by the clipping norm, z, >= 0.
+            rounds: releases of the same data, >= 1.
+            delta: privacy parameter, in (0, 1).
+            adjacency: "add_remove" moves the clipped sum by at most the clipping norm, "replace_one" by twice that.
 
+        Returns:
+            An upper bound of the true epsilon, >= 0; None without noise.
+        """
 
-def clip(gradients: Mapping[str, Tensor], max_grad_norm: float | None, per_layer: bool) -> dict[str, Tensor]:
-    """Scale gradients down, in place, until they keep within the clipping norm.
+    def training_epsilon(
+        self, noise_multiplier: float, sample_rate: float, steps: int, delta: float, adjacency: Adjacency
+    ) -> float | None:
+        """Epsilon of a training whose every step looks at a Poisson sample of the records.
 
-    Args:
-        gradients: gradients by parameter name; their memory is reused for the result.
-        max_grad_norm: clipping norm C, above 0; None for no clipping.
-        per_layer: whether each of the L tensors keeps within C/sqrt(L) on its own.
+        Without a better bound, that of the same steps on all records, which holds whatever the sampling.
+        """
+        if steps == 0:
+            return None if noise_multiplier == 0 else 0.0
+        return self.epsilon(noise_multiplier, steps, delta, adjacency)
 
-    Returns:
-        The same tensors, scaled.
+    def noise_multiplier_for(self, epsilon: float, delta: float, rounds: int, adjacency: Adjacency) -> float:
+        """The noise multiplier at which `epsilon` is the one asked for.
 
-    Raises:
-        UserError: a gradient holds NaN or infinity.
-    """
-    factors = clip_factor(gradients, max_grad_norm, per_layer)
-    return {name: tensor.mul_(factors[name]) for name, tensor in gradients.items()}
+        Raises:
+            UserError: no noise multiplier between 1e-9 and 1e9 reaches it.
+        """
+
+        def excess(log_multiplier: float) -> float:
+            reached = self.epsilon(10**log_multiplier, rounds, delta, adjacency)
+            return (float("inf") if reached is None else reached) - epsilon
+
+        if not excess(-9) >= 0 >= excess(9):
+            raise UserError(f"no noise multiplier of the {self.name} mechanism gives epsilon {epsilon}: give another")
+        return float(10 ** brentq(excess, -9, 9, xtol=1e-12))
+
+    def mu(self, noise_multiplier: float, rounds: int, adjacency: Adjacency) -> float | None:
+        """Parameter of Gaussian differential privacy; None where the mechanism has none, and without noise."""
+        return None
+
+    def mutual_information(self, noise_multiplier: float, rounds: int) -> float | None:
+        """Nats that all rounds together carry about one clipped record at most; None where no bound is known."""
+        return None
+
+    def reconstruction_robustness(self, kappa: float, noise_multiplier: float, rounds: int) -> float | None:
+        """Bound on the probability of a reconstruction that blind guessing reaches with probability kappa.
+
+        Args:
+            kappa: success probability of the best guess from the prior, in (0, 1).
+            noise_multiplier: z.
+            rounds: releases of the same data.
+
+        Returns:
+            gamma, in [kappa, 1]; None where no bound is known, and without noise.
+        """
+        return None

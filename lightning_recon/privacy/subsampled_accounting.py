@@ -11,7 +11,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, ndtri
 
 from lightning_recon.errors import UserError
-from lightning_recon.privacy.gaussian_accounting import Adjacency, gaussian_epsilon, mu_of, noise_multiplier_for
+from lightning_recon.privacy.composition import PrivacyLoss, composed_epsilon, epsilon_error
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of, noise_multiplier_for
+from lightning_recon.privacy.mechanism import Adjacency
 
 
 def training_epsilon(
@@ -102,7 +104,7 @@ def _present_or_absent(z: float, rate: float, steps: int, delta: float, plain: f
     renyi.history = numerical.history = [(z, rate, steps)]
     bounds = [float(renyi.get_epsilon(delta))]
     with suppress(RuntimeError, ValueError):  # where the noise is too low, or delta, for any grid
-        bounds.append(float(numerical.get_epsilon(delta, eps_error=_error(min(plain, *bounds)))))
+        bounds.append(float(numerical.get_epsilon(delta, eps_error=epsilon_error(min(plain, *bounds)))))
     return bounds
 
 
@@ -111,20 +113,13 @@ def _one_or_another(z: float, rate: float, steps: int, delta: float, plain: floa
     # loss whose distribution it is given; of this pair it does not know.
     from opacus.accountants.analysis import prv
 
-    loss, lost = _ReplacedLoss(z, rate), delta / 1000
-    reach = loss.reach(steps, lost)
-    bounds: list[float] = []
-    with suppress(RuntimeError, ValueError):  # where the noise is too low, or delta, for any grid
-        error = _error(plain)
-        while True:  # a bound that was found with a coarse grid says how fine the next should be
-            domain = prv.Domain.create_aligned(-reach, reach, error / math.sqrt(steps * math.log(12 / lost) / 2))
-            step = prv.discretize(prv.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain)
-            composed = prv.compose_heterogeneous([step], [steps])
-            bounds.append(float(composed.compute_epsilon(delta, lost, error)[2]))
-            if _error(min(bounds)) > error / 2:
-                break
-            error = _error(min(bounds))
-    return bounds
+    loss = _ReplacedLoss(z, rate)
+
+    def between(low: float, high: float) -> PrivacyLoss:
+        truncated: PrivacyLoss = prv.TruncatedPrivacyRandomVariable(loss, low, high)
+        return truncated
+
+    return [composed_epsilon(between, loss.reach(steps, delta / 1000), steps, delta, plain)]
 
 
 class _ReplacedLoss:
@@ -167,8 +162,3 @@ class _ReplacedLoss:
             return float((steps * np.logaddexp.reduce(weights + order * losses) + math.log(4 / lost)) / order)
 
         return max(float(losses.max()), float(minimize_scalar(bound, bounds=(-20, 10)).fun)) + 3
-
-
-def _error(epsilon: float) -> float:
-    # Of a hundredth: the grid stays small however large epsilon is.
-    return 0.01 * max(1.0, epsilon)

@@ -17,6 +17,7 @@ from lightning_recon.client.gradients import (
 from lightning_recon.errors import UserError
 from lightning_recon.networks.construction import build_network, without_batch_norm
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
+from lightning_recon.privacy.clipping import Clip
 
 CLASSES = 5
 
@@ -81,7 +82,7 @@ def test_clipped_sum_equals_a_loop(model: nn.Module, chunk_size: int, per_layer:
             limit = bound / len(single) ** 0.5 if per_layer else bound
             norm = gradient.norm() if per_layer else whole
             expected[name] += gradient * min(1.0, float(limit / norm))
-    found, norms, loss = clipped_sum(model, F.cross_entropy, images, labels, bound, per_layer, chunk_size)
+    found, norms, loss = clipped_sum(model, F.cross_entropy, images, labels, Clip(bound, per_layer), chunk_size)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
     assert [global_norm(single.values()) for single in singles] == pytest.approx(
@@ -92,7 +93,7 @@ def test_clipped_sum_equals_a_loop(model: nn.Module, chunk_size: int, per_layer:
 
 def test_unclipped_sum_is_batch_size_times_the_mean_gradient(model: nn.Module) -> None:
     images, labels = batch()
-    total, _, _ = clipped_sum(model, F.cross_entropy, images, labels, None, False, 2)
+    total, _, _ = clipped_sum(model, F.cross_entropy, images, labels, Clip(None), 2)
     mean, _ = mean_gradient(model, F.cross_entropy, images, labels)
     for name, gradient in mean.items():
         torch.testing.assert_close(total[name] / len(images), gradient, rtol=1e-9, atol=1e-12)
@@ -126,7 +127,7 @@ def test_batch_normalisation_is_refused_where_it_mixes() -> None:
     assert find_batch_coupling_layer(model) == "bn1"
     for chunk_size in (1, 3):
         with pytest.raises(UserError, match=r"layer bn1 is a batch normalisation"):
-            clipped_sum(model, F.cross_entropy, images, labels, 1.0, False, chunk_size)
+            clipped_sum(model, F.cross_entropy, images, labels, Clip(1.0), chunk_size)
     with pytest.raises(UserError, match="mixes the samples"):
         per_sample_gradients(model, F.cross_entropy, images, labels)
     assert find_batch_coupling_layer(model.eval()) is None

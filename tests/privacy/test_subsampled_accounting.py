@@ -11,7 +11,8 @@ from scipy.stats import norm
 
 from lightning_recon.errors import UserError
 from lightning_recon.privacy import subsampled_accounting as subsampling
-from lightning_recon.privacy.gaussian_accounting import Adjacency, gaussian_epsilon, mu_of, noise_multiplier_for
+from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of, noise_multiplier_for
+from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.subsampled_accounting import training_epsilon, training_noise_multiplier
 
 

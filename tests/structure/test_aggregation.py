@@ -13,7 +13,7 @@ from lightning_recon.attack.protocol import run_protocol
 from lightning_recon.client import VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.exchange import Task
-from lightning_recon.privacy.mechanism import Privacy
+from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, Structure, TrapWeights, WaterFilling
 from lightning_recon.structure.base import Decoded
 

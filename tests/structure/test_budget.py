@@ -15,7 +15,7 @@ from lightning_recon.attack.protocol import run_protocol
 from lightning_recon.client import VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.privacy.mechanism import Privacy
+from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import Digital, Structure, WaterFilling
 from lightning_recon.structure.clipping_budget import BudgetShare, mean_share, structure_share
 from lightning_recon.structure.detection.wiener import RowPrior

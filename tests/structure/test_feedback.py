@@ -14,7 +14,7 @@ from lightning_recon.data import ClientBatch
 from lightning_recon.evaluation.assignment import match
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.exchange import ServerPayload, Task
-from lightning_recon.privacy.mechanism import Privacy
+from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import Feedback, InferenceStructure, WaterFilling
 from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.head_weights import class_code

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_recon.errors import UserError
-from lightning_recon.privacy.mechanism import Privacy, clip, clip_factor, tensor_norms
+from lightning_recon.privacy.clipping import Clip, tensor_norms
+from lightning_recon.privacy.parameters import Privacy
 
 
 def gradients() -> dict[str, torch.Tensor]:
@@ -42,20 +43,20 @@ def test_infinite_clip_is_no_clip() -> None:
 
 
 def test_clip_factor_in_closed_form() -> None:
-    assert clip_factor(gradients(), 5.0, per_layer=False) == pytest.approx({"a": 0.5, "b": 0.5})
-    assert clip_factor(gradients(), 10.0, per_layer=False) == {"a": 1.0, "b": 1.0}
-    assert clip_factor(gradients(), None, per_layer=True) == {"a": 1.0, "b": 1.0}
+    assert Clip(5.0, per_layer=False).factors(tensor_norms(gradients())) == pytest.approx({"a": 0.5, "b": 0.5})
+    assert Clip(10.0, per_layer=False).factors(tensor_norms(gradients())) == {"a": 1.0, "b": 1.0}
+    assert Clip(None, per_layer=True).factors(tensor_norms(gradients())) == {"a": 1.0, "b": 1.0}
     bound = 9.0 / math.sqrt(2)  # between the two norms: only "b" is shrunk
-    assert clip_factor(gradients(), 9.0, per_layer=True) == pytest.approx({"a": 1.0, "b": bound / 8})
+    assert Clip(9.0, per_layer=True).factors(tensor_norms(gradients())) == pytest.approx({"a": 1.0, "b": bound / 8})
     zero = {"a": torch.zeros(3)}
-    assert clip_factor(zero, 1.0, per_layer=False) == {"a": 1.0}
+    assert Clip(1.0, per_layer=False).factors(tensor_norms(zero)) == {"a": 1.0}
 
 
 def test_clip_bounds_norms_and_keeps_directions() -> None:
-    clipped = clip(gradients(), 5.0, per_layer=False)
+    clipped = Clip(5.0, per_layer=False)(gradients())
     assert math.hypot(*tensor_norms(clipped).values()) == pytest.approx(5.0)
     assert torch.allclose(clipped["b"], torch.full((4,), 2.0))
-    each = tensor_norms(clip(gradients(), 5.0, per_layer=True))
+    each = tensor_norms(Clip(5.0, per_layer=True)(gradients()))
     assert list(each.values()) == pytest.approx([5.0 / math.sqrt(2)] * 2)
 
 
@@ -64,7 +65,7 @@ def test_nan_is_refused(bad: float) -> None:
     broken = gradients()
     broken["b"][1] = bad
     with pytest.raises(UserError, match="gradient of b holds NaN"):
-        clip(broken, 5.0, per_layer=False)
+        Clip(5.0, per_layer=False)(broken)
 
 
 def test_norm_of_many_numbers_is_exact() -> None:
