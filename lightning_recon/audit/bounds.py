@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_recon.audit.wording import Protection
+from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.reconstruction_robustness import sampled_rero_gamma
 from lightning_recon.privacy.subsampled_accounting import training_epsilon
 
@@ -55,6 +56,8 @@ def theory_of(protections: Sequence[Protection], sampling_rate: float | None) ->
 def _theory(one: Protection, rate: float | None) -> Theory:
     point, privacy = one.best, one.best.privacy
     sampled = rate is not None and one.noise > 0 and privacy["granularity"] == "sample"
+    # Amplification by sampling is accounted, and its robustness sampled, for Gaussian noise.
+    sampled = sampled and privacy.get("mechanism", "gaussian") == Gaussian.name
     setting = one.noise, rate or 1.0, int(privacy["rounds"])
     return Theory(
         noise_multiplier=one.noise,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_recon.errors import UserError
+from lightning_recon.privacy.parameters import mechanism_named
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED_32, SHARE, check_ranges
 
 AXES = ("granularity", "batch_size", "rounds", "seeds")
@@ -88,7 +89,7 @@ class Sweep:
 
     Args:
         attacks: attacks by the names that the report gives them.
-        noise_multiplier: noise multipliers z (noise standard deviation / clipping norm); or give epsilon.
+        noise_multiplier: noise multipliers z (scale of the noise / clipping norm); or give epsilon.
         epsilon: accounted epsilons of all rounds together, from which the noise follows; or give noise_multiplier.
         granularity: what is clipped, each "sample" or the whole "update".
         batch_size: pictures in a client's batch.
@@ -96,6 +97,7 @@ class Sweep:
         seeds: each one means other pictures, another untrained network and other noise.
         delta: delta at which epsilon is accounted.
         adjacency: neighbours of the epsilon that is asked for and named first: "add_remove" or "replace_one".
+        mechanism: "gaussian", "laplace", or the class path of a `privacy.mechanism.Mechanism`.
         interventions: changes of one protection by the names that the report gives them, each attacked like the sweep.
         reference: the protection that is changed; null: the first of each list above, the middle one of the noises.
         sampling_rate: probability with which a round uses a record, if you announce Poisson sampling: the report then
@@ -114,6 +116,7 @@ class Sweep:
     seeds: list[int] = field(default_factory=lambda: [0])
     delta: float = 1e-5
     adjacency: Literal["add_remove", "replace_one"] = "add_remove"
+    mechanism: str = "gaussian"
     interventions: dict[str, Change] = field(default_factory=dict)
     reference: Reference | None = None
     sampling_rate: float | None = None
@@ -123,6 +126,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Refuse what is empty, contradictory or out of range."""
+        mechanism_named(self.mechanism, imported=False)
         if self.noise_multiplier is not None and self.epsilon is not None:
             raise UserError(
                 "audit.noise_multiplier and audit.epsilon both set the noise: give one (null for the other)"

@@ -16,7 +16,7 @@ from lightning_recon import __version__
 from lightning_recon.audit.config import AuditedAttack, Reference, Sweep
 from lightning_recon.command_line.shipped_configs import read_config, with_shipped_configs
 from lightning_recon.errors import UserError
-from lightning_recon.privacy.gaussian_accounting import noise_multiplier_for
+from lightning_recon.privacy.parameters import mechanism_named
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def _words(flags: dict[str, bool | int | float | str]) -> dict[str, str]:
 def _noises(sweep: Sweep, rounds: int) -> list[float]:
     if sweep.noise_multiplier:
         return sweep.noise_multiplier
-    return [noise_multiplier_for(e, sweep.delta, rounds, sweep.adjacency) for e in sweep.epsilon or []]
+    mechanism = mechanism_named(sweep.mechanism)
+    return [mechanism.noise_multiplier_for(e, sweep.delta, rounds, sweep.adjacency) for e in sweep.epsilon or []]
 
 
 def _cell_flags(z: float, granularity: str, batch_size: int, rounds: int, seed: int, sweep: Sweep) -> dict[str, str]:
@@ -153,6 +154,7 @@ def _cell_flags(z: float, granularity: str, batch_size: int, rounds: int, seed: 
         f"{privacy}.rounds": str(rounds),
         f"{privacy}.delta": repr(sweep.delta),
         f"{privacy}.adjacency": sweep.adjacency,
+        f"{privacy}.mechanism": sweep.mechanism,
         "--data.batch_size": str(batch_size),
         "--seed_everything": str(seed),
         "--model.client.seed": str(seed),

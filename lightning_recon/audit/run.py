@@ -16,6 +16,8 @@ from lightning_recon.exchange import current_noise_share
 from lightning_recon.files.schema import ORIGINALS, RESULTS
 from lightning_recon.files.serialization import FAULTS, parse_json, read_json, read_text, read_yaml, readable, validated
 from lightning_recon.printable import printable
+from lightning_recon.privacy.mechanism import Adjacency
+from lightning_recon.privacy.parameters import mechanism_named
 
 FAILED = "failed.txt"
 
@@ -36,6 +38,7 @@ class Setting:
         adjacency: Whose epsilon is named first.
         about: The network, the pictures and their size, in words; empty if not known.
         pictures: What marks the source of the pictures; empty if not known.
+        mechanism: Name of the mechanism.
     """
 
     granularity: str
@@ -49,6 +52,7 @@ class Setting:
     adjacency: str = "add_remove"
     about: str = ""
     pictures: str = field(default="", repr=False)
+    mechanism: str = "gaussian"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,12 @@ class Outcome:
             adjacency=str(privacy["adjacency"]),
             about=self.about,
             pictures=self.pictures,
+            mechanism=str(privacy.get("mechanism", "gaussian")),
         )
+
+    def epsilon(self, rounds: int, adjacency: Adjacency) -> float | None:
+        """Accounted epsilon of so many rounds together; None without noise, and of a mechanism that is not at hand."""
+        return recorded_epsilon(self.record["privacy"], self.noise, rounds, adjacency)
 
     @property
     def noise(self) -> float:
@@ -207,3 +216,24 @@ def _about(folder: Path) -> tuple[str, str]:
     except FAULTS:  # gone, damaged, or of another kind of run
         return "", ""
     return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark
+
+
+def recorded_epsilon(
+    privacy: Mapping[str, Any], noise_multiplier: float, rounds: int, adjacency: Adjacency
+) -> float | None:
+    """Accounted epsilon of a recorded mechanism under another noise multiplier, or for another number of rounds.
+
+    Args:
+        privacy: The section `privacy` of `results.json`.
+        noise_multiplier: z.
+        rounds: Releases of the same data.
+        adjacency: "add_remove" or "replace_one".
+
+    Returns:
+        None without noise, and for a mechanism of the user's own whose module is not imported.
+    """
+    try:
+        mechanism = mechanism_named(str(privacy.get("mechanism", "gaussian")))
+    except UserError:
+        return None
+    return mechanism.epsilon(noise_multiplier, rounds, float(privacy["delta"]), adjacency)

@@ -16,7 +16,7 @@ from lightning_recon.audit.run import Outcome
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.printable import printable
-from lightning_recon.privacy.gaussian_accounting import epsilon_by_adjacency
+from lightning_recon.privacy.mechanism import ADJACENCIES
 
 Value = str | float | None
 HPARAMS = "hparams"
@@ -29,7 +29,7 @@ _SUMMARY = (
 )
 _BOUNDS = (*("channel_nats", "noise_law_psnr", "noise_law_psnr_5_percent", "unbiased_psnr", "gaussian_reference_psnr"),)
 _PRIVACY = (
-    *("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds", "aggregated"),
+    *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds", "aggregated"),
     *("noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),
 )
 
@@ -47,8 +47,10 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
     record = outcome.record
     privacy, summary, baselines = record["privacy"], record["summary"], record["baselines"] or {}
     bounds = record["bounds"] or {}
-    single = epsilon_by_adjacency(outcome.noise, 1, privacy["delta"])
-    together = epsilon_by_adjacency(outcome.noise, privacy["rounds"], privacy["delta"])
+    single, together = (
+        {adjacency: outcome.epsilon(rounds, adjacency) for adjacency in ADJACENCIES}
+        for rounds in (1, int(privacy["rounds"]))
+    )
     alarms = record.get("alarms")
     row: dict[str, Value] = {"cell": outcome.name, "status": "finished", "change": outcome.change or None}
     row |= {"attack": outcome.attack, "structure": record["attack"], "seed": record.get("seed")}

@@ -7,9 +7,8 @@ from typing import Literal
 
 from lightning_recon.audit.aggregate import CONFIDENCE, Point, smallest_noise
 from lightning_recon.audit.bit_exact import exact_of, most_exact, share_sentence
-from lightning_recon.audit.run import Setting
+from lightning_recon.audit.run import Setting, recorded_epsilon
 from lightning_recon.evaluation.formatting import in_words
-from lightning_recon.privacy.gaussian_accounting import epsilon_by_adjacency
 from lightning_recon.privacy.reconstruction_robustness import binomial_interval
 
 Level = Literal["recognisable", "something", "nothing", "open"]
@@ -231,7 +230,7 @@ def _listed(words: Sequence[str]) -> str:
 
 def _noise(noise: float, points: Sequence[Point]) -> str:
     privacy = points[0].privacy
-    epsilon = epsilon_by_adjacency(noise, privacy["rounds"], privacy["delta"])[privacy["adjacency"]]
+    epsilon = recorded_epsilon(privacy, noise, privacy["rounds"], privacy["adjacency"])
     return f"z = {noise:.3g} (accounted ε = {in_words(epsilon)})"
 
 

@@ -147,8 +147,9 @@ def protection_of(client: CapturedClient) -> Record:
     """The `privacy` section: what was announced, accounted at the declared delta."""
     task, declared = client.task, client.first.declared
     names = ("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
-    names += ("batch_size", "aggregated")
-    announced: dict[str, Any] = {name: getattr(task, name) for name in names}
+    group = ("batch_size", "aggregated")
+
+    announced: dict[str, Any] = {name: getattr(task, name) for name in (*names, *group)}
     delta = declared.delta if declared and declared.delta else DELTA
     return privacy_record(**announced, noise_share=task.noise_share, delta=delta, adjacency="add_remove")
 

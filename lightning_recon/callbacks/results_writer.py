@@ -229,7 +229,7 @@ def run_record(
         own = {"seed": client.seed, "batchnorm": normalised, "participation": client.participation}
     else:
         raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
-    clipping: Any = {name: getattr(task, name) for name in ("granularity", "per_layer", "rounds")}
+    clipping: Any = {name: getattr(task, name) for name in ("granularity", "per_layer", "rounds", "mechanism")}
     return results_record(
         attack=module.name,
         config="config.yaml",
@@ -239,7 +239,7 @@ def run_record(
         truths=truths,
         scored=scored,
         mean_image=statistics.mean,
-        bounds=bounds_record(truths, statistics.variance, noise_multiplier=task.update_noise, **clipping),
+        bounds=bounds_record(truths, statistics.variance, noise_multiplier=task.update_multiplier, **clipping),
         structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
         channel_code=channel_code_name(module.payload) if module.payload is not None else None,
         **(own | cost),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Yardsticks that need no attack: what decoding without a prior must score, and what a Gaussian source would allow."""
 
-import math
 from typing import Literal
 
 import torch

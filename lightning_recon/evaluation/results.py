@@ -230,6 +230,7 @@ def bounds_record(
     gaussian = isinstance(mechanism_named(mechanism), Gaussian)
     nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds, mechanism_named(mechanism))
     law, lawless = (noise_multiplier, energies, granularity), per_layer or not known or not gaussian
+    source = None if nats is None else gaussian_reference_psnr(variances, nats, variances.numel())
     lucky = None if lawless else noise_law_luck(_LUCK, *law, dimension=variances.numel(), rounds=rounds)
     return {
         "channel_nats": nats,
@@ -237,7 +238,7 @@ def bounds_record(
         "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
         "noise_law_psnr_5_percent": lucky,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
-        "gaussian_reference_psnr": None if nats is None else gaussian_reference_psnr(variances, nats, variances.numel()),
+        "gaussian_reference_psnr": source,
     }
 
 

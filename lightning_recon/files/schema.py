@@ -182,6 +182,7 @@ class PlanRecord(TypedDict):
 class PrivacyRecord(TypedDict):
     """The section `privacy` of `results.json`, as far as reports read it."""
 
+    mechanism: NotRequired[Name]
     granularity: Literal["sample", "update"]
     per_layer: bool
     max_grad_norm: Positive | None

@@ -65,7 +65,7 @@ class Laplace(Mechanism):
         Under "replace_one", s is that of replacing a record.
         """
         plain = super().training_epsilon(noise_multiplier, sample_rate, steps, delta, adjacency)
-        if plain is None or steps == 0:
+        if plain is None or steps == 0 or sample_rate == 1:
             return plain
         one = _sensitivity(adjacency) / noise_multiplier
         return min(plain, steps * float(np.logaddexp(math.log1p(-sample_rate), math.log(sample_rate) + one)))
