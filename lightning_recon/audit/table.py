@@ -29,8 +29,8 @@ _SUMMARY = (
 )
 _BOUNDS = (*("channel_nats", "noise_law_psnr", "noise_law_psnr_5_percent", "unbiased_psnr", "gaussian_reference_psnr"),)
 _PRIVACY = (
-    *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds", "aggregated"),
-    *("noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),
+    *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds"),
+    *("aggregated", "noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),
 )
 
 

@@ -39,6 +39,10 @@ class Clip:
         """Share of the clipping norm that some of many equal tensors have, from their share of the number."""
         return math.sqrt(part) if self.order == 2 else part
 
+    def layer_bound(self, max_grad_norm: float, layers: int) -> float:
+        """Bound on the norm of each of L tensors that are clipped on their own."""
+        return max_grad_norm / (math.sqrt(layers) if self.order == 2 else layers)
+
     def factors(self, norms: Mapping[str, float]) -> dict[str, float]:
         """Factors that scale tensors of these norms down to the bound.
 
@@ -54,7 +58,7 @@ class Clip:
         if self.max_grad_norm is None:
             return dict.fromkeys(norms, 1.0)
         if self.per_layer:
-            bound = self.max_grad_norm / (math.sqrt(len(norms)) if self.order == 2 else len(norms))
+            bound = self.layer_bound(self.max_grad_norm, len(norms))
             return {name: bound / max(norm, bound) for name, norm in norms.items()}
         return dict.fromkeys(norms, self.max_grad_norm / max(self.norm(norms.values()), self.max_grad_norm))
 

@@ -2,6 +2,7 @@
 """Numerical composition of equal releases, given the distribution of the privacy loss of one."""
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -43,7 +44,9 @@ def composed_epsilon(
     from opacus.accountants.analysis import prv  # takes seconds to import, and most runs do without
 
     lost, bounds = delta / 1000, [known]
-    with suppress(RuntimeError, ValueError):  # where the noise is too low, or delta, for any grid
+    # Errors: where the noise is too low, or delta, for any grid. Warnings: of tails far out; the bounds hold.
+    with suppress(RuntimeError, ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         error = epsilon_error(known)
         while True:  # a bound that was found with a coarse grid says how fine the next should be
             grid = prv.Domain.create_aligned(-reach, reach, error / math.sqrt(releases * math.log(12 / lost) / 2))

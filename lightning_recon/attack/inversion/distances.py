@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_recon.attack.inversion.forward_model import Update
 from lightning_recon.exchange import Task
+from lightning_recon.privacy.gaussian import Gaussian
 
 Distance = Literal["cosine", "euclidean", "likelihood"]
 
@@ -61,6 +62,28 @@ def squared_distance(guess: Update, seen: Update, weights: Update | None = None)
     left, right = _pieces(guess, seen, weights), _pieces(seen, seen, weights)
     parts = [(one - other).square().sum() for one, other in zip(left, right, strict=True)]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def noise_is_normal(task: Task) -> bool:
+    """Whether the noise of the mean of all rounds is normal, or nearly: means of rounds and sums of clients are."""
+    return isinstance(task.noise, Gaussian) or task.rounds * task.aggregated > 1 or announced_std(task) == 0
+
+
+def negative_log_likelihood(guess: Update, seen: Update, task: Task, weights: Update | None = None) -> Tensor:
+    """Negative log-density of the mechanism's own noise at what a candidate's update leaves unexplained, in nats.
+
+    Args:
+        guess: tensors by name.
+        seen: tensors of the same names and shapes.
+        task: what was announced; its noise is not 0.
+        weights: a scalar of at least 0 for each tensor, by which its terms are multiplied; None: 1.
+
+    Returns:
+        A scalar, up to a constant. For normal noise it is `squared_distance` / (2 σ²).
+    """
+    scale = announced_std(task) / task.noise.noise_std
+    terms = {name: task.noise.log_likelihood((guess[name] - seen[name]) / scale).sum() for name in seen}
+    return -torch.stack([term if weights is None else weights[name] * term for name, term in terms.items()]).sum()
 
 
 def announced_std(task: Task) -> float:

@@ -5,7 +5,6 @@ Pure functions of tensors, which can be differentiated with respect to images an
 over candidates.
 """
 
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 
@@ -80,11 +79,12 @@ def clipped(update: Update, task: Task) -> Update:
     """
     if task.max_grad_norm is None:
         return update
-    norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in update.values()])
+    clip = task.clip
+    norms = torch.stack([torch.linalg.vector_norm(tensor, clip.order) for tensor in update.values()])
     if task.per_layer:
-        factors = (task.max_grad_norm / math.sqrt(len(update)) / norms).clamp(max=1.0).unbind()
+        factors = (clip.layer_bound(task.max_grad_norm, len(update)) / norms).clamp(max=1.0).unbind()
         return {name: tensor * factor for (name, tensor), factor in zip(update.items(), factors, strict=True)}
-    factor = (task.max_grad_norm / torch.linalg.vector_norm(norms)).clamp(max=1.0)
+    factor = (task.max_grad_norm / torch.linalg.vector_norm(norms, clip.order)).clamp(max=1.0)
     return {name: tensor * factor for name, tensor in update.items()}
 
 

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from lightning_recon.attack.inversion.distances import Distance, cosine_distance, noise_std, squared_distance
+from lightning_recon.attack.inversion.distances import (
+    Distance,
+    cosine_distance,
+    negative_log_likelihood,
+    noise_is_normal,
+    noise_std,
+    squared_distance,
+)
 from lightning_recon.attack.inversion.forward_model import Update, client_update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.parametrization import Parametrization
@@ -85,6 +92,7 @@ class GradientMatching:
         # The published distances know nothing of clipping.
         self.task = task if distance == "likelihood" else replace(task, max_grad_norm=None)
         self.scale = 2 * noise_std(task) ** 2 if distance == "likelihood" else 1.0
+        self.normal = distance != "likelihood" or noise_is_normal(task)
         self.model, self.coordinates = model, coordinates
         self.distance, self.regularization = distance, regularization
         watch = list(model.running) if regularization.batch_norm else []
@@ -154,7 +162,8 @@ class GradientMatching:
         update, inputs = client_update(self.model, pictures, targets, self.task, self.watch, mapped)
         distance = cosine_distance if self.distance == "cosine" else squared_distance
         residual = distance(update, seen, weights)
-        value = residual / self.scale + self._inside(inputs, seen) + self._prior(dummies, pictures, centre)
+        mismatch = residual / self.scale if self.normal else negative_log_likelihood(update, seen, self.task, weights)
+        value = mismatch + self._inside(inputs, seen) + self._prior(dummies, pictures, centre)
         return value, (value.detach(), residual.detach())
 
     def _inside(self, inputs: Mapping[str, Tensor], seen: Update) -> Tensor | float:
