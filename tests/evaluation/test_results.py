@@ -23,9 +23,9 @@ from lightning_recon.evaluation.scoring import Attacked, Scored, VictimScore, sc
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
     "participation alarms baselines bounds victims summary detached_logits",
-    "privacy": "granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency epsilon_nominal "
-    "epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share epsilon_of_one_client "
-    "epsilon_of_sum",
+    "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency "
+    "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "
+    "epsilon_of_one_client epsilon_of_sum",
     "baselines": "black_psnr mean_image_psnr",
     "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent unbiased_psnr gaussian_reference_psnr",
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
