@@ -20,7 +20,7 @@ from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.structure import InferenceStructure, Structure, TamperedNetwork, WaterFilling
+from lightning_recon.structure import Structure, TamperedNetwork, WaterFilling, build_layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def privatized_update(
     network, tampered = copied(model).float(), payload is not None and bool(payload.tensors)
     whole: nn.Module = nn.Sequential(OrderedDict(network=network))
     if payload is not None and tampered:
-        whole = TamperedNetwork(network, InferenceStructure(payload), zeros=False)
+        whole = TamperedNetwork(network, build_layer(payload), zeros=False)
     gradient = clipped_update(whole, images, labels, privacy, 1).gradient
     return add_noise(gradient, privacy.noise_scale, noise_generator(seed, 0, 0, 0), privacy.noise)
 

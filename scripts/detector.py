@@ -41,7 +41,7 @@ from lightning_recon.structure import (
     WaterFilling,
 )
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import TamperedNetwork
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 CLASSES, PICTURES, SIZE, VICTIM_SIZE = 1000, 8, 64, 32
 # Networks whose picture size is fixed when they are built.

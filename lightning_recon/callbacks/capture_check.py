@@ -25,8 +25,8 @@ from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.networks.construction import is_class_path, math_attention
 from lightning_recon.networks.normalization import announced, in_words, resolve
 from lightning_recon.privacy.mechanism import ADJACENCIES
-from lightning_recon.structure.coding.code_plan import channel_code_name
 from lightning_recon.structure.layer import structure_bytes
+from lightning_recon.structure.layer_spec import channel_code_name
 
 # Where the program that made an update declares none.
 DELTA = 1e-5

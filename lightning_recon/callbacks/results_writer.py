@@ -42,8 +42,8 @@ from lightning_recon.files.serialization import (
     write_sealed,
 )
 from lightning_recon.structure.base import ReceivedFile
-from lightning_recon.structure.coding.code_plan import channel_code_name
 from lightning_recon.structure.layer import structure_bytes
+from lightning_recon.structure.layer_spec import channel_code_name
 
 PICTURES = "reconstructions"
 BELIEFS = "beliefs"  # of the header: what the attacker says of its pictures

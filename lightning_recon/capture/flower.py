@@ -29,7 +29,8 @@ from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
+from lightning_recon.structure.layer import build_layer
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 try:
     import flwr
@@ -111,7 +112,7 @@ class FlowerAudit:
         structure is made of comes with the code, since LocalDpMod would spoil it (thresholds may be infinite, indices
         are integers).
         """
-        structure = InferenceStructure(self.payload)
+        structure = build_layer(self.payload)
         for name, buffer in list(structure.named_buffers()):
             structure.register_buffer(name, buffer, persistent=False)
         return TamperedNetwork(deepcopy(self.network), structure)

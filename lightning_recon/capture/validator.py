@@ -13,7 +13,8 @@ from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
 from lightning_recon.networks.normalization import without_wrapper
-from lightning_recon.structure.layer import InferenceStructure
+from lightning_recon.structure.layer import build_layer
+from lightning_recon.structure.layer_spec import layer_spec
 from lightning_recon.structure.readout import weight_names
 
 Shape = tuple[int, ...]
@@ -31,7 +32,7 @@ def structure_shapes(payload: ServerPayload) -> dict[str, Shape]:
     """Name and shape of what the structure of a payload adds to an update; nothing for an empty payload."""
     if not payload.settings and not payload.tensors:
         return {}
-    return {STRUCTURE + name: tuple(p.shape) for name, p in InferenceStructure(payload).named_parameters()}
+    return {STRUCTURE + name: tuple(p.shape) for name, p in build_layer(payload).named_parameters()}
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], others: bool) -> None:
@@ -122,7 +123,7 @@ def null_noise(update: ClientUpdate, payload: ServerPayload) -> tuple[float, int
     Returns:
         Standard deviation of the numbers there, in the update's unit, and how many there are; None without such inputs.
     """
-    if "constants" not in payload.tensors or not (nulls := payload.tensors["constants"].numel() - 1):
+    if layer_spec(payload) is None or not (nulls := payload.tensors["constants"].numel() - 1):
         return None
     last = update.gradient[weight_names(payload)[-1]][:, -nulls:].double()
     return float(last.square().mean().sqrt()), last.numel()

@@ -11,6 +11,7 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.structure.robbing_the_fed import (
     FOOTPRINT,
     STRENGTH,
@@ -30,32 +31,6 @@ _MOST_OFTEN = 0.25
 # noise adds: less is a mixture, or the same picture again.
 _NEW = 1e-4
 _REACH = 4.0
-
-
-def trap_weights(units: int, inputs: int, scaling: float, deviation: float, seed: int) -> Tensor:
-    """Rows whose positive half is a little weaker than the negative one, so that few pictures excite each.
-
-    Args:
-        units: Rows (K).
-        inputs: Numbers in a picture.
-        scaling: By what the positive half is scaled, in (0, 1).
-        deviation: Standard deviation of the normal numbers whose magnitudes are used.
-        seed: The recipe: equal seeds, equal weights, so that they need not be shipped.
-
-    Returns:
-        Shape (K, inputs): the halves in random places.
-
-    Source: Boenisch et al. (EuroS&P 2023, arXiv 2112.02918), the adversarial weight initialisation.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.empty(units, inputs)
-    positive = inputs // 2
-    for row in weights:
-        magnitudes = deviation * torch.randn(inputs, generator=generator).abs()
-        magnitudes[:positive] *= scaling
-        magnitudes[positive:] *= -1
-        row[torch.randperm(inputs, generator=generator)] = magnitudes
-    return weights
 
 
 class TrapWeights:
@@ -121,11 +96,7 @@ class TrapWeights:
             scaling = typical_scaling(self.statistics(task), pixels, min(_MOST_OFTEN, _ACTIVE_VICTIMS / task.victims))
         return relu_payload(
             task,
-            settings={
-                "trap_scaling": scaling,
-                "trap_deviation": FOOTPRINT / (STRENGTH * self.units * math.sqrt(pixels)),
-                "trap_seed": _SEED,
-            },
+            settings=TrapRecipe(scaling, FOOTPRINT / (STRENGTH * self.units * math.sqrt(pixels)), _SEED).settings(),
             tensors={"lower": torch.zeros(self.units)},
         )
 

@@ -16,11 +16,12 @@ from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
 from lightning_recon.structure.base import Decoded, Posterior, ReceivedFile
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
-from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, shipped_plan, sketch_share
+from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
 from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.successive_decoding import Received, read_victims
 from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
+from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import released_rows
 from lightning_recon.structure.water_filling import STRENGTH, WaterFilling, in_coefficients
 
@@ -155,7 +156,7 @@ class Digital:
         Returns:
             The pictures and their posterior.
         """
-        plan = shipped_plan(payload)
+        plan = LayerSpec.of(payload).digital
         if plan is None:
             return self.linear.decode(payload, task, update)
         statistics, shipped = self.statistics(task), payload.tensors

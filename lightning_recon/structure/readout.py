@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.coding.hadamard_spreading import gather
+from lightning_recon.structure.layer_spec import LayerSpec
 
 # How many standard deviations the measured noise may differ from the announced one.
 _NULL_REACH = 4.0
@@ -27,7 +28,7 @@ def budget_share(task: Task, blocks: int) -> float:
 
 def weight_names(payload: ServerPayload) -> list[str]:
     """The structure's tensors in an update, in the order of its blocks."""
-    blocks = int(payload.settings.get("blocks", 1))
+    blocks = LayerSpec.of(payload).blocks
     return ["structure.weight"] if blocks == 1 else [f"structure.weight.{block}" for block in range(blocks)]
 
 

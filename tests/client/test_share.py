@@ -15,7 +15,8 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, RecordedClient, ServerPayload, payload_name, update_name
-from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
+from lightning_recon.structure.layer import InferenceStructure
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 PIXELS, BATCH = 16, 3
 Granularity = Literal["sample", "update"]

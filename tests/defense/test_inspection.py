@@ -22,7 +22,7 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import TamperedNetwork
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 SIZE, CLASSES = 24, 16
 Count = Literal[1, 4]

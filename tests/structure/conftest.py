@@ -73,11 +73,11 @@ def release() -> Callable[..., ClientUpdate]:
         measured = inputs @ structure.matrix.detach().T
         excited = ((structure.lower <= measured) & (measured < structure.upper)).float()
         labels = torch.arange(len(images)) % task.num_classes
-        delta = structure.strength * (structure.code.mean() - structure.code[labels])
+        delta = structure.spec.strength * (structure.code.mean() - structure.code[labels])
         if voices is not None:
             delta = delta * voices
         whole = torch.einsum("b,bk,bm->bkm", delta, excited, inputs)
-        widths = [tensor.shape[1] for tensor in (structure.weight if structure.blocks > 1 else [structure.weight])]
+        widths = [tensor.shape[1] for tensor in (structure.weight if structure.spec.blocks > 1 else [structure.weight])]
         single = dict(zip(weight_names(payload), whole.split(widths, dim=2), strict=True))
         if structure.bias is not None:
             single["structure.bias"] = torch.einsum("b,bk,p->bkp", delta, excited, structure.bias_constants)

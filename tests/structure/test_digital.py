@@ -17,14 +17,13 @@ from lightning_recon.structure.coding.channel_code import LADDER, message_bits, 
 from lightning_recon.structure.coding.code_plan import (
     HEADER,
     WORTHWHILE,
-    channel_code_name,
     digital_plan,
-    shipped_plan,
     sketch_share,
 )
 from lightning_recon.structure.coding.modulation import word
 from lightning_recon.structure.detection.successive_decoding import read_victims
 from lightning_recon.structure.layer import structure_bytes
+from lightning_recon.structure.layer_spec import LayerSpec, channel_code_name
 
 Photographs = Callable[[int], Tensor]
 
@@ -42,7 +41,7 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     announced = task(32, 3, 5e-4, granularity)
     structure = Digital()
     payload = structure.payload(announced)
-    assert shipped_plan(payload) is not None
+    assert LayerSpec.of(payload).digital is not None
     guess = structure.decode(payload, announced, release(payload, announced, images))
     assert guess.evident
     assert guess.unresolved == 0
@@ -59,8 +58,8 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
 def test_a_noise_at_which_a_batch_would_not_be_told_apart_takes_the_linear_code(task: Callable[..., Task]) -> None:
     for granularity, alone in (("update", 0.25), ("sample", 1.0)):
         crowded = task(32, 16, alone * 0.016, granularity)
-        assert shipped_plan(Digital().payload(crowded)) is None
-        assert shipped_plan(Digital().payload(replace(crowded, noise_multiplier=alone * 0.012))) is not None
+        assert LayerSpec.of(Digital().payload(crowded)).digital is None
+        assert LayerSpec.of(Digital().payload(replace(crowded, noise_multiplier=alone * 0.012))).digital is not None
 
 
 def test_sixteen_pictures_under_one_clip_are_told_apart_and_read(
@@ -104,7 +103,7 @@ def test_a_lost_codeword_leaves_the_sketch(
 def test_a_linear_code_is_sent_where_it_is_better(task: Callable[..., Task], noise: float, digital: bool) -> None:
     announced = task(32, 1, noise)
     payload = Digital().payload(announced)
-    assert (shipped_plan(payload) is not None) == digital
+    assert (LayerSpec.of(payload).digital is not None) == digital
     assert channel_code_name(payload) == ("irregular repeat-accumulate" if digital else None)
     if not digital:
         assert payload.digest() == WaterFilling().payload(announced).digest()
@@ -182,7 +181,7 @@ def test_payloads_of_another_code_are_refused(task: Callable[..., Task]) -> None
     payload = Digital().payload(task(32, 1, 1e-2))
     older = replace(payload, settings={**payload.settings, "digital_code": 1})
     with pytest.raises(UserError, match="another digital code"):
-        shipped_plan(older)
+        LayerSpec.of(older)
 
 
 def test_empty_rows_hold_nobody(photographs: Photographs) -> None:
@@ -208,5 +207,5 @@ def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..
 
 def test_the_upload_is_kept(task: Callable[..., Task]) -> None:
     payload = Digital(upload_limit=20_000_000).payload(task(64, 8, 1e-4, "update"))
-    assert shipped_plan(payload) is not None
+    assert LayerSpec.of(payload).digital is not None
     assert 19_000_000 < structure_bytes(payload) <= 20_000_000

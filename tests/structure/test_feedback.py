@@ -118,5 +118,5 @@ def test_an_offset_leaves_no_footprint_and_is_taken_off_the_gradient(
     measured = inputs @ structure.weight.detach().T
     excited = ((structure.lower <= measured) & (measured < structure.upper)).to(dtype)
     assert structure.offset is not None
-    expected = (excited[..., None] * (inputs[:, None] - structure.offset)).sum(dim=0) * structure.strength * 10
+    expected = (excited[..., None] * (inputs[:, None] - structure.offset)).sum(dim=0) * structure.spec.strength * 10
     torch.testing.assert_close(structure.weight.grad, expected, rtol=1e-4, atol=1e-2)

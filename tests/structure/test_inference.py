@@ -35,8 +35,8 @@ def theory(model: TamperedNetwork, images: Tensor, labels: Tensor) -> tuple[Tens
     with torch.no_grad():
         logits = model(images)
     share = logits.softmax(dim=1) - F.one_hot(labels, CLASSES)
-    code = balanced_code(logits) if structure.balanced else structure.code.to(share)
-    return structure.strength * (share * code).sum(dim=1), excited.to(inputs), inputs
+    code = balanced_code(logits) if structure.spec.balanced else structure.code.to(share)
+    return structure.spec.strength * (share * code).sum(dim=1), excited.to(inputs), inputs
 
 
 def water_filled(task: Task, head_weights: Literal["balanced", "fixed"] = "balanced") -> ServerPayload:
@@ -131,7 +131,7 @@ def test_the_weight_gradient_is_delta_times_the_inputs(
     model = TamperedNetwork(target, structure).train(training)
     images = images.double()
     delta, excited, inputs = theory(model, images, LABELS)
-    assert float(delta.abs().min()) > (0.8 if head_weights == "balanced" else 0.05) * structure.strength
+    assert float(delta.abs().min()) > (0.8 if head_weights == "balanced" else 0.05) * structure.spec.strength
     assert excited.sum(dim=1).tolist() == [3.0] * BATCH
     found, _ = mean_gradient(model, F.cross_entropy, images, LABELS)
     expected = torch.einsum("b,bk,bm->km", delta, excited, inputs) / BATCH
@@ -161,7 +161,7 @@ def test_an_undecided_network_lends_every_victim_the_same_voice(task: MakeTask, 
 
     model = TamperedNetwork(Undecided(), InferenceStructure(water_filled(task(SIZE, BATCH, 1e-3))))
     delta, _, _ = theory(model, images, LABELS)
-    torch.testing.assert_close(delta.abs(), torch.full((BATCH,), model.structure.strength))
+    torch.testing.assert_close(delta.abs(), torch.full((BATCH,), model.structure.spec.strength))
 
 
 def test_inputs_are_scaled_coefficients_then_pilot_then_nulls(task: MakeTask, images: Tensor) -> None:

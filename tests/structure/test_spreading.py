@@ -59,7 +59,7 @@ def test_more_noise_asks_for_more_tensors() -> None:
 def test_blocks_leave_the_network_as_it_was(task: MakeTask, photographs: Photographs) -> None:
     payload = WaterFilling(nulls=5).payload(task(16, 4, 0.03, "update", True))
     structure, images = InferenceStructure(payload), photographs(16)[:4]
-    assert structure.blocks > 1
+    assert structure.spec.blocks > 1
     assert not bool(structure(images).any())
     assert structure_bytes(payload) == 4 * sum(parameter.numel() for parameter in structure.parameters())
     # The zeros, which the noise is measured on, stay zero.

@@ -14,7 +14,8 @@ from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.networks.construction import ConvNet
 from lightning_recon.priors.image_statistics import public_statistics, synthetic_pictures
 from lightning_recon.structure import InferenceStructure, Structure, TamperedNetwork, TrapWeights
-from lightning_recon.structure.curious_abandon_honesty import corners, trap_weights, typical_scaling
+from lightning_recon.structure.coding.trap_weights import TrapRecipe, trap_weights
+from lightning_recon.structure.curious_abandon_honesty import corners, typical_scaling
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.robbing_the_fed import FOOTPRINT
 
@@ -43,7 +44,7 @@ def alone(images: Tensor, attack: TrapWeights, task: Task) -> Tensor:
 
 
 def test_half_of_each_row_is_negative_and_the_other_half_weaker() -> None:
-    weights = trap_weights(50, 1001, 0.9, 2.0, seed=1)
+    weights = trap_weights(50, 1001, TrapRecipe(0.9, 2.0, seed=1))
     assert (weights > 0).sum(dim=1).tolist() == [500] * 50
     positive, negative = weights[weights > 0].mean(), -weights[weights < 0].mean()
     # Magnitudes of a normal number of deviation 2 average 2 √(2/π) = 1.596, and 25,000 of them scatter by 0.5 %.
@@ -54,8 +55,9 @@ def test_half_of_each_row_is_negative_and_the_other_half_weaker() -> None:
 
 
 def test_equal_seeds_make_equal_weights() -> None:
-    assert torch.equal(trap_weights(3, 100, 0.9, 1.0, seed=1), trap_weights(3, 100, 0.9, 1.0, seed=1))
-    assert not torch.equal(trap_weights(3, 100, 0.9, 1.0, seed=1), trap_weights(3, 100, 0.9, 1.0, seed=2))
+    first, again, other = (trap_weights(3, 100, TrapRecipe(0.9, 1.0, seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_only_the_recipe_is_shipped(task: MakeTask) -> None:
@@ -65,7 +67,7 @@ def test_only_the_recipe_is_shipped(task: MakeTask) -> None:
     structure = InferenceStructure(payload)
     deviation = float(payload.settings["trap_deviation"])
     seed = int(payload.settings["trap_seed"])
-    assert torch.equal(structure.weight[:, :-1], trap_weights(7, inputs, 0.9, deviation, seed))
+    assert torch.equal(structure.weight[:, :-1], trap_weights(7, inputs, TrapRecipe(0.9, deviation, seed)))
     assert not bool(structure.weight[:, -1].any())
     assert structure_bytes(payload) == 4 * 7 * (inputs + 1)
 
@@ -74,7 +76,7 @@ def test_only_the_recipe_is_shipped(task: MakeTask) -> None:
 @pytest.mark.parametrize("size", [16, 48])
 def test_a_typical_picture_excites_as_many_units_as_intended(size: int, rate: float) -> None:
     statistics, pixels = public_statistics(size, size, False), 3 * size**2
-    weights = trap_weights(500, pixels, typical_scaling(statistics, pixels, rate), 1.0, seed=1)
+    weights = trap_weights(500, pixels, TrapRecipe(typical_scaling(statistics, pixels, rate), 1.0, seed=1))
     rates = (synthetic_pictures(statistics, 200, size).flatten(1) @ weights.T > 0).float().mean(dim=1)
     assert float(rates.median()) == pytest.approx(rate, rel=0.3)
 

@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_voices_and_the_output_is_unchanged(
     inputs = structure.encode(images)
     measured = inputs @ structure.matrix.detach().T
     excited = ((structure.lower <= measured) & (measured < structure.upper)).float()
-    expected = structure.strength * torch.einsum("b,bk,bm->km", voices(logits, labels), excited, inputs)
+    expected = structure.spec.strength * torch.einsum("b,bk,bm->km", voices(logits, labels), excited, inputs)
     torch.testing.assert_close(structure.matrix.grad, expected.detach(), rtol=1e-3, atol=1e-2)
 
 

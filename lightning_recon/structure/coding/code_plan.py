@@ -4,11 +4,7 @@
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from lightning_recon.errors import UserError
-from lightning_recon.exchange import ServerPayload
-from lightning_recon.structure.coding.channel_code import LADDER, NAME, message_bits, needed_snr
+from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 
 # Inputs that say which rate was chosen, and their energy in units of the noise variance: words that differ by twice
@@ -30,7 +26,7 @@ _RAW_BITS = 24
 # Shorter codewords are no long random codes any more.
 _SHORTEST = 1000
 # Of the channel code and its header: payloads of another one cannot be read.
-_VERSION = 2
+VERSION = 2
 # Quieter than rounding in float32 no row ever is.
 _QUIETEST = 1e-6
 
@@ -61,38 +57,16 @@ class Plan:
         usable = self.amplitudes[rung] > 0
         return max(0, message_bits(rung, self.inputs) // 8 - OVERHEAD) if usable else 0
 
-    def settings(self) -> dict[str, bool | int | float]:
+    def settings(self) -> dict[str, bool | int | float | str]:
         """The plan in a payload's settings."""
         return {
-            "digital_code": _VERSION,
+            "digital_code": VERSION,
             "digital_inputs": self.inputs,
             "digital_header": self.header,
             "digital_fair": self.fair,
             "digital_sketch": self.sketch,
             "digital_shared": self.shared,
         }
-
-
-def shipped_plan(payload: ServerPayload) -> Plan | None:
-    """The plan in a payload; None if the payload has no digital part."""
-    settings, tensors = payload.settings, payload.tensors
-    if "digital_amplitudes" not in tensors:
-        return None
-    if settings.get("digital_code") != _VERSION:
-        raise UserError("the payload uses another digital code than this version of the package: create it again")
-    return Plan(
-        inputs=int(settings["digital_inputs"]),
-        header=float(settings["digital_header"]),
-        amplitudes=tuple(_floats(tensors["digital_amplitudes"])),
-        fair=int(settings["digital_fair"]),
-        sketch=float(settings["digital_sketch"]),
-        shared=bool(settings["digital_shared"]),
-    )
-
-
-def channel_code_name(payload: ServerPayload) -> str | None:
-    """Name of the channel code that a payload uses; None if it has no digital part."""
-    return NAME if shipped_plan(payload) else None
 
 
 def digital_plan(
@@ -152,7 +126,3 @@ def sketch_share(noise: float) -> float:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
     """
     return min(_SKETCH_MOST, max(_SKETCH_LEAST, (noise / _SKETCH_NOISE) ** 2))
-
-
-def _floats(values: Tensor) -> list[float]:
-    return [float(value) for value in values]

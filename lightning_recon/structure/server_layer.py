@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every layer of a malicious server has in common, and the target network with such a layer beside it."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.exchange import ServerPayload
+
+
+class ServerLayer(nn.Module, ABC):
+    """A layer that a malicious server adds to the target network, built from a payload alone.
+
+    A structure of your own ships a layer of its own by naming its class in the payload's settings:
+    `ServerPayload(settings={"layer": OwnLayer.path(), ...}, tensors=...)`. What else is in the settings and tensors is
+    then up to that class. Its parameters appear in updates as "structure.NAME".
+    """
+
+    target_scale: float = 1.0  # factor of the network's own logits; 0 silences the network
+    detach_logits: bool = False  # whether the network's own gradient is removed, see `TamperedNetwork`
+
+    def __init__(self, payload: ServerPayload) -> None:
+        """Build the layer from what the server shipped; to be extended."""
+        super().__init__()
+
+    @classmethod
+    def path(cls) -> str:
+        """What names this class in a payload's settings."""
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+    @classmethod
+    def defined(cls) -> dict[str, type["ServerLayer"]]:
+        """All classes derived from this one that are defined now, by their paths."""
+        found: dict[str, type[ServerLayer]] = {}
+        for child in cls.__subclasses__():
+            found |= {child.path(): child, **child.defined()}
+        return found
+
+    @abstractmethod
+    def forward(self, images: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Contribution to the logits, shape (B, classes).
+
+        Args:
+            images: Shape (B, 3, H, W), values in [0, 1].
+            logits: The network's own logits, shape (B, classes), detached; None if the network is silenced.
+        """
+
+
+class TamperedNetwork(nn.Module):
+    """The target network with the server's inference structure beside it.
+
+    With `structure.detach_logits` the output is what it was to the last bit, and the network's own gradient is exactly
+    zero: the structure has the whole clipping budget, whatever the network, and no local step moves the logits.
+
+    Args:
+        network: Maps images in [0, 1], shape (B, 3, H, W), to logits (B, classes).
+        structure: The added layer.
+        zeros: Whether detached logits leave every parameter of the network a gradient of zeros, or none at all. Opacus
+            and DistributedDataParallel wait for a gradient of every parameter; a client that does without saves the
+            backward pass through the network, a third to a half of its time.
+    """
+
+    def __init__(self, network: nn.Module, structure: ServerLayer, zeros: bool = True) -> None:
+        """Keep both as submodules, so gradients are named `network.*` and `structure.*`."""
+        super().__init__()
+        self.network = network
+        self.structure = structure
+        self.zeros = zeros
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the target network plus the structure's contribution."""
+        # A silent target network leaves every label equally likely, and every victim with the same gradient weight.
+        if self.structure.target_scale == 0:
+            output: Tensor = self.structure(images)
+        else:
+            logits = self.structure.target_scale * self.network(images)
+            # Detached out here, or hooks that wait for the gradient of every input, as Opacus's do, wait for ever.
+            known = logits.detach()
+            if self.structure.detach_logits:
+                logits = _with_zero_gradient(logits) if self.zeros else known
+            output = logits + self.structure(images, known)
+        return output
+
+
+def _with_zero_gradient(logits: Tensor) -> Tensor:
+    """The same values, whose gradient is zero rather than missing.
+
+    A selection, because `logits.detach() + 0 * logits` makes NaN of infinite logits, and a backward pass of its own
+    (`torch.autograd.Function`) would need rules for vmap and forward-mode differentiation.
+    """
+    return torch.where(torch.ones_like(logits, dtype=torch.bool), logits.detach(), logits)
