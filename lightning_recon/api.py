@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack.refinement import PlugAndPlay, refinement
 from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.client.update import clipped_update
 from lightning_recon.evaluation.assignment import arrange, match
@@ -150,10 +149,9 @@ def reconstruct(
     update = privatized_update(model, images, labels, privacy, payload, seed)
     decoded = server.decode(payload, task, ClientUpdate(0, 0, 0, update, payload=payload.digest()))
     found, statistics = decoded.pictures, server.statistics(task)
-    if decoded.posterior is not None and steps:
+    if decoded.refinement is not None and steps:
         prior = SmallDenoiser().eval().requires_grad_(False) if denoiser is None else denoiser
-        objective = PlugAndPlay(decoded.posterior, statistics.mean, statistics.colour, prior)
-        *_, found = refinement(objective, steps)
+        *_, found = decoded.refinement.objective(found, statistics.transform, prior).iterates(steps)
     placed = arrange(found, match(images, found), statistics.mean)
     energies = images.square().sum(dim=(1, 2, 3))
     return AttackResult(

@@ -23,12 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_recon.attack.refinement import PlugAndPlay
-from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
-from lightning_recon.structure.base import Posterior
 from lightning_recon.structure.coding.power_allocation import water_filling
+from lightning_recon.structure.refinement import PlugAndPlay, Posterior
 
 PATCH = 56
 SIZES = (56, 112, 168, 224)  # of whole pictures; the patch shows a part of one
@@ -97,7 +96,7 @@ def contrast(picture: Tensor) -> Tensor:
     """Energy of a picture compared with what its spectrum promises, as the code weighs it."""
     statistics = public_statistics(*picture.shape[-2:], subjects=False)
     std = statistics.variance.sqrt()
-    return (analyse(picture / 255, statistics.mean, statistics.colour).square() / std).sum() / std.sum()
+    return (statistics.transform.analyse(picture / 255).square() / std).sum() / std.sum()
 
 
 class Batch(NamedTuple):
@@ -149,7 +148,7 @@ class Batches(IterableDataset[Batch]):
             prior = torch.where(wide, 1e4, prior)
             gain = torch.where(wide, 1 - level[:, None, None, None] ** 2 / prior, code.gain[rung])
             expected = self.statistics.mean * dim[:, None, None, None]
-            coefficients = analyse(clean, expected, self.statistics.colour)
+            coefficients = CosineTransform(expected, self.statistics.colour).analyse(clean)
             # A gain g means noise of variance prior · (1 − g) / g; what was not sent has g = 0.
             filtered = gain * coefficients + (prior * gain * (1 - gain)).sqrt() * self.normal(gain.shape)
             sigma = torch.where(white, level, factor.sqrt() * code.spread[rung])
@@ -216,14 +215,14 @@ class Training(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Take some steps of refinement as the attack does, and learn from the next."""
         posterior = Posterior(batch.mean, batch.variance, batch.prior_variance)
-        splitting = PlugAndPlay(posterior, batch.expected, self.colour, self.denoised)
+        splitting = PlugAndPlay(posterior, CosineTransform(batch.expected, self.colour), self.denoised)
         splitting.sigma, splitting.decay = batch.sigma, DECAY
         dummies = torch.zeros_like(batch.mean)
         for step in range(batch.steps):
             dummies = splitting.stepped(dummies, step)
-        noisy = splitting.pictures(splitting.fitted(dummies, batch.steps)).clamp(0, 1)
+        noisy = splitting.images(splitting.fitted(dummies, batch.steps)).clamp(0, 1)
         found = self.denoised(noisy, batch.sigma * DECAY**batch.steps)
-        decoded = splitting.pictures(torch.zeros_like(dummies)).clamp(0, 1)
+        decoded = splitting.images(torch.zeros_like(dummies)).clamp(0, 1)
         before, after = ((x - batch.clean).square().mean(dim=(1, 2, 3)) for x in (decoded, found))
         scale = torch.maximum(before, batch.sigma**2) + FLOOR**2
         self.log("error", (after / scale).detach().mean())

@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
 from lightning_recon.attack.protocol import run_protocol
-from lightning_recon.attack.refinement import PlugAndPlay, refinement
 from lightning_recon.callbacks.figures import Version, caption, comparison_figure
 from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.image_grid import Drawn, ImageGrid, log_picture, versions_of
@@ -149,14 +148,14 @@ def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> I
     structure, draw = module.structure, module.draws + 1  # a draw that neither the run nor a rival has had
     guess = run_protocol(harder, structure, structure.payload(harder.task), 0, draw, None)
     first = Reconstruction(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident)
-    if guess.posterior is None:
+    if guess.refinement is None:
         yield first
         return
-    device, statistics = module.device, structure.statistics(harder.task)
-    posterior = replace(guess.posterior, **{name: part.to(device) for name, part in vars(guess.posterior).items()})
-    denoiser = module.denoiser.to(device)
-    objective = PlugAndPlay(posterior, statistics.mean.to(device), statistics.colour.to(device), denoiser)
-    for step, pictures in enumerate(refinement(objective, steps)):
+    device, transform = module.device, structure.statistics(harder.task).transform
+    objective = guess.refinement.to(device).objective(
+        guess.pictures.to(device), transform.to(device), module.denoiser.to(device)
+    )
+    for step, pictures in enumerate(objective.iterates(steps)):
         yield first if step == 0 else replace(first, pictures=pictures.cpu())
 
 

@@ -10,21 +10,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.structure.clipping_budget import BudgetShare
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """Gaussian knowledge of pictures, in the coefficients of `transform.analyse`.
-
-    Args:
-        mean: Shape (M, 3, H, W).
-        variance: Shape (M, 3, H, W), positive.
-        prior_variance: Shape (M, 3, H, W): what it was before the update arrived.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    prior_variance: Tensor
+from lightning_recon.structure.refinement import Refinement
 
 
 @dataclass(frozen=True)
@@ -52,9 +38,7 @@ class Decoded:
         pictures: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
         unresolved: Rows that hold something no single picture explains: collisions.
         rows: For each tensor of the update that was read, the rows read; None for all of them.
-        posterior: What refinement may start from; None if the decoding knows no spectrum.
-        moments: Leaked statistics of each picture for the seed paper's refinement, see `moments.moments`; None if the
-            structure leaks none.
+        refinement: What refinement starts from, and so how it goes on; None if there is nothing to refine.
         evident: Whether the update shows more than the public mean image. If not, pictures are handed over all the
             same, because they cost nothing, but must not count as detections.
         files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
@@ -64,8 +48,7 @@ class Decoded:
     pictures: Tensor
     unresolved: int
     rows: Mapping[str, Tensor | None]
-    posterior: Posterior | None
-    moments: Tensor | None = None
+    refinement: Refinement | None = None
     evident: bool = True
     files: tuple[ReceivedFile | None, ...] | None = None
     share: BudgetShare | None = None
@@ -92,23 +75,64 @@ class Knowledge:
     belief: Tensor
 
 
+class FeedbackCode(Protocol):
+    """How a server uses the rounds in which its payload depends on the updates before."""
+
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
+        """What the server knows when feedback starts; None if feedback cannot start.
+
+        Args:
+            payload: What was shipped in the first rounds.
+            task: What was announced.
+            update: The mean of the first rounds' updates.
+            decoded: Its decoding.
+        """
+        ...
+
+    def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
+        """What to ship to this client in the next round."""
+        ...
+
+    def update_knowledge(
+        self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
+    ) -> Knowledge:
+        """What the server knows after one more update."""
+        ...
+
+    def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
+        """The result after the last round."""
+        ...
+
+
 @runtime_checkable
 class Structure(Protocol):
-    """A malicious server: what it adds to the model, and how it reads the answer."""
+    """A malicious server: what it adds to the model, and how it decodes the updates.
+
+    A structure of your own inherits from this class, and defines `name`, `statistics`, `payload` and `decode`.
+    """
 
     @property
     def name(self) -> str:
         """Name of the attack in `results.json`."""
         ...
 
+    @property
+    def feedback(self) -> FeedbackCode | None:
+        """How the rounds after the first ones are used; None if the payload never depends on earlier updates."""
+        return None
+
+    def rounds(self, task: Task) -> int:
+        """How many rounds repeat the first payload, at most all; their updates are averaged before decoding."""
+        return task.rounds
+
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about pictures."""
+        """Public statistics of images that the server assumes."""
         ...
 
     def payload(self, task: Task) -> ServerPayload:
-        """The structure to ship, from what was announced."""
+        """The structure to ship, designed from what was announced."""
         ...
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """Pictures from one update, or from the mean of several."""
+        """Images from one update, or from the mean of several."""
         ...

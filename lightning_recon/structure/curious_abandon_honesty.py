@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.structure.robbing_the_fed import (
     FOOTPRINT,
@@ -33,7 +33,7 @@ _NEW = 1e-4
 _REACH = 4.0
 
 
-class TrapWeights:
+class TrapWeights(Structure):
     """When the Curious Abandon Honesty: ReLU units with random weights that hardly any picture excites.
 
     A unit that one picture excites alone has δ · x for its row and δ for its bias. Unlike bins, units hear victims
@@ -120,7 +120,7 @@ class TrapWeights:
         # The noise is estimated from the quietest row, so a recording must keep it too.
         quietest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
         kept = torch.cat([chosen, quietest])
-        return Decoded(pictures, unresolved=0, rows={"structure.weight": kept}, posterior=None)
+        return Decoded(pictures, unresolved=0, rows={"structure.weight": kept})
 
 
 def typical_scaling(statistics: PublicStatistics, pixels: int, rate: float) -> float:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.priors.dct import analyse, synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
-from lightning_recon.structure.base import Decoded, Posterior, ReceivedFile
+from lightning_recon.structure.base import Decoded, ReceivedFile, Structure
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
@@ -23,6 +22,7 @@ from lightning_recon.structure.detection.successive_decoding import Received, re
 from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import released_rows
+from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import STRENGTH, WaterFilling, in_coefficients
 
 # Spread of log S when one clip covers the batch: the gradient norms of the other victims and of this one.
@@ -40,7 +40,7 @@ _ENTRY = 4
 _KNOWN = 1e-9
 
 
-class Digital:
+class Digital(Structure):
     """A digital code where the noise is low, a linear one where it is not.
 
     The gradient of a weight is its input times a scalar, and needs no derivative of that input. So the shipped network
@@ -201,7 +201,7 @@ class Digital:
             for row, weight, std in zip(combined, pilots, noises, strict=True)
         ]
         posterior = in_coefficients(decoded, shipped, statistics)
-        pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
+        pictures = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
         pictures, posterior = _with_files(pictures, posterior, received, others, statistics)
         missing = task.victims - len(pictures)
         evident = found.evident or any(one is not None for one in received)
@@ -280,6 +280,6 @@ def _with_files(
     for place, one in enumerate([*received, *others]):
         if one is not None:
             pictures[place] = one.picture.float() / 255
-            mean[place] = analyse(pictures[place], statistics.mean, statistics.colour)
+            mean[place] = statistics.transform.analyse(pictures[place])
             variance[place] = _KNOWN * prior[place]
     return pictures, Posterior(mean, variance, prior)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.priors.dct import synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import PROBABILITY, check_ranges
-from lightning_recon.structure.base import Decoded, Knowledge, Posterior
+from lightning_recon.structure.base import Decoded, FeedbackCode, Knowledge, Structure
 from lightning_recon.structure.coding.hadamard_spreading import distortion
 from lightning_recon.structure.coding.power_allocation import water_filling
 from lightning_recon.structure.readout import budget_share, released_rows, weight_names
+from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import WaterFilling
 
 # Factors by which the remaining variance may differ from what is believed, their spread, and how fast evidence fades.
@@ -28,7 +28,7 @@ _MEASURING_GAIN = 1e-3
 _EXACT = 1e-10
 
 
-class Feedback:
+class Feedback(Structure):
     """Schalkwijk–Kailath feedback coding over rounds, after an opening of plain water-filling.
 
     The opening repeats one code until sign and scale are settled. From then on unit j encodes the residual of victim j
@@ -62,41 +62,47 @@ class Feedback:
         """What the server takes for granted about pictures of the task's size."""
         return self.opening.statistics(task)
 
-    def opening_rounds(self, task: Task) -> int:
+    def rounds(self, task: Task) -> int:
         """How many averaged rounds bring the pilot to four standard deviations of the noise, at most all."""
         # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
         noise = task.update_noise * math.sqrt(task.sharers * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
 
+    @property
+    def feedback(self) -> FeedbackCode:
+        """This code itself, in the rounds after the opening."""
+        return self
+
     def payload(self, task: Task) -> ServerPayload:
         """The structure of the opening, designed for the mean of its rounds."""
         if self._opened is None or self._opened[0] != task:
-            self._opened = task, self.opening.payload(replace(task, rounds=self.opening_rounds(task)))
+            self._opened = task, self.opening.payload(replace(task, rounds=self.rounds(task)))
         return self._opened[1]
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """Pictures from the mean of the opening's rounds."""
-        return self.opening.decode(payload, replace(task, rounds=self.opening_rounds(task)), update)
+        return self.opening.decode(payload, replace(task, rounds=self.rounds(task)), update)
 
-    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, guess: Decoded) -> Knowledge | None:
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
         """What the server knows when feedback starts; None if no victim has a unit of its own.
 
         Args:
             payload: The opening's payload.
             task: What was announced.
             update: The mean of the opening's updates.
-            guess: Its decoding.
+            decoded: Its decoding.
         """
-        if guess.posterior is None or not len(guess.pictures):
+        posterior = decoded.refinement
+        if not isinstance(posterior, Posterior) or not len(decoded.pictures):
             return None
-        units, scales = self._private_units(payload, task, update, guess.posterior)
+        units, scales = self._private_units(payload, task, update, posterior)
         if not bool((units >= 0).any()):
             return None
         return Knowledge(
-            mean=guess.posterior.mean.flatten(1),
-            variance=guess.posterior.variance.flatten(1),
-            prior_variance=guess.posterior.prior_variance,
+            mean=posterior.mean.flatten(1),
+            variance=posterior.variance.flatten(1),
+            prior_variance=posterior.prior_variance,
             units=units,
             scales=scales if task.granularity == "update" else scales.sign(),
             belief=_STRANGENESS.repeat(len(scales), 1),
@@ -199,14 +205,14 @@ class Feedback:
         remaining = remaining.maximum(_EXACT * knowledge.prior_variance.flatten(1))
         return replace(updated, mean=mean, variance=remaining)
 
-    def conclude(self, task: Task, knowledge: Knowledge, guess: Decoded) -> Decoded:
+    def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
         """The pictures as they are known after the last round."""
         statistics, shape = self.statistics(task), knowledge.prior_variance.shape
         mean = knowledge.mean.view(shape)
         variance = knowledge.variance.view(shape)
         variance = variance.clamp(min=1e-12 * knowledge.prior_variance, max=knowledge.prior_variance)
-        pictures = synthesise(mean, statistics.mean, statistics.colour).clamp(0, 1)
-        return replace(guess, pictures=pictures, posterior=Posterior(mean, variance, knowledge.prior_variance))
+        pictures = statistics.transform.synthesise(mean).clamp(0, 1)
+        return replace(decoded, pictures=pictures, refinement=Posterior(mean, variance, knowledge.prior_variance))
 
 
 def _mismatch(knowledge: Knowledge) -> Tensor:

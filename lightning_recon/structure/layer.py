@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
-from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.dct import CosineTransform, PixelTransform, Transform
 from lightning_recon.structure.coding.hadamard_spreading import block_width, spread
 from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.coding.modulation import DigitalWords
@@ -86,6 +86,11 @@ class InferenceStructure(ServerLayer):
             self.register_buffer("bias_constants", tensors["bias_constants"].clone())
             self.bias = nn.Parameter(torch.zeros(self.lower.numel(), tensors["bias_constants"].numel()))
 
+    @property
+    def transform(self) -> Transform:
+        """From images to the coefficients of which the layer sends some."""
+        return PixelTransform() if self.spec.pixels else CosineTransform(self.mean, self.colour)
+
     def encode(self, images: Tensor) -> Tensor:
         """Inputs of the layer: the scaled coefficients of each picture, its moments if wanted, then the constants.
 
@@ -95,8 +100,7 @@ class InferenceStructure(ServerLayer):
         Returns:
             Shape (B, m + constants), or as many entries as all blocks have.
         """
-        picture = images if self.spec.pixels else analyse(images, self.mean, self.colour)
-        sent = picture.flatten(1)[:, self.index] * self.gain
+        sent = self.transform.analyse(images).flatten(1)[:, self.index] * self.gain
         extra = [moments(images).flatten(1)] if self.spec.moments else []
         if (plan := self.spec.digital) is not None:
             words = DigitalWords.apply(images, plan)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.head_weights import class_code
 
 # A structure without a twin must not move the logits, or half of the victims' δ vanish: small weights, strong head.
@@ -23,7 +23,7 @@ _BELOW_BLACK = -1.0
 _ROUNDING = 1e-5
 
 
-class RobbingTheFed:
+class RobbingTheFed(Structure):
     """Robbing the Fed: ReLU units that all measure brightness, each with a higher threshold than the one before.
 
     A picture excites every unit whose threshold it exceeds, so the difference of neighbouring rows holds the pictures
@@ -115,7 +115,7 @@ class RobbingTheFed:
             detected = rows_above_noise(inputs / spread[:, None], weights / spread, self.false_alarm)
             chosen = detected[: task.victims]
         pictures = (inputs[chosen] / weights[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
-        return Decoded(pictures, unresolved=0, rows={"structure.weight": None}, posterior=None)
+        return Decoded(pictures, unresolved=0, rows={"structure.weight": None})
 
 
 def relu_payload(

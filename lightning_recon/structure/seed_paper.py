@@ -10,9 +10,10 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.coding.leaked_moments import MOMENTS
 from lightning_recon.structure.head_weights import class_code
+from lightning_recon.structure.refinement import LeakedMoments
 
 _WEIGHT, _WEIGHT_SIZE = 1e-5, 224  # brightness weight, and the picture size it was chosen for
 _LAPLACE = stats.laplace(loc=0.003, scale=0.003 / math.sqrt(2))
@@ -20,7 +21,7 @@ _COPIES, _BIAS_INPUTS = 100, 500
 _CONFIDENCE = 0.99
 
 
-class SeedPaper:
+class SeedPaper(Structure):
     """The seed paper's attack: brightness units, artificial zero gradients, interval filter.
 
     One fully connected unit per brightness interval; a 1 x 1 convolution copies the picture and adds three all-zero
@@ -132,13 +133,13 @@ class SeedPaper:
             pictures = interval_filtered(pictures, noise / weights.abs())
         ratio = self._usual_ratio(task) if task.per_layer and task.max_grad_norm is not None else 1.0
         pictures = (ratio * pictures).view(-1, *task.image_shape).clamp(0, 1)
-        leaked = (ratio * rows[:, pixels:-pixels] / weights).view(-1, len(MOMENTS), 3) if self.moments else None
+        values = ratio * rows[:, pixels:-pixels] / weights
+        leaked = LeakedMoments(values.view(-1, len(MOMENTS), 3)) if self.moments else None
         return Decoded(
             pictures=pictures,
             unresolved=0,
             rows={"structure.bias": None, "structure.weight": chosen},
-            posterior=None,
-            moments=leaked,
+            refinement=leaked,
         )
 
     def _usual_ratio(self, task: Task) -> float:

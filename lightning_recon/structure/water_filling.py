@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.priors.dct import synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.ranges import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, SIZE, SIZE_OR_NONE, check_ranges
-from lightning_recon.structure.base import Decoded, Posterior
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.gating import intervals, measurement_directions, scale_down_measurements
 from lightning_recon.structure.coding.hadamard_spreading import block_count, distortion
@@ -23,6 +22,7 @@ from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
 from lightning_recon.structure.readout import budget_share, released_rows, weight_names
+from lightning_recon.structure.refinement import Posterior
 
 # Spread of log S when one clip covers the batch: caused by the gradient weights of all victims.
 _LOG_SCALE_STD = 0.4
@@ -38,7 +38,7 @@ _FOOTPRINT = 0.01
 _UNITS_A_PICTURE, _FEWEST_UNITS, _LONE_DIRECTION = 8, 64, 8
 
 
-class WaterFilling:
+class WaterFilling(Structure):
     """The noise-optimal linear structure.
 
     Each picture is expressed in decorrelated cosine coefficients; each coefficient gets the share of the clipping
@@ -244,7 +244,7 @@ class WaterFilling:
             for row, pilot_value, std in zip(combined, pilots, noises, strict=True)
         ]
         posterior = in_coefficients(decoded, shipped, statistics)
-        pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
+        pictures = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
         # Without a pilot both signs are alike, and their mean is no picture.
         evident = found.evident and level > 0
         share = structure_share(inputs, pilot, noise, prior, task, payload)

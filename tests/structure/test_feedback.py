@@ -92,7 +92,7 @@ def test_a_single_round_is_the_opening(photographs: Photographs) -> None:
 
 def test_noise_that_hides_the_sign_takes_a_longer_opening(photographs: Photographs) -> None:
     task = client_of(photographs(32)[:1], noise=0.1, rounds=300).task
-    rounds = [Feedback().opening_rounds(replace(task, noise_multiplier=z)) for z in (0.01, 0.1, 0.6, 10.0)]
+    rounds = [Feedback().rounds(replace(task, noise_multiplier=z)) for z in (0.01, 0.1, 0.6, 10.0)]
     assert rounds == [1, 1, 29, 300]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import SeedPaper, Structure
 from lightning_recon.structure.coding.leaked_moments import moments
+from lightning_recon.structure.refinement import LeakedMoments
 from lightning_recon.structure.seed_paper import half_normal_std, interval_filtered
 
 MakeTask = Callable[..., Task]
@@ -179,18 +180,17 @@ def test_leaked_moments_are_those_of_the_pictures(
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
     _, match = nearest(guess.pictures, images)
-    assert guess.moments is not None
+    assert isinstance(guess.refinement, LeakedMoments)
     assert sorted(match.tolist()) == list(range(len(images)))
     tolerance = max(1e-5, 6 * noise * float(images.square().sum(dim=(1, 2, 3)).max().sqrt()))
-    torch.testing.assert_close(guess.moments, moments(images)[match], rtol=0.01, atol=tolerance)
+    torch.testing.assert_close(guess.refinement.values, moments(images)[match], rtol=0.01, atol=tolerance)
 
 
 def test_moments_are_left_out_unless_wanted(task: MakeTask, release: Release, photographs: Photographs) -> None:
     structure, announced = SeedPaper(16), task(SIZE, 2, 0.0)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, photographs(SIZE)[:2]))
-    assert guess.moments is None
-    assert guess.posterior is None
+    assert guess.refinement is None
 
 
 def test_it_is_a_structure_whose_mean_image_knows_of_subjects(task: MakeTask) -> None:

@@ -14,6 +14,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.dct import analyse, synthesise
 from lightning_recon.structure import InferenceStructure, Structure, WaterFilling
+from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import layout
 
 MakeTask = Callable[..., Task]
@@ -138,13 +139,13 @@ def test_the_posterior_describes_the_error(task: MakeTask, release: Release, pho
     images, structure, announced = photographs(32)[:8], WaterFilling(), task(32, 8, 3e-3)
     payload, statistics = structure.payload(announced), structure.statistics(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert guess.posterior is not None
+    assert isinstance(guess.refinement, Posterior)
     truth = analyse(images, statistics.mean, statistics.colour)
-    match = torch.cdist(guess.posterior.mean.flatten(1), truth.flatten(1)).argmin(dim=1)
-    error = (guess.posterior.mean - truth[match]).square().sum()
-    assert float(error) == pytest.approx(float(guess.posterior.variance.sum()), rel=0.4)
-    assert bool((guess.posterior.variance > 0).all())
-    assert bool((guess.posterior.variance <= guess.posterior.prior_variance).all())
+    match = torch.cdist(guess.refinement.mean.flatten(1), truth.flatten(1)).argmin(dim=1)
+    error = (guess.refinement.mean - truth[match]).square().sum()
+    assert float(error) == pytest.approx(float(guess.refinement.variance.sum()), rel=0.4)
+    assert bool((guess.refinement.variance > 0).all())
+    assert bool((guess.refinement.variance <= guess.refinement.prior_variance).all())
 
 
 def test_the_noise_is_designed_for_as_it_will_be_shared() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
-from lightning_recon.structure import Decoded, ServerLayer
+from lightning_recon.structure import Decoded, ServerLayer, Structure
 from lightning_recon.structure.head_weights import class_code
 
 
@@ -25,7 +25,7 @@ class ThumbnailLayer(ServerLayer):
         return 1e4 * (inputs @ (self.weight - self.weight.detach()).T) * self.code
 
 
-class Thumbnails:  # for clients with one image
+class Thumbnails(Structure):  # for clients with one image
     name = "thumbnails"
 
     def statistics(self, task: Task) -> PublicStatistics:
@@ -39,4 +39,4 @@ class Thumbnails:  # for clients with one image
         row = update.gradient["structure.weight"][0]
         small = (row[:-1] / row[-1]).view(1, 3, task.image_shape[1] // 4, -1)
         images = F.interpolate(small, task.image_shape[1:], mode="bilinear").clamp(0, 1)
-        return Decoded(images, unresolved=0, rows={"structure.weight": None}, posterior=None)
+        return Decoded(images, unresolved=0, rows={"structure.weight": None})

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.image_statistics import PublicStatistics, synthetic_pictures
 
 # Coefficients whose two frequencies add up to less than this are measured: few enough to be sent at any useful noise,
@@ -53,7 +53,8 @@ def intervals(statistics: PublicStatistics, directions: Tensor, units: int) -> t
     pictures = synthetic_pictures(statistics, _SYNTHETIC_COUNT, size)
     # Low coefficients of a coarse picture are those of the fine one but for the scale of the orthonormal transform.
     coarse_mean = torch.nn.functional.interpolate(statistics.mean[None], (size, size), mode="area")[0]
-    coefficients = analyse(pictures, coarse_mean, statistics.colour) * (height * width) ** 0.5 / size
+    coarse = CosineTransform(coarse_mean, statistics.colour)
+    coefficients = coarse.analyse(pictures) * (height * width) ** 0.5 / size
     measured = coefficients.flatten(1) @ directions[..., :size, :size].flatten(1).T
     lower, upper, owner = [], [], []
     for direction, values in enumerate(measured.T):

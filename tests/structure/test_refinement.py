@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.attack import SmallDenoiser, TotalVariation
-from lightning_recon.attack.refinement import _TRUST as TRUST
-from lightning_recon.attack.refinement import MomentMatching, PlugAndPlay
-from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.image_statistics import public_statistics
-from lightning_recon.structure.base import Posterior
 from lightning_recon.structure.coding.leaked_moments import moments
+from lightning_recon.structure.refinement import _TRUST as TRUST
+from lightning_recon.structure.refinement import LeakedMoments, MomentMatching, PlugAndPlay, Posterior
 
 SIZE, COUNT = 16, 4
 STATISTICS = public_statistics(SIZE, SIZE, subjects=False)
@@ -46,7 +45,7 @@ def identity(x: Tensor, sigma: Tensor) -> Tensor:
 def splitting(posterior: Posterior, denoiser: Denoiser = identity, chosen: slice = slice(None)) -> PlugAndPlay:
     dtype = posterior.mean.dtype
     own = Posterior(*(value[chosen] for value in vars(posterior).values()))
-    return PlugAndPlay(own, STATISTICS.mean.to(dtype), STATISTICS.colour.to(dtype), denoiser)
+    return PlugAndPlay(own, CosineTransform(STATISTICS.mean.to(dtype), STATISTICS.colour.to(dtype)), denoiser)
 
 
 def gradient(of: PlugAndPlay | MomentMatching, dummies: Tensor) -> Tensor:
@@ -82,8 +81,8 @@ def test_without_a_row_the_identity_changes_nothing() -> None:
 
 
 def test_a_gaussian_denoiser_comes_to_the_posterior_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_recon.attack.refinement._GREY_LEVEL", 0.0)  # hear it out whatever the errors
-    monkeypatch.setattr("lightning_recon.attack.refinement._HARDLY_A_PICTURE", float("inf"))
+    monkeypatch.setattr("lightning_recon.structure.refinement._GREY_LEVEL", 0.0)
+    monkeypatch.setattr("lightning_recon.structure.refinement._HARDLY_A_PICTURE", float("inf"))
     # A white Gaussian source behind even white noise, inside [0, 1]: everything is known in closed form.
     variance, noise = torch.full((COUNT, 3, SIZE, SIZE), 4e-4, dtype=torch.float64), 3e-4
     mean_image = torch.full((3, SIZE, SIZE), 0.5, dtype=torch.float64)
@@ -96,7 +95,7 @@ def test_a_gaussian_denoiser_comes_to_the_posterior_mean(monkeypatch: pytest.Mon
         # The splitting adds its own variance to the denoiser's prior.
         return mean_image + (x - mean_image) * (1 - TRUST * posterior.variance / variance)
 
-    steps = PlugAndPlay(posterior, mean_image, torch.eye(3, dtype=torch.float64), denoiser)
+    steps = PlugAndPlay(posterior, CosineTransform(mean_image, torch.eye(3, dtype=torch.float64)), denoiser)
     dummies = torch.zeros_like(variance)
     for _ in range(200):
         dummies = steps.stepped(dummies, 0)
@@ -111,7 +110,7 @@ def test_refinement_comes_to_rest(denoiser: nn.Module) -> None:
     dummies, moved = torch.zeros_like(posterior.mean), []
     for step in range(40):
         dummies, before = steps.stepped(dummies, step), dummies
-        moved.append(float((steps.pictures(dummies) - steps.pictures(before)).abs().max()))
+        moved.append(float((steps.images(dummies) - steps.images(before)).abs().max()))
     assert moved[-1] < 1e-3 < moved[0]
 
 
@@ -151,9 +150,29 @@ def test_victims_do_not_influence_one_another() -> None:
 
 def test_pictures_are_those_of_the_posterior_mean() -> None:
     posterior, _, _ = channel()
-    pictures = splitting(posterior).pictures(torch.zeros_like(posterior.mean))
-    back = analyse(pictures, STATISTICS.mean, STATISTICS.colour)
+    pictures = splitting(posterior).images(torch.zeros_like(posterior.mean))
+    back = STATISTICS.transform.analyse(pictures)
     torch.testing.assert_close(back, posterior.mean, rtol=0, atol=1e-5)
+
+
+def test_every_refinement_names_its_objective_and_joins_updates() -> None:
+    posterior, _, _ = channel(dtype=torch.float32)
+    parts = [Posterior(*(value[chosen] for value in vars(posterior).values())) for chosen in (slice(0, 1), slice(1, 4))]
+    joined = Posterior.joined(parts).to("cpu")
+    objective = joined.objective(torch.zeros_like(joined.mean), STATISTICS.transform, identity)
+    assert isinstance(objective, PlugAndPlay)
+    assert not objective.needs_optimizer
+    dummies, found = torch.zeros_like(posterior.mean), list(objective.iterates(2))
+    for step, images in enumerate(found):
+        torch.testing.assert_close(images, splitting(posterior).images(dummies).clamp(0, 1))
+        dummies = splitting(posterior).stepped(dummies, step)
+    assert len(found) == 3
+    initial = torch.rand(2, 3, SIZE, SIZE)
+    leaked = LeakedMoments.joined([LeakedMoments(moments(one[None])) for one in initial])
+    matching = leaked.objective(initial, STATISTICS.transform, identity)
+    assert isinstance(matching, MomentMatching)
+    assert matching.needs_optimizer
+    assert [torch.equal(images, initial) for images in matching.iterates(5)] == [True]
 
 
 def test_moments_are_matched_where_they_were_leaked() -> None:
@@ -185,7 +204,7 @@ def test_moment_matching_moves_a_picture_to_its_moments() -> None:
         matching.losses(dummies, 0).sum().backward()
         optimiser.step()
     assert float(matching.losses(dummies, 0).detach()) < 5
-    shift = (matching.pictures(dummies.detach()) - initial).mean()
+    shift = (matching.images(dummies.detach()) - initial).mean()
     assert float(shift) == pytest.approx(0.02, abs=2e-3)
 
 
@@ -194,7 +213,7 @@ def test_where_the_moments_stay_too_far_off_the_first_picture_is_kept() -> None:
     leaked = moments(initial)
     leaked[1, 0] += 1.0  # a mean that no picture near this one has
     dummies = torch.full_like(initial, 1e-4)
-    pictures = MomentMatching(initial, leaked).pictures(dummies)
+    pictures = MomentMatching(initial, leaked).images(dummies)
     torch.testing.assert_close(pictures[0], initial[0] + 1e-4)
     assert torch.equal(pictures[1], initial[1])
 
