@@ -16,17 +16,15 @@ from lightning_recon.structure.base import Decoded, ReceivedFile, Structure
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
-from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.successive_decoding import Received, read_victims
-from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import released_rows
 from lightning_recon.structure.refinement import Posterior
-from lightning_recon.structure.water_filling import STRENGTH, WaterFilling, in_coefficients
+from lightning_recon.structure.row_model import budget_sharers, combined_rows, in_coefficients, row_prior, rows_of
+from lightning_recon.structure.sketch import beside, decode_sketch, with_words
+from lightning_recon.structure.water_filling import STRENGTH, WaterFilling
 
-# Spread of log S when one clip covers the batch: the gradient norms of the other victims and of this one.
-_LOG_SCALE_STD = 0.4
 # Decibels by which the noise may be worse than assumed: at the assumed noise no file was lost (results/margins.csv).
 _MARGIN = 0.2
 # Noise of a victim's inputs, as if they had norm 1, up to which victims that share rows were seen to be told apart and
@@ -114,18 +112,18 @@ class Digital(Structure):
         """Design the structure from what was announced; a linear one where that makes the better picture."""
         assumed = self.linear.assumed_noise
         announced = 0.0 if task.max_grad_norm is None else task.update_noise
-        noise = (announced if assumed is None else assumed) * math.sqrt(_sharers(task) / task.rounds)
+        noise = (announced if assumed is None else assumed) * math.sqrt(budget_sharers(task) / task.rounds)
         if task.per_layer or self._plan(noise, task, self.upload_limit // _ENTRY) is None:
             return self.linear.payload(task)
         sketch = self._sketch(task, sketch_share(noise))
         taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
         room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
         plan = self._plan(noise, task, room)
-        return self.linear.payload(task) if plan is None else _beside(sketch, plan)
+        return self.linear.payload(task) if plan is None else beside(sketch, plan)
 
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
         """The code of so many inputs at most."""
-        pixels, shared = math.prod(task.image_shape[1:]), _sharers(task) > 1
+        pixels, shared = math.prod(task.image_shape[1:]), budget_sharers(task) > 1
         if task.victims > 1 and noise > _CROWDED and not self.always_digital:
             return None
         return digital_plan(noise, pixels, most, shared, self.margin_db, self.always_digital)
@@ -161,26 +159,10 @@ class Digital(Structure):
             return self.linear.decode(payload, task, update)
         statistics, shipped = self.statistics(task), payload.tensors
         released, pilot, noise = released_rows(update, task, payload)
-        count, sent = len(shipped["directions"]), len(shipped["index"])
-        level = float(shipped["constants"][0])
-        rows = Rows(
-            inputs=released,
-            pilot=pilot,
-            noise=noise,
-            directions=shipped["directions"],
-            unit_direction=shipped["unit_direction"],
-            lower=shipped["lower"],
-            upper=shipped["upper"],
-        )
-        sharers = _sharers(task)
-        prior = RowPrior(
-            power=shipped["gain"] ** 2 * statistics.variance.flatten()[shipped["index"]],
-            pilot_level=level,
-            log_contrast_std=statistics.log_contrast_std,
-            scale=math.sqrt(count * sharers),
-            log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
-        )
-        whole = _with_words(prior, plan)
+        sent = len(shipped["index"])
+        rows = rows_of(released, pilot, noise, payload)
+        prior = row_prior(payload, task, statistics)
+        whole = with_words(prior, plan)
         found = separate(rows, whole, task.victims, self.linear.false_alarm)
         size = (task.image_shape[1], task.image_shape[2])
         with counting("decoding", task.victims) as decoded_so_far:
@@ -194,12 +176,7 @@ class Digital(Structure):
                 task.victims,
                 decoded_so_far,
             )
-        combined, pilots = found.combine.to(released) @ released, found.combine.to(pilot) @ pilot
-        noises = noise * found.combine.norm(dim=1)
-        decoded = [
-            _sketched(row, sent, float(weight), float(std), prior)
-            for row, weight, std in zip(combined, pilots, noises, strict=True)
-        ]
+        decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined_rows(rows, found)]
         posterior = in_coefficients(decoded, shipped, statistics)
         pictures = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
         pictures, posterior = _with_files(pictures, posterior, received, others, statistics)
@@ -210,48 +187,6 @@ class Digital(Structure):
         share = structure_share(released, pilot, noise, whole, task, payload)
         read: dict[str, Tensor | None] = {"structure.weight": None}
         return Decoded(pictures, unresolved, read, posterior, evident=evident, files=files, share=share)
-
-
-def _sharers(task: Task) -> int:
-    """How many victims the budget is for; without a clip the whole update's norm stands for it."""
-    return task.victims if task.max_grad_norm is None else task.sharers
-
-
-def _with_words(prior: RowPrior, plan: Plan) -> RowPrior:
-    """What is expected of a whole row: the more inputs agree, the clearer it is which rows hold the same picture.
-
-    The code words are assumed at their smallest amplitude: a larger one is only detected more reliably.
-    """
-    softest = min(amplitude for amplitude in plan.amplitudes if amplitude > 0)
-    words = torch.cat([torch.full((HEADER,), plan.header), torch.full((plan.inputs,), softest)])
-    return replace(prior, power=torch.cat([prior.power, words.to(prior.power) ** 2]))
-
-
-def _sketched(row: Tensor, sent: int, pilot: float, noise: float, prior: RowPrior) -> RowPosterior:
-    """Decode a sketch, the first `sent` entries of a victim's row.
-
-    For a victim that is clipped alone, the scale follows from the energy of its whole row: the digital inputs count as
-    one more input that has their energy.
-    """
-    sketch, words = row[:sent], row[sent:]
-    if prior.log_scale_std == 0:
-        energy = float(words.double().square().sum()) - len(words) * noise**2
-        sketch = torch.cat([sketch, sketch.new_tensor([math.sqrt(max(energy, 0.0))])])
-        rest = 1 - prior.pilot_level**2 - float(prior.power.sum())
-        prior = replace(prior, power=torch.cat([prior.power, prior.power.new_tensor([rest])]))
-    found = decode_row(sketch, pilot, noise, prior)
-    return RowPosterior(found.inputs[:sent], found.variance[:sent], found.contrast)
-
-
-def _beside(sketch: ServerPayload, plan: Plan) -> ServerPayload:
-    """A linear structure turned down to its share of the power, with the plan's inputs after its own."""
-    amplitude, shipped = math.sqrt(plan.sketch), dict(sketch.tensors)
-    shipped["gain"] = amplitude * shipped["gain"]
-    shipped["constants"] = amplitude * shipped["constants"]
-    # What a unit measures stays what it was; it does not hear the digital inputs.
-    shipped["directions"] = torch.nn.functional.pad(shipped["directions"] / amplitude, (0, HEADER + plan.inputs))
-    shipped["digital_amplitudes"] = torch.tensor(plan.amplitudes)
-    return ServerPayload(settings={**sketch.settings, **plan.settings()}, tensors=shipped)
 
 
 def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:

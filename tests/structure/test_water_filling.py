@@ -14,8 +14,8 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.dct import analyse, synthesise
 from lightning_recon.structure import InferenceStructure, Structure, WaterFilling
+from lightning_recon.structure.coding.gating import layout
 from lightning_recon.structure.refinement import Posterior
-from lightning_recon.structure.water_filling import layout
 
 MakeTask = Callable[..., Task]
 Release = Callable[..., ClientUpdate]

@@ -101,10 +101,15 @@ def _mixed(columns: Tensor) -> Tensor:
     return torch.einsum("kl,...ilw->...ikw", _hadamard(minor).to(columns), grid).flatten(-3)
 
 
-@lru_cache(maxsize=8)
-def _hadamard(order: int) -> Tensor:
-    """Orthonormal symmetric Hadamard matrix of Sylvester's construction, shape (order, order)."""
+def hadamard_matrix(order: int) -> Tensor:
+    """Symmetric ±1 matrix with orthogonal rows (Sylvester's construction), of an order that is a power of two."""
     matrix = torch.ones(1, 1)
     while len(matrix) < order:
         matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
-    return matrix / math.sqrt(order)
+    return matrix
+
+
+@lru_cache(maxsize=8)
+def _hadamard(order: int) -> Tensor:
+    """Orthonormal symmetric Hadamard matrix, shape (order, order)."""
+    return hadamard_matrix(order) / math.sqrt(order)

@@ -13,16 +13,14 @@ from torch.autograd.function import FunctionCtx
 
 from lightning_recon.structure.coding.channel_code import LADDER, encode, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.hadamard_spreading import hadamard_matrix
 from lightning_recon.structure.coding.image_codec import framed, lossless, lossy
 
 
 @lru_cache(maxsize=1)
 def header_words() -> Tensor:
     """A ±1 word for every rung, shape (rungs, HEADER): rows of a Hadamard matrix, hence orthogonal."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < HEADER:
-        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
-    return matrix[1 : len(LADDER) + 1]
+    return hadamard_matrix(HEADER)[1 : len(LADDER) + 1]
 
 
 def symbols(bits: Tensor, rung: int, inputs: int) -> Tensor:
