@@ -19,13 +19,9 @@ from torchvision.models.vision_transformer import VisionTransformer
 from lightning_recon.client.gradients import find_batch_coupling_layer
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks.construction import (
-    build_network,
-    copied,
-    load_weights,
-    math_attention,
-    without_batch_norm,
-)
+from lightning_recon.networks.batch_norm import without_batch_norm
+from lightning_recon.networks.construction import build_network, copied
+from lightning_recon.networks.differentiability import math_attention
 from lightning_recon.networks.normalization import (
     IMAGENET,
     ChannelStatistics,
@@ -35,6 +31,7 @@ from lightning_recon.networks.normalization import (
     resolve,
     without_wrapper,
 )
+from lightning_recon.networks.weights_file import load_weights
 
 
 class TinyTransformer(VisionTransformer):

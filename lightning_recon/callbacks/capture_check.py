@@ -22,7 +22,8 @@ from lightning_recon.evaluation.scoring import Attacked
 from lightning_recon.evaluation.unscored import unscored_record
 from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import find_head
-from lightning_recon.networks.construction import is_class_path, math_attention
+from lightning_recon.networks.construction import is_class_path
+from lightning_recon.networks.differentiability import math_attention
 from lightning_recon.networks.normalization import announced, in_words, resolve
 from lightning_recon.privacy.mechanism import ADJACENCIES
 from lightning_recon.structure.layer import structure_bytes

@@ -11,6 +11,7 @@ from lightning_recon.client.update import Clipped
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.construction import copied
+from lightning_recon.networks.torch_internals import version_of
 from lightning_recon.structure.layer import build_layer
 from lightning_recon.structure.server_layer import TamperedNetwork
 
@@ -38,10 +39,10 @@ def clean_key(digest: str, clients: tuple[int, ...], network: nn.Module, device:
     Args:
         digest: of the payload.
         clients: whose batches are summed.
-        network: the target network; every training step raises the version counters of its parameters.
+        network: the target network; every training step changes its version.
         device: where the update is computed.
     """
-    return digest, clients, str(device), sum(parameter._version for parameter in network.parameters())
+    return digest, clients, str(device), version_of(network)
 
 
 def tampered_model(network: nn.Module, payload: ServerPayload, device: torch.device) -> nn.Module:

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.errors import UserError
-from lightning_recon.networks.construction import math_attention
+from lightning_recon.networks.batch_norm import BatchNorm
+from lightning_recon.networks.differentiability import math_attention
 from lightning_recon.privacy.clipping import Clip, tensor_norms
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes), labels (B,) -> scalar, the mean over the batch
@@ -122,7 +122,7 @@ def clipped_sum(
 def find_batch_coupling_layer(model: nn.Module) -> str | None:
     """Name of the first layer that mixes the samples of a batch in the model's present mode, if there is one."""
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
             return str(name)
     return None
 
@@ -147,7 +147,7 @@ def reproducible_fp32(network: nn.Module, device: torch.device, seed: int, batch
         torch.manual_seed(seed)
         network.train()
         for module in network.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, BatchNorm):
                 module.train(batch_statistics)
         try:
             yield

@@ -7,9 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from lightning_recon.errors import UserError
-from lightning_recon.networks.construction import build_network, load_weights, takes_size, without_batch_norm
+from lightning_recon.networks.batch_norm import without_batch_norm
+from lightning_recon.networks.construction import build_network, takes_size
 from lightning_recon.networks.normalization import Normalization
 from lightning_recon.networks.setup_check import fit_to_pictures
+from lightning_recon.networks.weights_file import load_weights
 
 
 @dataclass(frozen=True)

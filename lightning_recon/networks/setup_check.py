@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
+from lightning_recon.networks.batch_norm import BatchNorm
 
 Build = Callable[[tuple[int, int]], nn.Module]
 
@@ -129,7 +129,7 @@ def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes:
         try:
             network.train()
             for module in network.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
             if any(is_lazy(one) for one in (*network.parameters(), *network.buffers())):
                 with torch.no_grad():

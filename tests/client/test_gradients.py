@@ -15,7 +15,8 @@ from lightning_recon.client.gradients import (
     per_sample_gradients,
 )
 from lightning_recon.errors import UserError
-from lightning_recon.networks.construction import build_network, without_batch_norm
+from lightning_recon.networks.batch_norm import without_batch_norm
+from lightning_recon.networks.construction import build_network
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.privacy.clipping import Clip
 

@@ -41,7 +41,7 @@ from lightning_recon.attack.likelihood_ratio import is_evident
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payload_name
 from lightning_recon.networks.classifier_head import find_head
-from lightning_recon.networks.construction import twice_differentiable
+from lightning_recon.networks.differentiability import twice_differentiable
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.priors.regularizers import Penalties, group_consistency
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SEED, check_ranges

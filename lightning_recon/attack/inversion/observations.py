@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.attack.inversion.distances import announced_std, noise_std, signal_weights
 from lightning_recon.attack.inversion.forward_model import Update
@@ -15,6 +14,7 @@ from lightning_recon.attack.inversion.label_recovery import expected_share, labe
 from lightning_recon.capture.validator import NETWORK, check_tensors
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload, Task, update_name
+from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.classifier_head import Head
 from lightning_recon.networks.normalization import without_wrapper
 from lightning_recon.priors.dct import synthesise
@@ -105,7 +105,7 @@ def public_predictions(model: FunctionalModel, pictures: Tensor, together: int) 
             uses the batch: then so many do here, too.
     """
     device = next(iter(model.parameters.values())).device
-    mixing = any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in model.network.modules())
+    mixing = any(isinstance(layer, BatchNorm) and layer.running_mean is None for layer in model.network.modules())
     parts = torch.split(pictures.to(device), max(together, 1) if mixing else len(pictures))
     with torch.no_grad():
         return torch.cat([model.network(part).softmax(-1) for part in parts if len(part) == len(parts[0])])
