@@ -148,7 +148,7 @@ def reconstruct(
     payload = server.payload(task)
     update = privatized_update(model, images, labels, privacy, payload, seed)
     decoded = server.decode(payload, task, ClientUpdate(0, 0, 0, update, payload=payload.digest()))
-    found, statistics = decoded.pictures, server.statistics(task)
+    found, statistics = decoded.images, server.statistics(task)
     if decoded.refinement is not None and steps:
         prior = SmallDenoiser().eval().requires_grad_(False) if denoiser is None else denoiser
         *_, found = decoded.refinement.objective(found, statistics.transform, prior).iterates(steps)

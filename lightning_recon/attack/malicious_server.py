@@ -108,7 +108,7 @@ class ReconstructionAttack(Attack):
         if self.trainer.state.fn == "fit":
             self._check_objective()
         first = [(index * self.draws + draw) * self.task.victims for index, draw in self.decoded]
-        sizes = [len(decoded.pictures) for decoded in self.decoded.values()]
+        sizes = [len(decoded.images) for decoded in self.decoded.values()]
         self.slots = torch.tensor([f + m for f, size in zip(first, sizes, strict=True) for m in range(size)]).long()
 
     def _objective(self) -> Objective | None:
@@ -117,7 +117,7 @@ class ReconstructionAttack(Attack):
         parts = [one.refinement for one in decoded if one.refinement is not None]
         if not parts:
             return None
-        initial = torch.cat([one.pictures for one in decoded]).to(device)
+        initial = torch.cat([one.images for one in decoded]).to(device)
         transform = self.statistics.transform.to(device)
         return type(parts[0]).joined(parts).to(device).objective(initial, transform, self.denoiser.to(device))
 
@@ -170,8 +170,8 @@ class ReconstructionAttack(Attack):
     def reconstructions(self) -> list[Reconstruction]:
         """This rank's present images, in the order of updates and draws."""
         dummies = self.dummies.detach()[self.slots.to(self.dummies.device)].float()
-        initial = [decoded.pictures for decoded in self.decoded.values()]
-        sizes = [len(pictures) for pictures in initial]
+        initial = [decoded.images for decoded in self.decoded.values()]
+        sizes = [len(images) for images in initial]
         final = initial
         if self.objective is not None and self.trainer.global_step > 0:
             final = list(torch.split(self.objective.images(dummies).clamp(0, 1).cpu(), sizes))

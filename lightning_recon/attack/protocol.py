@@ -87,7 +87,7 @@ def run_protocol(
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
         decoded = structure.decode(payload, task, opened)
-        if len(decoded.pictures) == task.victims or received == task.rounds:
+        if len(decoded.images) == task.victims or received == task.rounds:
             break
         # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.
         opening = min(2 * received, task.rounds)
@@ -96,7 +96,7 @@ def run_protocol(
     if structure.feedback is not None and received < task.rounds:
         decoded = _feed_back(client, structure.feedback, payload, opened, decoded, received, folder)
     refinement = None if decoded.refinement is None else decoded.refinement.to("cpu")
-    return replace(decoded, pictures=decoded.pictures.cpu(), refinement=refinement)
+    return replace(decoded, images=decoded.images.cpu(), refinement=refinement)
 
 
 def _feed_back(

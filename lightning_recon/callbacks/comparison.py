@@ -105,7 +105,7 @@ class Comparison(Callback):
         except UserError as error:  # the run itself is fine, and must not be lost
             warn(f"no comparison with {name}: {error}")
             return None
-        attacked = Attacked(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident)
+        attacked = Attacked(0, draw, guess.images, guess.images, guess.unresolved, guess.evident)
         return name, score(truth, attacked, rival.statistics(client.task).mean)
 
     def _harder(self, module: Attack) -> VictimClient | None:
@@ -147,13 +147,13 @@ def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> I
     """The attack on the first client under more noise, before refinement and after each of so many steps."""
     structure, draw = module.structure, module.draws + 1  # a draw that neither the run nor a rival has had
     guess = run_protocol(harder, structure, structure.payload(harder.task), 0, draw, None)
-    first = Reconstruction(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident)
+    first = Reconstruction(0, draw, guess.images, guess.images, guess.unresolved, guess.evident)
     if guess.refinement is None:
         yield first
         return
     device, transform = module.device, structure.statistics(harder.task).transform
     objective = guess.refinement.to(device).objective(
-        guess.pictures.to(device), transform.to(device), module.denoiser.to(device)
+        guess.images.to(device), transform.to(device), module.denoiser.to(device)
     )
     for step, pictures in enumerate(objective.iterates(steps)):
         yield first if step == 0 else replace(first, pictures=pictures.cpu())

@@ -61,16 +61,16 @@ class Head:
         return rows @ self.direction.to(rows), noise * float(torch.linalg.vector_norm(self.direction))
 
 
-def find_head(model: FunctionalModel, pictures: Tensor) -> Head | None:
+def find_head(model: FunctionalModel, images: Tensor) -> Head | None:
     """The parameters whose gradient is softmax minus one-hot; None if there are none.
 
     Args:
         model: the network, in the mode in which clients differentiate.
-        pictures: public ones, at least 2, (N, 3, H, W).
+        images: public ones, at least 2, (N, 3, H, W).
     """
     values = {name: value.detach().requires_grad_() for name, value in model.parameters.items()}
     with torch.enable_grad():
-        logits = model.at(values, pictures)
+        logits = model.at(values, images)
     classes = logits.shape[1]
     candidates = [name for name, value in values.items() if value.dim() and len(value) == classes]
     biases = [name for name in candidates if values[name].dim() == 1]

@@ -15,7 +15,7 @@ from lightning_recon.structure.refinement import Refinement
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """How a picture's file arrived, as the server itself can tell.
+    """How an image's file arrived, as the server itself can tell.
 
     Args:
         codec: "webp", lossless, or "avif", lossy.
@@ -35,17 +35,17 @@ class Decoded:
     """Everything one update told the server about one client's batch.
 
     Args:
-        pictures: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
-        unresolved: Rows that hold something no single picture explains: collisions.
+        images: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
+        unresolved: Rows that hold something no single image explains: collisions.
         rows: For each tensor of the update that was read, the rows read; None for all of them.
         refinement: What refinement starts from, and so how it goes on; None if there is nothing to refine.
-        evident: Whether the update shows more than the public mean image. If not, pictures are handed over all the
+        evident: Whether the update shows more than the public mean image. If not, images are handed over all the
             same, because they cost nothing, but must not count as detections.
-        files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
+        files: For each image how its file arrived, or None where none did; None if nothing was sent digitally.
         share: The structure's share of the clipping budget, as the rows show it; None where that cannot be told.
     """
 
-    pictures: Tensor
+    images: Tensor
     unresolved: int
     rows: Mapping[str, Tensor | None]
     refinement: Refinement | None = None

@@ -49,7 +49,7 @@ def structure_share(
     either sign.
 
     A low share means that the network's own gradient took the rest, that the clip was not reached, or that there were
-    fewer pictures or rounds than announced. Local steps that mix rows do not show.
+    fewer images or rounds than announced. Local steps that mix rows do not show.
 
     Args:
         rows: Shape (K, m), from `released_rows`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our structure at low noise: the picture's file, protected by a channel code, beside a faint linear sketch of it."""
+"""Our structure at low noise: the image's file, protected by a channel code, beside a faint linear sketch of it."""
 
 import math
 from dataclasses import replace
@@ -30,11 +30,11 @@ _MARGIN = 0.2
 # Noise of a victim's inputs, as if they had norm 1, up to which victims that share rows were seen to be told apart and
 # decoded more often than not: 0.014 works, and at 0.016 a linear code is better.
 _CROWDED = 0.014
-# Units: so many a picture, but at least so many.
+# Units: so many an image, but at least so many.
 _UNITS_A_PICTURE, _FEWEST_UNITS = 4, 64
 # Bytes of a float32.
 _ENTRY = 4
-# What a received picture leaves open, as a share of the prior variance.
+# What a received image leaves open, as a share of the prior variance.
 _KNOWN = 1e-9
 
 
@@ -42,13 +42,13 @@ class Digital(Structure):
     """A digital code where the noise is low, a linear one where it is not.
 
     The gradient of a weight is its input times a scalar, and needs no derivative of that input. So the shipped network
-    may do with a picture what a radio does: compress it, add a checksum, protect it by a channel code of the rate that
+    may do with an image what a radio does: compress it, add a checksum, protect it by a channel code of the rate that
     the noise allows, and send ±1. What arrives is the file itself, to the last bit, or nothing; then a linear sketch
     that a stated share of the power was set aside for is decoded instead. The sketch is a `WaterFilling` structure in
     small, which also separates the victims.
 
     The client runs the server's code, as with every attack that changes the architecture: whoever inspects the model
-    sees that it compresses pictures.
+    sees that it compresses images.
 
     Source: method ours; separation of source and channel coding after Shannon (1948).
     """
@@ -71,14 +71,14 @@ class Digital(Structure):
         Args:
             subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
                 preprocessing.
-            units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 4 a picture
+            units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 4 an image
                 and at least 64: half as many as for a linear code, because a decoded victim is out of the others' way.
             directions: Measurement directions, see `WaterFilling`. Default: 3, or 1 for a single unit.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
             margin_db: Decibels by which the noise may exceed that before codewords are lost; for neighbours there is
                 something to spare besides.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
-            always_digital: Whether to send digitally even where a linear code makes the better picture.
+            always_digital: Whether to send digitally even where a linear code makes the better image.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             strength: Factor of the structure's gradient, see `WaterFilling`.
             detach_logits: Whether the network's own gradient is zero, which a client can notice, see `WaterFilling`.
@@ -105,11 +105,11 @@ class Digital(Structure):
         return "digital"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about pictures of the task's size."""
+        """What the server takes for granted about images of the task's size."""
         return self.linear.statistics(task)
 
     def payload(self, task: Task) -> ServerPayload:
-        """Design the structure from what was announced; a linear one where that makes the better picture."""
+        """Design the structure from what was announced; a linear one where that makes the better image."""
         assumed = self.linear.assumed_noise
         announced = 0.0 if task.max_grad_norm is None else task.update_noise
         noise = (announced if assumed is None else assumed) * math.sqrt(budget_sharers(task) / task.rounds)
@@ -152,7 +152,7 @@ class Digital(Structure):
             update: Privatised, or the mean of several such.
 
         Returns:
-            The pictures and their posterior.
+            The images and their posterior.
         """
         plan = LayerSpec.of(payload).digital
         if plan is None:
@@ -178,19 +178,19 @@ class Digital(Structure):
             )
         decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined_rows(rows, found)]
         posterior = in_coefficients(decoded, shipped, statistics)
-        pictures = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
-        pictures, posterior = _with_files(pictures, posterior, received, others, statistics)
-        missing = task.victims - len(pictures)
+        images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
+        images, posterior = _with_files(images, posterior, received, others, statistics)
+        missing = task.victims - len(images)
         evident = found.evident or any(one is not None for one in received)
         unresolved = found.unresolved if missing else 0
         files = tuple(_as_file(one, plan) for one in (*received, *others))
         share = structure_share(released, pilot, noise, whole, task, payload)
         read: dict[str, Tensor | None] = {"structure.weight": None}
-        return Decoded(pictures, unresolved, read, posterior, evident=evident, files=files, share=share)
+        return Decoded(images, unresolved, read, posterior, evident=evident, files=files, share=share)
 
 
 def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
-    """How a picture's file arrived, for the record."""
+    """How an image's file arrived, for the record."""
     if one is None:
         return None
     codec: Literal["webp", "avif"] = "webp" if one.exact else "avif"
@@ -200,7 +200,7 @@ def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
 
 
 def _with_files(
-    pictures: Tensor,
+    images: Tensor,
     posterior: Posterior,
     received: list[Received | None],
     others: list[Received],
@@ -208,13 +208,13 @@ def _with_files(
 ) -> tuple[Tensor, Posterior]:
     """Put received files in the place of sketches, and those nobody sketched after them."""
     extra = torch.zeros(len(others), *statistics.variance.shape)
-    pictures = torch.cat([pictures, extra])
+    images = torch.cat([images, extra])
     mean = torch.cat([posterior.mean, extra])
     prior = torch.cat([posterior.prior_variance, statistics.variance.expand_as(extra)])
     variance = torch.cat([posterior.variance, statistics.variance.expand_as(extra)])
     for place, one in enumerate([*received, *others]):
         if one is not None:
-            pictures[place] = one.picture.float() / 255
-            mean[place] = statistics.transform.analyse(pictures[place])
+            images[place] = one.image.float() / 255
+            mean[place] = statistics.transform.analyse(images[place])
             variance[place] = _KNOWN * prior[place]
-    return pictures, Posterior(mean, variance, prior)
+    return images, Posterior(mean, variance, prior)

@@ -59,7 +59,7 @@ class Feedback(Structure):
         return "feedback"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about pictures of the task's size."""
+        """What the server takes for granted about images of the task's size."""
         return self.opening.statistics(task)
 
     def rounds(self, task: Task) -> int:
@@ -81,7 +81,7 @@ class Feedback(Structure):
         return self._opened[1]
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """Pictures from the mean of the opening's rounds."""
+        """Images from the mean of the opening's rounds."""
         return self.opening.decode(payload, replace(task, rounds=self.rounds(task)), update)
 
     def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
@@ -94,7 +94,7 @@ class Feedback(Structure):
             decoded: Its decoding.
         """
         posterior = decoded.refinement
-        if not isinstance(posterior, Posterior) or not len(decoded.pictures):
+        if not isinstance(posterior, Posterior) or not len(decoded.images):
             return None
         units, scales = self._private_units(payload, task, update, posterior)
         if not bool((units >= 0).any()):
@@ -206,13 +206,13 @@ class Feedback(Structure):
         return replace(updated, mean=mean, variance=remaining)
 
     def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
-        """The pictures as they are known after the last round."""
+        """The images as they are known after the last round."""
         statistics, shape = self.statistics(task), knowledge.prior_variance.shape
         mean = knowledge.mean.view(shape)
         variance = knowledge.variance.view(shape)
         variance = variance.clamp(min=1e-12 * knowledge.prior_variance, max=knowledge.prior_variance)
-        pictures = statistics.transform.synthesise(mean).clamp(0, 1)
-        return replace(decoded, pictures=pictures, refinement=Posterior(mean, variance, knowledge.prior_variance))
+        images = statistics.transform.synthesise(mean).clamp(0, 1)
+        return replace(decoded, images=images, refinement=Posterior(mean, variance, knowledge.prior_variance))
 
 
 def _mismatch(knowledge: Knowledge) -> Tensor:

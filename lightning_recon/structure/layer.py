@@ -92,7 +92,7 @@ class InferenceStructure(ServerLayer):
         return PixelTransform() if self.spec.pixels else CosineTransform(self.mean, self.colour)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Inputs of the layer: the scaled coefficients of each picture, its moments if wanted, then the constants.
+        """Inputs of the layer: the scaled coefficients of each image, its moments if wanted, then the constants.
 
         Args:
             images: Shape (B, 3, H, W), values in [0, 1].

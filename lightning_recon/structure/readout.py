@@ -33,7 +33,7 @@ def weight_names(payload: ServerPayload) -> list[str]:
 
 
 def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> tuple[Tensor, Tensor, float]:
-    """Split the structure's gradient into what came through its picture inputs, its pilot and its zeros.
+    """Split the structure's gradient into what came through its image inputs, its pilot and its zeros.
 
     Args:
         update: Privatised, or the mean of `task.rounds` such; the tensors of `weight_names` are read, together of

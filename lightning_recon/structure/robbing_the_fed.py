@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robbing the Fed: cumulative brightness bins whose neighbours differ by the pictures between them."""
+"""Robbing the Fed: cumulative brightness bins whose neighbours differ by the images between them."""
 
 import math
 from typing import Literal
@@ -26,8 +26,8 @@ _ROUNDING = 1e-5
 class RobbingTheFed(Structure):
     """Robbing the Fed: ReLU units that all measure brightness, each with a higher threshold than the one before.
 
-    A picture excites every unit whose threshold it exceeds, so the difference of neighbouring rows holds the pictures
-    between their thresholds, and δ · x divided by δ, the same difference of the biases, is the picture. One clip over
+    An image excites every unit whose threshold it exceeds, so the difference of neighbouring rows holds the images
+    between their thresholds, and δ · x divided by δ, the same difference of the biases, is the image. One clip over
     all those rows is what makes the attack weak against local differential privacy.
 
     Corrections, as for the seed paper: a head with class-dependent weights beside the network, and weights so small
@@ -74,7 +74,7 @@ class RobbingTheFed(Structure):
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
-        """Thresholds at the quantiles of a normal distribution fitted to the brightness of public pictures."""
+        """Thresholds at the quantiles of a normal distribution fitted to the brightness of public images."""
         brightness = synthetic_pictures(self.statistics(task), _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).mean(dim=(1, 2, 3))
         law = stats.norm(float(brightness.mean()), float(brightness.std()))
         quantiles = torch.from_numpy(law.ppf(torch.arange(1, self.units).numpy() / self.units)).float()
@@ -99,7 +99,7 @@ class RobbingTheFed(Structure):
             update: Privatised, or the mean of several such; "structure.weight" (K, pixels + 1) is read.
 
         Returns:
-            The pictures.
+            The images.
         """
         weight = update.gradient["structure.weight"]
         rows = weight.clone()
@@ -114,8 +114,8 @@ class RobbingTheFed(Structure):
             spread[-1] = 1.0
             detected = rows_above_noise(inputs / spread[:, None], weights / spread, self.false_alarm)
             chosen = detected[: task.victims]
-        pictures = (inputs[chosen] / weights[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
-        return Decoded(pictures, unresolved=0, rows={"structure.weight": None})
+        images = (inputs[chosen] / weights[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+        return Decoded(images, unresolved=0, rows={"structure.weight": None})
 
 
 def relu_payload(

@@ -13,7 +13,7 @@ from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, d
 
 
 def with_words(prior: RowPrior, plan: Plan) -> RowPrior:
-    """What is expected of a whole row: the more inputs agree, the clearer it is which rows hold the same picture.
+    """What is expected of a whole row: the more inputs agree, the clearer it is which rows hold the same image.
 
     The code words are assumed at their smallest amplitude: a larger one is only detected more reliably.
     """

@@ -29,10 +29,10 @@ from lightning_recon.structure.row_model import (
 )
 
 # Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip whoever
-# it is: |δ| is 30 (1 − p) for a picture that the network is sure of, so for a clip of 10 over 16 pictures this suffices
+# it is: |δ| is 30 (1 − p) for an image that the network is sure of, so for a clip of 10 over 16 images this suffices
 # down to 1 − p = 1e-11. The network's own gradient, where it is not detached, was up to 1e11 (RegNet-Y 400MF,
 # batch normalisation over two numbers). More than about 1e14 would overflow a client's float32, in which norms are
-# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the strangest pictures, 700 for pixels far outside of [0, 1].
+# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the strangest images, 700 for pixels far outside of [0, 1].
 STRENGTH = 1e12
 # How far units without a twin may move the logits.
 _FOOTPRINT = 0.01
@@ -41,7 +41,7 @@ _FOOTPRINT = 0.01
 class WaterFilling(Structure):
     """The noise-optimal linear structure.
 
-    Each picture is expressed in decorrelated cosine coefficients; each coefficient gets the share of the clipping
+    Each image is expressed in decorrelated cosine coefficients; each coefficient gets the share of the clipping
     budget that minimises the mean squared error at the announced noise; every unit is paired with a frozen twin, so
     the network's output does not change at all.
 
@@ -70,9 +70,9 @@ class WaterFilling(Structure):
         Args:
             subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
                 preprocessing.
-            units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 8 a
-                picture and at least 64; eight times as many where high noise makes rows short, see `layout`. The
-                upload grows with it. A single unit for several pictures takes the gating away: all collide.
+            units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 8 a
+                image and at least 64; eight times as many where high noise makes rows short, see `layout`. The
+                upload grows with it. A single unit for several images takes the gating away: all collide.
             directions: Measurement directions; each image is measured once in each. Default: 3, which at random
                 occupancy leaves about one victim in a thousand unresolved; 1 for a single unit, and where high noise
                 makes rows short.
@@ -90,7 +90,7 @@ class WaterFilling(Structure):
                 network's logits are set to zero, which every client can notice.
             power_allocation: "water_filling", or "flat": the same power for every coefficient.
             cancel: Whether frozen twins cancel the structure's output exactly. Without them it moves the logits by up
-                to 0.01, and pictures far outside of what is usual excite no unit.
+                to 0.01, and images far outside of what is usual excite no unit.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             detach_logits: Whether the shipped model detaches the network's logits, so that the network's own gradient
                 is exactly zero and the structure has the whole clipping budget. The output does not change, but a
@@ -107,7 +107,7 @@ class WaterFilling(Structure):
             false_alarm=(false_alarm, PROBABILITY),
         )
         if pilot_power == 1:
-            raise UserError("--model.structure.pilot_power is 1: leave the pictures a share of the power")
+            raise UserError("--model.structure.pilot_power is 1: leave the images a share of the power")
         if units is not None and directions is not None and units < directions:
             raise UserError(
                 f"--model.structure.units is {units}, fewer than its {directions} directions: give each at least one"
@@ -133,7 +133,7 @@ class WaterFilling(Structure):
         return "water_filling"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about pictures of the task's size."""
+        """What the server takes for granted about images of the task's size."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -208,7 +208,7 @@ class WaterFilling(Structure):
             update: Privatised, or the mean of several such; "structure.weight" of shape (K, m + 1 + nulls) is read.
 
         Returns:
-            The pictures and their posterior.
+            The images and their posterior.
         """
         statistics, level = self.statistics(task), float(payload.tensors["constants"][0])
         inputs, pilot, noise = released_rows(update, task, payload)
@@ -220,9 +220,9 @@ class WaterFilling(Structure):
         found = separate(rows, prior, task.victims, self.false_alarm, bound)
         decoded = [decode_row(*row, prior) for row in combined_rows(rows, found)]
         posterior = in_coefficients(decoded, payload.tensors, statistics)
-        pictures = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
-        # Without a pilot both signs are alike, and their mean is no picture.
+        images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
+        # Without a pilot both signs are alike, and their mean is no image.
         evident = found.evident and level > 0
         share = structure_share(inputs, pilot, noise, prior, task, payload)
         rows_read = dict.fromkeys(weight_names(payload))
-        return Decoded(pictures, found.unresolved, rows_read, posterior, evident=evident, share=share)
+        return Decoded(images, found.unresolved, rows_read, posterior, evident=evident, share=share)

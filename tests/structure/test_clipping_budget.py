@@ -79,7 +79,7 @@ def test_batch_normalisation_over_two_numbers_takes_the_budget_of_an_attached_st
         assert guess.share is not None
         true = client.preview(payload, 0).structure_share
         assert guess.share.value == pytest.approx(true, abs=4 * guess.share.error + 1e-6)
-        psnr = float(matched_psnr(guess.pictures, images).min()) if len(guess.pictures) else 0.0
+        psnr = float(matched_psnr(guess.images, images).min()) if len(guess.images) else 0.0
         found[name] = psnr, guess.share.low, true
     assert found["weak"][1:] == (True, pytest.approx(0, abs=0.05))
     for name in ("default", "strong"):

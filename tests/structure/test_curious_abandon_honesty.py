@@ -87,7 +87,7 @@ def test_without_noise_pictures_that_are_alone_in_a_unit_come_back(task: MakeTas
     # float32 gradients of a real network, as any client computes them.
     model = TamperedNetwork(ConvNet(10), InferenceStructure(payload))
     gradient, _ = mean_gradient(model, F.cross_entropy, images, torch.arange(BATCH))
-    pictures = attack.decode(payload, announced, ClientUpdate(0, 0, 0, gradient)).pictures
+    pictures = attack.decode(payload, announced, ClientUpdate(0, 0, 0, gradient)).images
     found = alone(images, attack, announced)
     assert int(found.sum()) >= BATCH - 1
     errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
@@ -115,7 +115,7 @@ def test_the_error_is_the_noise_of_row_and_bias_over_delta(
     # many, whose clamped whites are forgiven.
     pixels, whole = (noise * norm) ** 2, (noise * norm) ** 2 * images.square().mean(dim=(1, 2, 3))
     for _ in range(DRAWS):
-        pictures = attack.decode(payload, announced, release(payload, announced, images)).pictures
+        pictures = attack.decode(payload, announced, release(payload, announced, images)).images
         errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
         assert bool((errors > 0.5 * pixels)[found].all())
         assert bool((errors < 1.1 * pixels + 4**2 * whole)[found].all())
@@ -130,11 +130,11 @@ def test_a_recording_of_the_chosen_rows_decodes_alike(
     guess = attack.decode(payload, announced, update)
     kept = guess.rows["structure.weight"]
     assert kept is not None
-    assert len(kept) == len(guess.pictures) + 1
+    assert len(kept) == len(guess.images) + 1
     weight = torch.full_like(update.gradient["structure.weight"], torch.nan)
     weight[kept] = update.gradient["structure.weight"][kept]
     again = attack.decode(payload, announced, replace(update, gradient={"structure.weight": weight}))
-    assert torch.equal(again.pictures, guess.pictures)
+    assert torch.equal(again.images, guess.images)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.03])

@@ -51,7 +51,7 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
         assert file.codec == "webp"
         assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw picture: the least rate
         assert 0.99 * 24 * 32 * 32 < file.bits < file.capacity
-    same = (guess.pictures[:, None] == images).flatten(2).all(dim=2)
+    same = (guess.images[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
 
 
@@ -68,9 +68,9 @@ def test_sixteen_pictures_under_one_clip_are_told_apart_and_read(
     images, announced, structure = small(photographs, 16), task(32, 16, 2.5e-3, "update"), Digital()
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert len(guess.pictures) <= 16
+    assert len(guess.images) <= 16
     assert sum(file is not None for file in guess.files or ()) >= 15
-    errors = (guess.pictures[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
+    errors = (guess.images[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
     assert float(errors.median()) < 10**-2.6  # the linear code has 10^-2.2
 
 
@@ -81,7 +81,7 @@ def test_a_lost_codeword_leaves_the_sketch(
     announced = task(32, 1, 4e-3)
     payload = structure.payload(announced)
     arrived = structure.decode(payload, announced, release(payload, announced, images))
-    exact = arrived.pictures
+    exact = arrived.images
     assert arrived.files is not None
     assert arrived.files[0] is not None
     assert arrived.files[0].bits < arrived.files[0].capacity < math.log2(math.e) / (2 * announced.noise_multiplier**2)
@@ -93,8 +93,8 @@ def test_a_lost_codeword_leaves_the_sketch(
     scale_down_measurements = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
     linear = WaterFilling(assumed_noise=louder * announced.noise_multiplier)
     alone = linear.payload(scale_down_measurements)
-    expected = linear.decode(alone, scale_down_measurements, release(alone, scale_down_measurements, images)).pictures
-    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (guess.pictures, expected, exact))
+    expected = linear.decode(alone, scale_down_measurements, release(alone, scale_down_measurements, images)).images
+    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (guess.images, expected, exact))
     assert none < 0.1 * lost
     assert lost == pytest.approx(usual, rel=0.15)
 
@@ -157,7 +157,7 @@ def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> Non
     rows = holds @ words + noise * torch.randn(6, words.shape[1])
     members = holds.T[:2].bool()
     found, others = read_victims(rows, noise, members, 1.0, plan, (32, 32), victims=3)
-    pictures = [one.picture.float() / 255 for one in (*found, *others) if one is not None]
+    pictures = [one.image.float() / 255 for one in (*found, *others) if one is not None]
     assert len(pictures) == 3
     for picture, truth in zip(pictures, small(photographs, 3), strict=True):
         assert torch.equal(picture, truth)
@@ -173,7 +173,7 @@ def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Phot
     nobody = torch.zeros(0, 5, dtype=torch.bool)
     found, others = read_victims(rows, 1e-3 / math.sqrt(2), nobody, 1.0, plan, (32, 32), victims=3)
     assert found == []
-    read = torch.stack([one.picture.float() / 255 for one in others])
+    read = torch.stack([one.image.float() / 255 for one in others])
     assert (read[:, None] == images).flatten(2).all(dim=2).sum(dim=0).tolist() == [1, 1, 1]
 
 

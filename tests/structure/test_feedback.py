@@ -44,9 +44,9 @@ def attack(client: VictimClient, structure: Structure) -> Decoded:
 
 
 def scores(guess: Decoded, images: Tensor) -> Tensor:
-    owner = match(images, guess.pictures)
+    owner = match(images, guess.images)
     assert bool((owner >= 0).all())
-    return psnr_per_image(guess.pictures[owner], images)
+    return psnr_per_image(guess.images[owner], images)
 
 
 def test_feedback_tells_more_than_averaging(photographs: Photographs) -> None:
@@ -79,7 +79,7 @@ def test_every_tensor_clipped_by_itself_leaves_feedback_its_gain(photographs: Ph
 def test_nothing_overflows_once_everything_is_known(photographs: Photographs, noise: float) -> None:
     images = photographs(16)[:2]
     guess = attack(client_of(images, noise, rounds=12), Feedback())
-    assert bool(guess.pictures.isfinite().all())
+    assert bool(guess.images.isfinite().all())
     assert float(scores(guess, images).min()) > 60
 
 
@@ -87,7 +87,7 @@ def test_a_single_round_is_the_opening(photographs: Photographs) -> None:
     images = photographs(32)[:1]
     client = client_of(images, noise=0.05, rounds=1)
     opening = WaterFilling(pilot_power=0.2)
-    assert torch.equal(attack(client, Feedback()).pictures, attack(client, opening).pictures)
+    assert torch.equal(attack(client, Feedback()).images, attack(client, opening).images)
 
 
 def test_noise_that_hides_the_sign_takes_a_longer_opening(photographs: Photographs) -> None:

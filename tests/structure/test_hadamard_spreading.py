@@ -78,8 +78,8 @@ def test_spreading_wins_back_what_clipping_by_layer_takes(
         payload = structure.payload(announced)
         for part in images.split(batch):
             guess = structure.decode(payload, announced, release(payload, announced, part))
-            assert len(guess.pictures) == batch
-            distance = (guess.pictures[:, None] - part).square().mean(dim=(2, 3, 4))
+            assert len(guess.images) == batch
+            distance = (guess.images[:, None] - part).square().mean(dim=(2, 3, 4))
             errors += distance.min(dim=0).values.tolist()
         return -10 * math.log10(sum(errors) / len(errors))
 

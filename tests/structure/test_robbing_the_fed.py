@@ -64,8 +64,8 @@ def test_without_noise_isolated_pictures_come_back(
     model = TamperedNetwork(ConvNet(10), InferenceStructure(payload))
     gradient, _ = mean_gradient(model, F.cross_entropy, images, torch.arange(len(images)) % 10)
     guess = attack.decode(payload, announced, ClientUpdate(0, 0, 0, gradient))
-    assert len(guess.pictures) == len(images)
-    assert float(matched_psnr(guess.pictures, images).min()) > 50
+    assert len(guess.images) == len(images)
+    assert float(matched_psnr(guess.images, images).min()) > 50
 
 
 @pytest.mark.parametrize("granularity", ["sample", "update"])
@@ -88,7 +88,7 @@ def test_the_error_is_the_noise_of_two_rows_and_two_biases_over_delta(
     law = rows * (noise * norm) ** 2 * (1 + images.square().mean(dim=(1, 2, 3)))
     ratios = []
     for _ in range(DRAWS):
-        pictures = attack.decode(payload, announced, release(payload, announced, images)).pictures
+        pictures = attack.decode(payload, announced, release(payload, announced, images)).images
         assert len(pictures) == len(images)
         errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
         ratios.append(errors / law)
@@ -121,7 +121,7 @@ def test_upstream_takes_the_emptiest_rows_for_pictures_under_any_noise(
     psnr = {}
     choices: list[RowSelection] = ["upstream", "noise_aware"]
     for row_selection in choices:
-        pictures = photographs_only(row_selection=row_selection).decode(payload, announced, update).pictures
+        pictures = photographs_only(row_selection=row_selection).decode(payload, announced, update).images
         errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
         psnr[row_selection] = -10 * errors.log10()
     assert float(psnr["upstream"].max()) < 15
@@ -134,7 +134,7 @@ def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> 
     trials, alarms = 400, 0
     for _ in range(trials):
         update = ClientUpdate(0, 0, 0, {"structure.weight": torch.randn(64, 193)})
-        alarms += len(attack.decode(payload, announced, update).pictures) > 0
+        alarms += len(attack.decode(payload, announced, update).images) > 0
     # Differences of neighbours share a row, and the estimate of the noise scatters: no more than half as many again.
     assert stats.binom.ppf(1e-3, trials, 0.025) <= alarms <= stats.binom.isf(1e-3, trials, 0.075)
 

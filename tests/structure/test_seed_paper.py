@@ -46,7 +46,7 @@ def test_raw_decoding_obeys_the_noise_law(
     announced = task(SIZE, len(images), noise, granularity)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    errors, match = nearest(guess.pictures, images)
+    errors, match = nearest(guess.images, images)
     assert sorted(match.tolist()) == list(range(len(images)))
     energy = images.square().sum(dim=(1, 2, 3)) + 100  # the copies of δ take their share of the budget
     std = noise * (energy if granularity == "sample" else energy.sum().expand_as(energy)).sqrt()
@@ -68,7 +68,7 @@ def test_without_noise_isolated_pictures_come_back(
     announced = task(SIZE, len(images), 0.0, granularity)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    errors, match = nearest(guess.pictures, images)
+    errors, match = nearest(guess.images, images)
     assert sorted(match.tolist()) == list(range(len(images)))
     assert float(errors.max()) < 1e-5
 
@@ -81,7 +81,7 @@ def test_clipping_by_layer_leaves_the_usual_brightness(
     announced = task(SIZE, len(images), 0.0, "update", per_layer=True)
     payload = structure.payload(announced)
     # What comes back is the picture times a factor that the batch has in common: near 1, since photographs are alike.
-    pictures = structure.decode(payload, announced, release(payload, announced, images)).pictures
+    pictures = structure.decode(payload, announced, release(payload, announced, images)).images
     _, match = nearest(pictures, images)
     factors = pictures.flatten(1).norm(dim=1) / images[match].flatten(1).norm(dim=1)
     assert float(factors.min()) > 0.75
@@ -97,7 +97,7 @@ def test_only_excited_rows_are_read(task: MakeTask, release: Release, photograph
     rows = guess.rows["structure.weight"]
     assert rows is not None
     assert set(rows.tolist()) <= set(excited.tolist())
-    assert len(rows) == len(guess.pictures)
+    assert len(rows) == len(guess.images)
 
 
 def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> None:
@@ -106,7 +106,7 @@ def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> 
     trials, alarms = 400, 0
     for _ in range(trials):
         gradient = {"structure.weight": torch.zeros(64, 2 * 192), "structure.bias": torch.randn(64, 500)}
-        alarms += len(structure.decode(payload, announced, ClientUpdate(0, 0, 0, gradient)).pictures) > 0
+        alarms += len(structure.decode(payload, announced, ClientUpdate(0, 0, 0, gradient)).images) > 0
     assert stats.binom.ppf(1e-3, trials, 0.05) <= alarms <= stats.binom.isf(1e-3, trials, 0.05)
 
 
@@ -164,7 +164,7 @@ def test_the_filter_turns_a_black_background_black(task: MakeTask, release: Rele
         structure = SeedPaper(16, interval_filter=filtering)
         payload = structure.payload(announced)
         torch.manual_seed(0)
-        decoded[filtering] = structure.decode(payload, announced, release(payload, announced, images)).pictures
+        decoded[filtering] = structure.decode(payload, announced, release(payload, announced, images)).images
     black = decoded[True][..., : SIZE // 2]
     assert float((black == 0).float().mean()) > 0.985
     assert float((decoded[False][..., : SIZE // 2] == 0).float().mean()) < 0.6
@@ -179,7 +179,7 @@ def test_leaked_moments_are_those_of_the_pictures(
     announced = task(SIZE, len(images), noise)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    _, match = nearest(guess.pictures, images)
+    _, match = nearest(guess.images, images)
     assert isinstance(guess.refinement, LeakedMoments)
     assert sorted(match.tolist()) == list(range(len(images)))
     tolerance = max(1e-5, 6 * noise * float(images.square().sum(dim=(1, 2, 3)).max().sqrt()))

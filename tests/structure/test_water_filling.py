@@ -40,8 +40,8 @@ def test_without_noise_every_picture_comes_back(
     images, structure, announced = photographs(32), WaterFilling(), task(32, 16, 0.0, granularity, per_layer)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert (len(guess.pictures), guess.unresolved) == (16, 0)
-    assert float(matched_psnr(guess.pictures, images).min()) > 50
+    assert (len(guess.images), guess.unresolved) == (16, 0)
+    assert float(matched_psnr(guess.images, images).min()) > 50
 
 
 @pytest.mark.parametrize("granularity", ["sample", "update"])
@@ -53,7 +53,7 @@ def test_a_single_picture_needs_a_single_unit(
     assert len(payload.tensors["lower"]) == 1
     for image in photographs(32)[:4].split(1):
         guess = structure.decode(payload, announced, release(payload, announced, image))
-        assert float(matched_psnr(guess.pictures, image)) > 50
+        assert float(matched_psnr(guess.images, image)) > 50
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -70,7 +70,7 @@ def test_hopeless_noise_gives_nothing_better_than_the_mean_image(
     trivial = mean_image_psnr(structure, announced, images)
     for _ in range(5):
         guess = structure.decode(payload, announced, release(payload, announced, images))
-        for picture in guess.pictures:
+        for picture in guess.images:
             # Whichever picture it is held against.
             psnr = -10 * (images - picture).square().mean(dim=(1, 2, 3)).log10()
             assert bool((psnr <= trivial + 0.1).all())
@@ -105,9 +105,9 @@ def test_blind_decoding_is_near_the_oracle_with_private_rows(
     known[:, payload.tensors["index"]] = estimate / gain
     pictures = synthesise(known.view_as(images), statistics.mean, statistics.colour).clamp(0, 1)
     oracle = -10 * (images - pictures).square().mean(dim=(1, 2, 3)).log10()
-    assert len(guess.pictures) == batch
+    assert len(guess.images) == batch
     # Undoing collisions costs some noise, and 16 victims have several.
-    assert abs(float(matched_psnr(guess.pictures, images).mean() - oracle.mean())) < loss
+    assert abs(float(matched_psnr(guess.images, images).mean() - oracle.mean())) < loss
 
 
 def test_quiet_victims_are_decoded_too_under_one_clip(
@@ -117,8 +117,8 @@ def test_quiet_victims_are_decoded_too_under_one_clip(
     payload = structure.payload(announced)
     voices = torch.tensor([0.4, 1, 1.4, 1, 0.7, 1, 1, 1.2])
     guess = structure.decode(payload, announced, release(payload, announced, images, voices))
-    assert len(guess.pictures) == 8
-    assert float(matched_psnr(guess.pictures, images).min()) > 35
+    assert len(guess.images) == 8
+    assert float(matched_psnr(guess.images, images).min()) > 35
 
 
 def test_less_noise_is_better_pictures(
@@ -130,7 +130,7 @@ def test_less_noise_is_better_pictures(
         announced = task(32, 8, noise)
         payload = structure.payload(announced)
         guess = structure.decode(payload, announced, release(payload, announced, images))
-        means.append(float(matched_psnr(guess.pictures, images).mean()))
+        means.append(float(matched_psnr(guess.images, images).mean()))
     # A linear code gains nearly 10 dB for a tenth of the noise, less where that opens more coefficients.
     assert means[0] + 10 < means[1] < means[2] - 10
 
@@ -191,7 +191,7 @@ def test_the_payload_survives_the_wire(
     payload.save(tmp_path, "payload")
     loaded = ServerPayload.load(tmp_path, "payload")
     here, there = structure.decode(payload, announced, update), structure.decode(loaded, announced, update)
-    assert torch.equal(here.pictures, there.pictures)
+    assert torch.equal(here.images, there.images)
 
 
 def test_an_unclipped_update_is_decoded_as_well(
@@ -209,7 +209,7 @@ def test_an_unclipped_update_is_decoded_as_well(
             omitted={f"network.{index}": {"shape": [1], "sha256": ""} for index in range(300)},
         )
         guess = structure.decode(payload, replace(announced, max_grad_norm=None), loud)
-        assert float(matched_psnr(guess.pictures, images).min()) > 50
+        assert float(matched_psnr(guess.images, images).min()) > 50
 
 
 @pytest.mark.parametrize(("granularity", "noise"), [("sample", 0.1), ("update", 0.0125)])
@@ -222,7 +222,7 @@ def test_victims_are_found_at_high_noise_without_an_oracle(
     found, gains = 0, 0.0
     for _ in range(4):
         guess = structure.decode(payload, announced, release(payload, announced, images))
-        errors = torch.stack([(images - picture).square().mean(dim=(1, 2, 3)) for picture in guess.pictures])
+        errors = torch.stack([(images - picture).square().mean(dim=(1, 2, 3)) for picture in guess.images])
         best = -10 * errors.min(dim=0).values.log10()
         found += len(set(errors.argmin(dim=1).tolist()))
         gains += float((best - trivial).clamp(min=0).mean())
@@ -243,7 +243,7 @@ def test_a_pair_is_not_passed_off_as_a_picture(
     even = payload.tensors["index"] % 32 % 2 == 0
     payload.tensors["directions"] = payload.tensors["directions"] * even
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert len(guess.pictures) <= 7
+    assert len(guess.images) <= 7
     assert guess.unresolved >= 3
 
 

@@ -15,7 +15,7 @@ from lightning_recon.files.schema import NETWORK as NETWORK_RECORD
 from lightning_recon.files.serialization import describe, read_json, read_tensors, readable, write_json, write_tensors
 from lightning_recon.networks.batch_norm import without_batch_norm
 from lightning_recon.networks.construction import build_network, copied, is_class_path, takes_size
-from lightning_recon.networks.setup_check import fit_to_pictures
+from lightning_recon.networks.setup_check import fit_to_images
 from lightning_recon.networks.weights_file import load_weights
 
 
@@ -92,7 +92,7 @@ def shipped_network(task: Task, name: str | None = None, weights: Path | None = 
             raise
         network = built(task.image_shape[1:])
     rebuild = built if sized else None
-    return fit_to_pictures(network, rebuild, called, task.image_shape, task.num_classes, min(2, task.batch_size))
+    return fit_to_images(network, rebuild, called, task.image_shape, task.num_classes, min(2, task.batch_size))
 
 
 def keep_network(client: Client, configured: Client, folder: Path, name: str | None = None) -> None:

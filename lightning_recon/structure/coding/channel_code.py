@@ -2,7 +2,7 @@
 """A channel code within half a decibel of capacity: irregular repeat-accumulate codes and belief propagation.
 
 Message bits are repeated, some often and most seldom, shuffled, and added up in small groups; the running sum of the
-groups is the parity. Whole pictures are one long codeword, and long random codes of this kind come close to capacity at
+groups is the parity. Whole images are one long codeword, and long random codes of this kind come close to capacity at
 every rate.
 
 Parities are decoded in layers, each of which uses the messages of the layer before it at once; the sweeps run up and

@@ -11,13 +11,13 @@ from lightning_recon.structure.coding.image_codec import OVERHEAD
 # that are confused once in 10¹¹ times.
 HEADER = 512
 _HEADER_ENERGY = 100.0
-# The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable picture; but
+# The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
 # at least so much that the victims are told apart by it, and no more than costs the code 0.7 dB.
 _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
 # One clip for all: the largest files may have so many times the power of an equal share, and no more than the smallest
 # can have left.
 _BORROWED = 2.0
-# Bits a pixel below which a linear code makes the better picture.
+# Bits a pixel below which a linear code makes the better image.
 WORTHWHILE = 0.2
 # One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
 # completely.
@@ -39,7 +39,7 @@ class Plan:
         inputs: ±1 inputs of the codeword (n).
         header: Amplitude of each of the `HEADER` inputs before them, where all inputs have norm 1.
         amplitudes: Amplitude of each ±1 input at every rung of the ladder, 0 where the rung is not to be used.
-        fair: The rung for pictures that no rung takes losslessly.
+        fair: The rung for images that no rung takes losslessly.
         sketch: Share of the power for the linear sketch and its pilot.
         shared: Whether all victims share one clip. If not, the amplitude of an image's digital inputs follows
             that of its sketch, so that clipping leaves both their shares.
@@ -75,24 +75,24 @@ def digital_plan(
     """Choose the code.
 
     Inputs cost nothing but upload, power is all there is: so there are as many inputs as the lowest rate can fill with
-    the power at hand, at most as many as a raw picture needs at that rate, and at most as many as the upload allows;
+    the power at hand, at most as many as a raw image needs at that rate, and at most as many as the upload allows;
     then a higher rate makes up for it.
 
     Clipped alone, a victim always has its whole power, and a file that leaves bits free gains nothing by speaking more
     softly: one amplitude fits all. Under one clip the victims share the power, and who needs less leaves it to the
     others: the amplitude is what the rate of the file needs, and large files may borrow what small ones leave. Then
-    all have the same margin. A picture too large for that is sent lossily at the rate of an equal share.
+    all have the same margin. An image too large for that is sent lossily at the rate of an equal share.
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
-        pixels: Of one picture, H · W.
+        pixels: Of one image, H · W.
         most_inputs: What the upload allows.
         shared: Whether all victims share one clip.
         margin_db: By how many decibels the noise may exceed what is assumed.
         always_digital: Whether to send digitally at any noise.
 
     Returns:
-        The plan; None where a linear code makes the better picture, and for fewer than 1000 inputs.
+        The plan; None where a linear code makes the better image, and for fewer than 1000 inputs.
     """
     noise = max(noise, _QUIETEST)
     header, sketch = min(0.05, _HEADER_ENERGY * noise**2), sketch_share(noise)

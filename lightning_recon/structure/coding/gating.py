@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sample activates which unit: measurement directions, and intervals that public pictures fill evenly."""
+"""Which sample activates which unit: measurement directions, and intervals that public images fill evenly."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.image_statistics import PublicStatistics, synthetic_pictures
 
 # Coefficients whose two frequencies add up to less than this are measured: few enough to be sent at any useful noise,
-# varied enough that pictures differ in them.
+# varied enough that images differ in them.
 _LOW_FREQUENCY = 6
 _SYNTHETIC_SIZE = 32
 _SYNTHETIC_COUNT = 4096
 # No photograph measures more than so many times what is usual.
 _FARTHEST = 10.0
-# Units: so many a picture, but at least so many, and so many times more where there is only one direction.
+# Units: so many an image, but at least so many, and so many times more where there is only one direction.
 _UNITS_A_PICTURE, _FEWEST_UNITS, _LONE_DIRECTION = 8, 64, 8
 
 
@@ -33,15 +33,15 @@ def layout(
     them, at most 1.6 %, and up to 3 % of those photographs, which fill the intervals less evenly.
 
     Args:
-        batch: Pictures in an update.
+        batch: Images in an update.
         inputs: How many coefficients are sent.
         coefficients: How many there are.
         units: How many units the user wants, if he cares.
         directions: How many directions the user wants, if he cares.
 
     Returns:
-        Units and directions: one unit for a single picture; 64 a picture and one direction, where that is no more
-        upload than 8 full-length ones; else 8 a picture, at least 64, and three directions. What the user wants is
+        Units and directions: one unit for a single image; 64 an image and one direction, where that is no more
+        upload than 8 full-length ones; else 8 an image, at least 64, and three directions. What the user wants is
         kept; of the defaults, three directions suit any number of units.
     """
     few = max(_FEWEST_UNITS, _UNITS_A_PICTURE * batch)
@@ -57,7 +57,7 @@ def measurement_directions(statistics: PublicStatistics, count: int) -> Tensor:
     """Random mixtures of the lowest coefficients, each weighted to contribute alike.
 
     Args:
-        statistics: What is public about the pictures; images of shape (3, H, W).
+        statistics: What is public about the images; images of shape (3, H, W).
         count: Number of directions, at least 1.
 
     Returns:
@@ -74,24 +74,24 @@ def measurement_directions(statistics: PublicStatistics, count: int) -> Tensor:
 
 
 def intervals(statistics: PublicStatistics, directions: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Divide every direction into intervals that public pictures fill evenly.
+    """Divide every direction into intervals that public images fill evenly.
 
     Args:
-        statistics: What is public about the pictures.
+        statistics: What is public about the images.
         directions: Shape (D, 3, H, W), zero but for the lowest frequencies.
         units: Number of units, shared among the directions as evenly as possible; at least D.
 
     Returns:
         Lower and upper bounds, shape (units,), and the direction each unit measures, shape (units,). The outermost
-        intervals of each direction are open, so every picture excites exactly one unit per direction.
+        intervals of each direction are open, so every image excites exactly one unit per direction.
     """
     height, width = directions.shape[-2:]
     size = min(_SYNTHETIC_SIZE, height, width)
-    pictures = synthetic_pictures(statistics, _SYNTHETIC_COUNT, size)
-    # Low coefficients of a coarse picture are those of the fine one but for the scale of the orthonormal transform.
+    images = synthetic_pictures(statistics, _SYNTHETIC_COUNT, size)
+    # Low coefficients of a coarse image are those of the fine one but for the scale of the orthonormal transform.
     coarse_mean = torch.nn.functional.interpolate(statistics.mean[None], (size, size), mode="area")[0]
     coarse = CosineTransform(coarse_mean, statistics.colour)
-    coefficients = coarse.analyse(pictures) * (height * width) ** 0.5 / size
+    coefficients = coarse.analyse(images) * (height * width) ** 0.5 / size
     measured = coefficients.flatten(1) @ directions[..., :size, :size].flatten(1).T
     lower, upper, owner = [], [], []
     for direction, values in enumerate(measured.T):
@@ -110,7 +110,7 @@ def scale_down_measurements(
     """Measure the same in so small a unit that what units pass on is hardly noticed; every interval gets a lower end.
 
     Args:
-        statistics: What is public about the pictures.
+        statistics: What is public about the images.
         directions: Shape (D, 3, H, W).
         lower: Where each unit's interval begins, shape (units,).
         upper: Where it ends, shape (units,).

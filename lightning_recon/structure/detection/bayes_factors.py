@@ -2,7 +2,7 @@
 """Bayes factors for "these rows hold one common image", computed from inner products of rows.
 
 A victim's energy is spread over D rows. Where each row is below the noise, the signal-to-noise ratio of their mean is
-still larger by √D. Rows are therefore tested jointly. The evidence for "these D rows hold one picture" against "they
+still larger by √D. Rows are therefore tested jointly. The evidence for "these D rows hold one image" against "they
 hold nothing, or each something of its own" is a Bayes factor, whose false alarms Markov's inequality bounds without
 further assumptions.
 """
@@ -24,7 +24,7 @@ _CARRIED = 8192
 _JUDGED = 2048
 # A part of a tuple may be so many standard deviations fainter than what the whole needs.
 _FAINTER = 5.0
-# A tuple whose own measurements belong outside its intervals with more certainty than this holds no single picture.
+# A tuple whose own measurements belong outside its intervals with more certainty than this holds no single image.
 _CONTRADICTION = 1e-6
 # Scales within this many standard deviations of what the pilot says are weighed.
 _PILOT_REACH = 5.0
@@ -36,7 +36,7 @@ class Rows:
     """The released rows as a decoder sees them, divided by the clipping norm.
 
     Args:
-        inputs: Shape (K, m): what came through the picture inputs.
+        inputs: Shape (K, m): what came through the image inputs.
         pilot: Shape (K,): what came through the constant input.
         noise: Noise standard deviation of every entry.
         directions: Shape (D, m): the units' measurement directions.
@@ -118,7 +118,7 @@ class Evidence:
     def released(self) -> Residual:
         """The released rows themselves."""
         power = self.prior.power.to(self.rows.inputs) / self.prior.scale**2
-        # Different pictures are orthogonal where every coefficient counts by its power, however alike their broad
+        # Different images are orthogonal where every coefficient counts by its power, however alike their broad
         # strokes are.
         gain = power / (power + self.variance) ** 2
         same = torch.eye(len(self.pilot), dtype=torch.float64)
@@ -126,7 +126,7 @@ class Evidence:
         return Residual(same, self.gram, same, overlap - float(gain.sum()) * self.variance * same)
 
     def single(self) -> Tensor:
-        """Log Bayes factor of each row holding one picture, against noise, where there is one direction; shape (K,)."""
+        """Log Bayes factor of each row holding one image, against noise, where there is one direction; shape (K,)."""
         energy = (self.extended.square() @ self.weights).double().cpu()
         score = 0.5 * (energy / self.variance - self.surprise)
         best = score.topk(min(_JUDGED, len(score))).indices
@@ -148,12 +148,12 @@ class Evidence:
 
         Args:
             residual: The rows.
-            misfit: Weighted energy, in units of the noise variance, by which D rows of one picture may scatter.
+            misfit: Weighted energy, in units of the noise variance, by which D rows of one image may scatter.
             least: Log Bayes factors below this are of no interest.
 
         Returns:
             Rows of each tuple, shape (N, D), int64, and the logarithm of how much more likely the rows are if they hold
-            one common picture than if each holds noise, or something of its own; shape (N,).
+            one common image than if each holds noise, or something of its own; shape (N,).
         """
         inner, doubt = residual.energy, residual.doubt
         ways = sum(math.log(len(group)) for group in self.groups())
@@ -209,7 +209,7 @@ class Evidence:
         return noise + excess * (self.count / size) >= needed
 
     def cell(self, combine: Tensor, held: Tensor) -> Tensor:
-        """Log-probability that the picture in each combination belongs into the intervals of the given rows.
+        """Log-probability that the image in each combination belongs into the intervals of the given rows.
 
         Args:
             combine: Shape (N, K): weights of the released rows.

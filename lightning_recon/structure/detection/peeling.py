@@ -42,7 +42,7 @@ class Peeling:
         self.spread = (threshold - self.total) * evidence.variance
         others = max(1, evidence.count - 1)
         self.misfit = active_threshold(evidence.weights.repeat(others), false_alarm / (2 * units))
-        # Markov's inequality: averaged over all tuples, a Bayes factor seldom exceeds 1/α where there is no picture.
+        # Markov's inequality: averaged over all tuples, a Bayes factor seldom exceeds 1/α where there is no image.
         tuples = sum(math.log(len(group)) for group in evidence.groups())
         self.convincing = tuples + math.log(2 / false_alarm)
         # Once it is clear that anyone is there, the announced number is the prior for everyone else.
@@ -63,7 +63,7 @@ class Peeling:
         return residual.energy.diagonal() > noise * residual.doubt.diagonal()
 
     def evident(self, units: Tensor) -> Tensor:
-        """Which rows of one direction's units hold a picture, by their energy or by all that is known of one."""
+        """Which rows of one direction's units hold an image, by their energy or by all that is known of one."""
         score = self.evidence.single()
         alone = torch.eye(len(score), dtype=torch.float64)[units]
         return (self.energies(alone) > self.spread) | (score[units] > self.convincing)
@@ -89,7 +89,7 @@ class Peeling:
         return best
 
     def _agreeing(self, left: Residual, anyone: bool) -> list[list[int]]:
-        """Disjoint tuples of rows that convincingly hold one picture each, strongest evidence first."""
+        """Disjoint tuples of rows that convincingly hold one image each, strongest evidence first."""
         found, score = self.evidence.tuples(left, self.misfit, self.likely)
         if not anyone and not bool((score > self.convincing).any()):
             return []
@@ -156,7 +156,7 @@ class Peeling:
         return bounded(energy, share * self.evidence.variance, self.squares, self.lone_energy, self.false_alarm)
 
     def lone(self, combine: Tensor) -> Tensor:
-        """Which of the victims are one picture, not two that share all their rows; shape (V,), bool.
+        """Which of the victims are one image, not two that share all their rows; shape (V,), bool.
 
         Two victims have twice the energy that clipping leaves one. Where only the whole update is clipped, they have
         about twice the expected gradient weight. At most as many pairs are rejected as victims are missing, the largest

@@ -31,12 +31,12 @@ class Separation:
 def separate(
     rows: Rows, prior: RowPrior, victims: int, false_alarm: float, lone_energy: float | None = None
 ) -> Separation:
-    """Find at most `victims` pictures in the rows.
+    """Find at most `victims` images in the rows.
 
     Args:
         rows: The released rows.
         prior: What is expected of the row of a single victim.
-        victims: Number of pictures in the update, announced by the protocol.
+        victims: Number of images in the update, announced by the protocol.
         false_alarm: Probability that a batch of empty rows shows any activity; that a single victim is taken for two
             by its energy; and that any victim of a batch is by its weight, see `typical_weights`. Neither of the
             last two occurs once all victims were found.

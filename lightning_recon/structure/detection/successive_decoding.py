@@ -40,16 +40,16 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Received:
-    """A picture that passed its checksum.
+    """An image that passed its checksum.
 
     Args:
-        picture: Shape (3, H, W), uint8.
+        image: Shape (3, H, W), uint8.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
         snr: Power of its inputs by the variance of their noise, after filtering.
     """
 
-    picture: Tensor
+    image: Tensor
     exact: bool
     rung: int
     snr: float
@@ -73,12 +73,12 @@ def read_victims(
         members: Shape (V, K), bool: which rows hold which victim.
         weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
-        size: Height and width of the pictures.
+        size: Height and width of the images.
         victims: How many there are at most.
-        progress: Called with the number of pictures received so far.
+        progress: Called with the number of images received so far.
 
     Returns:
-        For each of the V victims its picture, or None; and pictures of victims that `members` lacks. Together
+        For each of the V victims its image, or None; and images of victims that `members` lacks. Together
         no more than `victims`.
     """
     remaining = _RemainingRows(rows, noise, plan, size)

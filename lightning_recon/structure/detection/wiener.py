@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a victim's row to its picture: sign and scale from the pilot, contrast from the energy, then Wiener's filter."""
+"""From a victim's row to its image: sign and scale from the pilot, contrast from the energy, then Wiener's filter."""
 
 import math
 from dataclasses import dataclass, replace
@@ -25,11 +25,11 @@ class RowPrior:
     """What the server expects of a row before it arrives.
 
     Args:
-        power: Shape (m,): expected energy of each picture input, Σ = 1 − c².
+        power: Shape (m,): expected energy of each image input, Σ = 1 − c².
         pilot_level: The constant c.
-        log_contrast_std: Standard deviation of the logarithm of a picture's energy factor κ.
+        log_contrast_std: Standard deviation of the logarithm of an image's energy factor κ.
         scale: Typical S: the row is ± e(x)/S.
-        log_scale_std: Spread of log S; 0 if S follows from the picture, S = scale · √(κ(1 − c²) + c²), as it does when
+        log_scale_std: Spread of log S; 0 if S follows from the image, S = scale · √(κ(1 − c²) + c²), as it does when
             each sample is clipped alone and the structure takes the whole budget. A row that is clearly quieter shows
             what share of it the structure got.
     """
@@ -43,7 +43,7 @@ class RowPrior:
 
 @dataclass(frozen=True)
 class RowPosterior:
-    """What is known of a picture's inputs once its row is decoded.
+    """What is known of an image's inputs once its row is decoded.
 
     Args:
         inputs: Shape (m,): posterior mean of e(x) = gain · coefficient.
@@ -64,7 +64,7 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     ê = ± S · p τ/(p τ + σ²) · y shrinks to the mean image by itself where the noise hides the sign.
 
     Args:
-        row: Shape (m,): the row's picture inputs, divided by the clipping norm.
+        row: Shape (m,): the row's image inputs, divided by the clipping norm.
         pilot: The row's pilot, likewise.
         noise: Noise standard deviation of every entry, in [0, inf).
         prior: What was expected.
