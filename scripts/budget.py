@@ -102,9 +102,7 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
         try:
             for index, batch in enumerate(batches):
                 guess = run_protocol(client, structure, payload, index, 0, None)
-                attacked = Attacked(
-                    index, 0, guess.images, guess.images, guess.unresolved, guess.evident, guess.files
-                )
+                attacked = Attacked(index, 0, guess.images, guess.images, guess.unresolved, guess.evident, guess.files)
                 victims = score(batch, attacked, mean_image).victims
                 psnr += [victim.psnr for victim in victims]
                 exact += [victim.bit_exact for victim in victims]

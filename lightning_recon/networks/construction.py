@@ -180,7 +180,7 @@ def _sized(build: Callable[..., nn.Module], option: str, image_size: tuple[int, 
 
 
 def _refuse_unusable(network: nn.Module, name: str) -> None:
-    """Say in one line what hooks and `torch.func` cannot work with."""
+    """Refuse, in one line, networks that hooks or `torch.func` cannot handle."""
     if isinstance(network, torch.jit.ScriptModule):
         raise UserError(
             f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class"
@@ -196,7 +196,7 @@ def _nothing(features: Tensor) -> None:
 
 
 def _quiet(name: str) -> dict[str, bool]:
-    # torchvision warns that these two networks' default initialisation will change, unless told which one to use.
+    # torchvision warns that these two networks' default initialisation will change, unless the argument names one.
     return {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
 

@@ -8,20 +8,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_recon.errors import UserError
 
-# What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
+# Parts of PyTorch's message about an operation whose backward pass cannot be differentiated, or not in `torch.func`.
 _ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")
 
 
 @contextmanager
 def math_attention() -> Iterator[None]:
-    """Within it attention is computed by plain products, which can be differentiated per sample and twice."""
+    """Compute attention by plain products, which can be differentiated per sample and twice."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 @contextmanager
 def twice_differentiable(network: str) -> Iterator[None]:
-    """Within it attention is computed by plain products, and a network without second derivatives is said to be one.
+    """Compute attention by plain products; turn PyTorch's error about missing second derivatives into a `UserError`.
 
     Args:
         network: its name, for the message.

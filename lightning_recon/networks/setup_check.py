@@ -97,7 +97,7 @@ def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, count: 
 
 @contextmanager
 def explained_batch_norm() -> Iterator[None]:
-    """Turn PyTorch's error about batch normalisation over a single value per channel into one that says what to do.
+    """Turn PyTorch's error about batch normalisation over a single value per channel into one that names a remedy.
 
     Raises:
         UserError: A layer in training mode has one value per channel, so that its variance is undefined.
@@ -162,7 +162,7 @@ def _parameters(network: nn.Module) -> dict[str, Tensor]:
 def _check_output(output: object, count: int, num_classes: int) -> None:
     if not isinstance(output, Tensor):
         raise _Unfit(
-            f"returns a {type(output).__name__}, in which logits cannot be told from the rest: let it return them "
+            f"returns a {type(output).__name__}, which may hold more than logits: let it return them "
             "alone, or under the name logits"
         )
     shape = tuple(output.shape)

@@ -38,7 +38,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for name, value in content.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
-    # Names as in the user's own model, in a client's checkpoint, or of the time when a wrapper normalised the images.
+    # Names as in the user's own model, in a client's checkpoint, or as when a wrapper normalised the images.
     own = network.state_dict().keys()
     prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
     content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}

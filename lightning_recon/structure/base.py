@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a structure's server makes of an update, and what it takes to be such a server."""
+"""The protocol of a malicious server, and the results of decoding an update."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from lightning_recon.structure.refinement import Refinement
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """How an image's file arrived, as the server itself can tell.
+    """The channel code that an image's file was received with, as the server itself knows it.
 
     Args:
         codec: "webp", lossless, or "avif", lossy.
         rate: Message bits an input of its codeword.
-        bits: Message bits of its codeword: file, length and checksum, filled up to what the rate carries.
-        capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio of the release.
+        bits: Message bits of its codeword: file, length and checksum, padded to what the rate carries.
+        capacity: Most bits that as many ±1 inputs can carry at the signal-to-noise ratio of the release.
     """
 
     codec: Literal["webp", "avif"]
@@ -32,17 +32,17 @@ class ReceivedFile:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Everything one update told the server about one client's batch.
+    """The result of decoding one update, or the mean of several, of one client.
 
     Args:
         images: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
-        unresolved: Rows that hold something no single image explains: collisions.
+        unresolved: Rows whose content no single image explains: collisions.
         rows: For each tensor of the update that was read, the rows read; None for all of them.
-        refinement: What refinement starts from, and so how it goes on; None if there is nothing to refine.
-        evident: Whether the update shows more than the public mean image. If not, images are handed over all the
-            same, because they cost nothing, but must not count as detections.
-        files: For each image how its file arrived, or None where none did; None if nothing was sent digitally.
-        share: The structure's share of the clipping budget, as the rows show it; None where that cannot be told.
+        refinement: What refinement starts from, which also defines its objective; None if there is nothing to refine.
+        evident: Whether the update shows more than the public mean image. If not, the images are returned all the same,
+            because they cost nothing, but do not count as detections.
+        files: For each image the file that was received, or None where none was; None if nothing was sent digitally.
+        share: The structure's share of the clipping budget, as the rows show it; None where it cannot be estimated.
     """
 
     images: Tensor
@@ -56,13 +56,13 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What several rounds with feedback told about one client's batch: V victims, n coefficients each.
+    """The server's knowledge of one client's batch after rounds with feedback: V victims, n coefficients each.
 
     Args:
         mean: Posterior mean, shape (V, n).
-        variance: Posterior variance but for the mismatch, shape (V, n).
-        prior_variance: What it was before the first round, shape (V, 3, H, W).
-        units: The opening's unit that hears each victim alone, shape (V,); -1 if there is none.
+        variance: Posterior variance, without the correction by `belief`, shape (V, n).
+        prior_variance: The variance before the first round, shape (V, 3, H, W).
+        units: The unit of the first rounds that each victim activates alone, shape (V,); -1 if there is none.
         scales: Signed scale of each victim's row at unit energy, shape (V,).
         belief: Log-evidence for each factor by which the variance may be mistaken, shape (V, factors).
     """

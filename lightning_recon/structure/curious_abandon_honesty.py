@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the Curious Abandon Honesty: random trap weights, each of which lets few images through."""
+"""When the Curious Abandon Honesty: random trap weights, each of which few images activate."""
 
 import math
 
@@ -23,8 +23,8 @@ from lightning_recon.structure.robbing_the_fed import (
 _SEED = 4
 _SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 1024, 32
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
-# Victims that excite a unit, on average. At 1 the most units hear one alone, but bright images hardly any: at 2 more
-# victims are alone somewhere.
+# Victims that activate a unit, on average. At 1 most units are activated by a single victim, but hardly any by a bright
+# one: at 2 more victims are alone in some unit.
 _ACTIVE_VICTIMS = 2.0
 _MOST_OFTEN = 0.25
 # A candidate must add this share of its energy to the images chosen before, and this many standard deviations of what
@@ -36,10 +36,10 @@ _REACH = 4.0
 class TrapWeights(Structure):
     """When the Curious Abandon Honesty: ReLU units with random weights that hardly any image excites.
 
-    A unit that one image excites alone has δ · x for its row and δ for its bias. Unlike bins, units hear victims
-    several times and in mixtures, and the published attack reports every row; here an oracle-free reader must choose
-    as many as the batch holds. Mixtures of biases of the same sign lie between their images and mixtures of opposite
-    signs leave [0, 1]: so the reader drops the latter and picks the corners of what remains.
+    A unit that one image excites alone has δ · x for its row and δ for its bias. Unlike bins, units see victims
+    several times and in mixtures. The published attack reports every row; here as many as the batch holds are chosen
+    without an oracle. Mixtures of biases of the same sign lie between their images and mixtures of opposite
+    signs leave [0, 1]: so decoding drops the latter and picks the corners of what remains.
 
     Corrections, as for the seed paper: a head with class-dependent weights beside the network, and weights so small
     that the logits hardly move. The bias is the weight of an input that is always 1.
@@ -85,7 +85,7 @@ class TrapWeights(Structure):
         return "curious_abandon_honesty"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the scaling is chosen from, and the estimate for a victim without a row."""
+        """Public statistics, for the scaling and as the estimate of a victim without a row."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -117,9 +117,9 @@ class TrapWeights(Structure):
         noise = lowest_row_std(inputs) / biases[detected].abs()
         chosen = detected[corners(inputs[detected] / biases[detected, None], noise, task.victims)]
         images = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
-        # The noise is estimated from the quietest row, so a recording must keep it too.
-        quietest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
-        kept = torch.cat([chosen, quietest])
+        # The noise is estimated from the row of least energy, so a recording must keep it too.
+        weakest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
+        kept = torch.cat([chosen, weakest])
         return Decoded(images, unresolved=0, rows={"structure.weight": kept})
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our structure at low noise: the image's file, protected by a channel code, beside a faint linear sketch of it."""
+"""Our structure at low noise: the image's file, protected by a channel code, beside a weak linear sketch of it."""
 
 import math
 from dataclasses import replace
@@ -27,14 +27,14 @@ from lightning_recon.structure.water_filling import STRENGTH, WaterFilling
 
 # Decibels by which the noise may be worse than assumed: at the assumed noise no file was lost (results/margins.csv).
 _MARGIN = 0.2
-# Noise of a victim's inputs, as if they had norm 1, up to which victims that share rows were seen to be told apart and
-# decoded more often than not: 0.014 works, and at 0.016 a linear code is better.
+# Noise of a victim's inputs, relative to their norm, up to which victims that share rows were separated and decoded
+# more often than not: 0.014 works, and at 0.016 a linear code is better.
 _CROWDED = 0.014
-# Units: so many an image, but at least so many.
+# Units for each image, and their least number.
 _UNITS_A_PICTURE, _FEWEST_UNITS = 4, 64
 # Bytes of a float32.
 _ENTRY = 4
-# What a received image leaves open, as a share of the prior variance.
+# Variance of a received image's coefficients, as a share of the prior variance.
 _KNOWN = 1e-9
 
 
@@ -42,13 +42,13 @@ class Digital(Structure):
     """A digital code where the noise is low, a linear one where it is not.
 
     The gradient of a weight is its input times a scalar, and needs no derivative of that input. So the shipped network
-    may do with an image what a radio does: compress it, add a checksum, protect it by a channel code of the rate that
-    the noise allows, and send ±1. What arrives is the file itself, to the last bit, or nothing; then a linear sketch
-    that a stated share of the power was set aside for is decoded instead. The sketch is a `WaterFilling` structure in
-    small, which also separates the victims.
+    may treat an image as a digital transmitter does: compress it, add a checksum, protect it by a channel code of the
+    rate that the noise allows, and send ±1. The receiver gets the file itself, to the last bit, or nothing; in the
+    latter case it decodes a linear sketch, for which a given share of the power is reserved. The sketch is a small
+    `WaterFilling` structure, which also separates the victims.
 
-    The client runs the server's code, as with every attack that changes the architecture: whoever inspects the model
-    sees that it compresses images.
+    The client runs the server's code, as with every attack that changes the architecture: an inspection of the model
+    shows that it compresses images.
 
     Source: method ours; separation of source and channel coding after Shannon (1948).
     """
@@ -72,11 +72,12 @@ class Digital(Structure):
             subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
                 preprocessing.
             units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 4 an image
-                and at least 64: half as many as for a linear code, because a decoded victim is out of the others' way.
+                and at least 64: half as many as for a linear code, because a decoded victim no longer interferes with
+                the others.
             directions: Measurement directions, see `WaterFilling`. Default: 3, or 1 for a single unit.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
-            margin_db: Decibels by which the noise may exceed that before codewords are lost; for neighbours there is
-                something to spare besides.
+            margin_db: Decibels by which the noise may exceed that before codewords are lost; interference of other
+                victims has a margin of its own.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             always_digital: Whether to send digitally even where a linear code makes the better image.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -105,7 +106,7 @@ class Digital(Structure):
         return "digital"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about images of the task's size."""
+        """Public statistics of images of the task's size."""
         return self.linear.statistics(task)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -122,14 +123,14 @@ class Digital(Structure):
         return self.linear.payload(task) if plan is None else beside(sketch, plan)
 
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
-        """The code of so many inputs at most."""
+        """The code, of at most this many inputs."""
         pixels, shared = math.prod(task.image_shape[1:]), budget_sharers(task) > 1
         if task.victims > 1 and noise > _CROWDED and not self.always_digital:
             return None
         return digital_plan(noise, pixels, most, shared, self.margin_db, self.always_digital)
 
     def _sketch(self, task: Task, share: float) -> ServerPayload:
-        """A linear structure designed for so small a share of the power."""
+        """A linear structure designed for this share of the power."""
         assumed, factor = self.linear.assumed_noise, 1 / math.sqrt(share)
         few = 1 if task.victims == 1 else max(_FEWEST_UNITS, _UNITS_A_PICTURE * task.victims)
         linear = WaterFilling(
@@ -190,7 +191,7 @@ class Digital(Structure):
 
 
 def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
-    """How an image's file arrived, for the record."""
+    """The record of a received file."""
     if one is None:
         return None
     codec: Literal["webp", "avif"] = "webp" if one.exact else "avif"
@@ -206,7 +207,7 @@ def _with_files(
     others: list[Received],
     statistics: PublicStatistics,
 ) -> tuple[Tensor, Posterior]:
-    """Put received files in the place of sketches, and those nobody sketched after them."""
+    """Replace sketches by received files, and append the files of victims without a sketch."""
     extra = torch.zeros(len(others), *statistics.variance.shape)
     images = torch.cat([images, extra])
     mean = torch.cat([posterior.mean, extra])

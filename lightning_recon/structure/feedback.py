@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several looks at the same batch: each round the structure sends what the server does not know yet."""
+"""Feedback coding over rounds with the same batch: each round sends the residual of the server's estimate."""
 
 import math
 from dataclasses import replace
@@ -18,13 +18,14 @@ from lightning_recon.structure.readout import budget_share, released_rows, weigh
 from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import WaterFilling
 
-# Factors by which the remaining variance may differ from what is believed, their spread, and how fast evidence fades.
+# Factors by which the true remaining variance may differ from the computed one, their log-prior, and the decay of
+# evidence from round to round.
 _MISMATCH = torch.logspace(-1, 1, 41)
-_STRANGENESS = -(_MISMATCH.log() ** 2) / (2 * 0.5**2)
+_LOG_PRIOR = -(_MISMATCH.log() ** 2) / (2 * 0.5**2)
 _MEMORY = 0.97
 # The least encoder gain of a coefficient that units measure, as a share of the greatest.
 _MEASURING_GAIN = 1e-3
-# A coefficient whose variance fell to this share of what it was is known.
+# A coefficient whose variance fell to this share of its prior counts as known.
 _EXACT = 1e-10
 
 
@@ -33,7 +34,7 @@ class Feedback(Structure):
 
     The opening repeats one code until sign and scale are settled. From then on unit j encodes the residual of victim j
     against the server's estimate, which is shipped inside the structure; clipping renormalises it to full power, so
-    every round tells something new. The client must take part in all rounds with the same batch.
+    every round adds information. The client must take part in all rounds with the same batch.
 
     Source: Schalkwijk & Kailath, IEEE Trans. Inf. Theory 12 (1966); water-filling on the posterior variances.
     """
@@ -59,7 +60,7 @@ class Feedback(Structure):
         return "feedback"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about images of the task's size."""
+        """Public statistics of images of the task's size."""
         return self.opening.statistics(task)
 
     def rounds(self, task: Task) -> int:
@@ -105,17 +106,17 @@ class Feedback(Structure):
             prior_variance=posterior.prior_variance,
             units=units,
             scales=scales if task.granularity == "update" else scales.sign(),
-            belief=_STRANGENESS.repeat(len(scales), 1),
+            belief=_LOG_PRIOR.repeat(len(scales), 1),
         )
 
     def _private_units(
         self, payload: ServerPayload, task: Task, update: ClientUpdate, known: Posterior
     ) -> tuple[Tensor, Tensor]:
-        """A unit that hears one victim alone, for each victim, and the signed scale of its row.
+        """For each victim a unit that no other victim activates, and the signed scale of its row.
 
         Returns:
-            Units, shape (V,), -1 where every unit of a victim hears another one too; and by what the victim's encoding
-            must be divided to give its row once all its power goes there, shape (V,).
+            Units, shape (V,), -1 where other victims activate every unit of a victim too; and the divisor, shape (V,),
+            that turns a victim's encoding into its row once all its power goes there.
         """
         shipped = payload.tensors
         inputs, pilot, _ = released_rows(update, task, payload)
@@ -140,11 +141,11 @@ class Feedback(Structure):
         """The structure that sends each victim's residual, water-filled on what is uncertain on average."""
         first = self.payload(task)
         own = knowledge.units >= 0
-        variance = _believed(task, knowledge)[own].mean(dim=0)
+        variance = _corrected_variance(task, knowledge)[own].mean(dim=0)
         noise = task.update_noise * math.sqrt(task.sharers) / budget_share(task, len(weight_names(first)))
         power = water_filling(variance, noise, 1 - self.pilot_power)
         gain = (power / variance).sqrt()
-        # What the units measure must be sent, be it ever so faintly.
+        # The coefficients that units measure must be sent, if only at a small gain.
         directions = torch.zeros(len(first.tensors["directions"]), len(gain))
         directions[:, first.tensors["index"]] = first.tensors["directions"] * first.tensors["gain"]
         measured = (directions != 0).any(dim=0)
@@ -173,29 +174,29 @@ class Feedback(Structure):
     def update_knowledge(
         self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
     ) -> Knowledge:
-        """Kalman's update of every victim's coefficients by its row, at the scale that the pilots suggest."""
+        """Kalman's update of every victim's coefficients by its row, at the scale that the pilots indicate."""
         shipped, own = payload.tensors, knowledge.units >= 0
         inputs, pilot, std = released_rows(update, replace(task, rounds=1), payload)
         sign = knowledge.scales[own].sign()[:, None]
         inputs, pilot = sign * inputs.cpu(), sign * pilot.cpu()[:, None]
         level, index, gain = float(shipped["constants"][0]), shipped["index"], shipped["gain"]
-        energies = gain**2 * _believed(task, knowledge)[own][:, index]
+        energies = gain**2 * _corrected_variance(task, knowledge)[own][:, index]
         expected = energies.sum(dim=1, keepdim=True)
         power = torch.cat([energies.mean(dim=0), energies.new_tensor([level**2])])
         distorted = distortion(power / power.sum(), len(weight_names(payload))) / math.sqrt(task.sharers)
         noise = max(math.hypot(std, distorted), 1e-7)
-        # The scale S for every mismatch, and what the pilot c/S says of it. Clipped alone, a victim's S is the norm of
+        # The scale S for every mismatch, and the pilot's evidence c/S on it. Clipped alone, a victim's S is the norm of
         # its own residual; under one clip the others' count as well, and the mismatch is that of S itself.
         if task.granularity == "sample":
             scales = (expected * _MISMATCH / _mismatch(knowledge)[own, None] + level**2).sqrt()
         else:
             scales = knowledge.scales[own].abs()[:, None] * (_MISMATCH * (expected + level**2)).sqrt()
         belief = knowledge.belief.clone()
-        faded = _STRANGENESS + _MEMORY * (belief[own] - _STRANGENESS)
+        faded = _LOG_PRIOR + _MEMORY * (belief[own] - _LOG_PRIOR)
         belief[own] = faded - (pilot - level / scales) ** 2 / (2 * noise**2)
         updated = replace(knowledge, belief=belief)
         scale = (torch.softmax(belief[own], dim=1) * scales).sum(dim=1, keepdim=True)
-        variance = _believed(task, updated)[own][:, index]
+        variance = _corrected_variance(task, updated)[own][:, index]
         kept = variance / (variance + (noise * scale / gain) ** 2)
         mean, remaining = knowledge.mean.clone(), knowledge.variance.clone()
         rows, columns = torch.nonzero(own), index[None]
@@ -220,6 +221,6 @@ def _mismatch(knowledge: Knowledge) -> Tensor:
     return torch.softmax(knowledge.belief, dim=1) @ _MISMATCH
 
 
-def _believed(task: Task, knowledge: Knowledge) -> Tensor:
-    """Posterior variances, shape (V, n), corrected by what the pilots said of them."""
+def _corrected_variance(task: Task, knowledge: Knowledge) -> Tensor:
+    """Posterior variances, shape (V, n), corrected by the evidence of the pilots."""
     return knowledge.variance * (_mismatch(knowledge)[:, None] if task.granularity == "sample" else 1.0)

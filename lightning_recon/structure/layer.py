@@ -18,7 +18,7 @@ from lightning_recon.structure.server_layer import ServerLayer
 
 
 class InferenceStructure(ServerLayer):
-    """Fully connected units of which each victim excites one per measurement direction.
+    """Fully connected units, of which each victim activates one per measurement direction.
 
     An image x becomes inputs e(x): chosen, scaled coefficients followed by constants (a pilot that reveals scale and
     sign, zeros that reveal the noise). Unit k measures a = weight_k · e(x) and passes gradient only if a lies in its
@@ -118,7 +118,7 @@ class InferenceStructure(ServerLayer):
 
         Args:
             images: Shape (B, 3, H, W), values in [0, 1].
-            logits: What the network itself says, shape (B, classes); needed for a balanced code.
+            logits: The network's own logits, shape (B, classes); needed for a balanced code.
         """
         inputs, weight = self.encode(images), self.matrix
         measured = F.linear(inputs, weight.detach())
@@ -133,11 +133,11 @@ class InferenceStructure(ServerLayer):
         return self.spec.strength * output * code.to(output)
 
     def _known(self, weight: Tensor) -> Tensor | float:
-        """What the units' offsets contribute to their products, shape (K,): it is sent no more."""
+        """What the units' offsets contribute to their products, shape (K,); it is subtracted."""
         return 0.0 if self.offset is None else (weight * self.offset.to(weight)).sum(dim=1)
 
     def _spread(self, inputs: Tensor) -> Tensor:
-        """Deal inputs to the blocks; zeros at the end, which reveal the noise, stay zeros."""
+        """Distribute inputs over the blocks; zeros at the end, which reveal the noise, stay zeros."""
         if self.spec.blocks == 1:
             return inputs
         used = inputs.shape[-1] - (self.constants.numel() - 1)

@@ -10,7 +10,7 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.coding.hadamard_spreading import gather
 from lightning_recon.structure.layer_spec import LayerSpec
 
-# How many standard deviations the measured noise may differ from the announced one.
+# Standard deviations by which the measured noise may differ from the announced one.
 _NULL_REACH = 4.0
 
 
@@ -38,7 +38,7 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     Args:
         update: Privatised, or the mean of `task.rounds` such; the tensors of `weight_names` are read, together of
             shape (K, m + 1 + nulls) before they were spread.
-        task: What was announced; without clipping the gradient's own norm stands for the budget.
+        task: What was announced; without clipping the norm of the gradient takes the place of the budget.
         payload: What was shipped; its constants are one pilot and the nulls.
 
     Returns:

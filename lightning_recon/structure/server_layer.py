@@ -56,8 +56,8 @@ class TamperedNetwork(nn.Module):
     Args:
         network: Maps images in [0, 1], shape (B, 3, H, W), to logits (B, classes).
         structure: The added layer.
-        zeros: Whether detached logits leave every parameter of the network a gradient of zeros, or none at all. Opacus
-            and DistributedDataParallel wait for a gradient of every parameter; a client that does without saves the
+        zeros: Whether parameters of the network get a gradient of zeros when the logits are detached, or none at all.
+            Opacus and DistributedDataParallel wait for a gradient of every parameter; without it a client saves the
             backward pass through the network, a third to a half of its time.
     """
 
@@ -70,12 +70,12 @@ class TamperedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the target network plus the structure's contribution."""
-        # A silent target network leaves every label equally likely, and every victim with the same gradient weight.
+        # With the network silenced every label is equally likely, and every victim has the same gradient weight.
         if self.structure.target_scale == 0:
             output: Tensor = self.structure(images)
         else:
             logits = self.structure.target_scale * self.network(images)
-            # Detached out here, or hooks that wait for the gradient of every input, as Opacus's do, wait for ever.
+            # Detached outside of the layer: hooks that wait for a gradient of every input, like Opacus's, never run.
             known = logits.detach()
             if self.structure.detach_logits:
                 logits = _with_zero_gradient(logits) if self.zeros else known

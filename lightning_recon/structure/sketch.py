@@ -13,12 +13,12 @@ from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, d
 
 
 def with_words(prior: RowPrior, plan: Plan) -> RowPrior:
-    """What is expected of a whole row: the more inputs agree, the clearer it is which rows hold the same image.
+    """The prior of a whole row: the more inputs agree, the stronger the evidence that rows hold the same image.
 
-    The code words are assumed at their smallest amplitude: a larger one is only detected more reliably.
+    Codewords are assumed to have their smallest amplitude: larger ones are only detected more reliably.
     """
-    softest = min(amplitude for amplitude in plan.amplitudes if amplitude > 0)
-    words = torch.cat([torch.full((HEADER,), plan.header), torch.full((plan.inputs,), softest)])
+    least = min(amplitude for amplitude in plan.amplitudes if amplitude > 0)
+    words = torch.cat([torch.full((HEADER,), plan.header), torch.full((plan.inputs,), least)])
     return replace(prior, power=torch.cat([prior.power, words.to(prior.power) ** 2]))
 
 
@@ -39,11 +39,11 @@ def decode_sketch(row: Tensor, sent: int, pilot: float, noise: float, prior: Row
 
 
 def beside(sketch: ServerPayload, plan: Plan) -> ServerPayload:
-    """A linear structure turned down to its share of the power, with the plan's inputs after its own."""
+    """A linear structure scaled to its share of the power, with the plan's inputs after its own."""
     amplitude, shipped = math.sqrt(plan.sketch), dict(sketch.tensors)
     shipped["gain"] = amplitude * shipped["gain"]
     shipped["constants"] = amplitude * shipped["constants"]
-    # What a unit measures stays what it was; it does not hear the digital inputs.
+    # The units' measurements do not change: the digital inputs get the weight 0.
     shipped["directions"] = torch.nn.functional.pad(shipped["directions"] / amplitude, (0, HEADER + plan.inputs))
     shipped["digital_amplitudes"] = torch.tensor(plan.amplitudes)
     return ServerPayload(settings={**sketch.settings, **plan.settings()}, tensors=shipped)

@@ -28,13 +28,13 @@ from lightning_recon.structure.row_model import (
     rows_of,
 )
 
-# Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip whoever
-# it is: |δ| is 30 (1 − p) for an image that the network is sure of, so for a clip of 10 over 16 images this suffices
-# down to 1 − p = 1e-11. The network's own gradient, where it is not detached, was up to 1e11 (RegNet-Y 400MF,
+# Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip for
+# every victim: |δ| is 30 (1 − p) for an image that the network is sure of, so for a clip of 10 over 16 images this
+# suffices down to 1 − p = 1e-11. The network's own gradient, where it is not detached, was up to 1e11 (RegNet-Y 400MF,
 # batch normalisation over two numbers). More than about 1e14 would overflow a client's float32, in which norms are
-# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the strangest images, 700 for pixels far outside of [0, 1].
+# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the most unusual images, 700 for pixels far outside of [0, 1].
 STRENGTH = 1e12
-# How far units without a twin may move the logits.
+# How far units without a cancelling copy may move the logits.
 _FOOTPRINT = 0.01
 
 
@@ -42,8 +42,8 @@ class WaterFilling(Structure):
     """The noise-optimal linear structure.
 
     Each image is expressed in decorrelated cosine coefficients; each coefficient gets the share of the clipping
-    budget that minimises the mean squared error at the announced noise; every unit is paired with a frozen twin, so
-    the network's output does not change at all.
+    budget that minimises the mean squared error at the announced noise; every unit is paired with a frozen copy of
+    opposite sign, so the network's output does not change at all.
 
     Source: Lee & Petersen (1976) for the code; the combination is ours.
     """
@@ -65,20 +65,20 @@ class WaterFilling(Structure):
         statistics: str | None = None,
         detach_logits: bool = True,
     ) -> None:
-        """Choose the server's parameters; the defaults need no tuning, the rest shows what each part is worth.
+        """Choose the server's parameters; the defaults need no tuning, the other values are for ablations.
 
         Args:
             subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
                 preprocessing.
             units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 8 a
                 image and at least 64; eight times as many where high noise makes rows short, see `layout`. The
-                upload grows with it. A single unit for several images takes the gating away: all collide.
+                upload grows with it. With a single unit for several images there is no gating: all collide.
             directions: Measurement directions; each image is measured once in each. Default: 3, which at random
                 occupancy leaves about one victim in a thousand unresolved; 1 for a single unit, and where high noise
                 makes rows short.
             pilot_power: Share of the power spent on the constant input that reveals scale and sign, in [0, 1). Without
                 a pilot the sign stays unknown, and the mean over both signs is the mean image.
-            nulls: Inputs that are always zero, from which the noise is measured. With 0 it is believed as announced.
+            nulls: Inputs that are always zero, from which the noise is measured. With 0 the announced noise is used.
             strength: Factor of the structure's gradient, with which it exceeds the clipping norm and the network's own
                 gradient, whatever the network. Above 1e14 norms may overflow float32.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
@@ -89,12 +89,12 @@ class WaterFilling(Structure):
                 images; victims that the network classifies confidently then get small gradients. "flattened": the
                 network's logits are set to zero, which every client can notice.
             power_allocation: "water_filling", or "flat": the same power for every coefficient.
-            cancel: Whether frozen twins cancel the structure's output exactly. Without them it moves the logits by up
+            cancel: Whether frozen copies cancel the structure's output exactly. Without them it moves the logits by up
                 to 0.01, and images far outside of what is usual excite no unit.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             detach_logits: Whether the shipped model detaches the network's logits, so that the network's own gradient
                 is exactly zero and the structure has the whole clipping budget. The output does not change, but a
-                client who looks can notice zero gradients, see `lightning_recon.defense`.
+                client can notice the zero gradients, see `lightning_recon.defense`.
         """
         check_ranges(
             "--model.structure.",
@@ -133,7 +133,7 @@ class WaterFilling(Structure):
         return "water_filling"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about images of the task's size."""
+        """Public statistics of images of the task's size."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -221,7 +221,7 @@ class WaterFilling(Structure):
         decoded = [decode_row(*row, prior) for row in combined_rows(rows, found)]
         posterior = in_coefficients(decoded, payload.tensors, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
-        # Without a pilot both signs are alike, and their mean is no image.
+        # Without a pilot both signs are equally likely, and their mean is no image.
         evident = found.evident and level > 0
         share = structure_share(inputs, pilot, noise, prior, task, payload)
         rows_read = dict.fromkeys(weight_names(payload))

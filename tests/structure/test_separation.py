@@ -168,11 +168,11 @@ def test_a_pair_in_all_its_rows_is_reported_by_its_energy(noise: float, count: i
     rows, contributions, _ = released([place[:count] for place in places], noise)
     # Clipped alone, no victim is louder than the loudest.
     bound = float(contributions.square().sum(dim=1).max()) + LEVEL**2
-    found = separate(rows, PRIOR, 4, 0.01, lone_energy=bound)
+    found = separate(rows, PRIOR, 4, 0.01, single_energy=bound)
     assert sorted(order(found.combine @ rows.inputs, contributions)) == [2, 3]
     assert found.unresolved == count
     # Where nobody is missing, there is no room for a pair.
-    assert len(separate(rows, PRIOR, 3, 0.01, lone_energy=bound).combine) == 3
+    assert len(separate(rows, PRIOR, 3, 0.01, single_energy=bound).combine) == 3
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.01])
@@ -192,7 +192,7 @@ def test_a_lone_victim_is_seldom_taken_for_a_pair() -> None:
     for _ in range(trials):
         rows, contributions, _ = released(places, 0.02)
         loudest = float(contributions.square().sum(dim=1).max()) + LEVEL**2
-        found = separate(rows, PRIOR, 6, 0.05, lone_energy=loudest)
+        found = separate(rows, PRIOR, 6, 0.05, single_energy=loudest)
         flagged += 5 - len(found.combine)
     # At most the loudest of each batch is at its bound.
     assert flagged <= stats.binom.isf(1e-3, trials, 0.05)

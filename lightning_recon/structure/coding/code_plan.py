@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 
-# Inputs that say which rate was chosen, and their energy in units of the noise variance: words that differ by twice
-# that are confused once in 10¹¹ times.
+# Inputs that name the chosen rate, and their energy in units of the noise variance: words that differ by twice that
+# energy are confused once in 10¹¹ times.
 HEADER = 512
 _HEADER_ENERGY = 100.0
 # The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
-# at least so much that the victims are told apart by it, and no more than costs the code 0.7 dB.
+# at least so much that it separates the victims, and at most what costs the code 0.7 dB.
 _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
 # One clip for all: the largest files may have so many times the power of an equal share, and no more than the smallest
 # can have left.
@@ -27,8 +27,8 @@ _RAW_BITS = 24
 _SHORTEST = 1000
 # Of the channel code and its header: payloads of another one cannot be read.
 VERSION = 2
-# Quieter than rounding in float32 no row ever is.
-_QUIETEST = 1e-6
+# Rounding in float32 leaves at least this noise in every row.
+_LEAST_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def digital_plan(
     the power at hand, at most as many as a raw image needs at that rate, and at most as many as the upload allows;
     then a higher rate makes up for it.
 
-    Clipped alone, a victim always has its whole power, and a file that leaves bits free gains nothing by speaking more
-    softly: one amplitude fits all. Under one clip the victims share the power, and who needs less leaves it to the
-    others: the amplitude is what the rate of the file needs, and large files may borrow what small ones leave. Then
-    all have the same margin. An image too large for that is sent lossily at the rate of an equal share.
+    Clipped alone, a victim always has its whole power, and a file that leaves bits free gains nothing from a smaller
+    amplitude: one amplitude fits all. Under one clip the victims share the power, and a victim that needs less leaves
+    it to the others: the amplitude is what the rate of the file needs, and large files may borrow what small ones
+    leave. Then all have the same margin. An image too large for that is sent lossily at the rate of an equal share.
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
@@ -94,7 +94,7 @@ def digital_plan(
     Returns:
         The plan; None where a linear code makes the better image, and for fewer than 1000 inputs.
     """
-    noise = max(noise, _QUIETEST)
+    noise = max(noise, _LEAST_NOISE)
     header, sketch = min(0.05, _HEADER_ENERGY * noise**2), sketch_share(noise)
     spare = margin_db + (_NEIGHBOURS_DB if shared else 0.0)
     energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
@@ -116,10 +116,10 @@ def digital_plan(
 
 
 def sketch_share(noise: float) -> float:
-    """Share of the power for the linear sketch, which remains of a lost codeword's victim and tells who is where.
+    """Share of the power for the linear sketch, which replaces a lost codeword, and shows which rows hold which victim.
 
     It gets the power that makes it recognisable: 6 % at z_e = 0.01, where it costs the code 0.3 dB, and at low noise
-    the 3 % by which victims are told apart, 0.1 dB. More would be wasted: up to z_e = 0.005 hardly a
+    the 3 % that separate the victims, 0.1 dB. More would be wasted: up to z_e = 0.005 hardly a
     codeword is lost as long as the noise is what was assumed.
 
     Args:

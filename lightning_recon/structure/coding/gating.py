@@ -12,10 +12,10 @@ from lightning_recon.priors.image_statistics import PublicStatistics, synthetic_
 _LOW_FREQUENCY = 6
 _SYNTHETIC_SIZE = 32
 _SYNTHETIC_COUNT = 4096
-# No photograph measures more than so many times what is usual.
+# No photograph's measurement exceeds the usual one by more than this factor.
 _FARTHEST = 10.0
-# Units: so many an image, but at least so many, and so many times more where there is only one direction.
-_UNITS_A_PICTURE, _FEWEST_UNITS, _LONE_DIRECTION = 8, 64, 8
+# Units for each image, their least number, and the factor of both where there is only one direction.
+_UNITS_A_PICTURE, _FEWEST_UNITS, _SINGLE_DIRECTION = 8, 64, 8
 
 
 def layout(
@@ -26,9 +26,9 @@ def layout(
     A victim's energy is spread over its D rows, and with it the evidence that it is there at all. So at high noise a
     single direction is best, and collisions are avoided by many rows: few inputs are worth sending then, and rows of
     few inputs are cheap. At low noise rows are long and evidence is plenty: three directions, in which the victims
-    that collide in one are told apart by the others, need an eighth of the rows.
+    that collide in one are separated by the others, need an eighth of the rows.
 
-    Victims that cannot be told apart even without noise: with three directions at most 0.1 % at random occupancy (10⁵
+    Victims that cannot be separated even without noise: with three directions at most 0.1 % at random occupancy (10⁵
     simulated), and none of 80 000 in random batches of 64 photographs; with one direction 1 − (1 − 1/K)^(B − 1) of
     them, at most 1.6 %, and up to 3 % of those photographs, which fill the intervals less evenly.
 
@@ -36,12 +36,12 @@ def layout(
         batch: Images in an update.
         inputs: How many coefficients are sent.
         coefficients: How many there are.
-        units: How many units the user wants, if he cares.
-        directions: How many directions the user wants, if he cares.
+        units: How many units the user asked for, if any.
+        directions: How many directions the user asked for, if any.
 
     Returns:
         Units and directions: one unit for a single image; 64 an image and one direction, where that is no more
-        upload than 8 full-length ones; else 8 an image, at least 64, and three directions. What the user wants is
+        upload than 8 full-length ones; else 8 an image, at least 64, and three directions. What the user asked for is
         kept; of the defaults, three directions suit any number of units.
     """
     few = max(_FEWEST_UNITS, _UNITS_A_PICTURE * batch)
@@ -50,7 +50,7 @@ def layout(
         return units, directions or min(3, units)
     if batch == 1:
         return 1, 1
-    return (_LONE_DIRECTION * few, 1) if _LONE_DIRECTION * inputs <= coefficients else (few, 3)
+    return (_SINGLE_DIRECTION * few, 1) if _SINGLE_DIRECTION * inputs <= coefficients else (few, 3)
 
 
 def measurement_directions(statistics: PublicStatistics, count: int) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as few bytes: lossless WebP where that fits, else AVIF at the best quality that does.
+"""Image compression: lossless WebP where that fits, else AVIF at the best quality that does.
 
 Pillow writes whole files, with containers that cost more than a small image itself. Both sides know the image's
 size and the settings, so the container is left out and put back.
@@ -141,7 +141,7 @@ def _container(height: int, width: int) -> bytes:
 
 
 def _refilled(container: bytes, length: int) -> bytes:
-    """The container of data of the given length: that length stands before "mdat", and in the table of items."""
+    """The container of data of the given length: that length precedes "mdat", and in the table of items."""
     place = container.index(b"iloc")
     # One item with one extent: its length is the last entry of the box.
     end = place - 4 + int.from_bytes(container[place - 4 : place], "big")

@@ -18,15 +18,15 @@ from lightning_recon.structure.detection.wiener import RowPrior
 
 # float32 gradients carry rounding of this share of a row's energy even without noise.
 _ROUNDING = 1e-6
-# Two tuples of rows are as different as their evidence; only so many are carried along while tuples are built.
+# Most partial tuples that are kept while tuples are built, by their evidence.
 _CARRIED = 8192
-# Only so many of them are held against the intervals.
+# Most tuples that are compared with the intervals.
 _JUDGED = 2048
-# A part of a tuple may be so many standard deviations fainter than what the whole needs.
-_FAINTER = 5.0
+# A part of a tuple may be this many standard deviations below the energy that the whole needs.
+_PART_REACH = 5.0
 # A tuple whose own measurements belong outside its intervals with more certainty than this holds no single image.
 _CONTRADICTION = 1e-6
-# Scales within this many standard deviations of what the pilot says are weighed.
+# Scales within this many standard deviations of the pilot's estimate are weighed.
 _PILOT_REACH = 5.0
 _PILOT_POINTS = 65
 
@@ -94,7 +94,7 @@ class Evidence:
         self.count = len(rows.directions)
         strongest = float(rows.inputs.square().sum(dim=1).max())
         self.variance = rows.noise**2 + _ROUNDING * max(strongest, 1e-12) / rows.inputs.shape[1]
-        # How much each input tells signal from noise, once the rows of a victim are averaged.
+        # Weight of each input in the test of signal against noise, once the rows of a victim are averaged.
         expected = torch.cat(
             [prior.power.to(rows.inputs), prior.power.new_tensor([prior.pilot_level**2]).to(rows.inputs)]
         )
@@ -165,7 +165,7 @@ class Evidence:
         bound = misfit * self.variance / (self.count - 1)
         most = bound * self.count * float(doubt.diagonal().max())
         found = torch.zeros(1, 0, dtype=torch.int64)
-        # Energy and noise of the tuple's sum, the same summed over its rows, and what each row says on its own.
+        # Energy and noise of the tuple's sum, the same summed over its rows, and the evidence of each row on its own.
         energy, share, energies, shares, alternatives, score = torch.zeros(6, 1, dtype=torch.float64)
         for size, units in enumerate(self.groups(), start=1):
             group = units[candidates[units]]
@@ -205,7 +205,7 @@ class Evidence:
         noise, squares = float(self.weights.sum()), float(self.weights.square().sum())
         # The energy of one image's rows above the noise grows with their number.
         excess = energy_ratio - noise
-        excess = excess + _FAINTER * (2 * squares + 4 * excess.clamp(min=0)).sqrt()
+        excess = excess + _PART_REACH * (2 * squares + 4 * excess.clamp(min=0)).sqrt()
         return noise + excess * (self.count / size) >= needed
 
     def cell(self, combine: Tensor, held: Tensor) -> Tensor:

@@ -18,24 +18,24 @@ from lightning_recon.structure.detection.bayes_factors import Evidence, Residual
 from lightning_recon.structure.detection.false_alarms import active_threshold, bounded, typical_weights
 
 # A row counts as holding a victim's content if their whitened inner product is this share of the content's energy:
-# it is 1 if it does, 1/2 for the mean of two equals, which is no content at all.
+# it is 1 if it does, 1/2 for the mean of two equals, which is no victim's content.
 _MIN_OVERLAP = 0.75
 # How many standard deviations a predicted measurement may miss an interval by.
 _REACH = 4.0
 # Where no rows agree, this many candidates per row are followed up, and this many in total.
 _BRANCHES = 3
 _FOLLOWED = 24
-# Odds for a victim against noise, where it is clear that there are victims.
+# Posterior odds of a victim against noise, once the update certainly holds victims.
 _ODDS = 9.0
 
 
 class Peeling:
     """Find victims and subtract them from the rows until nothing is left."""
 
-    def __init__(self, evidence: Evidence, victims: int, false_alarm: float, lone_energy: float | None) -> None:
+    def __init__(self, evidence: Evidence, victims: int, false_alarm: float, single_energy: float | None) -> None:
         """Set the thresholds; the arguments are those of `separation.separate`."""
         self.evidence, self.victims = evidence, victims
-        self.false_alarm, self.lone_energy = false_alarm, lone_energy
+        self.false_alarm, self.single_energy = false_alarm, single_energy
         self.total, self.squares = float(evidence.weights.sum()), float(evidence.weights.square().sum())
         units = len(evidence.pilot)
         threshold = active_threshold(evidence.weights, false_alarm / (2 * units))
@@ -45,7 +45,7 @@ class Peeling:
         # Markov's inequality: averaged over all tuples, a Bayes factor seldom exceeds 1/α where there is no image.
         tuples = sum(math.log(len(group)) for group in evidence.groups())
         self.convincing = tuples + math.log(2 / false_alarm)
-        # Once it is clear that anyone is there, the announced number is the prior for everyone else.
+        # Once the update certainly holds victims, their announced number is the prior of further ones.
         self.likely = tuples - math.log(victims) + math.log(_ODDS)
         self.followed = 0
 
@@ -88,10 +88,10 @@ class Peeling:
                 break
         return best
 
-    def _agreeing(self, left: Residual, anyone: bool) -> list[list[int]]:
+    def _agreeing(self, left: Residual, present: bool) -> list[list[int]]:
         """Disjoint tuples of rows that convincingly hold one image each, strongest evidence first."""
         found, score = self.evidence.tuples(left, self.misfit, self.likely)
-        if not anyone and not bool((score > self.convincing).any()):
+        if not present and not bool((score > self.convincing).any()):
             return []
         chosen: list[list[int]] = []
         used: set[int] = set()
@@ -151,12 +151,12 @@ class Peeling:
 
     def _bounded(self, energy: Tensor, share: Tensor) -> Tensor:
         """Whether signal energies, given squared weights, both of shape (V,), are consistent with a single victim."""
-        if self.lone_energy is None:
+        if self.single_energy is None:
             return torch.ones(len(energy), dtype=torch.bool)
-        return bounded(energy, share * self.evidence.variance, self.squares, self.lone_energy, self.false_alarm)
+        return bounded(energy, share * self.evidence.variance, self.squares, self.single_energy, self.false_alarm)
 
-    def lone(self, combine: Tensor) -> Tensor:
-        """Which of the victims are one image, not two that share all their rows; shape (V,), bool.
+    def isolated(self, combine: Tensor) -> Tensor:
+        """Which of the victims are a single image, not two that share all their rows; shape (V,), bool.
 
         Two victims have twice the energy that clipping leaves one. Where only the whole update is clipped, they have
         about twice the expected gradient weight. At most as many pairs are rejected as victims are missing, the largest
@@ -164,7 +164,7 @@ class Peeling:
         """
         energy, share = self.energies(combine), combine.square().sum(dim=1)
         count = len(combine)
-        if self.lone_energy is not None:
+        if self.single_energy is not None:
             magnitude, single = energy, self._bounded(energy, share)
         elif count > 1 and self.evidence.prior.pilot_level > 0:
             pilot = (combine @ self.evidence.pilot).abs().clamp(min=1e-30)

@@ -29,7 +29,7 @@ class Separation:
 
 
 def separate(
-    rows: Rows, prior: RowPrior, victims: int, false_alarm: float, lone_energy: float | None = None
+    rows: Rows, prior: RowPrior, victims: int, false_alarm: float, single_energy: float | None = None
 ) -> Separation:
     """Find at most `victims` images in the rows.
 
@@ -40,20 +40,20 @@ def separate(
         false_alarm: Probability that a batch of empty rows shows any activity; that a single victim is taken for two
             by its energy; and that any victim of a batch is by its weight, see `typical_weights`. Neither of the
             last two occurs once all victims were found.
-        lone_energy: Largest energy, pilot included, that clipping leaves a single victim in a row; None if only the sum
-            over all victims is bounded, so that pairs are detected by their gradient weight.
+        single_energy: Largest energy, pilot included, that clipping leaves a single victim in a row; None if only the
+            sum over all victims is bounded, so that pairs are detected by their gradient weight.
 
     Returns:
         How to combine rows into victims, strongest evidence first, and what stayed unexplained.
     """
     units = len(rows.inputs)
-    search = Peeling(Evidence(rows, prior), victims, false_alarm, lone_energy)
+    search = Peeling(Evidence(rows, prior), victims, false_alarm, single_energy)
     if units == 1:
         evident = bool(search.evident(torch.zeros(1, dtype=torch.int64)))
         # All victims excite a single unit: several collide in it, and one victim needs no search.
         if victims > 1:
-            nobody = torch.zeros(0, 1)
-            return Separation(combine=nobody, members=nobody.bool(), unresolved=int(evident))
+            none = torch.zeros(0, 1)
+            return Separation(combine=none, members=none.bool(), unresolved=int(evident))
         alone = torch.ones(1, 1)
         return Separation(combine=alone, members=alone.bool(), unresolved=0, evident=evident)
     if len(rows.directions) == 1:
@@ -68,13 +68,13 @@ def separate(
     share = fitted.square().sum(dim=1)
     leftover = search.energies(fitted) > search.spread * share
     combine = _least_squares(members, leftover, units)
-    lone = search.lone(combine)
-    for held, single in zip(members, lone.tolist(), strict=True):
+    isolated = search.isolated(combine)
+    for held, single in zip(members, isolated.tolist(), strict=True):
         if not single:
             leftover[held] = True
     return Separation(
-        combine=combine[lone].float(),
-        members=_membership(members, units).T[lone].bool(),
+        combine=combine[isolated].float(),
+        members=_membership(members, units).T[isolated].bool(),
         unresolved=int(leftover.sum()),
     )
 
@@ -86,11 +86,11 @@ def _strongest(search: Peeling) -> Separation:
     best = best[(score[best] > search.likely) & bool(search.evident(best).any())]
     combine = torch.zeros(len(best), len(score), dtype=torch.float64)
     combine[torch.arange(len(best)), best] = 1.0
-    lone = search.lone(combine)
+    isolated = search.isolated(combine)
     energy = (evidence.extended.square() @ evidence.weights).double().cpu() - search.total * evidence.variance
     leftover = energy > search.spread
-    leftover[best[lone]] = False
-    alone = combine[lone]
+    leftover[best[isolated]] = False
+    alone = combine[isolated]
     return Separation(combine=alone.float(), members=alone.bool(), unresolved=int(leftover.sum()))
 
 
