@@ -20,7 +20,7 @@ _SPREAD = 4.0  # factor by which the gain of a layer without bias may differ bet
 
 @dataclass(frozen=True)
 class Head:
-    """Where an update shows the errors of the classes: the mean of softmax minus one-hot, times a positive factor.
+    """The parameters whose gradient is the classes' errors: the mean of softmax minus one-hot, times a positive factor.
 
     Args:
         weight: name of the weight, (classes, inputs) or the same as a convolution of one pixel; None if it has none.
@@ -104,7 +104,7 @@ def _gradients(logits: Tensor, errors: Tensor, values: Update, names: list[str])
 
 
 def _gains(first: Tensor, second: Tensor, exact: bool) -> Tensor | None:
-    """What a class's entry is of its logit's error, if both trials agree that it depends on nothing else."""
+    """Ratio of each class's entry to its logit's error, if both trials agree that it depends on nothing else."""
     top = float(first.abs().max())
     if not 0 < top < math.inf or not torch.allclose(first, second, rtol=0, atol=_EXACT * top):
         return None

@@ -204,7 +204,7 @@ def _from_path(name: str, num_classes: int) -> nn.Module:
     module, _, attribute = name.rpartition(".")
     try:
         built = getattr(import_module(module), attribute)(num_classes=num_classes)
-    except Exception as error:  # whatever the constructor of a class that is not ours may raise
+    except Exception as error:  # the constructor of a user's class may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"network {name!r} cannot be built ({reason}): give the path of a class that takes num_classes"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How images in [0, 1] are normalised before the target network sees them.
+"""Normalisation of images in [0, 1] before the target network.
 
 The normalisation is a forward pre-hook of the network itself, so that parameters keep the names that they have in the
 user's own model.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a network can be trained on the images at hand: one forward pass, before anything is computed with it."""
+"""Check by one forward pass, before anything else is computed, whether a network can be trained on the given images."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def fit_to_images(
             return network
         except _Unfit:
             raise
-        except Exception as error:  # whatever a network that is not ours may raise
+        except Exception as error:  # a network of the user's may raise anything
             reason = _line(error)
         height, width = image_shape[1:]
         if rebuild is not None and (sized := _rebuilt(rebuild, image_shape, num_classes, count, seed)) is not None:
@@ -78,7 +78,7 @@ def _rebuilt(
 
 
 def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, count: int, seed: int) -> str:
-    """What to do about a network that raises: another size, if one works."""
+    """A remedy for a network that raises: another size, if one works."""
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is not None and first.in_channels != 3:
         channels = first.in_channels
@@ -88,7 +88,7 @@ def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, count: 
             _forward(network, (3, side, side), num_classes, count, seed)
         except _Unfit:
             raise
-        except Exception:  # whatever a network that is not ours may raise
+        except Exception:  # a network of the user's may raise anything
             if rebuild is None or _rebuilt(rebuild, (3, side, side), num_classes, count, seed) is None:
                 continue
         return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"

@@ -76,10 +76,10 @@ class Knowledge:
 
 
 class FeedbackCode(Protocol):
-    """How a server uses the rounds in which its payload depends on the updates before."""
+    """Feedback coding: each payload after the first rounds depends on the updates before it."""
 
     def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
-        """What the server knows when feedback starts; None if feedback cannot start.
+        """The server's knowledge when feedback starts; None if feedback cannot start.
 
         Args:
             payload: What was shipped in the first rounds.
@@ -90,13 +90,13 @@ class FeedbackCode(Protocol):
         ...
 
     def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
-        """What to ship to this client in the next round."""
+        """The payload for this client in the next round."""
         ...
 
     def update_knowledge(
         self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
     ) -> Knowledge:
-        """What the server knows after one more update."""
+        """The server's knowledge after one more update."""
         ...
 
     def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
@@ -118,11 +118,11 @@ class Structure(Protocol):
 
     @property
     def feedback(self) -> FeedbackCode | None:
-        """How the rounds after the first ones are used; None if the payload never depends on earlier updates."""
+        """The code of the rounds after the first ones; None if no payload depends on earlier updates."""
         return None
 
     def rounds(self, task: Task) -> int:
-        """How many rounds repeat the first payload, at most all; their updates are averaged before decoding."""
+        """Number of rounds that repeat the first payload, at most all; their updates are averaged before decoding."""
         return task.rounds
 
     def statistics(self, task: Task) -> PublicStatistics:

@@ -64,7 +64,7 @@ class Feedback(Structure):
         return self.opening.statistics(task)
 
     def rounds(self, task: Task) -> int:
-        """How many averaged rounds bring the pilot to four standard deviations of the noise, at most all."""
+        """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise."""
         # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
         noise = task.update_noise * math.sqrt(task.sharers * directions)
@@ -86,7 +86,7 @@ class Feedback(Structure):
         return self.opening.decode(payload, replace(task, rounds=self.rounds(task)), update)
 
     def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
-        """What the server knows when feedback starts; None if no victim has a unit of its own.
+        """The server's knowledge when feedback starts; None if no victim activates a unit alone.
 
         Args:
             payload: The opening's payload.
@@ -138,7 +138,7 @@ class Feedback(Structure):
         return torch.where(alone.gather(1, clearest) > 0, units, -1)[:, 0], scales[:, 0]
 
     def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
-        """The structure that sends each victim's residual, water-filled on what is uncertain on average."""
+        """The structure that sends each victim's residual, water-filled on the mean posterior variance."""
         first = self.payload(task)
         own = knowledge.units >= 0
         variance = _corrected_variance(task, knowledge)[own].mean(dim=0)
@@ -207,7 +207,7 @@ class Feedback(Structure):
         return replace(updated, mean=mean, variance=remaining)
 
     def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
-        """The images as they are known after the last round."""
+        """The posterior mean images after the last round."""
         statistics, shape = self.statistics(task), knowledge.prior_variance.shape
         mean = knowledge.mean.view(shape)
         variance = knowledge.variance.view(shape)

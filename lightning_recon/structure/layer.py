@@ -133,7 +133,7 @@ class InferenceStructure(ServerLayer):
         return self.spec.strength * output * code.to(output)
 
     def _known(self, weight: Tensor) -> Tensor | float:
-        """What the units' offsets contribute to their products, shape (K,); it is subtracted."""
+        """The contribution of the offsets to the units' products, shape (K,), which is subtracted."""
         return 0.0 if self.offset is None else (weight * self.offset.to(weight)).sum(dim=1)
 
     def _spread(self, inputs: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def build_layer(payload: ServerPayload) -> ServerLayer:
 
 
 def structure_bytes(payload: ServerPayload) -> int:
-    """What the structure adds to one client's upload in one round, in bytes of float32."""
+    """Bytes of float32 that the structure adds to one client's upload in one round."""
     if not payload.settings and not payload.tensors:
         return 0
     spec, tensors = layer_spec(payload), payload.tensors

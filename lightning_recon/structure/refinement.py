@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How decoded images are refined: by plug-and-play with a denoiser, or by matching the seed paper's leaked moments."""
+"""Refinement of decoded images: plug-and-play with a denoiser, or matching of the seed paper's leaked moments."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _MOMENT_LIMIT = 1000.0
 
 
 class Objective(Protocol):
-    """What refinement minimises over the dummies θ of M images, shape (M, 3, H, W), which start at 0."""
+    """The objective of refinement over the dummies θ of M images, shape (M, 3, H, W), which start at 0."""
 
     needs_optimizer: bool  # whether gradient descent with step size 1 is not enough
 
@@ -46,7 +46,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Refinement(ABC):
-    """What decoding leaves for refinement: tensors with one entry for each decoded image."""
+    """The input of refinement: tensors with one entry for each decoded image."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
@@ -153,7 +153,7 @@ class PlugAndPlay:
 
     @torch.no_grad()
     def stepped(self, dummies: Tensor, step: int) -> Tensor:
-        """Where a step moves the dummies: fitted to the rows, then denoised."""
+        """The dummies after a step: fitted to the rows, then denoised."""
         noisy = self.images(self.fitted(dummies, step)).clamp(0, 1)
         sigma = self.sigma * self.decay**step
         chunks = zip(torch.split(noisy, _CHUNK), torch.split(sigma, _CHUNK), strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a linear code's rows are expected to hold, and what the decoded rows say of the images' coefficients."""
+"""The prior of a linear code's rows, and the posterior of image coefficients given the decoded rows."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -19,12 +19,12 @@ _LOG_SCALE_STD = 0.4
 
 
 def budget_sharers(task: Task) -> int:
-    """How many victims share one clipping budget; without a clip the norm of the whole update takes its place."""
+    """Number of victims that share one clipping budget; without a clip, the norm of the update takes its place."""
     return task.victims if task.max_grad_norm is None else task.sharers
 
 
 def row_prior(payload: ServerPayload, task: Task, statistics: PublicStatistics) -> RowPrior:
-    """What to expect of a victim's row, apart from a digital code.
+    """The prior of a victim's row, without a digital code.
 
     Args:
         payload: What was shipped.

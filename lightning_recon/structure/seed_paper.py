@@ -143,9 +143,9 @@ class SeedPaper(Structure):
         )
 
     def _usual_ratio(self, task: Task) -> float:
-        """By how much clipping weight and bias each by itself shrinks the weight more, for photographs in general.
+        """Factor by which per-layer clipping shrinks the weight more than the bias, for photographs in general.
 
-        Both come back with the same norm: the bias held δ in 100 copies, the weight δ times the image.
+        Both are released with the same norm: the bias holds δ in 100 copies, the weight δ times the image.
         """
         statistics = self.statistics(task)
         energy = float(statistics.mean.double().square().sum() + statistics.variance.double().sum())

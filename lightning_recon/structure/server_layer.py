@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every layer of a malicious server has in common, and the target network with such a layer beside it."""
+"""The base class of layers that a malicious server adds, and the target network with such a layer."""
 
 from abc import ABC, abstractmethod
 
@@ -26,7 +26,7 @@ class ServerLayer(nn.Module, ABC):
 
     @classmethod
     def path(cls) -> str:
-        """What names this class in a payload's settings."""
+        """The path by which a payload's settings name this class."""
         return f"{cls.__module__}.{cls.__qualname__}"
 
     @classmethod
@@ -48,7 +48,7 @@ class ServerLayer(nn.Module, ABC):
 
 
 class TamperedNetwork(nn.Module):
-    """The target network with the server's inference structure beside it.
+    """The target network with the server's layer in parallel.
 
     With `structure.detach_logits` the output is what it was to the last bit, and the network's own gradient is exactly
     zero: the structure has the whole clipping budget, whatever the network, and no local step moves the logits.

@@ -69,7 +69,7 @@ _LONG_GAP, _SHORT_GAP = 0.45, 25.0
 _LAYERS = 80
 # Repeated bits that meet in one group cancel; this many rounds of swapping separate them.
 _SWAPS = 20
-# tanh(L/2) of a bit that is certain, or as good as; and what keeps it off 0, to be divided by.
+# Limits of tanh(L/2): of a bit that is as good as certain, and away from 0, since it is divided by.
 _MOST, _LEAST = 1 - 1e-7, 1e-12
 # Points of Gauss's quadrature for the capacity: six digits.
 _POINTS = 100
@@ -80,7 +80,7 @@ _PATIENCE, _PROGRESS = 25, 0.005
 
 
 def message_bits(rung: int, inputs: int) -> int:
-    """How many message bits a codeword carries; the number of parities is a multiple of the layers."""
+    """Number of message bits of a codeword; the number of parities is a multiple of the layers."""
     return inputs - _LAYERS * round((1 - LADDER[rung].rate) * inputs / _LAYERS)
 
 
@@ -195,7 +195,7 @@ def _ahead(sent: Tensor, layer: int) -> Tensor:
 
 @lru_cache(maxsize=len(LADDER))
 def _groups(rung: int, inputs: int) -> Tensor:
-    """Which message bits each parity adds up: drawn at random, always the same.
+    """The message bits that each parity adds up: random, but always the same.
 
     Parities along the running sum go to the layers in turn.
 
@@ -208,7 +208,7 @@ def _groups(rung: int, inputs: int) -> Tensor:
     nodes = torch.tensor([code.repetitions[int(times)] for times in often]) / often
     last = (nodes.cumsum(0) / nodes.sum() * messages).round().long()
     degree = often.repeat_interleave(last.diff(prepend=last.new_zeros(1)))
-    # The sockets must come out even: the bits repeated often take what rounding left.
+    # The number of sockets must be exact: the bits that are repeated often absorb the rounding.
     excess, busiest = parities * code.group - int(degree.sum()), int((degree > often[0]).sum())
     degree[-busiest:] += excess // busiest
     degree[len(degree) - excess % busiest :] += 1

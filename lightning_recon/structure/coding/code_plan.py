@@ -14,8 +14,8 @@ _HEADER_ENERGY = 100.0
 # The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
 # at least so much that it separates the victims, and at most what costs the code 0.7 dB.
 _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
-# One clip for all: the largest files may have so many times the power of an equal share, and no more than the smallest
-# can have left.
+# One clip for all: the largest files may have this multiple of the power of an equal share, but no more than the
+# smallest files can leave.
 _BORROWED = 2.0
 # Bits a pixel below which a linear code makes the better image.
 WORTHWHILE = 0.2
@@ -75,7 +75,7 @@ def digital_plan(
     """Choose the code.
 
     Inputs cost nothing but upload, power is all there is: so there are as many inputs as the lowest rate can fill with
-    the power at hand, at most as many as a raw image needs at that rate, and at most as many as the upload allows;
+    the available power, at most as many as a raw image needs at that rate, and at most as many as the upload allows;
     then a higher rate makes up for it.
 
     Clipped alone, a victim always has its whole power, and a file that leaves bits free gains nothing from a smaller

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sample activates which unit: measurement directions, and intervals that public images fill evenly."""
+"""Gating: measurement directions, and intervals that public images fill evenly, so that few victims share a unit."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ _UNITS_A_PICTURE, _FEWEST_UNITS, _SINGLE_DIRECTION = 8, 64, 8
 def layout(
     batch: int, inputs: int, coefficients: int, units: int | None = None, directions: int | None = None
 ) -> tuple[int, int]:
-    """How many units to share among how many directions, for almost no collisions at a bounded upload.
+    """Numbers of units and of directions, for almost no collisions at a bounded upload.
 
     A victim's energy is spread over its D rows, and with it the evidence that it is there at all. So at high noise a
     single direction is best, and collisions are avoided by many rows: few inputs are worth sending then, and rows of

@@ -135,7 +135,7 @@ def _avif(image: Tensor, quality: int) -> bytes:
 
 @lru_cache(maxsize=8)
 def _container(height: int, width: int) -> bytes:
-    """What precedes the data of every AVIF of this size, but for the data's length."""
+    """The bytes before the data of every AVIF of this size, apart from the data's length."""
     file = _avif(torch.zeros(3, height, width, dtype=torch.uint8), 0)
     return file[: file.index(b"mdat") + 4]
 

@@ -72,7 +72,7 @@ class DigitalWords(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Plan], output: Tensor) -> None:
-        """Nothing to keep: there is no gradient."""
+        """Save nothing: there is no gradient."""
         ctx.mark_non_differentiable(output)
 
     @staticmethod

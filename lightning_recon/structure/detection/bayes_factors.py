@@ -56,7 +56,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Residual:
-    """What is left of the rows once victims are subtracted: row i is Σ_k mix_ik · released row k.
+    """The rows after victims were subtracted: row i is Σ_k mix_ik · released row k.
 
     Args:
         mix: Shape (K, K), float64.
@@ -230,7 +230,7 @@ class Evidence:
         value = (combine @ self.measured)[:, None] / weight[..., None]
         slack = (self.reach * noise[:, None])[:, None] / weight[..., None].abs()
         slack = torch.hypot(slack, 1e-4 * value)
-        # Measurements are worth as much as their noise allows against what is usual.
+        # Wiener weights of the measurements: their usual variance against that of their noise.
         trust = self.usual / (self.usual + slack**2)
         value, slack = trust * value, slack * trust.sqrt()
         lower, upper = self.lower[held][:, None], self.upper[held][:, None]

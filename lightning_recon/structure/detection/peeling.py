@@ -58,12 +58,12 @@ class Peeling:
         return ((mix @ self.evidence.gram) * mix).sum(dim=1) - noise
 
     def active(self, residual: Residual) -> Tensor:
-        """Which residual rows hold more than noise, shape (K,), bool."""
+        """Residual rows that hold more than noise, shape (K,), bool."""
         noise = self.total * self.evidence.variance + self.spread
         return residual.energy.diagonal() > noise * residual.doubt.diagonal()
 
     def evident(self, units: Tensor) -> Tensor:
-        """Which rows of one direction's units hold an image, by their energy or by all that is known of one."""
+        """Rows, of units of one direction, that hold an image by their energy or their Bayes factor."""
         score = self.evidence.single()
         alone = torch.eye(len(score), dtype=torch.float64)[units]
         return (self.energies(alone) > self.spread) | (score[units] > self.convincing)
@@ -102,7 +102,7 @@ class Peeling:
         return chosen
 
     def _predicting(self, left: Residual, active: Tensor) -> list[tuple[list[int], list[int]]]:
-        """Victims that a single row gives away: all their rows, and those among them that hold nothing else."""
+        """Victims that a single row reveals: all their rows, and those among them that hold nothing else."""
         noise, overlap = self.total * self.evidence.variance, left.overlap
         energy, share = left.energy.diagonal(), left.doubt.diagonal()
         bounded = self._bounded(energy - noise * share, share)
@@ -156,7 +156,7 @@ class Peeling:
         return bounded(energy, share * self.evidence.variance, self.squares, self.single_energy, self.false_alarm)
 
     def isolated(self, combine: Tensor) -> Tensor:
-        """Which of the victims are a single image, not two that share all their rows; shape (V,), bool.
+        """Victims that are a single image, not two that share all their rows; shape (V,), bool.
 
         Two victims have twice the energy that clipping leaves one. Where only the whole update is clipped, they have
         about twice the expected gradient weight. At most as many pairs are rejected as victims are missing, the largest

@@ -95,7 +95,7 @@ def _strongest(search: Peeling) -> Separation:
 
 
 def _membership(members: list[list[int]], units: int) -> Tensor:
-    """Which rows hold which victim, shape (K, V), zeros and ones."""
+    """Membership of victims in rows, shape (K, V), zeros and ones."""
     membership = torch.zeros(units, len(members), dtype=torch.float64)
     for victim, held in enumerate(members):
         membership[held, victim] = 1.0

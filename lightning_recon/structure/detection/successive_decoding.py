@@ -30,9 +30,9 @@ _READABLE = 4.0
 _BUSY = 6.0
 # Two rows hold the same codeword if their inner product is this share of one's energy.
 _SAME = 0.6
-# A codeword this many decibels below what its rate can carry at all is not worth the iterations.
+# A codeword this many decibels below the capacity of its rate is not decoded.
 _HOPELESS_DB = -0.3
-# A victim that failed is tried again once subtracting others improves its signal-to-noise ratio by so many decibels.
+# A victim that failed is tried again once subtracting others improves its signal-to-noise ratio by this many decibels.
 _BETTER_DB = 0.02
 # Rounding in float32 leaves this share of what rows held.
 _ROUNDING = 1e-6
@@ -185,7 +185,7 @@ class _RemainingRows:
 
     @staticmethod
     def _mixed(held: Tensor, power: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-        """Weights of the rows, shape (V, K), under which each victim comes through as it is, and what else does.
+        """Weights of the rows, shape (V, K), under which each victim has gain 1, and the variance of everything else.
 
         Args:
             held: Shape (V, K), zeros and ones.

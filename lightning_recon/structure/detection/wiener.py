@@ -10,7 +10,7 @@ from torch import Tensor
 # Scales are searched this many standard deviations of their prior to either side, at this many points.
 _GRID_REACH = 5.0
 _GRID_POINTS = 401
-# Powers are tabulated at so many rungs, from the strongest down to this share of it, and pooled by so many.
+# Number of tabulated powers, the least of them as a share of the greatest, and how many of them are pooled.
 _RUNGS = 1024
 _LEAST_POWER = 1e-12
 _POOLED = 8
@@ -22,7 +22,7 @@ _BELOW_BUDGET = 3.0
 
 @dataclass(frozen=True)
 class RowPrior:
-    """What the server expects of a row before it arrives.
+    """The prior of a row.
 
     Args:
         power: Shape (m,): expected energy of each image input, Σ = 1 − c².
@@ -43,7 +43,7 @@ class RowPrior:
 
 @dataclass(frozen=True)
 class RowPosterior:
-    """What is known of an image's inputs once its row is decoded.
+    """The posterior of an image's inputs given its row.
 
     Args:
         inputs: Shape (m,): posterior mean of e(x) = gain · coefficient.
