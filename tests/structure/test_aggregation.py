@@ -25,7 +25,7 @@ SIZE = 16
 
 
 def client_of(images: Tensor, aggregated: int, privacy: Privacy) -> VictimClient:
-    """Clients with four pictures each."""
+    """Clients with four images each."""
     client = VictimClient("convnet", num_classes=16, privacy=privacy, aggregated=aggregated, noise_share="distributed")
     labels = torch.arange(len(images))
     size = len(images) if aggregated == 1 else 4
@@ -46,13 +46,13 @@ def attack(client: VictimClient, structure: Structure) -> Decoded:
     ("norm", "granularity", "per_layer"),
     [(1.0, "sample", False), (1.0, "update", False), (1.0, "update", True), (None, "update", False)],
 )
-def test_without_noise_all_pictures_of_all_clients_come_back(
+def test_without_noise_all_images_of_all_clients_come_back(
     photographs: Photographs, matched_psnr: Score, norm: float | None, granularity: Granularity, per_layer: bool
 ) -> None:
     images = photographs(SIZE)[:12]
-    guess = attack(client_of(images, 3, Privacy(norm, 0.0, granularity, per_layer)), WaterFilling())
-    assert (len(guess.images), guess.unresolved) == (12, 0)
-    assert float(matched_psnr(guess.images, images).min()) > 50
+    decoded = attack(client_of(images, 3, Privacy(norm, 0.0, granularity, per_layer)), WaterFilling())
+    assert (len(decoded.images), decoded.unresolved) == (12, 0)
+    assert float(matched_psnr(decoded.images, images).min()) > 50
 
 
 @pytest.mark.parametrize(

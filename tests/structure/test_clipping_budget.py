@@ -75,12 +75,12 @@ def test_batch_normalisation_over_two_numbers_takes_the_budget_of_an_attached_st
         "weak": code(detach_logits=False, strength=100.0),
     }.items():
         payload = structure.payload(client.task)
-        guess = run_protocol(client, structure, payload, 0, 0, None)
-        assert guess.share is not None
+        decoded = run_protocol(client, structure, payload, 0, 0, None)
+        assert decoded.share is not None
         true = client.preview(payload, 0).structure_share
-        assert guess.share.value == pytest.approx(true, abs=4 * guess.share.error + 1e-6)
-        psnr = float(matched_psnr(guess.images, images).min()) if len(guess.images) else 0.0
-        found[name] = psnr, guess.share.low, true
+        assert decoded.share.value == pytest.approx(true, abs=4 * decoded.share.error + 1e-6)
+        psnr = float(matched_psnr(decoded.images, images).min()) if len(decoded.images) else 0.0
+        found[name] = psnr, decoded.share.low, true
     assert found["weak"][1:] == (True, pytest.approx(0, abs=0.05))
     for name in ("default", "strong"):
         assert found[name][0] > 50
@@ -105,7 +105,7 @@ def test_every_clip_is_reached_by_victims_of_whom_the_network_is_sure(
 
 @pytest.mark.parametrize("norm", [1.0, None])
 @pytest.mark.parametrize("detach", [True, False])
-def test_no_picture_makes_a_gradient_too_large_for_float32(
+def test_no_image_makes_a_gradient_too_large_for_float32(
     photographs: Photographs, norm: float | None, detach: bool
 ) -> None:
     """Not even pixels that are none, of which the network is sure and wrong."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trap weights are what their paper describes, pictures alone in a unit come back, and mixtures are told from them."""
+"""Trap weights are those of their paper; images that activate a unit alone are decoded, and mixtures are rejected."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,8 +39,8 @@ def excited(images: Tensor, attack: TrapWeights, task: Task) -> Tensor:
 
 def alone(images: Tensor, attack: TrapWeights, task: Task) -> Tensor:
     """Which pictures excite some unit alone, shape (B,)."""
-    heard = excited(images, attack, task)
-    return (heard & (heard.sum(dim=0) == 1)).any(dim=1)
+    detected = excited(images, attack, task)
+    return (detected & (detected.sum(dim=0) == 1)).any(dim=1)
 
 
 def test_half_of_each_row_is_negative_and_the_other_half_weaker() -> None:
@@ -74,7 +74,7 @@ def test_only_the_recipe_is_shipped(task: MakeTask) -> None:
 
 @pytest.mark.parametrize("rate", [0.05, 0.25])
 @pytest.mark.parametrize("size", [16, 48])
-def test_a_typical_picture_excites_as_many_units_as_intended(size: int, rate: float) -> None:
+def test_a_typical_image_excites_as_many_units_as_intended(size: int, rate: float) -> None:
     statistics, pixels = public_statistics(size, size, False), 3 * size**2
     weights = trap_weights(500, pixels, TrapRecipe(typical_scaling(statistics, pixels, rate), 1.0, seed=1))
     rates = (synthetic_pictures(statistics, 200, size).flatten(1) @ weights.T > 0).float().mean(dim=1)
@@ -102,13 +102,13 @@ def test_the_error_is_the_noise_of_row_and_bias_over_delta(
     attack, announced = photographs_only(), task(SIZE, BATCH, noise, granularity)
     images = photographs(SIZE)[:BATCH]
     payload = attack.payload(announced)
-    heard, inputs = excited(images, attack, announced).float(), F.pad(images.flatten(1), (0, 1), value=1.0)
+    detected, inputs = excited(images, attack, announced).float(), F.pad(images.flatten(1), (0, 1), value=1.0)
     code = payload.tensors["code"]
     delta = code.mean() - code[torch.arange(BATCH)]
     if granularity == "sample":
-        norm = heard.sum(dim=1).sqrt() * inputs.norm(dim=1)
+        norm = detected.sum(dim=1).sqrt() * inputs.norm(dim=1)
     else:
-        norm = torch.einsum("b,bk,bm->km", delta, heard, inputs).norm() / delta.abs()
+        norm = torch.einsum("b,bk,bm->km", delta, detected, inputs).norm() / delta.abs()
     found = alone(images, attack, announced)
     assert int(found.sum()) >= BATCH - 1
     # (δ x + n) / (δ + m) is off by (n − m x)/δ. Of a picture's rows the brightest is chosen: the most extreme m of
@@ -127,18 +127,18 @@ def test_a_recording_of_the_chosen_rows_decodes_alike(
     attack, announced = photographs_only(), task(SIZE, BATCH, 1e-4)
     payload = attack.payload(announced)
     update = release(payload, announced, photographs(SIZE)[:BATCH])
-    guess = attack.decode(payload, announced, update)
-    kept = guess.rows["structure.weight"]
+    decoded = attack.decode(payload, announced, update)
+    kept = decoded.rows["structure.weight"]
     assert kept is not None
-    assert len(kept) == len(guess.images) + 1
+    assert len(kept) == len(decoded.images) + 1
     weight = torch.full_like(update.gradient["structure.weight"], torch.nan)
     weight[kept] = update.gradient["structure.weight"][kept]
     again = attack.decode(payload, announced, replace(update, gradient={"structure.weight": weight}))
-    assert torch.equal(again.images, guess.images)
+    assert torch.equal(again.images, decoded.images)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.03])
-def test_corners_are_neither_mixtures_nor_the_same_picture_again(noise: float, photographs: Photographs) -> None:
+def test_corners_are_neither_mixtures_nor_the_same_image_again(noise: float, photographs: Photographs) -> None:
     a, b, c = photographs(SIZE)[:3].flatten(1)
     rows = torch.stack([(a + b) / 2, a, a, (a + b + c) / 3, b, 3 * a - 2 * b, c, b, 2 * c - b])
     noisy = rows + noise * torch.randn_like(rows)

@@ -42,16 +42,16 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     structure = Digital()
     payload = structure.payload(announced)
     assert LayerSpec.of(payload).digital is not None
-    guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert guess.evident
-    assert guess.unresolved == 0
-    assert guess.files is not None
-    for file in guess.files:
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert decoded.evident
+    assert decoded.unresolved == 0
+    assert decoded.files is not None
+    for file in decoded.files:
         assert file is not None
         assert file.codec == "webp"
-        assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw picture: the least rate
+        assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw image: the least rate
         assert 0.99 * 24 * 32 * 32 < file.bits < file.capacity
-    same = (guess.images[:, None] == images).flatten(2).all(dim=2)
+    same = (decoded.images[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
 
 
@@ -67,10 +67,10 @@ def test_sixteen_pictures_under_one_clip_are_told_apart_and_read(
 ) -> None:
     images, announced, structure = small(photographs, 16), task(32, 16, 2.5e-3, "update"), Digital()
     payload = structure.payload(announced)
-    guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert len(guess.images) <= 16
-    assert sum(file is not None for file in guess.files or ()) >= 15
-    errors = (guess.images[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert len(decoded.images) <= 16
+    assert sum(file is not None for file in decoded.files or ()) >= 15
+    errors = (decoded.images[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
     assert float(errors.median()) < 10**-2.6  # the linear code has 10^-2.2
 
 
@@ -86,15 +86,15 @@ def test_a_lost_codeword_leaves_the_sketch(
     assert arrived.files[0] is not None
     assert arrived.files[0].bits < arrived.files[0].capacity < math.log2(math.e) / (2 * announced.noise_multiplier**2)
     noisier = replace(announced, noise_multiplier=2 * announced.noise_multiplier)
-    guess = structure.decode(payload, noisier, release(payload, noisier, images))
-    assert guess.files == (None,)
+    decoded = structure.decode(payload, noisier, release(payload, noisier, images))
+    assert decoded.files == (None,)
     # It is what a linear code makes of so small a share of the power.
     louder = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
     scale_down_measurements = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
     linear = WaterFilling(assumed_noise=louder * announced.noise_multiplier)
     alone = linear.payload(scale_down_measurements)
     expected = linear.decode(alone, scale_down_measurements, release(alone, scale_down_measurements, images)).images
-    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (guess.images, expected, exact))
+    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (decoded.images, expected, exact))
     assert none < 0.1 * lost
     assert lost == pytest.approx(usual, rel=0.15)
 
@@ -150,17 +150,17 @@ def test_the_break_even_is_a_number_of_bits_a_pixel() -> None:
 def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> None:
     plan = digital_plan(2e-3, 32 * 32, 400_000, shared=True, margin_db=0.2)
     assert plan is not None
-    words = torch.stack([word(picture, plan) for picture in small(photographs, 3)])
+    words = torch.stack([word(image, plan) for image in small(photographs, 3)])
     noise = 2e-3 / math.sqrt(2)
-    # The second collides with the first in its only row, and nobody knows of the third.
+    # The second collides with the first in its only row, and nothing knows of the third.
     holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]])
     rows = holds @ words + noise * torch.randn(6, words.shape[1])
     members = holds.T[:2].bool()
     found, others = read_victims(rows, noise, members, 1.0, plan, (32, 32), victims=3)
     pictures = [one.image.float() / 255 for one in (*found, *others) if one is not None]
     assert len(pictures) == 3
-    for picture, truth in zip(pictures, small(photographs, 3), strict=True):
-        assert torch.equal(picture, truth)
+    for image, truth in zip(pictures, small(photographs, 3), strict=True):
+        assert torch.equal(image, truth)
 
 
 def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Photographs) -> None:
@@ -168,10 +168,10 @@ def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Phot
     assert plan is not None
     images = small(photographs, 3)
     holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
-    words = holds @ torch.stack([word(picture, plan) for picture in images])
+    words = holds @ torch.stack([word(image, plan) for image in images])
     rows = words + 1e-3 / math.sqrt(2) * torch.randn(5, words.shape[1])
-    nobody = torch.zeros(0, 5, dtype=torch.bool)
-    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nobody, 1.0, plan, (32, 32), victims=3)
+    nothing = torch.zeros(0, 5, dtype=torch.bool)
+    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nothing, 1.0, plan, (32, 32), victims=3)
     assert found == []
     read = torch.stack([one.image.float() / 255 for one in others])
     assert (read[:, None] == images).flatten(2).all(dim=2).sum(dim=0).tolist() == [1, 1, 1]
@@ -184,12 +184,12 @@ def test_payloads_of_another_code_are_refused(task: Callable[..., Task]) -> None
         LayerSpec.of(older)
 
 
-def test_empty_rows_hold_nobody(photographs: Photographs) -> None:
+def test_empty_rows_hold_nothing(photographs: Photographs) -> None:
     plan = digital_plan(5e-3, 32 * 32, 400_000, shared=False, margin_db=0.2)
     assert plan is not None
     rows = 5e-3 * torch.randn(4, HEADER + plan.inputs)
-    nobody = torch.zeros(0, 4, dtype=torch.bool)
-    assert read_victims(rows, 5e-3, nobody, 1.0, plan, (32, 32), victims=2) == ([], [])
+    nothing = torch.zeros(0, 4, dtype=torch.bool)
+    assert read_victims(rows, 5e-3, nothing, 1.0, plan, (32, 32), victims=2) == ([], [])
 
 
 def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..., Task]) -> None:
@@ -197,12 +197,12 @@ def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..
     layer = InferenceStructure(Digital().payload(task(32, 2, 1e-2)))
     weights = {"weight": layer.weight.detach()}
 
-    def said(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+    def message(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(layer, parameters, (image[None],))[0, 0]
 
-    mapped = vmap(grad(said), in_dims=(None, 0))(weights, images)["weight"]
+    mapped = vmap(grad(message), in_dims=(None, 0))(weights, images)["weight"]
     for image, gradient in zip(images, mapped, strict=True):
-        torch.testing.assert_close(grad(said)(weights, image)["weight"], gradient)
+        torch.testing.assert_close(grad(message)(weights, image)["weight"], gradient)
 
 
 def test_the_upload_is_kept(task: Callable[..., Task]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""False alarms come as often as stated, and what is really there is heard."""
+"""False alarms come as often as stated, and what is really there is detected."""
 
 import pytest
 import torch
@@ -33,8 +33,8 @@ def test_a_victim_at_its_bound_is_seldom_above_it_and_a_pair_is() -> None:
     trials, count, noise = 20_000, 50, 0.05
     signal = torch.full((count,), (1 / count) ** 0.5)
     for energy, low, high in ((1.0, 0.005, 0.02), (2.0, 0.99, 1.0)):
-        heard = energy**0.5 * signal + noise * torch.randn(trials, count)
-        found = heard.square().sum(dim=1) - count * noise**2
+        detected = energy**0.5 * signal + noise * torch.randn(trials, count)
+        found = detected.square().sum(dim=1) - count * noise**2
         above = ~bounded(found, torch.full((trials,), noise**2), float(count), 1.0, 0.01)
         assert low <= float(above.double().mean()) <= high
 
@@ -42,7 +42,7 @@ def test_a_victim_at_its_bound_is_seldom_above_it_and_a_pair_is() -> None:
 @pytest.mark.parametrize(
     ("count", "spread", "rate"), [(3, 0.15, 1), (3, 0.8, 10), (6, 0.3, 2), (6, 0.8, 5), (31, 0.3, 2), (31, 0.8, 2)]
 )
-def test_unequal_voices_are_seldom_taken_for_pairs(count: int, spread: float, rate: float) -> None:
+def test_unequal_gradient_weights_are_seldom_taken_for_pairs(count: int, spread: float, rate: float) -> None:
     trials = 2000
     alarms = sum(
         not typical_weights(spread * torch.randn(count), torch.zeros(count), 0.01).all() for _ in range(trials)
@@ -50,10 +50,12 @@ def test_unequal_voices_are_seldom_taken_for_pairs(count: int, spread: float, ra
     assert alarms <= stats.binom.isf(1e-4, trials, 0.01 * rate)
 
 
-@pytest.mark.parametrize(("count", "doubt", "heard"), [(6, 0.0, True), (31, 0.0, True), (6, 0.5, False)])
-def test_a_pair_of_equal_voices_is_told_unless_noise_hides_it(count: int, doubt: float, heard: bool) -> None:
+@pytest.mark.parametrize(("count", "doubt", "detected"), [(6, 0.0, True), (31, 0.0, True), (6, 0.5, False)])
+def test_a_pair_of_equal_gradient_weights_is_detected_unless_noise_hides_it(
+    count: int, doubt: float, detected: bool
+) -> None:
     for _ in range(50):
-        voices = 0.05 * torch.randn(count)
-        voices[0] += torch.tensor(2.0).log()
-        usual = typical_weights(voices, torch.full((count,), doubt), 0.01)
-        assert usual.tolist() == [not heard, *[True] * (count - 1)]
+        gradient_weights = 0.05 * torch.randn(count)
+        gradient_weights[0] += torch.tensor(2.0).log()
+        usual = typical_weights(gradient_weights, torch.full((count,), doubt), 0.01)
+        assert usual.tolist() == [not detected, *[True] * (count - 1)]

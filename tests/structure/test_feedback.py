@@ -43,10 +43,10 @@ def attack(client: VictimClient, structure: Structure) -> Decoded:
     return run_protocol(client, structure, structure.payload(client.task), 0, 0, None)
 
 
-def scores(guess: Decoded, images: Tensor) -> Tensor:
-    owner = match(images, guess.images)
+def scores(decoded: Decoded, images: Tensor) -> Tensor:
+    owner = match(images, decoded.images)
     assert bool((owner >= 0).all())
-    return psnr_per_image(guess.images[owner], images)
+    return psnr_per_image(decoded.images[owner], images)
 
 
 def test_feedback_tells_more_than_averaging(photographs: Photographs) -> None:
@@ -78,9 +78,9 @@ def test_every_tensor_clipped_by_itself_leaves_feedback_its_gain(photographs: Ph
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_nothing_overflows_once_everything_is_known(photographs: Photographs, noise: float) -> None:
     images = photographs(16)[:2]
-    guess = attack(client_of(images, noise, rounds=12), Feedback())
-    assert bool(guess.images.isfinite().all())
-    assert float(scores(guess, images).min()) > 60
+    decoded = attack(client_of(images, noise, rounds=12), Feedback())
+    assert bool(decoded.images.isfinite().all())
+    assert float(scores(decoded, images).min()) > 60
 
 
 def test_a_single_round_is_the_opening(photographs: Photographs) -> None:
@@ -112,7 +112,7 @@ def test_an_offset_leaves_no_footprint_and_is_taken_off_the_gradient(
     structure, images = InferenceStructure(payload).to(dtype), photographs(16)[:5].to(dtype)
     output = structure(images)
     assert not bool(output.any())
-    # A loss whose gradient at the logits is the code: δ = strength · ‖code‖² for every picture.
+    # A loss whose gradient at the logits is the code: δ = strength · ‖code‖² for every image.
     output.mul(class_code(10).to(dtype)).sum().backward()
     inputs = structure.encode(images)
     measured = inputs @ structure.weight.detach().T

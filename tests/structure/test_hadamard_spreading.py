@@ -77,9 +77,9 @@ def test_spreading_wins_back_what_clipping_by_layer_takes(
         announced = task(32, batch, noise, granularity, per_layer)
         payload = structure.payload(announced)
         for part in images.split(batch):
-            guess = structure.decode(payload, announced, release(payload, announced, part))
-            assert len(guess.images) == batch
-            distance = (guess.images[:, None] - part).square().mean(dim=(2, 3, 4))
+            decoded = structure.decode(payload, announced, release(payload, announced, part))
+            assert len(decoded.images) == batch
+            distance = (decoded.images[:, None] - part).square().mean(dim=(2, 3, 4))
             errors += distance.min(dim=0).values.tolist()
         return -10 * math.log10(sum(errors) / len(errors))
 

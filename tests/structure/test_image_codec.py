@@ -16,37 +16,37 @@ def original(photographs: Callable[[int], Tensor], place: int = 3, size: int = 4
 
 
 @pytest.mark.parametrize("place", [0, 3, 6])
-def test_a_lossless_file_is_the_picture(photographs: Callable[[int], Tensor], place: int) -> None:
-    picture = original(photographs, place)
-    data = lossless(picture)
+def test_a_lossless_file_is_the_image(photographs: Callable[[int], Tensor], place: int) -> None:
+    image = original(photographs, place)
+    data = lossless(image)
     content = unframed(framed(data, True, 8 * (len(data) + OVERHEAD) + 5), 48, 48)
     assert content is not None
     assert content[1]
-    assert torch.equal(content[0], picture)
+    assert torch.equal(content[0], image)
 
 
 def test_more_bytes_make_a_better_lossy_file(photographs: Callable[[int], Tensor]) -> None:
-    picture, errors = original(photographs), []
+    image, errors = original(photographs), []
     for most in (150, 400, 1000):
-        data = lossy(picture, most)
+        data = lossy(image, most)
         assert 0 < len(data) <= most
         content = unframed(framed(data, False, 8 * (most + OVERHEAD)), 48, 48)
         assert content is not None
         assert not content[1]
-        errors.append(float((content[0].double() - picture.double()).square().mean()))
+        errors.append(float((content[0].double() - image.double()).square().mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 4
-    assert lossy(picture, 3) == b""
+    assert lossy(image, 3) == b""
 
 
 def test_a_file_is_written_once(photographs: Callable[[int], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = original(photographs)
-    first = lossless(picture), lossy(picture, 300)
+    image = original(photographs)
+    first = lossless(image), lossy(image, 300)
     written: list[object] = []
     monkeypatch.setattr(image_codec, "_saved", lambda *about, **options: written.append(about) or bytes(10))
-    assert (lossless(picture.clone()), lossy(picture.clone(), 300)) == first
+    assert (lossless(image.clone()), lossy(image.clone(), 300)) == first
     assert not written
-    assert lossless(picture ^ 1) != first[0]
+    assert lossless(image ^ 1) != first[0]
     assert written
 
 

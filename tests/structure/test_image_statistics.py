@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public statistics: the bundled ones, those of any folder, their file, and synthetic pictures that obey them."""
+"""Public statistics: the bundled ones, those of any folder, their file, and synthetic images that obey them."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def power_law(size: int, exponent: float = 2.0) -> Tensor:
     return (torch.tensor([0.2, 0.05, 0.01])[:, None, None] * radius**-exponent).float()
 
 
-def gaussian_pictures(count: int, variance: Tensor, colour: Tensor, mean: float = 0.5) -> Tensor:
+def gaussian_images(count: int, variance: Tensor, colour: Tensor, mean: float = 0.5) -> Tensor:
     noise = torch.randn(count, *variance.shape)
     return synthesise(variance.sqrt() * noise, torch.full_like(variance, mean), colour)
 
@@ -72,9 +72,9 @@ def test_the_bundled_statistics_describe_the_bundled_photographs(photographs: Ca
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
-def test_finer_pictures_have_the_same_spectrum_at_a_larger_scale(size: int) -> None:
+def test_finer_images_have_the_same_spectrum_at_a_larger_scale(size: int) -> None:
     fine, coarse = (public_statistics(n, n, subjects=False).variance for n in (2 * size, size))
-    # Half way to the finest details: these alone depend on how pictures were made small.
+    # Half way to the finest details: these alone depend on how images were made small.
     expected = 4 * coarse[:, : size // 4, : size // 4]
     torch.testing.assert_close(fine[:, : size // 4, : size // 4], expected, rtol=0.12, atol=0)
 
@@ -85,7 +85,7 @@ def test_colour_axes_are_orthonormal_with_luminance_first() -> None:
     torch.testing.assert_close(colour[0], torch.full((3,), 3**-0.5), rtol=0, atol=1e-5)
 
 
-def test_a_square_of_an_oblong_picture_has_the_frequencies_of_its_pixels() -> None:
+def test_a_square_of_an_oblong_image_has_the_frequencies_of_its_pixels() -> None:
     oblong, square = public_statistics(32, 128, subjects=False), public_statistics(64, 64, subjects=False)
     # 8 half-periods over a height of 32 are as fine as 16 over 64.
     torch.testing.assert_close(oblong.variance[:, 8, 32], square.variance[:, 16, 16])
@@ -94,17 +94,17 @@ def test_a_square_of_an_oblong_picture_has_the_frequencies_of_its_pixels() -> No
 
 def test_synthetic_pictures_reproduce_mean_and_variance() -> None:
     statistics = public_statistics(32, 32, subjects=False)
-    pictures = synthetic_pictures(statistics, 2000, 32)
-    assert (float(pictures.min()), float(pictures.max())) == (0.0, 1.0)
-    torch.testing.assert_close(pictures.mean(dim=0), statistics.mean, rtol=0, atol=0.04)
-    found = analyse(pictures, statistics.mean, statistics.colour).square().mean(dim=0)
+    images = synthetic_pictures(statistics, 2000, 32)
+    assert (float(images.min()), float(images.max())) == (0.0, 1.0)
+    torch.testing.assert_close(images.mean(dim=0), statistics.mean, rtol=0, atol=0.04)
+    found = analyse(images, statistics.mean, statistics.colour).square().mean(dim=0)
     # Cutting values off at black and white costs some energy, and spreads a little of it over high frequencies.
     total = found.sum(dim=(1, 2)) / statistics.variance.sum(dim=(1, 2))
     assert bool(((total > 0.7) & (total < 1.1)).all())
     assert 0.7 < float((found / statistics.variance)[0, 1:6, 1:6].mean()) < 1.1
 
 
-def test_contrast_differs_from_picture_to_picture_as_announced() -> None:
+def test_contrast_differs_from_image_to_image_as_announced() -> None:
     statistics = public_statistics(32, 32, subjects=False)
     coefficients = analyse(synthetic_pictures(statistics, 2000, 32), statistics.mean, statistics.colour)
     # Luminance detail away from the lowest frequencies is dense enough to measure a single picture's energy.
@@ -134,8 +134,8 @@ def test_subjects_are_cut_out_on_black() -> None:
 
 def test_a_file_without_subjects_cuts_ellipses(tmp_path: Path) -> None:
     colour = public_statistics(8, 8, subjects=False).colour
-    pictures = gaussian_pictures(50, power_law(SIZE), colour)
-    file = written(fit_statistics({SIZE: pictures}, None, "mine"), tmp_path)
+    images = gaussian_images(50, power_law(SIZE), colour)
+    file = written(fit_statistics({SIZE: images}, None, "mine"), tmp_path)
     whole, cut = (public_statistics(SIZE, SIZE, subjects, file) for subjects in (False, True))
     assert whole.name.startswith("mine.json (50 photographs, ")
     assert cut.name == f"{whole.name}, elliptic subjects"
@@ -147,8 +147,8 @@ def test_a_file_without_subjects_cuts_ellipses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exponent", [1.5, 3.0])
 def test_the_fit_recovers_a_power_law(exponent: float) -> None:
     variance = power_law(32, exponent)
-    pictures = gaussian_pictures(200, variance, torch.eye(3))
-    energy = analyse(pictures, torch.full((3, 32, 32), 0.5), torch.eye(3)).square().mean(dim=0)
+    images = gaussian_images(200, variance, torch.eye(3))
+    energy = analyse(images, torch.full((3, 32, 32), 0.5), torch.eye(3)).square().mean(dim=0)
     weight = between_knots(torch.arange(32), 32)
     for channel in range(3):
         fitted = weight @ fit_spectrum(energy[channel], 200) @ weight.T
@@ -158,7 +158,7 @@ def test_the_fit_recovers_a_power_law(exponent: float) -> None:
         assert float(error.abs().max()) < 0.5
 
 
-def test_one_picture_is_enough_for_a_smooth_spectrum() -> None:
+def test_one_image_is_enough_for_a_smooth_spectrum() -> None:
     variance = power_law(32)[0]
     energy = variance * torch.randn(32, 32).square()
     weight = between_knots(torch.arange(32), 32)
@@ -176,17 +176,17 @@ def test_knots_are_octaves_and_lines_go_on_beyond_the_last() -> None:
 
 
 def test_colour_axes_are_recovered_up_to_sign() -> None:
-    found = colour_axes(gaussian_pictures(100, power_law(SIZE), ROTATED))
+    found = colour_axes(gaussian_images(100, power_law(SIZE), ROTATED))
     torch.testing.assert_close((found @ ROTATED.T).abs(), torch.eye(3), rtol=0, atol=0.1)
 
 
 def test_the_mean_keeps_what_is_certain_and_drops_what_is_not() -> None:
     ramp = torch.linspace(0.7, 0.3, SIZE)[None, :, None]
-    pictures = ramp + 0.02 * torch.randn(400, 3, SIZE, SIZE)
-    mean = resized(fit_mean(pictures, 8), SIZE, SIZE)
+    images = ramp + 0.02 * torch.randn(400, 3, SIZE, SIZE)
+    mean = resized(fit_mean(images, 8), SIZE, SIZE)
     torch.testing.assert_close(mean, ramp.expand(3, SIZE, SIZE), rtol=0, atol=0.015)
     flat = fit_mean(0.5 + 0.5 * torch.randn(10, 3, SIZE, SIZE), 8)
-    raw = 0.5 / math.sqrt(10) * 8 / SIZE  # deviation of the mean of ten pictures, brought to the grid
+    raw = 0.5 / math.sqrt(10) * 8 / SIZE  # deviation of the mean of ten images, brought to the grid
     assert float((flat - flat.mean(dim=(1, 2), keepdim=True)).std()) < 0.8 * raw
 
 
@@ -199,53 +199,53 @@ def test_ellipses_are_recovered_from_their_masks() -> None:
     assert found["shape_std"] == pytest.approx(law.ellipses.shape_std, rel=0.35)  # long ones are cut at the border
 
 
-def test_own_statistics_decode_pictures_of_their_kind_better(tmp_path: Path) -> None:
-    """What is fitted on half of some unusual pictures decodes the other half better than the bundled statistics."""
+def test_own_statistics_decode_images_of_their_kind_better(tmp_path: Path) -> None:
+    """What is fitted on half of some unusual images decodes the other half better than the bundled statistics."""
     variance = power_law(SIZE, 1.0)
-    pictures = gaussian_pictures(120, variance, ROTATED, mean=0.3)
-    file = written(fit_statistics({SIZE: pictures[:60]}, None, "mine"), tmp_path)
+    images = gaussian_images(120, variance, ROTATED, mean=0.3)
+    file = written(fit_statistics({SIZE: images[:60]}, None, "mine"), tmp_path)
     error = {}
     for name in (None, file):
         statistics = public_statistics(SIZE, SIZE, False, name)
         torch.manual_seed(1)
-        error[name] = float(decoded(statistics, pictures[60:], noise=0.05).sub(pictures[60:]).square().mean())
+        error[name] = float(decoded(statistics, images[60:], noise=0.05).sub(images[60:]).square().mean())
     assert error[file] < 0.75 * error[None]
 
 
-def decoded(statistics: PublicStatistics, pictures: Tensor, noise: float) -> Tensor:
-    """One picture a row, clipped alone."""
+def decoded(statistics: PublicStatistics, images: Tensor, noise: float) -> Tensor:
+    """One image a row, clipped alone."""
     power = water_filling(statistics.variance, noise, 0.92)
     sent = power > 0
     gain, level = (power / statistics.variance).sqrt()[sent], math.sqrt(0.08)
     prior = RowPrior(power[sent], level, statistics.log_contrast_std, scale=1.0, log_scale_std=0.0)
-    result = torch.zeros_like(pictures)
-    for picture, coefficients in zip(result, analyse(pictures, statistics.mean, statistics.colour), strict=True):
+    result = torch.zeros_like(images)
+    for image, coefficients in zip(result, analyse(images, statistics.mean, statistics.colour), strict=True):
         inputs = gain * coefficients[sent]
         scale = math.sqrt(float(inputs.square().sum()) + 0.08)
         row = inputs / scale + noise * torch.randn(len(inputs))
         filled = torch.zeros_like(coefficients)
         filled[sent] = decode_row(row, level / scale, noise, prior).inputs / gain
-        picture.copy_(synthesise(filled, statistics.mean, statistics.colour))
+        image.copy_(synthesise(filled, statistics.mean, statistics.colour))
     return result
 
 
-def test_masked_pictures_have_their_own_mean_and_spectrum(tmp_path: Path, task: Callable[..., Task]) -> None:
+def test_masked_images_have_their_own_mean_and_spectrum(tmp_path: Path, task: Callable[..., Task]) -> None:
     masks = torch.zeros(80, 1, SIZE, SIZE)
     masks[:, :, 4:12, 2:8] = 1
-    pictures = gaussian_pictures(80, power_law(SIZE) * 0.1, torch.eye(3))
-    file = written(fit_statistics({SIZE: pictures}, {SIZE: masks}, "mine"), tmp_path)
+    images = gaussian_images(80, power_law(SIZE) * 0.1, torch.eye(3))
+    file = written(fit_statistics({SIZE: images}, {SIZE: masks}, "mine"), tmp_path)
     cut = WaterFilling(subjects=True, statistics=file).statistics(task(SIZE, 4, 0.01))
     assert cut.name.startswith("mine.json (80 photographs, ")
     assert cut.name.endswith("), subjects")
-    torch.testing.assert_close(cut.mean, (pictures * masks).mean(dim=0), rtol=0, atol=0.06)
-    found = analyse(pictures * masks, cut.mean, cut.colour).square().mean(dim=0).sum()
+    torch.testing.assert_close(cut.mean, (images * masks).mean(dim=0), rtol=0, atol=0.06)
+    found = analyse(images * masks, cut.mean, cut.colour).square().mean(dim=0).sum()
     assert float(cut.variance.sum() / found) == pytest.approx(1, abs=0.25)
     assert cut.whole is not None
     assert float(cut.whole.mean[:, 0, 0].mean()) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda content: content.update(format="other"), "format 'other'"),
         (lambda content: content.pop("whole"), "'whole'"),
@@ -258,12 +258,12 @@ def test_masked_pictures_have_their_own_mean_and_spectrum(tmp_path: Path, task: 
         (lambda content: content["whole"].update(mean=["grey"]), "str"),
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, damage: Callable[[Any], None], said: str) -> None:
-    content = fit_statistics({SIZE: gaussian_pictures(5, power_law(SIZE), ROTATED)}, None, "mine")
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, damage: Callable[[Any], None], message: str) -> None:
+    content = fit_statistics({SIZE: gaussian_images(5, power_law(SIZE), ROTATED)}, None, "mine")
     damage(content)
     with pytest.raises(UserError, match=r"mine\.json holds no public statistics") as caught:
         public_statistics(SIZE, SIZE, False, written(content, tmp_path))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The structure leaves the network's output untouched to the last bit, and its gradient is the picture."""
+"""The structure leaves the network's output untouched to the last bit, and its gradient is the image."""
 
 import math
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def water_filled(task: Task, head_weights: Literal["balanced", "fixed"] = "balan
 
 
 def with_open_ends(payload: ServerPayload, cancel: bool, strength: float) -> ServerPayload:
-    """A small structure whose twin can be left out: the bounds must be finite then."""
+    """A small structure whose copy can be left out: the bounds must be finite then."""
     bounds = {name: payload.tensors[name].clamp(-1e3, 1e3) for name in ("lower", "upper")}
     settings = {**payload.settings, "cancel": cancel, "strength": strength}
     return replace(payload, settings=settings, tensors={**payload.tensors, **bounds})
@@ -154,7 +154,7 @@ def test_per_sample_gradients_under_torch_func(task: MakeTask, images: Tensor, d
     assert float(silent.abs().max()) == 0
 
 
-def test_an_undecided_network_lends_every_victim_the_same_voice(task: MakeTask, images: Tensor) -> None:
+def test_an_undecided_network_gives_every_victim_the_same_gradient_weight(task: MakeTask, images: Tensor) -> None:
     class Undecided(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.zeros(len(images), CLASSES)
@@ -178,7 +178,7 @@ def test_the_pilot_and_the_nulls_are_not_measured(task: MakeTask) -> None:
     assert not bool(structure.weight[:, -17:].any())
 
 
-def test_without_a_twin_autograd_agrees_with_finite_differences(task: MakeTask, images: Tensor) -> None:
+def test_without_a_copy_autograd_agrees_with_finite_differences(task: MakeTask, images: Tensor) -> None:
     payload = WaterFilling(units=4, directions=1, nulls=1).payload(task(8, 2, 0.3))
     structure = InferenceStructure(with_open_ends(payload, cancel=False, strength=0.5)).double()
     small = F.avg_pool2d(images[:2].double(), 4)
@@ -191,7 +191,7 @@ def test_without_a_twin_autograd_agrees_with_finite_differences(task: MakeTask, 
     assert bool(torch.autograd.grad(loss(weight), weight)[0].any())
 
 
-def test_the_twin_takes_nothing_from_the_gradient_but_its_effect_on_the_output(task: MakeTask, images: Tensor) -> None:
+def test_the_copy_takes_nothing_from_the_gradient_but_its_effect_on_the_output(task: MakeTask, images: Tensor) -> None:
     gradients = []
     for cancel in (True, False):
         payload = with_open_ends(water_filled(task(SIZE, BATCH, 1e-2)), cancel, strength=1e-9)
@@ -200,7 +200,7 @@ def test_the_twin_takes_nothing_from_the_gradient_but_its_effect_on_the_output(t
         for parameter in model.network.parameters():
             nn.init.normal_(parameter, std=0.05)
         gradients.append(mean_gradient(model, F.cross_entropy, images.double(), LABELS)[0]["structure.weight"])
-    # At this strength even the structure without a twin hardly moves the logits.
+    # At this strength even the structure without a copy hardly moves the logits.
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-16)
 
 
@@ -220,7 +220,7 @@ def test_the_seed_papers_gradient_is_its_theory_and_not_zero(
     torch.testing.assert_close(found["structure.weight"], rows @ inputs, rtol=1e-10, atol=1e-12)
     copies = (torch.arange(500) < 100).double()
     torch.testing.assert_close(found["structure.bias"], rows.sum(dim=1)[:, None] * copies, rtol=1e-10, atol=1e-12)
-    # The target network is silenced, the zero channels' gradients are exactly zero, all else is the picture.
+    # The target network is silenced, the zero channels' gradients are exactly zero, all else is the image.
     assert not any(bool(gradient.any()) for name, gradient in found.items() if name.startswith("network."))
     pixels = 3 * SIZE**2
     assert not bool(found["structure.weight"][:, -pixels:].any())

@@ -58,7 +58,7 @@ def test_nothing_and_a_layer_of_another_class_have_no_spec() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"detach_logit": True}, "'detach_logit', which the layer does not know: did you mean detach_logits?"),
         ({"colours": 3}, "'colours', which the layer does not know: known are pixels, "),
@@ -73,15 +73,15 @@ def test_nothing_and_a_layer_of_another_class_have_no_spec() -> None:
         ({"digital_code": 2}, "lacks digital_inputs, without which its digital code is unknown"),
     ],
 )
-def test_wrong_settings_are_refused(payload: ServerPayload, change: dict[str, Any], said: str) -> None:
+def test_wrong_settings_are_refused(payload: ServerPayload, change: dict[str, Any], message: str) -> None:
     settings = {key: value for key, value in {**payload.settings, **change}.items() if value is not None}
     with pytest.raises(UserError) as error:
         LayerSpec.of(replace(payload, settings=settings))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("lacking", "extra", "said"),
+    ("lacking", "extra", "message"),
     [
         ("gain", {}, "lacks the tensor gain"),
         ("directions", {}, "say once what its units measure"),
@@ -89,8 +89,8 @@ def test_wrong_settings_are_refused(payload: ServerPayload, change: dict[str, An
         ("", {"digital_amplitudes": torch.zeros(16)}, "lacks digital_code"),
     ],
 )
-def test_wrong_tensors_are_refused(payload: ServerPayload, lacking: str, extra: dict[str, Any], said: str) -> None:
+def test_wrong_tensors_are_refused(payload: ServerPayload, lacking: str, extra: dict[str, Any], message: str) -> None:
     tensors = {name: tensor for name, tensor in payload.tensors.items() if name != lacking}
     with pytest.raises(UserError) as error:
         LayerSpec.of(replace(payload, tensors=tensors | extra))
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -60,11 +60,11 @@ def test_the_fit_is_the_exact_minimiser(step: int) -> None:
     steps = splitting(posterior)
     found, trust = steps.fitted(dummies, step), steps.trust(step)
     deviation = posterior.variance.sqrt()
-    guess = posterior.mean + deviation * dummies
+    decoded = posterior.mean + deviation * dummies
 
     def energy(coefficients: Tensor) -> Tensor:
         misfit = (coefficients - data) ** 2 / noise
-        return 0.5 * (misfit + (coefficients - guess) ** 2 / (trust * posterior.variance)).sum()
+        return 0.5 * (misfit + (coefficients - decoded) ** 2 / (trust * posterior.variance)).sum()
 
     coefficients = (posterior.mean + deviation * found).requires_grad_()
     slope = torch.autograd.grad(energy(coefficients), coefficients)[0]
@@ -148,10 +148,10 @@ def test_victims_do_not_influence_one_another() -> None:
         torch.testing.assert_close(alone, together[chosen], rtol=1e-4, atol=1e-3)
 
 
-def test_pictures_are_those_of_the_posterior_mean() -> None:
+def test_images_are_those_of_the_posterior_mean() -> None:
     posterior, _, _ = channel()
-    pictures = splitting(posterior).images(torch.zeros_like(posterior.mean))
-    back = STATISTICS.transform.analyse(pictures)
+    images = splitting(posterior).images(torch.zeros_like(posterior.mean))
+    back = STATISTICS.transform.analyse(images)
     torch.testing.assert_close(back, posterior.mean, rtol=0, atol=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_each_moment_is_weighed_as_in_the_paper() -> None:
         )
 
 
-def test_moment_matching_moves_a_picture_to_its_moments() -> None:
+def test_moment_matching_moves_an_image_to_its_moments() -> None:
     initial = 0.2 + 0.4 * torch.rand(1, 3, SIZE, SIZE)
     matching = MomentMatching(initial, moments(initial + 0.02))
     dummies = torch.zeros_like(initial).requires_grad_()
@@ -208,14 +208,14 @@ def test_moment_matching_moves_a_picture_to_its_moments() -> None:
     assert float(shift) == pytest.approx(0.02, abs=2e-3)
 
 
-def test_where_the_moments_stay_too_far_off_the_first_picture_is_kept() -> None:
+def test_where_the_moments_stay_too_far_off_the_first_image_is_kept() -> None:
     initial = torch.rand(2, 3, SIZE, SIZE)
     leaked = moments(initial)
-    leaked[1, 0] += 1.0  # a mean that no picture near this one has
+    leaked[1, 0] += 1.0  # a mean that no image near this one has
     dummies = torch.full_like(initial, 1e-4)
-    pictures = MomentMatching(initial, leaked).images(dummies)
-    torch.testing.assert_close(pictures[0], initial[0] + 1e-4)
-    assert torch.equal(pictures[1], initial[1])
+    images = MomentMatching(initial, leaked).images(dummies)
+    torch.testing.assert_close(images[0], initial[0] + 1e-4)
+    assert torch.equal(images[1], initial[1])
 
 
 def test_moment_matching_keeps_victims_apart() -> None:

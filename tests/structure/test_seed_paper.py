@@ -32,7 +32,7 @@ def isolated(images: Tensor, structure: SeedPaper, task: Task) -> Tensor:
 
 def nearest(pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error against the nearest truth, shape (M,), and which truth that is."""
-    errors = torch.stack([(truth - picture).square().mean(dim=(1, 2, 3)) for picture in pictures])
+    errors = torch.stack([(truth - image).square().mean(dim=(1, 2, 3)) for image in pictures])
     return errors.min(dim=1).values, errors.argmin(dim=1)
 
 
@@ -80,7 +80,7 @@ def test_clipping_by_layer_leaves_the_usual_brightness(
     images = isolated(photographs(SIZE), structure, task(SIZE, 16, 0.0))
     announced = task(SIZE, len(images), 0.0, "update", per_layer=True)
     payload = structure.payload(announced)
-    # What comes back is the picture times a factor that the batch has in common: near 1, since photographs are alike.
+    # What comes back is the image times a factor that the batch has in common: near 1, since photographs are alike.
     pictures = structure.decode(payload, announced, release(payload, announced, images)).images
     _, match = nearest(pictures, images)
     factors = pictures.flatten(1).norm(dim=1) / images[match].flatten(1).norm(dim=1)

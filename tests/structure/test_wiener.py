@@ -22,7 +22,7 @@ def prior(log_contrast_std: float = 0.5, scale: float = 1.5, log_scale_std: floa
 
 
 def encoded(prior: RowPrior, contrast: float) -> tuple[Tensor, float]:
-    """Inputs of a picture of this contrast, and its scale S."""
+    """Inputs of an image of this contrast, and its scale S."""
     inputs = (contrast * prior.power).sqrt() * torch.randn(len(prior.power))
     # Scaled to its expected energy, so that scale and contrast belong together exactly.
     budget = contrast * (1 - prior.pilot_level**2)
@@ -143,7 +143,7 @@ def test_blind_decoding_comes_near_an_oracle_that_knows_scale_and_contrast() -> 
 
 @pytest.mark.parametrize("share", [0.6, 0.1, 0.01])
 def test_a_structure_with_a_part_of_the_budget_is_decoded_as_well(share: float) -> None:
-    """The network takes the rest of the budget: pictures lose what the louder noise costs, and no more."""
+    """The network takes the rest of the budget: images lose what the louder noise costs, and no more."""
     expected = prior(scale=1.0)
     inputs, scale = encoded(expected, 1.0)
     for noise in (0.0, 1e-5, 1e-3):
