@@ -169,7 +169,7 @@ def test_networks_that_can_be_used(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Pair", "returns a tuple, in which logits cannot be told from the rest"),
+        ("Pair", "returns a tuple, which may hold more than logits"),
         ("Ambiguous", "under the name logits"),
         ("DoubleInside", "nor of any size up to 299"),
         ("Grey", "takes 1 channel"),
