@@ -31,7 +31,7 @@ _MARGIN = 0.2
 # more often than not: 0.014 works, and at 0.016 a linear code is better.
 _CROWDED = 0.014
 # Units for each image, and their least number.
-_UNITS_A_PICTURE, _FEWEST_UNITS = 4, 64
+_UNITS_PER_IMAGE, _FEWEST_UNITS = 4, 64
 # Bytes of a float32.
 _ENTRY = 4
 # Variance of a received image's coefficients, as a share of the prior variance.
@@ -132,7 +132,7 @@ class Digital(Structure):
     def _sketch(self, task: Task, share: float) -> ServerPayload:
         """A linear structure designed for this share of the power."""
         assumed, factor = self.linear.assumed_noise, 1 / math.sqrt(share)
-        few = 1 if task.victims == 1 else max(_FEWEST_UNITS, _UNITS_A_PICTURE * task.victims)
+        few = 1 if task.victims == 1 else max(_FEWEST_UNITS, _UNITS_PER_IMAGE * task.victims)
         linear = WaterFilling(
             subjects=self.linear.subjects,
             units=self.linear.units or few,

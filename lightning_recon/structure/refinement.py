@@ -19,7 +19,7 @@ _TRUST = 0.5
 _DECAY = 0.5
 # Denoisers are not trained for errors of a grey level or two, nor for errors as large as the images themselves: there
 # the denoised image gets a smaller weight.
-_GREY_LEVEL, _HARDLY_A_PICTURE = 1.5 / 255, 38 / 255
+_GREY_LEVEL, _AS_LARGE_AS_IMAGES = 1.5 / 255, 38 / 255
 _CHUNK = 16  # images denoised at a time
 # Weights of the squared deviations of mean, variance and total variation; above the limit the decoded image is kept.
 _MOMENT_WEIGHTS = (1e6, 2e4, 1e-6)
@@ -149,7 +149,7 @@ class PlugAndPlay:
         """Weight of the denoised image, in [0, 1], shape (M, 1, 1, 1)."""
         sigma = self.sigma * self.decay**step
         fine = (sigma**2 / (sigma**2 + _GREY_LEVEL**2)) ** 2
-        return (fine / (1 + (self.sigma / _HARDLY_A_PICTURE) ** 6))[:, None, None, None]
+        return (fine / (1 + (self.sigma / _AS_LARGE_AS_IMAGES) ** 6))[:, None, None, None]
 
     @torch.no_grad()
     def stepped(self, dummies: Tensor, step: int) -> Tensor:

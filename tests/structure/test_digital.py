@@ -89,11 +89,11 @@ def test_a_lost_codeword_leaves_the_sketch(
     decoded = structure.decode(payload, noisier, release(payload, noisier, images))
     assert decoded.files == (None,)
     # It is what a linear code makes of so small a share of the power.
-    louder = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
-    scale_down_measurements = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
-    linear = WaterFilling(assumed_noise=louder * announced.noise_multiplier)
-    alone = linear.payload(scale_down_measurements)
-    expected = linear.decode(alone, scale_down_measurements, release(alone, scale_down_measurements, images)).images
+    factor = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
+    scaled = replace(noisier, noise_multiplier=factor * noisier.noise_multiplier)
+    linear = WaterFilling(assumed_noise=factor * announced.noise_multiplier)
+    alone = linear.payload(scaled)
+    expected = linear.decode(alone, scaled, release(alone, scaled, images)).images
     lost, usual, none = (float((pictures - images).square().mean()) for pictures in (decoded.images, expected, exact))
     assert none < 0.1 * lost
     assert lost == pytest.approx(usual, rel=0.15)
@@ -129,7 +129,7 @@ def test_the_rate_stays_below_capacity_and_near_it(noise: float, shared: bool) -
     assert total == pytest.approx(1)
 
 
-def test_higher_rates_are_louder_under_one_clip_and_too_loud_ones_are_not_used() -> None:
+def test_higher_rates_get_more_power_under_one_clip_and_too_expensive_ones_are_not_used() -> None:
     plan = digital_plan(1.5e-3, 224 * 224, 400_000, shared=True, margin_db=0.2)
     assert plan is not None
     used = [amplitude for amplitude in plan.amplitudes if amplitude > 0]

@@ -53,7 +53,7 @@ def test_a_confident_network_hears_whom_it_gets_right_and_a_little_more_whom_it_
     torch.testing.assert_close(magnitudes, expected)
 
 
-def test_nothing_is_louder_than_the_limit_however_sure_the_network_is() -> None:
+def test_no_weight_exceeds_the_limit_however_sure_the_network_is() -> None:
     logits = torch.zeros(10, 10, dtype=torch.float64)
     logits[:, 3] = 15.0
     magnitudes = gradient_weights(logits, torch.arange(10)).abs()

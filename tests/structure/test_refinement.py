@@ -82,7 +82,7 @@ def test_without_a_row_the_identity_changes_nothing() -> None:
 
 def test_a_gaussian_denoiser_comes_to_the_posterior_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_recon.structure.refinement._GREY_LEVEL", 0.0)
-    monkeypatch.setattr("lightning_recon.structure.refinement._HARDLY_A_PICTURE", float("inf"))
+    monkeypatch.setattr("lightning_recon.structure.refinement._AS_LARGE_AS_IMAGES", float("inf"))
     # A white Gaussian source behind even white noise, inside [0, 1]: everything is known in closed form.
     variance, noise = torch.full((COUNT, 3, SIZE, SIZE), 4e-4, dtype=torch.float64), 3e-4
     mean_image = torch.full((3, SIZE, SIZE), 0.5, dtype=torch.float64)

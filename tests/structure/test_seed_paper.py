@@ -145,7 +145,7 @@ def test_the_noise_estimate_is_unbiased(std: float) -> None:
     assert half_normal_std(torch.zeros(5)) == 0
 
 
-def test_the_filter_removes_99_per_cent_of_pure_noise_and_nothing_louder() -> None:
+def test_the_filter_removes_99_per_cent_of_pure_noise_and_nothing_stronger() -> None:
     std = torch.tensor([[0.1], [2.0]])
     noise = std * torch.randn(2, 50_000)
     filtered = interval_filtered(noise, std)

@@ -147,7 +147,7 @@ def test_empty_rows_show_no_victim_whatever_the_directions(count: int) -> None:
     assert alarms <= stats.binom.isf(1e-3, trials, 0.05)
 
 
-def test_rows_that_noise_drowns_one_by_one_are_found_together() -> None:
+def test_rows_below_the_noise_are_found_together() -> None:
     found, single, trials = 0, 0, 20
     noise = 0.12
     for _ in range(trials):
@@ -166,7 +166,7 @@ def test_rows_that_noise_drowns_one_by_one_are_found_together() -> None:
 def test_a_pair_in_all_its_rows_is_reported_by_its_energy(noise: float, count: int) -> None:
     places = [(2, 3, 1), (2, 3, 1), (4, 4, 4), (1, 0, 0)]
     rows, contributions, _ = released([place[:count] for place in places], noise)
-    # Clipped alone, no victim is louder than the largest.
+    # Clipped alone, no victim has more energy than the clip allows.
     bound = float(contributions.square().sum(dim=1).max()) + LEVEL**2
     found = separate(rows, PRIOR, 4, 0.01, single_energy=bound)
     assert sorted(order(found.combine @ rows.inputs, contributions)) == [2, 3]
@@ -254,7 +254,7 @@ def test_victims_are_separated_without_a_pilot_too(noise: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_with_one_direction_active_rows_are_victims_loudest_first(noise: float) -> None:
+def test_with_one_direction_active_rows_are_victims_strongest_first(noise: float) -> None:
     rows, contributions, _ = released([(1,), (3,), (4,)], noise, [0.5, -1.5, 1.0])
     found = search(rows, 5)
     assert order(found.combine @ rows.inputs, contributions) == [1, 2, 0]

@@ -239,7 +239,7 @@ def test_a_pair_is_not_passed_off_as_an_image(
     structure = WaterFilling(units=1 + 8 * 9, directions=3)
     announced = task(32, 9, noise)
     payload = structure.payload(announced)
-    # All of two victims' measurements are made equal by listening only to what a mirror does not change.
+    # All of two victims' measurements are made equal by measuring only what a mirror does not change.
     even = payload.tensors["index"] % 32 % 2 == 0
     payload.tensors["directions"] = payload.tensors["directions"] * even
     decoded = structure.decode(payload, announced, release(payload, announced, images))

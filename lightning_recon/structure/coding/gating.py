@@ -15,7 +15,7 @@ _SYNTHETIC_COUNT = 4096
 # No photograph's measurement exceeds the usual one by more than this factor.
 _FARTHEST = 10.0
 # Units for each image, their least number, and the factor of both where there is only one direction.
-_UNITS_A_PICTURE, _FEWEST_UNITS, _SINGLE_DIRECTION = 8, 64, 8
+_UNITS_PER_IMAGE, _FEWEST_UNITS, _SINGLE_DIRECTION = 8, 64, 8
 
 
 def layout(
@@ -44,7 +44,7 @@ def layout(
         upload than 8 full-length ones; else 8 an image, at least 64, and three directions. What the user asked for is
         kept; of the defaults, three directions suit any number of units.
     """
-    few = max(_FEWEST_UNITS, _UNITS_A_PICTURE * batch)
+    few = max(_FEWEST_UNITS, _UNITS_PER_IMAGE * batch)
     if units is not None or directions is not None:
         units = units or few
         return units, directions or min(3, units)
