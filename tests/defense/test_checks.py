@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.defense.checks import (
-    awake,
     constant_inputs,
     energy_share,
     false_gradient,
-    gradient_of,
     linear_gradient,
     repeated_rows,
     silent_layer,
     zero_gradient,
 )
+from lightning_recon.defense.probes import gradient_of, randomize_zero_weights
 from lightning_recon.networks.construction import ConvNet
 
 CLASSES, PIXELS = 5, 3 * 12 * 12
@@ -146,7 +145,7 @@ def test_only_weights_of_zeros_are_woken_and_only_in_a_copy(convnet: nn.Module) 
     with torch.no_grad():
         convnet.classifier.weight.zero_()
         convnet.classifier.bias.zero_()
-    woken = awake(convnet)
+    woken = randomize_zero_weights(convnet)
     assert not convnet.classifier.weight.any()
     changed = {name for name, value in woken.state_dict().items() if not value.equal(convnet.state_dict()[name])}
     assert changed == {"classifier.weight"}

@@ -17,7 +17,8 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.defense import THRESHOLDS, Finding, inspect_model
-from lightning_recon.defense.checks import energy_share, gradient_of
+from lightning_recon.defense.checks import energy_share
+from lightning_recon.defense.probes import gradient_of
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
@@ -202,7 +203,7 @@ def test_a_finding_says_what_it_found(check: str) -> None:
     assert "layer" in loud.sentence or check == "false_gradient"
     assert any(number in loud.sentence for number in ("99.9%", "100%", "1 inputs"))
     assert not quiet.alarm
-    assert "nothing conspicuous" in quiet.sentence
+    assert "nothing suspicious" in quiet.sentence
 
 
 def test_the_committed_table_is_what_the_thresholds_were_chosen_by() -> None:
