@@ -254,7 +254,7 @@ def test_a_damaged_update_is_refused_before_anything_is_attacked(
     save_captured(tmp_path / "u.safetensors", replace(good, tensors=good.tensors | spoilt))
     assert "classifier.bias holds NaN" in refused(tmp_path / "u.safetensors")
     (tmp_path / "u.safetensors").write_bytes(b"nothing")
-    assert "truncated or no safetensors file" in refused(tmp_path / "u.safetensors")
+    assert "truncated or not a safetensors file" in refused(tmp_path / "u.safetensors")
     assert "there is no captured update" in refused(tmp_path / "missing.safetensors")
 
 

@@ -115,10 +115,10 @@ def swapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (lambda t: {k: v for k, v in t.items() if k != FIRST}, "the update lacks network.features.0.weight"),
         (lambda t: t | {FIRST: t[FIRST][:1]}, "has shape (1, 3, 3, 3) in the update and (32, 3, 3, 3)"),
         (swapped, "the client trained another model, or the arrays are out of order"),
-        (lambda t: t | {"network.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalisation"),
+        (lambda t: t | {"network.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalization"),
         (lambda t: t | {"network.extra": torch.zeros(3)}, "the update has network.extra"),
-        (lambda t: {k: -v for k, v in t.items()}, "its sign is the opposite one, so say convention delta"),
-        (lambda t: {k: v + 0.5 * v.roll(5, 0) - 0.5 * v.roll(9, 0) for k, v in t.items()}, "neither momentum nor"),
+        (lambda t: {k: -v for k, v in t.items()}, "its sign is reversed, so set convention delta"),
+        (lambda t: {k: v + 0.5 * v.roll(5, 0) - 0.5 * v.roll(9, 0) for k, v in t.items()}, "without momentum"),
     ],
     ids=["missing", "shape", "order", "buffers", "unknown", "sign", "momentum"],
 )
