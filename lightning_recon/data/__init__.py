@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs become clients' batches: sources, subjects, and who holds what."""
+"""Images of the clients: sources, subject masks, batches, and their hand-over to the client."""
 
 from lightning_recon.data.datamodule import ClientDataModule
 from lightning_recon.data.masks import GrabCutMasks, NoMasks, SubjectMasks

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of an image is its subject: makers of masks.
+"""Find the subject of an image.
 
-A maker turns a stream of images into a stream of masks, so that a big model lives exactly as long as the stream.
+`SubjectMasks` maps an iterator of images to an iterator of masks, so that a large model stays in memory only as long as
+images are processed.
 """
 
 from abc import ABC, abstractmethod
@@ -19,12 +20,12 @@ INSET = Range("a number above 0 and below 0.5", 0, 0.5, inner=True)
 
 
 class SubjectMasks(ABC):
-    """Finds the subject of each image."""
+    """A way to find the subject of each image."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Everything but the image that the masks depend on; part of the key of the cache."""
+        """Everything that masks depend on besides the image; part of the key of the cache."""
 
     @abstractmethod
     def __call__(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -34,7 +35,7 @@ class SubjectMasks(ABC):
             images: each (3, H, W) uint8, RGB; read lazily.
 
         Yields:
-            For each image in turn its mask, (1, H, W) bool, true on the subject.
+            The mask of each image in order, (1, H, W) bool, true on the subject.
         """
 
 
@@ -53,7 +54,7 @@ class NoMasks(SubjectMasks):
 
 
 class GrabCutMasks(SubjectMasks):
-    """Subject by OpenCV's GrabCut, started from a rectangle: needs no weights.
+    """Subject by OpenCV's GrabCut, initialized with a rectangle; needs no weights.
 
     Source: Rother, Kolmogorov, Blake, "GrabCut", SIGGRAPH 2004, as implemented by cv2.grabCut.
     """
@@ -69,15 +70,15 @@ class GrabCutMasks(SubjectMasks):
         """Configure GrabCut.
 
         Args:
-            inset: margin between image and rectangle at each side, as a fraction of that side, in (0, 0.5).
-            iterations: rounds of the algorithm, at least 1.
-            seed: of OpenCV's random numbers, set anew for each image.
-            min_fraction: the whole image is taken where the subject would be a smaller fraction of it, in [0, 1].
-            work_size: an image with a shorter side is enlarged to it while GrabCut looks, in pixels; 0: never. GrabCut
-                finds nothing in over half of all images of 64 x 64 pixels, in a fifth when enlarged to 192.
+            inset: margin between image and rectangle on each side, as a fraction of that side, in (0, 0.5).
+            iterations: iterations of the algorithm, at least 1.
+            seed: seed of OpenCV's random numbers, set again for each image.
+            min_fraction: the whole image is the subject if GrabCut finds a smaller fraction of it, in [0, 1].
+            work_size: smaller images are enlarged to this side for GrabCut, in pixels; 0: never. GrabCut finds no
+                subject in over half of all images of 64 x 64 pixels, and in a fifth of them if enlarged to 192.
 
         Raises:
-            UserError: An argument is out of its range.
+            UserError: an argument is out of its range.
         """
         check_ranges(
             "--data.masks.",
@@ -97,7 +98,7 @@ class GrabCutMasks(SubjectMasks):
         return f"grabcut {settings} opencv {cv2.__version__}"
 
     def __call__(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
-        """One image after the other."""
+        """Process one image after the other."""
         return (self._mask(image) for image in images)
 
     def _mask(self, image: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class GrabCutMasks(SubjectMasks):
         return found if found.float().mean() >= self.min_fraction else torch.ones_like(found)
 
     def _grabcut(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """The algorithm itself: (H, W, 3) to (H, W)."""
+        """GrabCut itself: pixels (H, W, 3) to mask (H, W)."""
         height, width = pixels.shape[:2]
         top, left = max(1, round(self.inset * height)), max(1, round(self.inset * width))
         found = np.zeros((height, width), np.uint8)

@@ -20,8 +20,8 @@ from lightning_recon.ranges import COUNT, check_ranges
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-# Files as the README of segment-anything names them, with their SHA-256. The six digits in a file name are the start of
-# its MD5, which is no protection.
+# Files from the README of segment-anything, with their SHA-256. The six digits in a file name begin its MD5, which does
+# not protect against tampering.
 SAM_ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
 SAM_CHECKPOINTS = {
     "vit_h": ("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
@@ -31,9 +31,9 @@ SAM_CHECKPOINTS = {
 
 
 class SamMasks(SubjectMasks):
-    """Subject by Segment Anything: one point at the centre, the best of three masks by predicted IoU.
+    """Subject by Segment Anything: prompted with the center point, the mask with the highest of three predicted IoUs.
 
-    Runs on the GPU when there is one. Where the model finds nothing at all, the whole image is taken.
+    Uses the GPU if there is one. If the model finds nothing, the whole image is the subject.
 
     Source: Kirillov et al., "Segment Anything", ICCV 2023; prompt as in You et al., arXiv 2502.08151.
     """
@@ -45,33 +45,33 @@ class SamMasks(SubjectMasks):
         checksum: str | None = None,
         batch_size: int = 4,
     ) -> None:
-        """Name the model; nothing is read before a mask is missing from the cache.
+        """Choose the model; the weights are read once a mask is missing from the cache.
 
         Args:
-            checkpoint: file of weights; the environment variable LIGHTNING_RECON_SAM_CHECKPOINT when not given.
-            model_type: vit_h, vit_l, vit_b or another name in segment_anything.sam_model_registry.
-            checksum: SHA-256 (hexadecimal) that the file must have; the published one when not given.
-            batch_size: images that go through the image encoder together, at least 1.
+            checkpoint: file of weights; null: the environment variable LIGHTNING_RECON_SAM_CHECKPOINT.
+            model_type: "vit_h", "vit_l", "vit_b", or another name in segment_anything.sam_model_registry.
+            checksum: SHA-256 of the file, hexadecimal; null: the published one.
+            batch_size: number of images in a batch of the image encoder, at least 1.
 
         Raises:
-            UserError: A batch size below 1, or no checksum for a model that is not one of the published three.
+            UserError: the batch size is below 1, or a model other than the published three has no checksum.
         """
         check_ranges("--data.masks.", batch_size=(batch_size, COUNT))
         if checksum is None and model_type not in SAM_CHECKPOINTS:
             raise UserError(
                 f"no published checksum for the SAM model {model_type!r}: "
-                f"choose one of {', '.join(SAM_CHECKPOINTS)} or give --data.masks.checksum"
+                f"choose one of {', '.join(SAM_CHECKPOINTS)}, or give --data.masks.checksum"
             )
         self.checkpoint, self.model_type, self.batch_size = checkpoint, model_type, batch_size
         self.checksum = (checksum or SAM_CHECKPOINTS[model_type][1]).lower()
 
     @property
     def fingerprint(self) -> str:
-        """Model and hash of its weights."""
+        """Name of the model and hash of its weights."""
         return f"sam {self.model_type} {self.checksum} centre best-of-3"
 
     def __call__(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Load the model, serve the stream batch by batch, and let the model go."""
+        """Process the images batch by batch; the model is loaded for the first and freed after the last."""
         stream, sam = iter(images), None
         while batch := list(islice(stream, self.batch_size)):
             sam = self._load() if sam is None else sam
@@ -102,7 +102,7 @@ class SamMasks(SubjectMasks):
         return masks
 
     def _load(self) -> "Sam":
-        """The model with its weights, which are checked first and never unpickled as code."""
+        """Load the model and its weights, which are verified first and never unpickled as code."""
         from segment_anything import sam_model_registry
 
         path, address = self._file(), self._address()
@@ -111,7 +111,7 @@ class SamMasks(SubjectMasks):
         if found != self.checksum:
             raise UserError(
                 f"SAM checkpoint {path} has the SHA-256 {found} instead of {self.checksum}: "
-                f"download it again{address}, or give its own --data.masks.checksum"
+                f"download it again{address}, or give the right --data.masks.checksum"
             )
         if self.model_type not in sam_model_registry:
             known = ", ".join(sam_model_registry)
@@ -121,7 +121,7 @@ class SamMasks(SubjectMasks):
             sam.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            message = f"{path} holds no weights of SAM {self.model_type} ({reason}): give another file"
+            message = f"{path} does not hold weights of SAM {self.model_type} ({reason}): give another file"
             raise UserError(message) from error
         return sam.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -57,8 +57,8 @@ def test_missing_foreign_and_truncated_files_are_refused(tmp_path: Path) -> None
         CapturedPictures(str(path)).setup()
     save_truth(path, IMAGES, LABELS)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"truth.safetensors is no truth file"):
+    with pytest.raises(UserError, match=r"truth.safetensors is not a truth file"):
         CapturedPictures(str(path)).setup()
     save_truth(path, IMAGES, LABELS, client=1)
-    with pytest.raises(UserError, match="holds the pictures of clients 1: give one truth file for each"):
+    with pytest.raises(UserError, match="holds the images of clients 1: give one truth file for each"):
         CapturedPictures(str(path)).setup()

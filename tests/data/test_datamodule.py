@@ -102,7 +102,7 @@ def test_damaged_files_are_named_once_and_replaced(folder: Path, caplog: pytest.
     assert len([message for message in messages if whole[0] in message]) == 1
     assert len([message for message in messages if "notes.txt" in message]) == 1
     assert len(messages) == 2
-    with pytest.raises(UserError, match=r"11 readable pictures, 12 are needed.*--data\.batch_size"):
+    with pytest.raises(UserError, match=r"11 readable images, 12 are needed.*--data\.batch_size"):
         batches(root=str(folder), batch_size=12)
 
 
@@ -282,7 +282,7 @@ def test_a_damaged_training_picture_is_replaced_by_the_next(folder: Path, caplog
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=2, masks=NoMasks())
     rest = data._rest()
     before = rest[1][0]
-    (folder / rest.pictures.names[rest.order[0]]).write_bytes(b"gone")
+    (folder / rest.source.names[rest.order[0]]).write_bytes(b"gone")
     assert torch.equal(rest[0][0], before)
     assert len(list(rest.readable())) == len(rest) - 1
     assert len(caplog.records) == 1
@@ -306,7 +306,7 @@ class Drawing(Target):
 def test_a_target_may_draw_its_own_batches(trainer: Trainer, folder: Path) -> None:
     target, data = Drawing(), ClientDataModule(root=str(folder), image_size=16, batch_size=2, masks=NoMasks())
     rest = data._rest()
-    (folder / rest.pictures.names[rest.order[3]]).write_bytes(b"gone")
+    (folder / rest.source.names[rest.order[3]]).write_bytes(b"gone")
     expected = rest[0][0], rest[1][0]
     trainer.fit(target, data)
     drawn = [images for images, _ in target.received["train"]]
@@ -320,7 +320,7 @@ def test_a_target_may_draw_its_own_batches(trainer: Trainer, folder: Path) -> No
 
 def test_too_few_pictures_to_train_on(folder: Path, trainer: Trainer) -> None:
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=12, masks=NoMasks())
-    with pytest.raises(UserError, match="too few pictures to train on"):
+    with pytest.raises(UserError, match="too few images to train on"):
         trainer.fit(Target(), data)
 
 

@@ -65,4 +65,4 @@ def test_pipes_are_left_alone_and_names_may_be_any_bytes(tmp_path: Path) -> None
     pictures = open_folder(tmp_path)
     assert pictures.names == ["b\\x1b[2J\\u202e.png", "c\\xff.png", "d.png"]
     assert all(pictures.read(index, 8)[0].shape == (3, 8, 8) for index in range(3))
-    assert pictures.ignored == ["a.png (no plain file)"]
+    assert pictures.ignored == ["a.png (not a regular file)"]

@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from lightning_recon.command_line.commands import COMMANDS
 from lightning_recon.data.download import DOWNLOADABLE
-from lightning_recon.data.sources import SAMPLES, Pictures, Source, open_folder, open_source, select, square
+from lightning_recon.data.sources import SAMPLES, ImageSource, Source, open_folder, open_source, select, square
 from lightning_recon.errors import UserError
 
 
@@ -129,9 +129,9 @@ def test_other_files_are_named_not_read(tmp_path: Path) -> None:
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist.*--data\.root"):
         open_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no pictures .*\.jpg"):
+    with pytest.raises(UserError, match=r"holds no images .*\.jpg"):
         open_folder(tmp_path)
-    with pytest.raises(UserError, match="does not exist or is no folder"):
+    with pytest.raises(UserError, match="does not exist or is not a folder"):
         open_folder(save(tmp_path / "file.png"))
 
 
@@ -253,7 +253,7 @@ def test_only_chosen_pictures_are_decoded() -> None:
         decoded.append(index)
         return Image.new("RGB", (8, 8)), index
 
-    chosen = select(Pictures("many", range(10**6), fetch), [999_999, 5, 7], 2, 8)  # type: ignore[arg-type]
+    chosen = select(ImageSource("many", range(10**6), fetch), [999_999, 5, 7], 2, 8)  # type: ignore[arg-type]
     assert decoded == [999_999, 5]
     assert chosen.labels.tolist() == [999_999, 5]
 

@@ -205,9 +205,9 @@ def executable(path: str, checksum: str) -> SamMasks:
         (altered, "SHA-256"),
         (of_another_model, SAM_CHECKPOINTS["vit_h"][1]),
         (unknown_model, "unknown SAM model 'vit_x'.*vit_b"),
-        (truncated, "no weights of SAM tiny"),
-        (other_weights, "no weights of SAM tiny"),
-        (executable, "no weights of SAM tiny"),
+        (truncated, "does not hold weights of SAM tiny"),
+        (other_weights, "does not hold weights of SAM tiny"),
+        (executable, "does not hold weights of SAM tiny"),
     ],
 )
 def test_sam_refuses_a_wrong_checkpoint(

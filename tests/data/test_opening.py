@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from lightning_recon.data.image_files import open_picture, to_rgb
+from lightning_recon.data.image_files import open_image, to_rgb
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 RAMP = np.arange(256).reshape(16, 16)
@@ -29,7 +29,7 @@ RAMP = np.arange(256).reshape(16, 16)
 )
 def test_numbers_become_8_bit_by_their_range(values: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "a.tif")
-    found = np.asarray(to_rgb(open_picture(tmp_path / "a.tif")))
+    found = np.asarray(to_rgb(open_image(tmp_path / "a.tif")))
     assert (found == RAMP[..., None]).all()
 
 
@@ -67,10 +67,10 @@ def test_what_is_no_picture_starts_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: started.append(given))
     (tmp_path / "a.jpg").write_bytes(EPS)
     with pytest.raises(OSError, match="cannot identify"):
-        open_picture(tmp_path / "a.jpg")
+        open_image(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(OSError, match="no plain file"):
-        open_picture(tmp_path / "pipe.png")
+        open_image(tmp_path / "pipe.png")
     assert not started
 
 
@@ -80,7 +80,7 @@ def test_a_bomb_is_refused_in_one_line() -> None:
     content = bytearray(file.getvalue())
     content[18:26] = struct.pack("<ii", 30_000, 30_000)
     with pytest.raises(ValueError, match="too large: Image size"):
-        open_picture(BytesIO(bytes(content)))
+        open_image(BytesIO(bytes(content)))
 
 
 @pytest.mark.parametrize("entry", [b"\xff\xff\xff\xff\x00\x00\x00\x01", b"\x00\x00\x00\x01\x00\x00\x00\x00"])
@@ -90,7 +90,7 @@ def test_odd_exif_costs_no_picture(entry: bytes) -> None:
     exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08" + tags + entry
     file = BytesIO()
     Image.new("RGB", (20, 10)).save(file, "JPEG", exif=exif)
-    assert to_rgb(open_picture(BytesIO(file.getvalue()))).size == (10, 20)
+    assert to_rgb(open_image(BytesIO(file.getvalue()))).size == (10, 20)
     broken = exif[:30]
     Image.new("RGB", (20, 10)).save(file := BytesIO(), "JPEG", exif=broken)
-    assert to_rgb(open_picture(BytesIO(file.getvalue()))).size in {(10, 20), (20, 10)}
+    assert to_rgb(open_image(BytesIO(file.getvalue()))).size in {(10, 20), (20, 10)}
