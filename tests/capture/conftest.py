@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates of real Opacus steps, on the pictures that the tiny config attacks."""
+"""Updates of real Opacus steps on the images of the tiny config."""
 
 import json
 import warnings

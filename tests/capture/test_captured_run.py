@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole program on an update that it did not make: with the truth, without it, again, and refused."""
+"""The command line on a captured update: with and without true images, resumed, replayed, and refused."""
 
 import json
 import re

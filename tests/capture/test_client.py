@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file, or a folder of them, answers like a client: the right one, or not at all."""
+"""Captured files answer like a client, and only what they hold."""
 
 import shutil
 from collections.abc import Callable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Flower app is audited: what its LocalDpMod does, what leaves its client, and what can be seen in that."""
+"""A real Flower app is audited: what LocalDpMod does, what its client sends, and what can be reconstructed."""
 
 import json
 import logging

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the four numbers of Flower's LocalDpMod come to: against the table of exact epsilons, and its limits."""
+"""The exact privacy of Flower's LocalDpMod, against a table of exact epsilons, and its warnings."""
 
 import math
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Opacus releases is what our own client does, and is attacked as well."""
+"""What Opacus releases equals what the simulated client releases, and is attacked as well."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of a captured update: what goes in comes out, and what is none is refused in one line."""
+"""The file of a captured update: it is read as it was written, and refused in one line otherwise."""
 
 import json
 from collections.abc import Callable

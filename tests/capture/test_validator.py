@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can be wrong with an update is told before it is attacked, with its likely reason."""
+"""Faults of a captured update are reported before it is attacked, with the likely cause."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_recon.callbacks.capture_check import known_network
-from lightning_recon.capture import CapturedUpdate, Declared, load_captured, name_arrays
+from lightning_recon.capture import CapturedUpdate, Declared, load_captured
 from lightning_recon.capture.sensitivity import remarks_of
 from lightning_recon.capture.validator import check_update
 from lightning_recon.errors import UserError
@@ -156,32 +155,3 @@ def test_a_sensitivity_that_does_not_fit_is_remarked_on(good: CapturedUpdate) ->
         remarks = remarks_of(replace(good, declared=Declared(sensitivity=sensitivity)))
         assert len(remarks) == len(parts)
         assert all(part in remark for part, remark in zip(parts, remarks, strict=True))
-
-
-SHAPES = {"conv.weight": (4, 3), "conv.bias": (4,), "norm.running_mean": (5,)}
-
-
-def test_arrays_get_the_names_of_the_state_dict() -> None:
-    arrays = [np.full(shape, index, dtype=np.float32) for index, shape in enumerate(SHAPES.values())]
-    named = name_arrays(arrays, SHAPES)
-    assert list(named) == list(SHAPES)
-    assert all(bool((tensor == index).all()) for index, tensor in enumerate(named.values()))
-
-
-@pytest.mark.parametrize(
-    ("order", "message"),
-    [
-        ([1, 0, 2], r"array 0 has shape \(4,\), .* is conv.weight with \(4, 3\); it would fit conv.bias"),
-        ([0, 1], r"2 arrays for the model's 3 tensors \(1 of them are buffers of batch normalization\)"),
-        ([0, 1, 2, 2], "4 arrays for the model's 3 tensors"),
-    ],
-)
-def test_arrays_out_of_order_are_named(order: list[int], message: str) -> None:
-    arrays = [np.zeros(shape, dtype=np.float32) for shape in SHAPES.values()]
-    with pytest.raises(UserError, match=message):
-        name_arrays([arrays[index] for index in order], SHAPES)
-
-
-def test_an_array_that_fits_nowhere_is_named() -> None:
-    with pytest.raises(UserError, match="it fits no tensor of the model"):
-        name_arrays([np.zeros((9, 9), dtype=np.float32)], SHAPES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of a few parameters, and clients that train them on random pictures."""
+"""Networks of a few parameters, and clients that train them on random images."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client announces, accepts and refuses, and whether it takes part."""
+"""What a client announces, accepts and refuses, and whose batch it answers on."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's answers against plain gradients, and its promise of secrecy."""
+"""Released updates against plain gradients: clipping, noise, reproducibility, and no way to the clean gradient."""
 
 import math
 from collections.abc import Callable

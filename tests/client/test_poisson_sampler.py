@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poisson sampling: independent draws of the stated rate, the same on all ranks, and for a step the same always."""
+"""Poisson sampling: independent draws with the stated rate, equal on all ranks and for equal steps."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Secure aggregation: the server gets the sum of what each client would have sent, and the noise that was announced."""
+"""Secure aggregation: the server gets the sum of the clients' own updates, with the announced noise."""
 
 import json
 import math

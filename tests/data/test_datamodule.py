@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches are dealt reproducibly and bound to the client; the attack itself gets no picture."""
+"""Batches are reproducible and handed to the client; the attack itself gets no image."""
 
 import logging
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of every kind become 8-bit RGB by a stated rule or are refused; what is no picture is not opened."""
+"""Images of every kind become 8-bit RGB or are refused; files of other formats are not opened."""
 
 import os
 import struct

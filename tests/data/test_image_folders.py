@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders as they are found: what systems leave behind, links that lead back, pipes, and names in any bytes."""
+"""Image folders with system files, links to folders above, pipes, and file names in any bytes."""
 
 import os
 from pathlib import Path

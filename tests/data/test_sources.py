@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every source reads as an ordered list of pictures; every kind of picture becomes an upright RGB square."""
+"""Every source reads as an ordered list of images; every kind of image becomes an upright RGB square."""
 
 import hashlib
 import pickle

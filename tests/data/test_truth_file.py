@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures behind a captured update are read as they were written, or refused in one line."""
+"""The true images behind a captured update are read as they were written, or refused in one line."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each check says what is true of models whose answer is known, and does not see what its docstring says it misses."""
+"""Each check finds what its docstring says, and misses what it says, on models with a known answer."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every structure of the package raises an alarm, the networks that it is added to do not."""
+"""Every structure of the package raises an alarm, and the networks without a structure do not."""
 
 import csv
 import math
