@@ -76,7 +76,7 @@ def test_validate_looks_for_the_weights(plain: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as stop:
         main(["validate", *main_configs, "--trainer.default_root_dir", str(tmp_path)])
     assert stop.value.code == 2
-    assert "answers an honest server, which ships its network alone" in capsys.readouterr().err
+    assert "answers an honest server, which sends its network only" in capsys.readouterr().err
 
 
 def test_an_opacus_step_is_attacked(pictures: ClientBatch, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_weights_that_were_shipped_are_needed(
 
 
 class Own(nn.Module):
-    """A network as users have them: pictures in [0, 1], no normalisation, no wrapper."""
+    """A network as users have them: images in [0, 1], no normalisation, no wrapper."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -53,16 +53,16 @@ def test_other_ranges_are_refused(values: np.ndarray, says: str) -> None:
 def test_modes_keep_their_colour(mode: str) -> None:
     grey = Image.new("RGB", (4, 4), (128, 128, 128))
     if mode == "LAB":
-        picture = Image.new("LAB", (4, 4), (137, 128, 128))  # L* 53.6, neutral: sRGB 128
+        image = Image.new("LAB", (4, 4), (137, 128, 128))  # L* 53.6, neutral: sRGB 128
     else:
         steps = {"La": ("LA", "La"), "RGBa": ("RGBA", "RGBa"), "PA": ("P", "PA")}.get(mode, (mode,))
-        picture = grey
+        image = grey
         for step in steps:
-            picture = picture.convert(step, palette=Image.Palette.ADAPTIVE)
-    assert np.abs(np.asarray(to_rgb(picture)).astype(int) - 128).max() <= 3
+            image = image.convert(step, palette=Image.Palette.ADAPTIVE)
+    assert np.abs(np.asarray(to_rgb(image)).astype(int) - 128).max() <= 3
 
 
-def test_what_is_no_picture_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_image_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: started.append(given))
     (tmp_path / "a.jpg").write_bytes(EPS)
@@ -84,7 +84,7 @@ def test_a_bomb_is_refused_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("entry", [b"\xff\xff\xff\xff\x00\x00\x00\x01", b"\x00\x00\x00\x01\x00\x00\x00\x00"])
-def test_odd_exif_costs_no_picture(entry: bytes) -> None:
+def test_odd_exif_costs_no_image(entry: bytes) -> None:
     # Orientation 6, and a resolution (282) that is a signed rational, or one divided by zero.
     tags = struct.pack(">HHHIHH", 2, 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 282, 10, 1, 38) + bytes(4)
     exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08" + tags + entry

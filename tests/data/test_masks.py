@@ -37,15 +37,15 @@ def test_grabcut_finds_the_disc(disc: tuple[Tensor, Tensor], work_size: int) -> 
 
 
 def test_grabcut_does_not_depend_on_what_came_before() -> None:
-    pictures = open_source("samples", None)
-    images = [pictures.read(index, 48)[0] for index in range(4)]
+    source = open_source("samples", None)
+    images = [source.read(index, 48)[0] for index in range(4)]
     forwards = list(GrabCutMasks()(images))
     backwards = list(GrabCutMasks()(reversed(images)))[::-1]
     assert torch.equal(torch.stack(forwards), torch.stack(backwards))
     assert 0 < torch.stack(forwards).float().mean() < 1
 
 
-def test_grabcut_takes_the_whole_picture_where_it_finds_too_little(disc: tuple[Tensor, Tensor]) -> None:
+def test_grabcut_takes_the_whole_image_where_it_finds_too_little(disc: tuple[Tensor, Tensor]) -> None:
     image, _ = disc
     (mask,) = GrabCutMasks(min_fraction=0.9)([image])
     assert mask.all()

@@ -24,7 +24,7 @@ def noise() -> Tensor:
 
 
 def tiny_sam(checkpoint: None = None) -> Sam:
-    """Segment Anything with one small layer everywhere, for pictures of 64 pixels."""
+    """Segment Anything with one small layer everywhere, for images of 64 pixels."""
     encoder = ImageEncoderViT(
         img_size=64,
         patch_size=16,
@@ -57,8 +57,8 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, st
 
 def test_sam_agrees_with_the_library_s_own_predictor(checkpoint: tuple[str, str]) -> None:
     path, checksum = checkpoint
-    pictures = open_source("samples", None)
-    images = [pictures.read(index, 48)[0] for index in range(5)]
+    source = open_source("samples", None)
+    images = [source.read(index, 48)[0] for index in range(5)]
     masks = list(SamMasks(path, "tiny", checksum.upper(), batch_size=2)(iter(images)))
     sam = tiny_sam()
     sam.load_state_dict(torch.load(path, weights_only=True))

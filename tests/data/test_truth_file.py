@@ -41,7 +41,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         (IMAGES, -LABELS, "the label -3 is below 0"),
     ],
 )
-def test_what_are_no_pictures_is_not_written(tmp_path: Path, images: Tensor, labels: Tensor, message: str) -> None:
+def test_what_are_no_images_is_not_written(tmp_path: Path, images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         save_truth(tmp_path / "truth.safetensors", images, labels)
     assert not list(tmp_path.iterdir())
