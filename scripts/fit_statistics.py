@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_recon.data.masks import GrabCutMasks, SamMasks, SubjectMasks
+from lightning_recon.data import GrabCutMasks, SamMasks, SubjectMasks
 from lightning_recon.data.sources import open_source
 from lightning_recon.errors import UserError
 from lightning_recon.priors.fit_statistics import fit_statistics

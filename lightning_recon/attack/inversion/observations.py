@@ -11,7 +11,7 @@ from lightning_recon.attack.inversion.distances import announced_std, noise_std,
 from lightning_recon.attack.inversion.forward_model import Update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.label_recovery import expected_share, label_counts
-from lightning_recon.capture.validator import NETWORK, check_tensors
+from lightning_recon.capture.tensor_check import NETWORK, check_tensors
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload, Task, update_name
 from lightning_recon.networks.batch_norm import BatchNorm

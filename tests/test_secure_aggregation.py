@@ -20,9 +20,9 @@ SUMS = ["--data.clients", "4", "--data.batch_size", "2", "--model.client.aggrega
 
 
 def test_the_victims_of_sums_are_scored_under_their_own_clients(fit: Fit, tmp_path: Path) -> None:
-    rival = ["--trainer.callbacks+", "lightning_recon.callbacks.Comparison"]
-    rival += ["--trainer.callbacks.structure", "lightning_recon.structure.SeedPaper"]
-    record = fit(tmp_path, *SUMS, "--model.client.privacy.noise_multiplier", "1e-5", *rival)
+    comparison = ["--trainer.callbacks+", "lightning_recon.callbacks.Comparison"]
+    comparison += ["--trainer.callbacks.structure", "lightning_recon.structure.SeedPaper"]
+    record = fit(tmp_path, *SUMS, "--model.client.privacy.noise_multiplier", "1e-5", *comparison)
     privacy, summary = record["privacy"], record["summary"]
     assert (privacy["batch_size"], privacy["aggregated"], privacy["noise_share"]) == (2, 2, "local")
     assert (summary["clients"], summary["victims"], summary["detected"]) == (4, 8, 8)

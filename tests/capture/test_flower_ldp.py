@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the four numbers of Flower's LocalDpMod come to: against the table of exact epsilons, and its limits."""
+"""The exact privacy of Flower's LocalDpMod, against a table of exact epsilons, and its warnings."""
 
 import math
 import sys
@@ -37,11 +37,11 @@ def test_a_hundred_rounds_are_one_with_a_tenth_of_the_noise() -> None:
     ("sensitivity", "epsilon", "remarks"),
     [
         (2.0, 0.5, []),
-        (1.0, 0.5, ["takes sensitivity 2, not 1"]),
-        (0.1, 0.5, ["10 times too small", "takes sensitivity 2, not 0.1"]),
-        (3.0, 0.5, ["more noise than epsilon asks for"]),
+        (1.0, 0.5, ["needs sensitivity 2, not 1"]),
+        (0.1, 0.5, ["10 times too small", "needs sensitivity 2, not 0.1"]),
+        (3.0, 0.5, ["more noise than the declared epsilon needs"]),
         (0.0, 0.5, ["no noise at all"]),
-        (2.0, 50.0, ["proved for epsilon below 1: at 50 its noise gives 96.43"]),
+        (2.0, 50.0, ["proved for epsilon below 1: declared 50, its noise gives 96.43"]),
     ],
 )
 def test_remarks(sensitivity: float, epsilon: float, remarks: list[str]) -> None:

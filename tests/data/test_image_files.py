@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of every kind become 8-bit RGB by a stated rule or are refused; what is no picture is not opened."""
+"""Images of every kind become 8-bit RGB or are refused; files of other formats are not opened."""
 
 import os
 import struct
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from lightning_recon.data.image_files import open_picture, to_rgb
+from lightning_recon.data.image_files import open_image, to_rgb
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 RAMP = np.arange(256).reshape(16, 16)
@@ -29,7 +29,7 @@ RAMP = np.arange(256).reshape(16, 16)
 )
 def test_numbers_become_8_bit_by_their_range(values: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "a.tif")
-    found = np.asarray(to_rgb(open_picture(tmp_path / "a.tif")))
+    found = np.asarray(to_rgb(open_image(tmp_path / "a.tif")))
     assert (found == RAMP[..., None]).all()
 
 
@@ -53,24 +53,24 @@ def test_other_ranges_are_refused(values: np.ndarray, says: str) -> None:
 def test_modes_keep_their_colour(mode: str) -> None:
     grey = Image.new("RGB", (4, 4), (128, 128, 128))
     if mode == "LAB":
-        picture = Image.new("LAB", (4, 4), (137, 128, 128))  # L* 53.6, neutral: sRGB 128
+        image = Image.new("LAB", (4, 4), (137, 128, 128))  # L* 53.6, neutral: sRGB 128
     else:
         steps = {"La": ("LA", "La"), "RGBa": ("RGBA", "RGBa"), "PA": ("P", "PA")}.get(mode, (mode,))
-        picture = grey
+        image = grey
         for step in steps:
-            picture = picture.convert(step, palette=Image.Palette.ADAPTIVE)
-    assert np.abs(np.asarray(to_rgb(picture)).astype(int) - 128).max() <= 3
+            image = image.convert(step, palette=Image.Palette.ADAPTIVE)
+    assert np.abs(np.asarray(to_rgb(image)).astype(int) - 128).max() <= 3
 
 
-def test_what_is_no_picture_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_image_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: started.append(given))
     (tmp_path / "a.jpg").write_bytes(EPS)
     with pytest.raises(OSError, match="cannot identify"):
-        open_picture(tmp_path / "a.jpg")
+        open_image(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(OSError, match="no plain file"):
-        open_picture(tmp_path / "pipe.png")
+        open_image(tmp_path / "pipe.png")
     assert not started
 
 
@@ -80,17 +80,17 @@ def test_a_bomb_is_refused_in_one_line() -> None:
     content = bytearray(file.getvalue())
     content[18:26] = struct.pack("<ii", 30_000, 30_000)
     with pytest.raises(ValueError, match="too large: Image size"):
-        open_picture(BytesIO(bytes(content)))
+        open_image(BytesIO(bytes(content)))
 
 
 @pytest.mark.parametrize("entry", [b"\xff\xff\xff\xff\x00\x00\x00\x01", b"\x00\x00\x00\x01\x00\x00\x00\x00"])
-def test_odd_exif_costs_no_picture(entry: bytes) -> None:
+def test_odd_exif_costs_no_image(entry: bytes) -> None:
     # Orientation 6, and a resolution (282) that is a signed rational, or one divided by zero.
     tags = struct.pack(">HHHIHH", 2, 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 282, 10, 1, 38) + bytes(4)
     exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08" + tags + entry
     file = BytesIO()
     Image.new("RGB", (20, 10)).save(file, "JPEG", exif=exif)
-    assert to_rgb(open_picture(BytesIO(file.getvalue()))).size == (10, 20)
+    assert to_rgb(open_image(BytesIO(file.getvalue()))).size == (10, 20)
     broken = exif[:30]
     Image.new("RGB", (20, 10)).save(file := BytesIO(), "JPEG", exif=broken)
-    assert to_rgb(open_picture(BytesIO(file.getvalue()))).size in {(10, 20), (20, 10)}
+    assert to_rgb(open_image(BytesIO(file.getvalue()))).size in {(10, 20), (20, 10)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Secure aggregation: the server gets the sum of what each client would have sent, and the noise that was announced."""
+"""Secure aggregation: the server gets the sum of the clients' own updates, with the announced noise."""
 
 import json
 import math
@@ -71,11 +71,11 @@ def test_a_sum_is_what_its_clients_would_have_sent(
 def test_the_sum_s_noise_is_as_announced(
     a_group: Callable[..., VictimClient], a_payload: Payloads, share: NoiseShare, std: float
 ) -> None:
-    quiet, loud = (a_group(4, share, Privacy(2.0, z)) for z in (0.0, 0.1))
-    assert loud.task.update_noise * 2.0 == pytest.approx(std)
-    assert loud.preview(a_payload(), 0).noise_std == pytest.approx(std / math.sqrt(4))
+    quiet, noisy = (a_group(4, share, Privacy(2.0, z)) for z in (0.0, 0.1))
+    assert noisy.task.update_noise * 2.0 == pytest.approx(std)
+    assert noisy.preview(a_payload(), 0).noise_std == pytest.approx(std / math.sqrt(4))
     clean = quiet.share(a_payload(), 0, 0, 0).gradient["structure.weight"]
-    first, second = (loud.share(a_payload(), 0, draw, 0).gradient["structure.weight"] - clean for draw in (0, 1))
+    first, second = (noisy.share(a_payload(), 0, draw, 0).gradient["structure.weight"] - clean for draw in (0, 1))
     count = first.numel()
     for noise in (first, second):
         assert abs(noise.square().mean() / std**2 - 1) < 5 * math.sqrt(2 / count)
@@ -83,7 +83,7 @@ def test_the_sum_s_noise_is_as_announced(
     assert abs((first * second).mean()) < 5 * std**2 / math.sqrt(count)
 
 
-def test_what_the_server_is_told_of_a_sum(a_group: Callable[..., VictimClient], tmp_path: Path) -> None:
+def test_the_server_knows_the_task_of_a_sum(a_group: Callable[..., VictimClient], tmp_path: Path) -> None:
     task = a_group(2, "distributed", Privacy(2.0, 0.1)).task
     assert (task.clients, task.batch_size, task.aggregated, task.noise_share) == (4, BATCH, 2, "distributed")
     assert (task.updates, task.victims, task.sharers) == (2, 2 * BATCH, BATCH)
@@ -99,7 +99,9 @@ def test_what_the_server_is_told_of_a_sum(a_group: Callable[..., VictimClient], 
     assert Task.load(tmp_path) == replace(task, aggregated=1, noise_share="local")
 
 
-def test_who_stands_in_is_of_another_sum(a_group: Callable[..., VictimClient], a_payload: Payloads) -> None:
+def test_an_absent_client_is_replaced_by_one_of_another_group(
+    a_group: Callable[..., VictimClient], a_payload: Payloads
+) -> None:
     alone = a_group(1, "local", Privacy())
     partly = a_group(2, "local", Privacy(), present=0.5)
     own = [alone.share(a_payload(), client, 0, 0).gradient["structure.weight"] for client in range(4)]

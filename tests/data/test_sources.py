@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every source reads as an ordered list of pictures; every kind of picture becomes an upright RGB square."""
+"""Every source reads as an ordered list of images; every kind of image becomes an upright RGB square."""
 
 import hashlib
 import pickle
@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from lightning_recon.command_line.commands import COMMANDS
 from lightning_recon.data.download import DOWNLOADABLE
-from lightning_recon.data.sources import SAMPLES, Pictures, Source, open_folder, open_source, select, square
+from lightning_recon.data.sources import SAMPLES, ImageSource, Source, open_folder, open_source, select, square
 from lightning_recon.errors import UserError
 
 
@@ -25,13 +25,13 @@ def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: tuple[
     return path
 
 
-# --- one picture ---
+# --- one image ---
 
 
 def test_square_keeps_the_centre() -> None:
-    picture = Image.new("RGB", (90, 30), "red")
-    picture.paste("blue", (30, 0, 60, 30))
-    image = square(picture, 15)
+    original = Image.new("RGB", (90, 30), "red")
+    original.paste("blue", (30, 0, 60, 30))
+    image = square(original, 15)
     assert image.shape == (3, 15, 15)
     assert image.dtype == torch.uint8
     assert image[2, :, 1:-1].min() == 255  # the outermost columns see their neighbours, as when resized before the crop
@@ -47,21 +47,21 @@ def test_square_is_antialiased() -> None:
 
 def test_square_enlarges_and_keeps_size() -> None:
     pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    assert torch.equal(square(picture, 32), pixels)
-    assert square(picture, 64).shape == (3, 64, 64)
+    original = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    assert torch.equal(square(original, 32), pixels)
+    assert square(original, 64).shape == (3, 64, 64)
 
 
-def test_square_of_an_extremely_long_picture_stays_small() -> None:
+def test_square_of_an_extremely_long_image_stays_small() -> None:
     assert square(Image.new("RGB", (30000, 1)), 224).shape == (3, 224, 224)
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (20, 20), "black")
-    picture.paste("white", (0, 0, 20, 10))  # white above
+    original = Image.new("RGB", (20, 20), "black")
+    original.paste("white", (0, 0, 20, 10))  # white above
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: white on the right
-    picture.save(tmp_path / "turned.png", exif=exif)
+    original.save(tmp_path / "turned.png", exif=exif)
     image, _ = open_folder(tmp_path).read(0, 20)
     assert image[:, :, 10:].min() == 255
     assert image[:, :, :10].max() == 0
@@ -69,8 +69,8 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "F"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    picture = Image.new(mode, (10, 10)) if mode in {"I;16", "F"} else Image.new("RGB", (10, 10), "white").convert(mode)
-    image = square(picture, 8)
+    original = Image.new(mode, (10, 10)) if mode in {"I;16", "F"} else Image.new("RGB", (10, 10), "white").convert(mode)
+    image = square(original, 8)
     assert image.shape == (3, 8, 8)
     assert image.unique().tolist() == [0 if mode in {"I;16", "F"} else 255]
 
@@ -89,11 +89,11 @@ def test_transparent_parts_are_black(tmp_path: Path) -> None:
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([0, 0, 0, 255, 255, 255])
     palette.save(tmp_path / "b.png", transparency=1)
-    pictures = open_folder(tmp_path)
-    alpha, _ = pictures.read(0, 8)
+    source = open_folder(tmp_path)
+    alpha, _ = source.read(0, 8)
     assert alpha[:, :, :4].max() == 0
     assert alpha[:, :, 4:].min() == 255
-    assert pictures.read(1, 8)[0].max() == 0
+    assert source.read(1, 8)[0].max() == 0
 
 
 # --- folders ---
@@ -103,52 +103,52 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
     for name in ("zebra/1.png", "ant/deep/2.JPEG", "ant/1.jpg", ".hidden/1.png"):
         save(tmp_path / name)
     (tmp_path / "mole").mkdir()  # an empty class keeps its index, so that labels do not depend on what is there
-    pictures = open_folder(tmp_path)
-    assert pictures.names == ["ant/1.jpg", "ant/deep/2.JPEG", "zebra/1.png"]
-    assert [pictures.read(index, 8)[1] for index in range(3)] == [0, 0, 2]
+    source = open_folder(tmp_path)
+    assert source.names == ["ant/1.jpg", "ant/deep/2.JPEG", "zebra/1.png"]
+    assert [source.read(index, 8)[1] for index in range(3)] == [0, 0, 2]
 
 
 def test_folder_without_classes_gives_labels_by_position(tmp_path: Path) -> None:
     for name in "dbeac":
         save(tmp_path / f"{name}.png")
-    pictures = open_folder(tmp_path, num_classes=3)
-    assert pictures.names == ["a.png", "b.png", "c.png", "d.png", "e.png"]
-    assert [pictures.read(index, 8)[1] for index in range(5)] == [0, 1, 2, 0, 1]
+    source = open_folder(tmp_path, num_classes=3)
+    assert source.names == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    assert [source.read(index, 8)[1] for index in range(5)] == [0, 1, 2, 0, 1]
 
 
 def test_other_files_are_named_not_read(tmp_path: Path) -> None:
     for name in ("a/1.png", "loose.png"):
         save(tmp_path / name)
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "index.csv").write_text("belongs to the data set")
-    pictures = open_folder(tmp_path)
-    assert pictures.names == ["a/1.png"]
-    assert pictures.ignored == ["a/notes.txt", "loose.png"]
+    source = open_folder(tmp_path)
+    assert source.names == ["a/1.png"]
+    assert source.ignored == ["a/notes.txt", "loose.png"]
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist.*--data\.root"):
         open_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no pictures .*\.jpg"):
+    with pytest.raises(UserError, match=r"holds no images .*\.jpg"):
         open_folder(tmp_path)
-    with pytest.raises(UserError, match="does not exist or is no folder"):
+    with pytest.raises(UserError, match="does not exist or is not a folder"):
         open_folder(save(tmp_path / "file.png"))
 
 
 def test_samples_are_photographs_with_provenance() -> None:
-    pictures = open_source("samples", None)
+    source = open_source("samples", None)
     readme = (SAMPLES / "README.md").read_text(encoding="utf-8")
-    assert len(pictures) == 16
-    assert not pictures.ignored
+    assert len(source) == 16
+    assert not source.ignored
     assert sum(path.stat().st_size for path in SAMPLES.rglob("*.jpg")) < 400_000
-    for index, name in enumerate(pictures.names):
-        image, label = pictures.read(index, 64)
+    for index, name in enumerate(source.names):
+        image, label = source.read(index, 64)
         assert label == index
         assert image.float().std() > 20
         row = next(line for line in readme.splitlines() if f"`{name}`" in line)
         assert "CC0-1.0" in row or "public domain" in row
-        with Image.open(SAMPLES / name) as picture:
-            assert max(picture.size) <= 320
+        with Image.open(SAMPLES / name) as original:
+            assert max(original.size) <= 320
 
 
 @pytest.mark.parametrize("split", ["val", "train", "."])
@@ -198,9 +198,9 @@ def test_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": hashes["meta"]}
     )
-    pictures = open_source("cifar100", tmp_path)
-    image, label = pictures.read(1, 32)
-    assert len(pictures) == 2
+    source = open_source("cifar100", tmp_path)
+    image, label = source.read(1, 32)
+    assert len(source) == 2
     assert label == 99
     assert image.amin((1, 2)).tolist() == image.amax((1, 2)).tolist() == [0, 255, 0]
 
@@ -209,8 +209,8 @@ def test_caltech256(tmp_path: Path) -> None:
     folder = tmp_path / "caltech256" / "256_ObjectCategories"
     save(folder / "001.ak47" / "001_0001.jpg")
     save(folder / "002.flag" / "002_0001.jpg")
-    pictures = open_source("caltech256", tmp_path)
-    assert [pictures.read(index, 8)[1] for index in range(len(pictures))] == [0, 1]
+    source = open_source("caltech256", tmp_path)
+    assert [source.read(index, 8)[1] for index in range(len(source))] == [0, 1]
 
 
 def test_flowers102(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +224,8 @@ def test_flowers102(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for key, name in {"label": "imagelabels.mat", "setid": "setid.mat"}.items()
     }
     monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)
-    pictures = open_source("flowers102", tmp_path)
-    assert [pictures.read(index, 8)[1] for index in range(len(pictures))] == [76, 101]
+    source = open_source("flowers102", tmp_path)
+    assert [source.read(index, 8)[1] for index in range(len(source))] == [76, 101]
 
 
 # --- choosing ---
@@ -236,7 +236,7 @@ def test_damaged_files_are_replaced_by_the_next(tmp_path: Path) -> None:
         save(tmp_path / f"{index}.jpg", (40 * index, 0, 0), (100, 100))
     whole = (tmp_path / "1.jpg").read_bytes()
     (tmp_path / "1.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "2.jpg").write_text("this is no picture")
+    (tmp_path / "2.jpg").write_text("this is no image")
     (tmp_path / "3.jpg").write_bytes(b"")
     chosen = select(open_folder(tmp_path), [2, 5, 1, 3, 0, 4], 2, 8)
     assert chosen.names == ["5.jpg", "0.jpg"]
@@ -246,19 +246,19 @@ def test_damaged_files_are_replaced_by_the_next(tmp_path: Path) -> None:
     assert chosen.used == 5  # the last of the order was not needed
 
 
-def test_only_chosen_pictures_are_decoded() -> None:
+def test_only_chosen_images_are_decoded() -> None:
     decoded = []
 
     def fetch(index: int) -> tuple[Image.Image, int]:
         decoded.append(index)
         return Image.new("RGB", (8, 8)), index
 
-    chosen = select(Pictures("many", range(10**6), fetch), [999_999, 5, 7], 2, 8)  # type: ignore[arg-type]
+    chosen = select(ImageSource("many", range(10**6), fetch), [999_999, 5, 7], 2, 8)  # type: ignore[arg-type]
     assert decoded == [999_999, 5]
     assert chosen.labels.tolist() == [999_999, 5]
 
 
-def test_too_few_readable_pictures_give_fewer(tmp_path: Path) -> None:
+def test_too_few_readable_images_give_fewer(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"\x89PNG")
     chosen = select(open_folder(tmp_path), [1, 0], 2, 8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's answers against plain gradients, and its promise of secrecy."""
+"""Released updates against plain gradients: clipping, noise, reproducibility, and no way to the clean gradient."""
 
 import math
 from collections.abc import Callable
@@ -75,22 +75,22 @@ def test_clipped_update_in_closed_form(a_client: Clients, a_payload: Payloads) -
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
-@pytest.mark.parametrize(("granularity", "voices"), [("update", 1), ("sample", BATCH)])
+@pytest.mark.parametrize(("granularity", "count"), [("update", 1), ("sample", BATCH)])
 def test_update_keeps_within_its_bound_before_noise(
-    a_client: Clients, a_payload: Payloads, granularity: Granularity, voices: int, per_layer: bool
+    a_client: Clients, a_payload: Payloads, granularity: Granularity, count: int, per_layer: bool
 ) -> None:
     client = a_client(privacy=Privacy(0.5, 0.0, granularity, per_layer))
     update = client.share(a_payload(strength=1e4), 0, 0, 0)
-    assert 0 < norm(update) <= 0.5 * voices * (1 + 1e-6)
+    assert 0 < norm(update) <= 0.5 * count * (1 + 1e-6)
     if per_layer:
-        bound = 0.5 * voices / math.sqrt(len(update.gradient))
+        bound = 0.5 * count / math.sqrt(len(update.gradient))
         assert all(tensor.norm() <= bound * (1 + 1e-6) for tensor in update.gradient.values())
 
 
 def test_noise_has_standard_deviation_cz_on_every_number(a_client: Clients, a_payload: Payloads) -> None:
     quiet = a_client(privacy=Privacy(2.0)).share(a_payload(), 0, 0, 0)
-    loud = a_client(privacy=Privacy(2.0, 0.1)).share(a_payload(), 0, 0, 0)
-    for name, tensor in loud.gradient.items():
+    noisy = a_client(privacy=Privacy(2.0, 0.1)).share(a_payload(), 0, 0, 0)
+    for name, tensor in noisy.gradient.items():
         noise, n = tensor - quiet.gradient[name], tensor.numel()
         assert abs(noise.square().mean() / 0.2**2 - 1) < 5 * math.sqrt(2 / n)
         assert abs(noise.mean()) < 5 * 0.2 / math.sqrt(n)
@@ -148,11 +148,11 @@ def test_share_leaves_network_modes_and_buffers_alone(
     assert all(module.training == training for module in client.network.modules())
     assert all(parameter.grad is None for parameter in client.parameters())
     # Only in eval mode do the running statistics matter.
-    twin = a_client("batch_norm", batch_norm=mode)
+    other = a_client("batch_norm", batch_norm=mode)
     with torch.no_grad():
-        twin.network.norm.running_var.mul_(9.0)
+        other.network.norm.running_var.mul_(9.0)
     same = torch.equal(
-        twin.share(a_payload(), 0, 0, 0).gradient["network.head.weight"],
+        other.share(a_payload(), 0, 0, 0).gradient["network.head.weight"],
         update.gradient["network.head.weight"],
     )
     assert same == (mode == "train")

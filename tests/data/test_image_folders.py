@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders as they are found: what systems leave behind, links that lead back, pipes, and names in any bytes."""
+"""Image folders with system files, links to folders above, pipes, and file names in any bytes."""
 
 import os
 from pathlib import Path
@@ -23,10 +23,10 @@ def test_what_systems_leave_behind_is_no_class(name: str, tmp_path: Path) -> Non
     save(tmp_path / "apple" / "._1.png")
     save(tmp_path / "apple" / name / "2.png")
     (tmp_path / "apple" / "Thumbs.db").touch()
-    pictures = open_folder(tmp_path)
-    assert pictures.names == ["apple/1.png", "zebra/1.png"]
-    assert [pictures.read(index, 8)[1] for index in range(2)] == [0, 1]
-    assert set(pictures.ignored) == {name, "apple/._1.png", f"apple/{name}", "apple/Thumbs.db"}
+    source = open_folder(tmp_path)
+    assert source.names == ["apple/1.png", "zebra/1.png"]
+    assert [source.read(index, 8)[1] for index in range(2)] == [0, 1]
+    assert set(source.ignored) == {name, "apple/._1.png", f"apple/{name}", "apple/Thumbs.db"}
 
 
 def test_links_repeat_nothing_and_end(tmp_path: Path) -> None:
@@ -38,9 +38,9 @@ def test_links_repeat_nothing_and_end(tmp_path: Path) -> None:
     (root / "c" / "3.png").symlink_to("2.png")
     (root / "c" / "4.png").symlink_to("nowhere.png")
     save(tmp_path / "other" / "5.png")
-    pictures = open_folder(root)
-    assert pictures.names == ["b/1.png", "c/2.png"]
-    assert len(pictures.ignored) == 6
+    source = open_folder(root)
+    assert source.names == ["b/1.png", "c/2.png"]
+    assert len(source.ignored) == 6
 
 
 def test_links_to_data_elsewhere_are_followed(tmp_path: Path) -> None:
@@ -52,17 +52,17 @@ def test_links_to_data_elsewhere_are_followed(tmp_path: Path) -> None:
     (root / "a").symlink_to(store / "apples")
     (root / "c" / "2.png").symlink_to(store / "2.png")
     (root / "c" / "3.png").symlink_to("../.annex/3.png")
-    pictures = open_folder(root)
-    assert pictures.names == ["a/deep/1.png", "c/2.png", "c/3.png", "c/5.png"]
-    assert [pictures.read(index, 8)[1] for index in range(4)] == [0, 1, 1, 1]
-    assert not pictures.ignored
+    source = open_folder(root)
+    assert source.names == ["a/deep/1.png", "c/2.png", "c/3.png", "c/5.png"]
+    assert [source.read(index, 8)[1] for index in range(4)] == [0, 1, 1, 1]
+    assert not source.ignored
 
 
 def test_pipes_are_left_alone_and_names_may_be_any_bytes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     save(tmp_path / "b\x1b[2J\u202e.png")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/c\xff.png")).write_bytes(save(tmp_path / "d.png").read_bytes())
-    pictures = open_folder(tmp_path)
-    assert pictures.names == ["b\\x1b[2J\\u202e.png", "c\\xff.png", "d.png"]
-    assert all(pictures.read(index, 8)[0].shape == (3, 8, 8) for index in range(3))
-    assert pictures.ignored == ["a.png (no plain file)"]
+    source = open_folder(tmp_path)
+    assert source.names == ["b\\x1b[2J\\u202e.png", "c\\xff.png", "d.png"]
+    assert all(source.read(index, 8)[0].shape == (3, 8, 8) for index in range(3))
+    assert source.ignored == ["a.png (not a regular file)"]

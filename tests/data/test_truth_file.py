@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures behind a captured update are read as they were written, or refused in one line."""
+"""The true images behind a captured update are read as they were written, or refused in one line."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         (IMAGES, -LABELS, "the label -3 is below 0"),
     ],
 )
-def test_what_are_no_pictures_is_not_written(tmp_path: Path, images: Tensor, labels: Tensor, message: str) -> None:
+def test_what_are_no_images_is_not_written(tmp_path: Path, images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         save_truth(tmp_path / "truth.safetensors", images, labels)
     assert not list(tmp_path.iterdir())
@@ -57,8 +57,8 @@ def test_missing_foreign_and_truncated_files_are_refused(tmp_path: Path) -> None
         CapturedPictures(str(path)).setup()
     save_truth(path, IMAGES, LABELS)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"truth.safetensors is no truth file"):
+    with pytest.raises(UserError, match=r"truth.safetensors is not a truth file"):
         CapturedPictures(str(path)).setup()
     save_truth(path, IMAGES, LABELS, client=1)
-    with pytest.raises(UserError, match="holds the pictures of clients 1: give one truth file for each"):
+    with pytest.raises(UserError, match="holds the images of clients 1: give one truth file for each"):
         CapturedPictures(str(path)).setup()
