@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what a server can see of its users' pictures through clipping and noise."""
+"""Measure what a federated-learning server can reconstruct of clients' images despite clipping and noise."""
 
 from typing import TYPE_CHECKING
 
