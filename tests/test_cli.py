@@ -140,7 +140,17 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     record = json.loads((quickstart / "results.json").read_text())
     assert set(record) == {
         *("schema_version", "attack", "config", "versions", "seed", "privacy", "oracles", "public_statistics"),
-        *("subject_fraction", "batchnorm", "participation", "alarms", "baselines", "bounds", "victims", "summary"),
+        *(
+            "subject_fraction",
+            "batchnorm",
+            "participation",
+            "alarms",
+            "payload_alarms",
+            "baselines",
+            "bounds",
+            "victims",
+            "summary",
+        ),
         *("detached_logits", "skipped_pictures", "sha256"),
     }
     assert record["schema_version"] == 1
@@ -155,7 +165,14 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert set(record["summary"]) == {
         *("clients", "draws", "victims", "detected", "collided", "false_detections", "psnr_mean"),
         *("psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "label_accuracy"),
-        *("bit_exact_share", "channel_code", "received_share", "bits_sent_mean", "capacity_bits_mean"),
+        *(
+            "bit_exact_share",
+            "channel_code",
+            "received_share",
+            "file_decoded_fraction",
+            "bits_sent_mean",
+            "capacity_bits_mean",
+        ),
         *("seconds", "steps", "steps_per_second", "structure_bytes", "structure_share", "low_shares"),
     }
     assert (record["summary"]["victims"], record["summary"]["steps"]) == (4, 3)

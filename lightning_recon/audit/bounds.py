@@ -63,7 +63,7 @@ def _theory(one: Protection, rate: float | None) -> Theory:
         noise_multiplier=one.noise,
         nats=point.mean_of("bounds", "channel_nats"),
         noise_law=point.mean_of("bounds", "noise_law_psnr"),
-        noise_law_lucky=point.mean_of("bounds", "noise_law_psnr_5_percent"),
+        noise_law_lucky=point.mean_of("bounds", "noise_law_psnr_p95"),
         unbiased=point.mean_of("bounds", "unbiased_psnr"),
         gaussian_reference=point.mean_of("bounds", "gaussian_reference_psnr"),
         gamma=privacy["rero_gamma"][str(KAPPA)],

@@ -122,7 +122,7 @@ def warned_of(outcomes: Sequence[Outcome]) -> list[Warned]:
     """
     found = []
     for attack in dict.fromkeys(outcome.attack for outcome in outcomes):
-        looks = [outcome.record.get("alarms") for outcome in outcomes if outcome.attack == attack]
+        looks = [outcome.record.get("payload_alarms") for outcome in outcomes if outcome.attack == attack]
         known = [alarms for alarms in looks if alarms is not None]
         names = dict.fromkeys(CHECKS.get(name, name) for alarms in known for name in alarms)
         if known:

@@ -13,6 +13,7 @@ from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import SCHEMA_VERSION
 from lightning_recon.exchange import current_noise_share
+from lightning_recon.files.renamed_fields import record_with_both_names
 from lightning_recon.files.schema import ORIGINALS, RESULTS
 from lightning_recon.files.serialization import FAULTS, parse_json, read_json, read_text, read_yaml, readable, validated
 from lightning_recon.printable import printable
@@ -164,7 +165,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         if content.get("schema_version") != SCHEMA_VERSION:
             return None
         record: Any = validated(content, RESULTS)
-    return dict(record)
+    return record_with_both_names(record)
 
 
 def is_finished(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.run import Outcome
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.files.renamed_fields import fields_with_both_names
 from lightning_recon.printable import printable
 from lightning_recon.privacy.mechanism import ADJACENCIES
 
@@ -25,9 +26,9 @@ _VARIED = ("granularity", "per_layer", "batch_size", "rounds", "aggregated", "ch
 _SUMMARY = (
     *("clients", "draws", "victims", "detected", "collided", "false_detections"),
     *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "bit_exact_share"),
-    *("received_share", "bits_sent_mean", "structure_bytes", "seconds"),
+    *("file_decoded_fraction", "bits_sent_mean", "structure_bytes", "seconds"),
 )
-_BOUNDS = (*("channel_nats", "noise_law_psnr", "noise_law_psnr_5_percent", "unbiased_psnr", "gaussian_reference_psnr"),)
+_BOUNDS = ("channel_nats", "noise_law_psnr", "noise_law_psnr_p95", "unbiased_psnr", "gaussian_reference_psnr")
 _PRIVACY = (
     *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds"),
     *("aggregated", "noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),
@@ -51,7 +52,7 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
         {adjacency: outcome.epsilon(rounds, adjacency) for adjacency in ADJACENCIES}
         for rounds in (1, int(privacy["rounds"]))
     )
-    alarms = record.get("alarms")
+    alarms = record.get("payload_alarms")
     row: dict[str, Value] = {"cell": outcome.name, "status": "finished", "change": outcome.change or None}
     row |= {"attack": outcome.attack, "structure": record["attack"], "seed": record.get("seed")}
     row |= {"oracles": " ".join(record["oracles"]) or "none"}
@@ -64,8 +65,8 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
     row |= {name: summary.get(name) for name in _SUMMARY[:-2]}
     row |= _scores(outcome)
     row |= {name: record.get(name) for name in ("public_statistics", "subject_fraction", "batchnorm", "participation")}
-    row["alarms"] = None if alarms is None else " ".join(alarms) or "none"
-    return row | {name: summary.get(name) for name in _SUMMARY[-2:]}
+    row["payload_alarms"] = None if alarms is None else " ".join(alarms) or "none"
+    return fields_with_both_names(row | {name: summary.get(name) for name in _SUMMARY[-2:]})
 
 
 def _scores(outcome: Outcome) -> dict[str, Value]:

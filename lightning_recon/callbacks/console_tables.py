@@ -119,7 +119,7 @@ def show_results(record: Record, root: Path) -> None:
 
 def _exact_line(summary: dict[str, Any]) -> str:
     """How many pictures came back bit for bit, and how many files arrived; empty where neither was to be expected."""
-    count, share = summary["victims"] * summary["draws"], summary["received_share"]
+    count, share = summary["victims"] * summary["draws"], summary["file_decoded_fraction"]
     exact = round(count * summary["bit_exact_share"])
     if not exact and share is None:
         return ""

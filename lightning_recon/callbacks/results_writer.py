@@ -30,6 +30,7 @@ from lightning_recon.evaluation.results import (
     write_json,
 )
 from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.files.renamed_fields import record_with_both_names
 from lightning_recon.files.schema import BELIEFS as BELIEFS_SCHEMA
 from lightning_recon.files.schema import RESULTS
 from lightning_recon.files.serialization import (
@@ -57,8 +58,8 @@ class ResultsWriter(Callback):
 
         Args:
             show: Whether to print the table of results.
-            inspect: Whether to note in `alarms` which checks of `lightning_recon.defense` would have warned a client of
-                the model that it is sent first; takes a few passes through that model in double precision.
+            inspect: Whether to note in `payload_alarms` which checks of `lightning_recon.defense` would have warned a
+                client of the model that it is sent first; takes a few passes through that model in double precision.
         """
         self.show, self.inspect = show, inspect
         self._started = time.monotonic()
@@ -152,7 +153,7 @@ class ResultsWriter(Callback):
             found,
             cost
             | share_record(pl_module, found)
-            | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm", "alarms"}},
+            | {name: old[name] for name in old.keys() & {"seed", "participation", "batchnorm", "payload_alarms"}},
         )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,8 +182,8 @@ class ResultsWriter(Callback):
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
         cost = cost | {"label_accuracy": label_accuracy(found, truths, module)}
-        if self.inspect:
-            cost = cost | {"alarms": alarms_of(trainer, module)}
+        if self.inspect and cost.get("payload_alarms") is None:
+            cost = cost | {"payload_alarms": alarms_of(trainer, module)}
         record = run_record(module, truths, scored, cost, self._examined)
         if self._examined is not None:
             record["capture"] = self._examined.capture
@@ -299,7 +300,7 @@ def recorded(root: Path) -> dict[str, Any]:
         return {"summary": {}}
     with readable(path):
         record: Any = read_json(path, RESULTS)
-    return dict(record)
+    return record_with_both_names(record)
 
 
 def _misfit(decoded: list[Reconstruction], final: dict[str, Tensor]) -> str:

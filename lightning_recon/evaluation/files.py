@@ -32,6 +32,6 @@ def files_record(victims: Sequence[Mapping[str, Any]], count: int, channel_code:
     means = {name: statistics.fmean(v[name] for v in arrived) if arrived else None for name in _COUNTED}
     return {
         "channel_code": channel_code,
-        "received_share": None if channel_code is None else len(arrived) / count,
+        "file_decoded_fraction": None if channel_code is None else len(arrived) / count,
         **{f"{name}_mean": value for name, value in means.items()},
     }

@@ -26,6 +26,7 @@ from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.evaluation.unbiased import unbiased_psnr
 from lightning_recon.exchange import NoiseShare, summed_noise
 from lightning_recon.files import serialization
+from lightning_recon.files.renamed_fields import record_with_both_names
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
 from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
@@ -56,7 +57,7 @@ def results_record(
     seconds: float,
     steps: int,
     structure_bytes: int,
-    alarms: Sequence[str] | None = None,
+    payload_alarms: Sequence[str] | None = None,
     label_accuracy: float | None = None,
     channel_code: str | None = None,
     detached_logits: bool | None = None,
@@ -82,7 +83,7 @@ def results_record(
         seconds: Wall time of the attack.
         steps: Refinement steps; one step moves every dummy of every victim once.
         structure_bytes: What the server's structure adds to one client's upload in one round.
-        alarms: Which checks of the shipped model would have warned a client; None if it was not looked at.
+        payload_alarms: Which checks of the shipped model would have warned a client; None if it was not looked at.
         label_accuracy: See `summary_record`.
         channel_code: See `summary_record`.
         detached_logits: Whether the server shipped the network's logits detached, so that the network's own gradient is
@@ -97,7 +98,7 @@ def results_record(
     victims = [victim for one in scored for victim in one.victims]
     cost: dict[str, Any] = {"seconds": seconds, "steps": steps, "structure_bytes": structure_bytes}
     names = [name for name, _ in named_pictures(scored)]
-    return {
+    record = {
         "schema_version": SCHEMA_VERSION,
         "attack": attack,
         "config": config,
@@ -110,12 +111,13 @@ def results_record(
         "subject_fraction": float(torch.cat([truth.masks for truth in truths]).double().mean()),
         "batchnorm": batchnorm,
         "participation": participation,
-        "alarms": None if alarms is None else list(alarms),
+        "payload_alarms": None if payload_alarms is None else list(payload_alarms),
         "baselines": baselines_record(truths, mean_image),
         "bounds": bounds,
         "victims": [asdict(victim) | {"image": name} for victim, name in zip(victims, names, strict=True)],
         "summary": summary_record(scored, **cost, **shares, label_accuracy=label_accuracy, channel_code=channel_code),
     }
+    return record_with_both_names(record)
 
 
 def named_pictures(scored: Sequence[Scored]) -> list[tuple[str, Tensor]]:
@@ -236,7 +238,7 @@ def bounds_record(
         "channel_nats": nats,
         "channel_bits": None if nats is None else nats / math.log(2),
         "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
-        "noise_law_psnr_5_percent": lucky,
+        "noise_law_psnr_p95": lucky,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
         "gaussian_reference_psnr": source,
     }

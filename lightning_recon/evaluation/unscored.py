@@ -9,6 +9,7 @@ from lightning_recon import __version__
 from lightning_recon.evaluation.files import file_fields, files_record
 from lightning_recon.evaluation.results import PACKAGES, SCHEMA_VERSION, Record
 from lightning_recon.evaluation.scoring import Attacked, VictimScore
+from lightning_recon.files.renamed_fields import record_with_both_names
 
 _UNKNOWN = ("collided", "false_detections", "psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse")
 
@@ -66,7 +67,7 @@ def unscored_record(
     ]
     draws = len({one.draw for one in attacked})
     detected = sum(len(one.pictures) for one in attacked if one.evident)
-    return {
+    record = {
         "schema_version": SCHEMA_VERSION,
         "attack": attack,
         "config": config,
@@ -79,7 +80,7 @@ def unscored_record(
         "subject_fraction": None,
         "batchnorm": None,
         "participation": None,
-        "alarms": None,
+        "payload_alarms": None,
         "baselines": {"black_psnr": None, "mean_image_psnr": None},
         "bounds": bounds,
         "victims": victims,
@@ -98,3 +99,4 @@ def unscored_record(
             "low_shares": low_shares,
         },
     }
+    return record_with_both_names(record)

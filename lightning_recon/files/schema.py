@@ -269,7 +269,8 @@ class ResultsRecord(TypedDict):
     subject_fraction: NotRequired[Probability | None]
     batchnorm: NotRequired[Text | None]
     participation: NotRequired[Probability | None]
-    alarms: NotRequired[list[Text] | None]
+    payload_alarms: NotRequired[list[Text] | None]
+    alarms: NotRequired[list[Text] | None]  # the name of earlier versions
     capture: NotRequired[CaptureRecord]
     skipped_pictures: NotRequired[list[SkippedRecord]]
     privacy: PrivacyRecord

@@ -22,17 +22,18 @@ from lightning_recon.evaluation.scoring import Attacked, Scored, VictimScore, sc
 
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "participation alarms baselines bounds victims summary detached_logits",
+    "participation alarms payload_alarms baselines bounds victims summary detached_logits",
     "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency "
     "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "
     "epsilon_of_one_client epsilon_of_sum",
     "baselines": "black_psnr mean_image_psnr",
-    "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent unbiased_psnr gaussian_reference_psnr",
+    "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent noise_law_psnr_p95 "
+    "unbiased_psnr gaussian_reference_psnr",
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
     "psnr_photograph codec code_rate bits_sent capacity_bits image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
-    "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share bits_sent_mean "
-    "capacity_bits_mean seconds steps steps_per_second structure_bytes structure_share low_shares",
+    "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share file_decoded_fraction "
+    "bits_sent_mean capacity_bits_mean seconds steps steps_per_second structure_bytes structure_share low_shares",
 }
 
 SPECTRUM = torch.linspace(1, 0, 768).reshape(3, 16, 16)
