@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lightning_recon.callbacks.console_tables import privacy_line
 from lightning_recon.callbacks.figures import Version, caption, comparison_figure
-from lightning_recon.callbacks.results_writer import finished
+from lightning_recon.callbacks.reconstruction_file import finished
 from lightning_recon.cli import main
 from lightning_recon.client import VictimClient
 from lightning_recon.errors import UserError

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from lightning_recon.callbacks.results_writer import finished
+from lightning_recon.callbacks.reconstruction_file import finished
 from lightning_recon.cli import main
-from lightning_recon.evaluation.files import files_record
 
 Fit = Callable[..., dict[str, Any]]
 FLAGS = ["--config", "attack/digital.yaml", "--data.clients", "2", "--trainer.max_steps", "1"]
@@ -56,13 +55,6 @@ def test_a_lost_file_leaves_null(fit: Fit, tmp_path: Path) -> None:
     summary = record["summary"]
     assert (summary["channel_code"], summary["file_decoded_fraction"]) == ("irregular repeat-accumulate", 0.0)
     assert (summary["bits_sent_mean"], summary["capacity_bits_mean"]) == (None, None)
-
-
-def test_means_are_over_the_victims_whose_file_arrived() -> None:
-    victims = [{"codec": None}, {"codec": "avif", "bits_sent": 6, "capacity_bits": 9.0}]
-    victims.append({"codec": "webp", "bits_sent": 10, "capacity_bits": 12.0})
-    found = files_record(victims, 4, "a code")
-    assert list(found.values()) == ["a code", 0.5, 8, 10.5]
 
 
 def test_what_is_sent_as_numbers_has_no_file(finished: Path) -> None:

@@ -17,7 +17,7 @@ from lightning_recon.audit.plan import Plan, base_path, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
 from lightning_recon.audit.run import cell_folder
 from lightning_recon.audit.runner import Runner, failure
-from lightning_recon.audit.table import write_hparams, write_text
+from lightning_recon.audit.table import write_hparams
 from lightning_recon.client import Privacy
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
@@ -26,6 +26,7 @@ from lightning_recon.console import say
 from lightning_recon.deprecated import modernized, modernized_option
 from lightning_recon.errors import UserError
 from lightning_recon.files.locking import claimed
+from lightning_recon.files.serialization import write_text
 
 _FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
 

@@ -2,7 +2,6 @@
 """The report: one HTML file that carries everything it shows, with a table and JSON of the same beside it."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from lightning_recon.audit.interventions import Advice, advice_of, advice_senten
 from lightning_recon.audit.load import Runs
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.run import Outcome, Setting
-from lightning_recon.audit.table import Value, failed_row, row_of, table_text, write_text
+from lightning_recon.audit.table import Value, failed_row, row_of, table_text
 from lightning_recon.audit.wording import (
     NAMES,
     exact_sentences,
@@ -35,6 +34,7 @@ from lightning_recon.audit.wording import (
 )
 from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.evaluation.wording import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
+from lightning_recon.files.serialization import finite, write_text
 from lightning_recon.printable import printable
 from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
 
@@ -116,7 +116,7 @@ def write_report(
         "payload_check": [asdict(one) for one in content["warned"]],
         "cells": everything,
     }
-    write_text(page.with_suffix(".json"), json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
+    write_text(page.with_suffix(".json"), json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_safe
@@ -303,11 +303,3 @@ def _failures(failed: Sequence[tuple[Cell, str]]) -> list[str]:
         return []
     which = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
     return [f"{which} failed, listed below: the verdict does not speak of them. The same command tries again."]
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

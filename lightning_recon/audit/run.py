@@ -11,11 +11,10 @@ from typing import Any
 
 from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.results import SCHEMA_VERSION
+from lightning_recon.evaluation.run_record import read_results
 from lightning_recon.exchange import current_noise_share
-from lightning_recon.files.renamed_fields import record_with_both_names
-from lightning_recon.files.schema import ORIGINALS, RESULTS
-from lightning_recon.files.serialization import FAULTS, parse_json, read_json, read_text, read_yaml, readable, validated
+from lightning_recon.files.schema import ORIGINALS
+from lightning_recon.files.serialization import FAULTS, read_json, read_yaml, readable
 from lightning_recon.printable import printable
 from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
@@ -151,27 +150,10 @@ def cell_folder(output: Path, name: str) -> Path:
     return output / "cells" / name
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Content of a run's `results.json`; None if there is none, or one of another version.
-
-    Raises:
-        UserError: It is damaged, was altered, or is none.
-    """
-    path = folder / "results.json"
-    if not path.exists():
-        return None
-    with readable(path):
-        content = parse_json(read_text(path), path)
-        if content.get("schema_version") != SCHEMA_VERSION:
-            return None
-        record: Any = validated(content, RESULTS)
-    return record_with_both_names(record)
-
-
 def is_finished(folder: Path) -> bool:
     """Whether a cell has a record that can be used: one that is damaged is measured again."""
     try:
-        return read_record(folder) is not None
+        return read_results(folder) is not None
     except UserError:
         return False
 
@@ -187,7 +169,7 @@ def read_outcome(folder: Path, attack: str | None = None, change: str = "") -> O
     Raises:
         UserError: Its record, or that of its victims, is damaged.
     """
-    record = read_record(folder)
+    record = read_results(folder)
     if record is None:
         return None
     originals: dict[tuple[int, int], Mapping[str, Any]] = {}

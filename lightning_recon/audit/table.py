@@ -3,7 +3,6 @@
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_recon.audit.aggregate import Interval, interval_of
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.run import Outcome
-from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.files.renamed_fields import fields_with_both_names
 from lightning_recon.printable import printable
@@ -108,22 +106,6 @@ def table_text(rows: Sequence[Mapping[str, Value]]) -> str:
     writer.writerow(columns)
     writer.writerows([_written(row.get(name)) for name in columns] for row in rows)
     return text.getvalue()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file at one stroke: a reader finds the old one or the new one.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error.strerror}): make room, or choose another --output") from None
 
 
 def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:

@@ -10,26 +10,20 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_recon.attack import Attack, GradientInversion, Reconstruction
+from lightning_recon.attack import Attack, GradientInversion
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.target_network import network_of, shipped_network
 from lightning_recon.callbacks.ground_truth import truths_of
+from lightning_recon.callbacks.protection import noise_of, privacy_of
 from lightning_recon.capture import CapturedClient, Declared
 from lightning_recon.data import ClientBatch
 from lightning_recon.data.truth_file import check_truth
-from lightning_recon.evaluation.results import Record, bounds_record, privacy_record
-from lightning_recon.evaluation.scoring import Attacked
-from lightning_recon.evaluation.unscored import unscored_record
+from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.networks.construction import is_class_path, math_attention
 from lightning_recon.networks.normalization import announced, in_words, resolve
 from lightning_recon.privacy.mechanism import ADJACENCIES
-from lightning_recon.structure.coding.code_plan import channel_code_name
-from lightning_recon.structure.layer import structure_bytes
-
-# Where the program that made an update declares none.
-DELTA = 1e-5
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +34,11 @@ class Examined:
 
     Args:
         fingerprint: hash of the files.
-        privacy: for `results.json`.
         capture: for `results.json`.
         network: what to say of the weights that an honest server shipped; None of another server.
     """
 
     fingerprint: str
-    privacy: Record
     capture: Record
     network: str | None = None
 
@@ -112,11 +104,9 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
     for path in client.files.values():
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    declared = client.first.declared
-    privacy = protection_of(client)
-    z = 0.0 if client.task.max_grad_norm is None else client.task.noise_multiplier
-    delta = declared.delta if declared and declared.delta else DELTA
-    once: Record = {name: client.task.noise.epsilon(z, 1, delta, name) for name in ADJACENCIES}
+    declared, privacy = client.first.declared, privacy_of(client)
+    delta: Any = privacy["delta"]
+    once: Record = {name: client.task.noise.epsilon(noise_of(client.task), 1, delta, name) for name in ADJACENCIES}
     remarks += _promise(declared, client.task.rounds, once, privacy)
     capture: Record = {
         "source": client.first.source,
@@ -125,7 +115,7 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
         "epsilon_one_round": once,
         "remarks": remarks,
     }
-    return Examined(digest.hexdigest()[:12], privacy, capture, said)
+    return Examined(digest.hexdigest()[:12], capture, said)
 
 
 def _promise(declared: Declared | None, rounds: int, once: Record, privacy: Record) -> list[str]:
@@ -141,61 +131,3 @@ def _promise(declared: Declared | None, rounds: int, once: Record, privacy: Reco
         f"the program declares epsilon {said:.4g}, and {which} to {together['add_remove']:.4g} under add/remove, "
         f"{together['replace_one']:.4g} under replace-one{alone}"
     ]
-
-
-def protection_of(client: CapturedClient) -> Record:
-    """The `privacy` section: what was announced, accounted at the declared delta."""
-    task, declared = client.task, client.first.declared
-    names = ("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
-    group = ("batch_size", "aggregated")
-
-    announced: dict[str, Any] = {name: getattr(task, name) for name in (*names, *group)}
-    delta = declared.delta if declared and declared.delta else DELTA
-    return privacy_record(**announced, noise_share=task.noise_share, delta=delta, adjacency="add_remove")
-
-
-def record_without_truth(
-    module: Attack,
-    found: list[Reconstruction],
-    images: list[list[str]],
-    privacy: Record,
-    cost: dict[str, Any],
-) -> Record:
-    """The whole of `results.json` where nobody knows what the clients trained on.
-
-    Args:
-        module: the attack.
-        found: its pictures.
-        images: their files, relative to the run folder.
-        privacy: from `protection_of`.
-        cost: seconds and steps, and what `share_record` says.
-    """
-    task, statistics = module.task, module.statistics
-    attacked = [
-        Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident, one.files)
-        for one in found
-    ]
-    return unscored_record(
-        attack=module.name,
-        config="config.yaml",
-        privacy=privacy,
-        oracles=module.oracles,
-        public_statistics=statistics.name,
-        attacked=attacked,
-        images=images,
-        clients=task.clients,
-        batch_size=task.batch_size,
-        bounds=bounds_record(
-            [],
-            statistics.variance,
-            noise_multiplier=task.update_multiplier,
-            mechanism=task.mechanism,
-            granularity=task.granularity,
-            per_layer=task.per_layer,
-            rounds=task.rounds,
-            batch_size=task.batch_size,
-        ),
-        structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
-        channel_code=channel_code_name(module.payload) if module.payload is not None else None,
-        **cost,
-    )

@@ -19,7 +19,7 @@ from lightning_recon.client import VictimClient
 from lightning_recon.console import say, warn
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
-from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
+from lightning_recon.evaluation.scoring import Scored, Truth, score
 from lightning_recon.files.serialization import write
 from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
 from lightning_recon.structure import Structure
@@ -106,8 +106,8 @@ class Comparison(Callback):
         except UserError as error:  # the run itself is fine, and must not be lost
             warn(f"no comparison with {name}: {error}")
             return None
-        attacked = Attacked(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident)
-        return name, score(truth, attacked, rival.statistics(client.task).mean)
+        found = Reconstruction(0, draw, guess.pictures, guess.pictures, guess.unresolved, guess.evident)
+        return name, score(truth, found, rival.statistics(client.task).mean)
 
     def _harder(self, module: Attack) -> VictimClient | None:
         """The same clients under more noise, where the attack is one that can be repeated."""
@@ -134,8 +134,7 @@ class Comparison(Callback):
         grid = next((one for one in trainer.callbacks if isinstance(one, ImageGrid)), ImageGrid())  # type: ignore[attr-defined]
         mean = module.structure.statistics(harder.task).mean
         for step, state in enumerate(states):
-            attacked = Attacked(0, state.draw, state.pictures, state.initial, state.unresolved, state.evident)
-            scored = score(truth, attacked, mean)
+            scored = score(truth, state, mean)
             if grid.due(step) or step == len(states) - 1:
                 for logger in trainer.loggers:
                     if isinstance(logger, TensorBoardLogger):
@@ -169,7 +168,7 @@ def _chosen(trainer: Trainer) -> Callback:
 def _baseline(module: Attack, truth: Truth) -> tuple[str, Scored]:
     """What needs no attack: the public mean image for every victim."""
     nothing = truth.images[:0].cpu()
-    return "mean image", score(truth, Attacked(0, 0, nothing, nothing, 0), module.mean_image)
+    return "mean image", score(truth, Reconstruction(0, 0, nothing, nothing, 0), module.mean_image)
 
 
 def _version(name: str, scored: Scored) -> Version:

@@ -2,7 +2,6 @@
 """What a run says on the terminal: tables, and the protection in one line."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import rich
 from rich.table import Table
 from rich.text import Text
 
+from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.client import VictimClient
 from lightning_recon.console import plain, say
 from lightning_recon.evaluation.formatting import display_name
-from lightning_recon.evaluation.results import Record, privacy_record
+from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.normalization import in_words
 
@@ -38,10 +38,8 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
         )
     if client.aggregated > 1:
         say(f"the server gets the sum of {client.aggregated} of these at a time")
-    task = client.task
-    shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
-    say(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
-    say(f"network {task.network}, normalisation of its pictures: {in_words(task.normalization)}")
+    say(privacy_line(privacy_of(client)))
+    say(f"network {client.task.network}, normalisation of its images: {in_words(client.task.normalization)}")
 
 
 def show_capture(privacy: Record, capture: Record) -> None:

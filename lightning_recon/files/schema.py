@@ -124,7 +124,7 @@ class TruthRecord(TypedDict):
 
 @with_config(STRICT)
 class FileRecord(TypedDict):
-    """How an image's file arrived, see `structure.base.ReceivedFile`."""
+    """How an image's file arrived, see `reconstruction.ReceivedFile`."""
 
     codec: Name
     rate: float

@@ -9,6 +9,7 @@ writes a file can write its digest.
 import hashlib
 import json
 import logging
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -251,7 +252,20 @@ _warned: list[Path] = []
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON and its digest atomically; NaN and infinity are refused."""
     text = json.dumps({**content, DIGEST: digest_of(content)}, indent=1, allow_nan=False) + "\n"
-    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, text)
+
+
+def finite(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same record with null in place of NaN and infinity, which JSON does not have; tuples become lists."""
+    return {key: _finite(value) for key, value in content.items()}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return finite(value)
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -272,6 +286,11 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], entry: str, record: 
     """
     text = json.dumps({**record, DIGEST: _seal(tensors, record)}, allow_nan=False)
     _write_safetensors(path, tensors, {entry: text})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_picture(path: Path, picture: Tensor) -> None:

@@ -3,12 +3,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
+from lightning_recon.reconstruction import ReceivedFile
 from lightning_recon.structure.clipping_budget import BudgetShare
 
 
@@ -25,23 +26,6 @@ class Posterior:
     mean: Tensor
     variance: Tensor
     prior_variance: Tensor
-
-
-@dataclass(frozen=True)
-class ReceivedFile:
-    """How a picture's file arrived, as the server itself can tell.
-
-    Args:
-        codec: "webp", lossless, or "avif", lossy.
-        rate: Message bits an input of its codeword.
-        bits: Message bits of its codeword: file, length and checksum, filled up to what the rate carries.
-        capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio of the release.
-    """
-
-    codec: Literal["webp", "avif"]
-    rate: float
-    bits: int
-    capacity: float
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from lightning_recon.audit.load import Intervention, Runs
 from lightning_recon.audit.plan import Cell, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
 from lightning_recon.audit.run import Outcome, read_outcome
-from lightning_recon.audit.table import row_of, table_text, write_hparams, write_text
+from lightning_recon.audit.table import row_of, table_text, write_hparams
 from lightning_recon.audit.wording import number
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
+from lightning_recon.files.serialization import write_text
 
 MakeRun = Callable[..., Path]
 BROWSER = next(

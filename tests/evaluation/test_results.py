@@ -4,25 +4,20 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.results import (
-    Record,
-    bounds_record,
-    named_pictures,
-    privacy_record,
-    results_record,
-    summary_record,
-    write_json,
-)
-from lightning_recon.evaluation.scoring import Attacked, Scored, VictimScore, score
+from lightning_recon.evaluation.results import Record, baselines_record, bounds_record, privacy_record
+from lightning_recon.evaluation.run_record import RunRecord, results_record, summary_record, write_results
+from lightning_recon.evaluation.scoring import VictimScore, score
+from lightning_recon.reconstruction import ReceivedFile, Reconstruction
 
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "participation alarms payload_alarms baselines bounds victims summary detached_logits",
+    "participation alarms payload_alarms baselines bounds victims summary detached_logits skipped_pictures",
     "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency "
     "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "
     "epsilon_of_one_client epsilon_of_sum",
@@ -63,55 +58,78 @@ def paper(**changes: object) -> Record:
     return privacy_record(**(settings | changes))  # type: ignore[arg-type]
 
 
-def scores(psnr: dict[tuple[int, int, int], float], false: int = 0) -> list[Scored]:
-    nothing = torch.zeros(0)
+def run_of(**changes: object) -> RunRecord:
+    settings: dict[str, object] = {
+        "attack": "water-filling",
+        "privacy": paper(),
+        "bounds": {},
+        "clients": 1,
+        "batch_size": 2,
+        "seconds": 1.0,
+        "steps": 0,
+        "structure_bytes": 123,
+    }
+    return RunRecord(**(settings | changes))  # type: ignore[arg-type]
+
+
+def summary_of(run: RunRecord, psnr: dict[tuple[int, int, int], float], false: int = 0) -> Record:
+    """Summary of victims (client, draw, index) that have these PSNR, the first of them by false detections."""
     victims = [
         VictimScore(client, index, draw, True, False, number < false, value, False, 0.5, value, value)
         for number, ((client, draw, index), value) in enumerate(psnr.items())
     ]
-    return [Scored(nothing, nothing, victims)]
+    updates = {(victim.client, victim.draw) for victim in victims}
+    nothing = torch.zeros(len(victims) // len(updates), 3, 8, 8)
+    return summary_record(run, [Reconstruction(*one, nothing, nothing, 0) for one in sorted(updates)], victims)
 
 
 def test_a_record_has_the_documented_keys_and_survives_json(tmp_path: Path) -> None:
     truths = [Batch(0), Batch(1)]
     mean = torch.full((3, 16, 16), 0.5)
-    scored = [
-        score(truth, Attacked(client, draw, truth.images, truth.images, unresolved=0), mean)
+    found = [
+        Reconstruction(client, draw, truth.images, truth.images, unresolved=0)
         for client, truth in enumerate(truths)
         for draw in range(2)
     ]
+    scored = [score(truths[one.client], one, mean) for one in found]
     bounds = bounds_record(truths, SPECTRUM, noise_multiplier=2e-4, granularity="update", per_layer=False, rounds=1)
-    record = results_record(
-        attack="water-filling",
-        config="config.yaml",
-        seed=0,
-        privacy=paper(),
-        oracles=[],
-        public_statistics="power-law v1",
-        batchnorm="train",
-        participation=1.0,
-        truths=truths,
-        scored=scored,
-        mean_image=mean,
-        bounds=bounds,
-        seconds=2.0,
-        steps=10,
-        structure_bytes=123,
+    run = run_of(
+        clients=2, batch_size=3, seconds=2.0, steps=10, bounds=bounds, baselines=baselines_record(truths, mean)
     )
-    write_json(tmp_path / "run" / "results.json", record)
+    images = [f"images/{number:03d}.png" for number in range(12)]
+    record = results_record(run, found, scored, images)
+    write_results(tmp_path / "run" / "results.json", record)
     read = json.loads((tmp_path / "run" / "results.json").read_text())
     assert len(read.pop("sha256")) == 64
     sections = {"": read, "victims": read["victims"][0]} | {k: read[k] for k in KEYS if k not in ("", "victims")}
     assert {name: set(section) for name, section in sections.items()} == {k: set(v.split()) for k, v in KEYS.items()}
     assert read["schema_version"] == 1
-    assert read["subject_fraction"] == 0.5
     assert read["summary"]["victims"] == 6
     assert read["summary"]["detected"] == 6
     assert read["summary"]["steps_per_second"] == 5.0
     assert len(read["victims"]) == 12
-    assert [v["image"] for v in read["victims"]] == [name for name, _ in named_pictures(scored)]
-    assert read["victims"][0]["image"] == "images/000.png"
-    assert torch.equal(named_pictures(scored)[4][1], truths[0].images[1])
+    assert [victim["image"] for victim in read["victims"]] == images
+
+
+def test_without_true_images_a_record_has_the_same_keys_and_no_scores() -> None:
+    file = ReceivedFile("avif", 0.5, 800, 900.0)
+    images = torch.zeros(2, 3, 8, 8)
+    found = [Reconstruction(0, draw, images, images, 0, evident=draw == 0, files=(file, None)) for draw in range(2)]
+    record = results_record(run_of(batch_size=4, channel_code="a code"), found, [], ["a", "b", "c", "d"])
+    victims: Any = record["victims"]
+    assert [(victim["draw"], victim["codec"], victim["image"]) for victim in victims] == [
+        *((0, "avif", "a"), (0, None, "b"), (1, "avif", "c"), (1, None, "d"))
+    ]
+    assert set(victims[0]) == set(KEYS["victims"].split())
+    assert {victim[name] for victim in victims for name in ("index", "detected", "psnr", "ssim")} == {None}
+    summary: Any = record["summary"]
+    assert set(summary) == set(KEYS["summary"].split())
+    assert (summary["victims"], summary["detected"], summary["draws"]) == (4, 1, 2)
+    assert (summary["file_decoded_fraction"], summary["bits_sent_mean"]) == (0.25, 800)
+    assert {summary[name] for name in ("collided", "psnr_mean", "psnr_median", "ssim_mean", "bit_exact_share")} == {
+        None
+    }
+    assert record["baselines"] == {"black_psnr": None, "mean_image_psnr": None}
 
 
 def test_the_paper_s_protection_as_documented() -> None:
@@ -153,7 +171,7 @@ def test_a_sum_s_promise_is_told_from_that_of_each_client() -> None:
 def test_averages_over_victims_and_draws() -> None:
     # client, draw, victim
     psnr = {(0, 0, 0): 10.0, (0, 0, 1): 20.0, (0, 1, 0): 14.0, (0, 1, 1): 24.0}
-    summary = summary_record(scores(psnr, false=1), seconds=1.0, steps=0, structure_bytes=0)
+    summary = summary_of(run_of(), psnr, false=1)
     assert summary["victims"] == 2
     assert summary["draws"] == 2
     assert summary["detected"] == 2
@@ -167,7 +185,7 @@ def test_averages_over_victims_and_draws() -> None:
 
 
 def test_one_draw_has_no_spread() -> None:
-    summary = summary_record(scores({(0, 0, 0): 10.0, (1, 0, 0): 20.0}), seconds=1.0, steps=1, structure_bytes=0)
+    summary = summary_of(run_of(clients=2, batch_size=1), {(0, 0, 0): 10.0, (1, 0, 0): 20.0})
     assert summary["clients"] == 2
     assert summary["psnr_std_over_draws"] is None
 
@@ -182,16 +200,16 @@ def test_no_noise_law_is_invented_for_per_layer_clipping() -> None:
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"x": math.nan, "y": [math.inf, 1.0], "z": {"w": (-math.inf, 2)}})
+    write_results(tmp_path / "a.json", {"x": math.nan, "y": [math.inf, 1.0], "z": {"w": (-math.inf, 2)}})
     read = json.loads((tmp_path / "a.json").read_text())
     assert [read[name] for name in "xyz"] == [None, [None, 1.0], {"w": [None, 2]}]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_json(path, {"x": 1})
+    write_results(path, {"x": 1})
     with pytest.raises(TypeError):
-        write_json(path, {"x": object()})
+        write_results(path, {"x": object()})
     assert json.loads(path.read_text())["x"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -199,4 +217,4 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
-        write_json(tmp_path / "file" / "results.json", {"x": 1})
+        write_results(tmp_path / "file" / "results.json", {"x": 1})
