@@ -25,8 +25,8 @@ from lightning_recon.command_line.shipped_configs import read_config
 from lightning_recon.console import say
 from lightning_recon.deprecated import modernized, modernized_option
 from lightning_recon.errors import UserError
+from lightning_recon.files.atomic import write_text
 from lightning_recon.files.locking import claimed
-from lightning_recon.files.serialization import write_text
 
 _FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
 

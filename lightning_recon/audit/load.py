@@ -10,8 +10,9 @@ from lightning_recon.audit.plan import Plan
 from lightning_recon.audit.run import Outcome, cell_folder, read_outcome
 from lightning_recon.audit.table import row_of
 from lightning_recon.errors import UserError
+from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import PLAN as PLAN_SCHEMA
-from lightning_recon.files.serialization import read_json, readable, write_json
+from lightning_recon.files.serialization import read_json, write_json
 
 PLAN = "plan.json"
 

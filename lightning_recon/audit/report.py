@@ -34,7 +34,8 @@ from lightning_recon.audit.wording import (
 )
 from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.evaluation.wording import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
-from lightning_recon.files.serialization import finite, write_text
+from lightning_recon.files.atomic import write_text
+from lightning_recon.files.serialization import finite
 from lightning_recon.printable import printable
 from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
 

@@ -13,8 +13,9 @@ from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.run_record import read_results
 from lightning_recon.exchange import current_noise_share
+from lightning_recon.files.faults import FAULTS, readable
 from lightning_recon.files.schema import ORIGINALS
-from lightning_recon.files.serialization import FAULTS, read_json, read_yaml, readable
+from lightning_recon.files.serialization import read_json, read_yaml
 from lightning_recon.printable import printable
 from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.parameters import mechanism_named

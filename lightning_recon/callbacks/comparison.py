@@ -20,7 +20,7 @@ from lightning_recon.console import say, warn
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.evaluation.scoring import Scored, Truth, score
-from lightning_recon.files.serialization import write
+from lightning_recon.files.atomic import write
 from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
 from lightning_recon.structure import Structure
 

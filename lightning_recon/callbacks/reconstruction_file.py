@@ -11,8 +11,10 @@ from torch import Tensor
 
 from lightning_recon.attack import Reconstruction
 from lightning_recon.errors import UserError
+from lightning_recon.files.atomic import write_picture
+from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import BELIEFS as BELIEFS_SCHEMA
-from lightning_recon.files.serialization import read_sealed, readable, validated, write_picture, write_sealed
+from lightning_recon.files.serialization import read_sealed, validated, write_sealed
 from lightning_recon.reconstruction import ReceivedFile
 
 PICTURES = "reconstructions"

@@ -24,7 +24,8 @@ from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import Record
 from lightning_recon.evaluation.run_record import RunRecord, read_results, results_record, write_results
 from lightning_recon.evaluation.scoring import Truth
-from lightning_recon.files.serialization import sha256, write_picture
+from lightning_recon.files.atomic import write_picture
+from lightning_recon.files.digests import sha256
 
 
 class ResultsWriter(Callback):

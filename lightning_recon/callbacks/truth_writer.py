@@ -9,7 +9,8 @@ from lightning_recon.attack import Attack
 from lightning_recon.callbacks.ground_truth import truths_of
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.evaluation.metrics import psnr_per_image
-from lightning_recon.files.serialization import write_json, write_picture
+from lightning_recon.files.atomic import write_picture
+from lightning_recon.files.serialization import write_json
 from lightning_recon.ranges import COUNT_OR_NONE, check_ranges
 
 FOLDER = "truth"

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageCms
 
-from lightning_recon.files.serialization import check_regular
+from lightning_recon.files.faults import check_regular
 
 # What the endings of torchvision's image folders stand for, and GIF, which people rename. Pillow knows many more, among
 # them PostScript, for which it starts Ghostscript. (JPEG takes in the MPO of phones.)

@@ -12,9 +12,10 @@ from typing import Any
 from lightning_recon import __version__
 from lightning_recon.evaluation.results import Record
 from lightning_recon.evaluation.scoring import Scored, VictimScore, entries_without_truth
+from lightning_recon.files.faults import readable
 from lightning_recon.files.renamed_fields import record_with_both_names
-from lightning_recon.files.schema import RESULTS
-from lightning_recon.files.serialization import finite, parse_json, read_text, readable, validated, write_json
+from lightning_recon.files.results_schema import RESULTS
+from lightning_recon.files.serialization import finite, parse_json, read_text, validated, write_json
 from lightning_recon.reconstruction import Reconstruction
 
 SCHEMA_VERSION = 1

@@ -23,7 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
-from lightning_recon.files.serialization import FAULTS, read_safetensors, reason_of
+from lightning_recon.files.faults import FAULTS, reason_of
+from lightning_recon.files.serialization import read_safetensors
 from lightning_recon.networks.normalization import Normalization, normalize_inputs, resolve
 from lightning_recon.suggestions import closest
 

@@ -29,7 +29,7 @@ from lightning_recon.audit.table import row_of, table_text, write_hparams
 from lightning_recon.audit.wording import number
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
-from lightning_recon.files.serialization import write_text
+from lightning_recon.files.atomic import write_text
 
 MakeRun = Callable[..., Path]
 BROWSER = next(

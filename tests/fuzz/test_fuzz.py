@@ -27,7 +27,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.evaluation.run_record import read_results
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, payload_name, update_name
 from lightning_recon.files.checkpoints import content_digest
-from lightning_recon.files.serialization import DIGEST
+from lightning_recon.files.digests import DIGEST
 
 from .mutations import damaged
 
