@@ -94,6 +94,11 @@ class Point:
         """Whether pictures come back, by the report's convention."""
         return self.gain.mean >= RECOGNISABLE_GAIN and self.ssim >= RECOGNISABLE_SSIM
 
+    @property
+    def detects(self) -> bool:
+        """Whether the attack detected a victim in any draw of any seed."""
+        return any(outcome.detects for outcome in self.outcomes)
+
     def mean_of(self, part: str, name: str) -> float | None:
         """Mean over seeds of a number of the record; None where one of them has none."""
         values = [(outcome.record[part] or {}).get(name) for outcome in self.outcomes]

@@ -87,6 +87,11 @@ class Outcome:
         return bool(victims) and all(victim.get("psnr") is not None for victim in victims)
 
     @property
+    def detects(self) -> bool:
+        """Whether the attack detected a victim in any draw: `detected` of an entry of `victims`."""
+        return any(victim["detected"] for victim in self.record["victims"])
+
+    @property
     def setting(self) -> Setting:
         """What was attacked, but for attack, noise and seed."""
         privacy = self.record["privacy"]

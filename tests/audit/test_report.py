@@ -166,13 +166,13 @@ def test_the_report_never_promises(sweep: list[Outcome], tmp_path: Path) -> None
         assert phrase not in text
 
 
-def test_where_nothing_was_isolated_it_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+def test_where_nothing_was_detected_it_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     blind = outcome(make_run("blind", gains=((0.0,), (0.0,)), detected=False, z=3.0))
     text = Page(written(tmp_path, blind)).text
-    assert "no attack in this audit isolated any of 2 pictures" in text
+    assert "no attack in this audit detected any of 2 pictures" in text
     # Clopper and Pearson's: 1 - 0.025 ** (1 / 2).
-    assert "No attack isolated any of the 2 pictures there; seen on so few, up to 84 % of such pictures might" in text
-    assert "12.0 dB, not isolated" in text
+    assert "No attack detected any of the 2 pictures there; seen on so few, up to 84 % of such pictures might" in text
+    assert "12.0 dB, not detected" in text
 
 
 def test_one_file_that_loads_nothing(sweep: list[Outcome], tmp_path: Path) -> None:
