@@ -370,7 +370,7 @@ def test_training_a_target_says_what_it_cost(tmp_path: Path, capsys: pytest.Capt
     small = ["--data.image_size", "24", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
     main(["fit", "--config", "target.yaml", *small, "--trainer.default_root_dir", str(tmp_path)])
     output = " ".join(capsys.readouterr().out.split())
-    said = re.search(r"2 steps of training, .* sampling rate 0.364: accounted epsilon ([\d.]+) at delta 1e-05", output)
+    said = re.search(r"2 training steps, .* sampling rate 0.364: accounted epsilon ([\d.]+) at delta 1e-05", output)
     assert said is not None
     events = EventAccumulator(str(tmp_path))
     events.Reload()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audit as a table: a row per cell with its victims aggregated, the same whenever it is made again."""
+"""The audit as a table: a row per cell, with averages over its victims."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
 
     Returns:
         Values by column; psnr and gain (PSNR above that of a mean image) in dB with the ends of their confidence
-        intervals over pictures, epsilon for both adjacencies of all rounds together and of one.
+        intervals over images, epsilon for both adjacencies of all rounds together and of one.
     """
     record = outcome.record
     privacy, summary, baselines = record["privacy"], record["summary"], record["baselines"] or {}
@@ -68,19 +68,19 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
 
 
 def _scores(outcome: Outcome) -> dict[str, Value]:
-    """Intervals of PSNR and gain; nothing where no truth was at hand."""
+    """Intervals of PSNR and gain; None where the true images are not known."""
     names = ("psnr_low", "psnr_high", "psnr_best", "gain_mean", "gain_low", "gain_high")
     if not outcome.scored:
         return dict.fromkeys(names)
     psnr, gains = interval_of(outcome.by_picture(gain=False)), outcome.by_picture(gain=True)
-    guess = outcome.record["baselines"]["mean_image_psnr"]
-    gain = interval_of(gains) if gains else Interval(psnr.mean - guess, None, None, psnr.pictures)
+    baseline = outcome.record["baselines"]["mean_image_psnr"]
+    gain = interval_of(gains) if gains else Interval(psnr.mean - baseline, None, None, psnr.pictures)
     best = max(float(victim["psnr"]) for victim in outcome.record["victims"])
     return dict(zip(names, (psnr.low, psnr.high, best, gain.mean, gain.low, gain.high), strict=True))
 
 
 def failed_row(cell: Cell) -> dict[str, Value]:
-    """The row of a cell that failed: what was asked for."""
+    """The row of a cell that failed: its parameters."""
     return {
         "cell": cell.name,
         "status": "failed",
@@ -94,10 +94,10 @@ def failed_row(cell: Cell) -> dict[str, Value]:
 
 
 def table_text(rows: Sequence[Mapping[str, Value]]) -> str:
-    """Rows as CSV: floats with six significant digits, nothing where there is no value.
+    """Rows as CSV: floats with six significant digits, empty where there is no value.
 
     Args:
-        rows: At least one; the columns are those of all rows, in the order in which they come up.
+        rows: At least one; the columns are those of all rows, in order of appearance.
     """
     full = max(rows, key=len)
     columns = list(dict.fromkeys([*full, *(name for row in rows for name in row)]))
@@ -116,7 +116,7 @@ def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:
         rows: Rows of finished cells.
     """
     shutil.rmtree(folder / HPARAMS, ignore_errors=True)
-    # Few columns, so that the scores stand beside what was attacked: of the rest only what differs between the cells.
+    # Few columns, so that scores and attack are visible side by side: of the rest only what differs between the cells.
     first = {"attack": "attack", "z": "noise_multiplier", "epsilon": "epsilon_accounted"}
     others = [name for name in _VARIED if len({str(row[name]) for row in rows}) > 1]
     metrics = ("psnr_mean", "gain_mean", "psnr_best", "ssim_mean", "detected")

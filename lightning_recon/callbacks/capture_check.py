@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the audience learns about a captured update: whether it makes sense, and what its users are not told."""
+"""Check a captured update before the attack, and compare its declared epsilon with the accounted one."""
 
 import hashlib
 import logging
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Examined:
-    """A captured update that stood up to inspection.
+    """The result of checking a captured update.
 
     Args:
         fingerprint: hash of the files.
         capture: for `results.json`.
-        network: what to say of the weights that an honest server shipped; None of another server.
+        network: a line about the weights that an honest server shipped; None for another server.
     """
 
     fingerprint: str
@@ -46,7 +46,7 @@ class Examined:
 def known_network(task: Task) -> nn.Module | None:
     """The target network with random weights; None if there is no such network here.
 
-    The name comes from a file: a class path, which would run code of anyone's choice, counts as unknown.
+    The name comes from a file: a class path, which would run arbitrary code, counts as unknown.
     """
     if is_class_path(task.network):
         return None
@@ -57,7 +57,7 @@ def known_network(task: Task) -> nn.Module | None:
 
 
 def _check(client: CapturedClient, module: Attack, network: nn.Module | None) -> None:
-    """Hold every file against a network, and against its last layer's sign."""
+    """Check every file against the shapes of a network, and against the sign of its last layer's gradient."""
     if network is None:
         client.check(module.make_payload(client), None)
         return
@@ -69,14 +69,14 @@ def _check(client: CapturedClient, module: Attack, network: nn.Module | None) ->
 
 
 def examine(trainer: Trainer, module: Attack) -> Examined | None:
-    """Look at every file of a captured update before it is attacked; None if the run has a client to ask.
+    """Check every file of a captured update before it is attacked; None if the update is not a captured one.
 
     Args:
-        trainer: its data module, if there is one, holds the pictures to score with.
+        trainer: its data module, if there is one, holds the true images.
         module: the attack.
 
     Raises:
-        UserError: the first thing that is wrong with the update, or pictures that cannot be those behind it.
+        UserError: the first fault of the update, or true images that cannot have caused it.
     """
     client = module.client
     if not isinstance(client, CapturedClient):
@@ -87,10 +87,10 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
     _check(client, module, known)
     if isinstance(module, GradientInversion):
         network = network_of(client, client, module.network)
-        told = announced(resolve(client.task.normalization, module.network or client.task.network, network))
+        normalization = announced(resolve(client.task.normalization, module.network or client.task.network, network))
         said = (
             f"network.safetensors beside the update fits {module.network or client.task.network}; normalisation of its "
-            f"pictures: {in_words(told)}"
+            f"images: {in_words(normalization)}"
         )
         if known is None:
             known = network
@@ -119,15 +119,15 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
 
 
 def _promise(declared: Declared | None, rounds: int, once: Record, privacy: Record) -> list[str]:
-    """What to say of a declared epsilon that is less than what the noise gives."""
+    """A remark where the declared epsilon is less than the accounted one; else nothing."""
     together: Any = privacy["epsilon_by_adjacency"]
     said = None if declared is None else declared.epsilon
     if said is None or together["add_remove"] is None or together["add_remove"] <= 1.01 * said:
         return []
     holds: Any = once["add_remove"]
-    which = "its one round comes" if rounds == 1 else f"its {rounds} rounds together come"
+    which = "its one round has" if rounds == 1 else f"its {rounds} rounds together have"
     alone = "" if rounds == 1 else f" (one round alone: {holds:.4g})"
     return [
-        f"the program declares epsilon {said:.4g}, and {which} to {together['add_remove']:.4g} under add/remove, "
+        f"the program declares epsilon {said:.4g}, and {which} {together['add_remove']:.4g} under add/remove, "
         f"{together['replace_one']:.4g} under replace-one{alone}"
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the audience has the truth from, and how it scores an update's pictures."""
+"""The true images of a run, and the scores of an update's reconstructions against them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +15,12 @@ from lightning_recon.evaluation.scoring import Scored, Truth, score
 
 
 def truths_of(trainer: Trainer) -> list[Truth]:
-    """The clients' batches; none in a replay, which has no data."""
+    """The clients' batches; empty in a replay, which has no data."""
     return list(getattr(getattr(trainer, "datamodule", None), "client_batches", []))
 
 
 @dataclass(frozen=True)
-class Together:
+class ConcatenatedBatches:
     """The batches of clients whose updates are summed, one after another; fields as in `Truth`."""
 
     images: Tensor
@@ -37,11 +37,11 @@ def truth_of(truths: list[Truth], update: int, module: Attack) -> Truth:
     images, photographs, masks = (
         torch.cat([getattr(one, part) for one in members]) for part in ("images", "photographs", "masks")
     )
-    return Together(images, photographs, masks)
+    return ConcatenatedBatches(images, photographs, masks)
 
 
 def scored_one(one: Reconstruction, truths: list[Truth], module: Attack) -> Scored:
-    """Match an update's pictures to its victims and score them; each victim is then named by its own client."""
+    """Score an update's reconstructions; each victim carries the index of its own client."""
     scored = score(truth_of(truths, one.client, module), one, module.mean_image)
     task = module.task
     places = [divmod(one.client * task.victims + number, task.batch_size) for number in range(len(scored.victims))]
@@ -53,7 +53,7 @@ def scored_one(one: Reconstruction, truths: list[Truth], module: Attack) -> Scor
 
 
 def label_accuracy(found: Sequence[Reconstruction], truths: list[Truth], module: Attack) -> float | None:
-    """Share of the true labels that the attacker has, a mean over updates and draws; None if it cares for none."""
+    """Share of the true labels that the attacker recovered, a mean over updates and draws; None if it recovers none."""
     shares = [label_share(one.labels, _labels(truths, one.client, module)) for one in found if one.labels is not None]
     return sum(shares) / len(shares) if shares else None
 

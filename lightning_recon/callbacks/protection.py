@@ -33,12 +33,12 @@ def privacy_of(client: Client) -> Record:
 
 
 def noise_of(task: Task) -> float:
-    """The announced noise multiplier; 0 without clipping, where noise protects nothing."""
+    """The announced noise multiplier; 0 without clipping, where noise gives no guarantee."""
     return 0.0 if task.max_grad_norm is None else task.noise_multiplier
 
 
 def promise(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:
-    """A protection and its accounted epsilon in a few words; the names of both for fonts that have no Greek."""
+    """A protection and its accounted epsilon in a few words; give other names for fonts without Greek letters."""
     found: Any = privacy
     if found["max_grad_norm"] is None:
         return f"no clipping, no finite {epsilon}"

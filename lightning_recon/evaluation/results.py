@@ -43,12 +43,12 @@ def privacy_record(
     noise_share: NoiseShare = "local",
     mechanism: str = "gaussian",
 ) -> Record:
-    """The protection that was attacked, with what it promises.
+    """The protection under attack and its privacy guarantee.
 
     Args:
-        granularity: "sample" or "update": what is clipped, hence whose privacy epsilon speaks of.
+        granularity: "sample" or "update": what is clipped, hence the unit of privacy.
         per_layer: Whether each tensor is clipped by itself.
-        max_grad_norm: Clipping norm C; None without clipping, where nothing is promised.
+        max_grad_norm: Clipping norm C; None without clipping, which guarantees nothing.
         noise_multiplier: Scale of the noise divided by C.
         rounds: Releases of the same images.
         batch_size: Images a client.
@@ -60,10 +60,10 @@ def privacy_record(
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
-        `adjacency` epsilon is stated for. What is accounted, like mu and the robustness bound, rests on the noise
-        multiplier: with local noise each client's own promise, which needs no aggregation; with distributed noise
-        that of the sum, which needs every client's share. `epsilon_of_one_client` is of one client's update where
-        the server sees it by itself, `epsilon_of_sum` of what the server sees if the aggregation holds.
+        `adjacency` epsilon is stated for. Accounted epsilon, mu and the robustness bound follow from the noise
+        multiplier: with local noise they are each client's own guarantee, which does not depend on the aggregation;
+        with distributed noise that of the sum, which needs every client's share. `epsilon_of_one_client` is that of
+        one client's update if the server sees it by itself, `epsilon_of_sum` that of the aggregated sum.
     """
     z = 0.0 if max_grad_norm is None else noise_multiplier
     noise = mechanism_named(mechanism)
@@ -94,12 +94,12 @@ def privacy_record(
 
 
 def baselines_record(truths: Sequence[Truth], mean_image: Tensor) -> Record:
-    """Mean over victims of the PSNR of two pictures that need no attack: the `baselines` section."""
+    """The `baselines` section: mean PSNR over victims of two images that need no attack."""
     images = torch.cat([truth.images for truth in truths])
-    guess = mean_image.to(images).expand_as(images)
+    mean = mean_image.to(images).expand_as(images)
     return {
         "black_psnr": float(psnr_per_image(torch.zeros_like(images), images).mean()),
-        "mean_image_psnr": float(psnr_per_image(guess, images).mean()),
+        "mean_image_psnr": float(psnr_per_image(mean, images).mean()),
     }
 
 
@@ -114,7 +114,7 @@ def bounds_record(
     batch_size: int = 1,
     mechanism: str = "gaussian",
 ) -> Record:
-    """The yardsticks of `bounds` for the victims at hand.
+    """The `bounds` section: bounds and reference values for these victims.
 
     Args:
         truths: Each client's batch, all of one shape; none where they are not known, for which no noise law is stated.

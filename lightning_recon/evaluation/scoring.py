@@ -13,7 +13,7 @@ from lightning_recon.reconstruction import ReceivedFile, Reconstruction
 
 
 class Truth(Protocol):
-    """What is known of one client's victims once the attack is over; `ClientBatch` is one."""
+    """The true images of one client's victims, used after the attack only; `ClientBatch` is one."""
 
     @property
     def images(self) -> Tensor:

@@ -48,7 +48,7 @@ def content_digest(content: Mapping[str, Any]) -> str:
 
 
 def checkpoint_fault(content: Mapping[str, Any], path: Path) -> str:
-    """What is wrong with a checkpoint as it was read, in a few words; empty if nothing is.
+    """The fault of a checkpoint that was read, in a few words; empty if there is none.
 
     Args:
         content: what `torch.load` gave.

@@ -30,7 +30,7 @@ def sha256(tensor: Tensor) -> str:
 
 
 def describe(tensor: Tensor) -> dict[str, Any]:
-    """Shape, dtype and hash: what a file says of each tensor that it holds."""
+    """Shape, dtype and hash of a tensor, which its file records."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return {"shape": list(tensor.shape), "dtype": dtype, "sha256": sha256(tensor)}
 
@@ -51,7 +51,7 @@ def refuse_renamed_digest(content: Mapping[str, Any]) -> None:
 
 
 def warn_without_digest(path: Path) -> None:
-    """Say, once in a process, that a file is read which nothing protects from damage."""
+    """Warn, once in a process, that a file without a digest is read."""
     if not _warned:
         _warned.append(path)
         log.warning(

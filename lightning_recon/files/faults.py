@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from lightning_recon.errors import UserError
 from lightning_recon.printable import printable
 
-# What a damaged or foreign file can raise, from the file system to the parsers of JSON, YAML and safetensors.
+# Exceptions that a damaged or foreign file can raise in the file system and in the parsers of JSON, YAML, safetensors.
 FAULTS = (
     *(OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
     *(ArithmeticError, EOFError, MemoryError),
@@ -21,7 +21,7 @@ FAULTS = (
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception says, in one line; of a record that its schema refuses, the first wrong field."""
+    """The message of an exception in one line; for a record that its schema refuses, the first wrong field."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the record"

@@ -55,7 +55,7 @@ class Fingerprint(TypedDict):
 
 @with_config(STRICT)
 class Stored(TypedDict):
-    """What is known of a tensor in a safetensors file, see `digests.describe`."""
+    """Shape, dtype and hash of a tensor in a safetensors file, see `digests.describe`."""
 
     shape: Shape
     dtype: Name
@@ -119,7 +119,7 @@ class TruthRecord(TypedDict):
 
 @with_config(STRICT)
 class FileRecord(TypedDict):
-    """How an image's file arrived, see `reconstruction.ReceivedFile`."""
+    """A decoded file, see `reconstruction.ReceivedFile`."""
 
     codec: Name
     rate: float
@@ -129,7 +129,7 @@ class FileRecord(TypedDict):
 
 @with_config(STRICT)
 class BeliefRecord(TypedDict):
-    """What the attacker says of the images of one update, in the header of `reconstructions.safetensors`."""
+    """Labels and files of one update, in the header of `reconstructions.safetensors`."""
 
     evident: bool
     labels: list[Label] | None

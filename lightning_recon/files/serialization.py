@@ -51,7 +51,7 @@ def read_text(path: Path, most: int = JSON_BYTES) -> str:
 
 
 def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever a config holds
-    """What a YAML file holds, as plain values: no tag makes an object, no alias makes it grow without bound.
+    """The content of a YAML file as plain values: tags create no objects, and aliases cannot expand without bound.
 
     Raises:
         OSError: it cannot be read.
@@ -86,7 +86,7 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
 
 
 def validated(content: Mapping[str, Any], schema: TypeAdapter[T]) -> T:
-    """What a record says, once its schema has accepted it: strictly, so that "yes" is no bool and 24.7 no size.
+    """A record after strict validation by its schema: "yes" is no bool and 24.7 no size.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of bounds; see `reason_of`.
@@ -99,8 +99,8 @@ def read_json(path: Path, schema: TypeAdapter[T], form: str | None = None) -> T:
 
     Args:
         path: the file.
-        schema: what it must look like, without "format" and digest.
-        form: what its "format" must be; None if it has none.
+        schema: its schema, without "format" and digest.
+        form: expected value of "format"; None if it has none.
 
     Raises:
         OSError: it cannot be read.

@@ -257,7 +257,7 @@ def test_what_a_change_buys_stands_in_the_page_and_beside_it(make_run: MakeRun, 
         written(tmp_path, before, after, trials=[Intervention("ten times the noise", "time", (before,), (after,))])
     ).text
     assert "1 protection was audited" in text  # what was tried is no part of the sweep
-    assert "“ten times the noise” buys the most: the best attack loses 10.0 dB" in text
+    assert "“ten times the noise” has the largest effect: the strongest attack loses 10.0 dB" in text
     assert "32.5 → 22.5" in text
     assert "1 of 2 runs" in text
     assert "That is no protection against a server that adapts" in text
