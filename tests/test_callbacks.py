@@ -109,7 +109,7 @@ def test_perceptual_distances_are_recorded_where_they_can_be_had(
 ) -> None:
     assert "lpips_mean" not in fit(tmp_path / "without", "--trainer.max_steps", "0")["summary"]
     monkeypatch.setattr(
-        "lightning_recon.callbacks.results_writer.lpips_per_image",
+        "lightning_recon.callbacks.run_record.lpips_per_image",
         lambda pictures, truth: pictures[:, 0, 0, 0] * 0 + 0.25,
     )
     assert fit(tmp_path / "with", "--trainer.max_steps", "0")["summary"]["lpips_mean"] == 0.25
