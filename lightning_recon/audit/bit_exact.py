@@ -26,7 +26,7 @@ class BitExactCount:
     draws: int
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """The count in words."""
         plural = "picture" if self.pictures == 1 else "pictures"
         return f"{self.came} of {self.pictures} {plural} came back bit for bit{self._how_often()}"

@@ -47,8 +47,8 @@ def theory_of(protections: Sequence[Protection], sampling_rate: float | None) ->
 
     Args:
         protections: Of one setting.
-        sampling_rate: Probability with which a round uses a record, if Poisson sampling was announced. It counts where
-            every picture is clipped alone: of a clipped update the record is all that a client sends.
+        sampling_rate: Probability with which a round uses a record, if Poisson sampling was announced. It applies where
+            each sample is clipped: a clipped update contains the whole record of a client.
     """
     return [_theory(one, sampling_rate) for one in protections]
 

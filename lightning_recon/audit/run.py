@@ -138,7 +138,7 @@ class Outcome:
             gain: Whether to subtract the PSNR of a mean image on the same image.
 
         Returns:
-            Values by the image's name; by client and index where it is not known. Empty if a gain is asked for and
+            Values by the image's name; by client and index where it is not known. Empty if `gain` is true and
             the scores of the mean image are not all known.
         """
         values: dict[object, list[float]] = defaultdict(list)
@@ -202,7 +202,7 @@ def _about(folder: Path) -> tuple[str, str]:
             source["client"] = client  # another file, other images
         mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
         named = f"pictures of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
-    except FAULTS:  # gone, damaged, or of another kind of run
+    except FAULTS:  # missing, damaged, or of another kind of run
         return "", ""
     return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark
 

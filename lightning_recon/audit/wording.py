@@ -138,7 +138,7 @@ def exact_sentences(protections: Sequence[Protection]) -> list[tuple[Level | Lit
             continue
         batch = _batch(point.setting)
         start = f"At {promise(point)}, z = {one.noise:.3g}, {batch}"
-        told.append(("recognisable", f"{start}: {exact.told}, by “{point.attack}”. {share_sentence(exact)}"))
+        told.append(("recognisable", f"{start}: {exact.sentence}, by “{point.attack}”. {share_sentence(exact)}"))
     if never:
         fewest = min((exact for _, exact in never), key=lambda exact: exact.pictures)
         at = _listed([f"{noise:.3g}" for noise, _ in never])

@@ -14,7 +14,7 @@ from lightning_recon.attack.refinement import PlugAndPlay, refinement
 from lightning_recon.callbacks.figures import Version, caption, comparison_figure
 from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.image_grid import Drawn, ImageGrid, log_picture, versions_of
-from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
+from lightning_recon.callbacks.protection import describe_protection, noise_of, privacy_of
 from lightning_recon.client import VictimClient
 from lightning_recon.console import say, warn
 from lightning_recon.errors import UserError
@@ -77,14 +77,14 @@ class Comparison(Callback):
         compared += self._under_more_noise(trainer, pl_module, truth)
         versions = [Version("photograph", truth.photographs), Version("what the client used", truth.images)]
         versions += [_version(name, scored) for name, scored in compared]
-        note = f"{promise(privacy_of(pl_module.client), 'epsilon', 'delta')}. {NOTE if asks else ''}"
+        note = f"{describe_protection(privacy_of(pl_module.client), 'epsilon', 'delta')}. {NOTE if asks else ''}"
         figure = comparison_figure([one.first(self.victims) for one in versions], note=note)
         write(path, lambda partial: figure.save(partial, format="png"))
         means = [f"{name} {_mean_psnr(scored):.1f} dB" for name, scored in compared]
         self._report = f"first client: {', '.join(means)}; {path}"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the comparison once the progress bar is gone."""
+        """Print the comparison after the progress bar has been closed."""
         if self._report:
             say(self._report)
         self._report = ""

@@ -37,7 +37,7 @@ def noise_of(task: Task) -> float:
     return 0.0 if task.max_grad_norm is None else task.noise_multiplier
 
 
-def promise(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:
+def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:
     """A protection and its accounted epsilon in a few words; give other names for fonts without Greek letters."""
     found: Any = privacy
     if found["max_grad_norm"] is None:

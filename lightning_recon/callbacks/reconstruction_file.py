@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_recon.attack import Reconstruction
 from lightning_recon.errors import UserError
-from lightning_recon.files.atomic import write_picture
+from lightning_recon.files.atomic import write_png
 from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import BELIEFS as BELIEFS_SCHEMA
 from lightning_recon.files.serialization import read_sealed, validated, write_sealed
@@ -52,7 +52,7 @@ def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
         pictures, beliefs = read_sealed(path, BELIEFS)
         for name, batch in pictures.items():
             if batch.ndim != 4 or batch.shape[1] != 3 or not bool(batch.isfinite().all()):
-                raise ValueError(f"{name} holds no pictures")
+                raise ValueError(f"{name} holds no images")
         kept: Any = validated(beliefs, BELIEFS_SCHEMA)
     for one in kept.values():
         one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
@@ -91,7 +91,7 @@ def export(pictures: Mapping[str, Tensor], folder: Path) -> list[str]:
     for name, batch in pictures.items():
         for number, picture in enumerate(batch):
             names.append(f"{name}-{number:03d}.png")
-            write_picture(folder / names[-1], picture)
+            write_png(folder / names[-1], picture)
     return names
 
 

@@ -24,7 +24,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import Record
 from lightning_recon.evaluation.run_record import RunRecord, read_results, results_record, write_results
 from lightning_recon.evaluation.scoring import Truth
-from lightning_recon.files.atomic import write_picture
+from lightning_recon.files.atomic import write_png
 from lightning_recon.files.digests import sha256
 
 
@@ -115,7 +115,7 @@ class ResultsWriter(Callback):
         if not trainer.is_global_zero:
             return
         if not truths_of(trainer):
-            raise UserError("nobody knows what the clients trained on: give --data to score the run")
+            raise UserError("the true images are not known: give --data to score the run")
         root = Path(trainer.default_root_dir)
         found, old = refined(root, decoded), read_results(root) or {"summary": {}}
         seconds, steps = (old["summary"].get(name) or 0 for name in ("seconds", "steps"))
@@ -160,7 +160,7 @@ class ResultsWriter(Callback):
         images = [f"images/{number:03d}.png" for number in range(len(pictures))]
         record = results_record(run, found, scored, images)
         for name, picture in zip(images, pictures, strict=True):
-            write_picture(root / name, picture.clamp(0, 1))
+            write_png(root / name, picture.clamp(0, 1))
         self._write(root, record)
 
     def _write(self, root: Path, record: Record) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run knows about itself, for `results.json`: protection, bounds, cost, and the truth as far as it is known."""
+"""Collect the record of a run for `results.json`: protection, bounds, cost, and what the true images give."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def run_record(
     steps: int,
     capture: Record | None,
 ) -> RunRecord:
-    """Collect what a run knows about itself.
+    """Collect everything but the victims' scores.
 
     Args:
         trainer: The trainer, with its data module if there is one.

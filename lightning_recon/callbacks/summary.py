@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_recon.attack import Attack
-from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
+from lightning_recon.callbacks.protection import describe_protection, noise_of, privacy_of
 from lightning_recon.callbacks.results_writer import ResultsWriter
 from lightning_recon.evaluation.formatting import display_name, in_words
 from lightning_recon.evaluation.results import Record
@@ -46,7 +46,7 @@ class RunSummary(Callback):
             if record is not None:
                 logger.experiment.add_text("verdict", verdict_text(record), step)
             privacy: Any = privacy_of(pl_module.client)
-            # Three columns, so that the scores stand beside them: everything else is in results.json.
+            # Three columns, so that the scores are visible beside them: everything else is in results.json.
             row = {"attack": display_name(pl_module.name), "z": noise_of(pl_module.task)}
             row |= {"epsilon": privacy["epsilon_accounted"]} if privacy["epsilon_accounted"] is not None else {}
             logger.log_hyperparams(row, scores_of(record) or {"steps": step}, step)
@@ -68,7 +68,7 @@ def run_text(attack: str, privacy: Record, command: Sequence[str]) -> str:
         command: Arguments of `recon`; empty if they are not known.
     """
     gamma: Any = privacy["rero_gamma"]
-    lines = [f"**Attack:** {_plain(display_name(attack))}", f"**Protection:** {promise(privacy)}"]
+    lines = [f"**Attack:** {_plain(display_name(attack))}", f"**Protection:** {describe_protection(privacy)}"]
     lines += [
         f"**Reconstruction robustness:** an attack that succeeds with probability {kappa} without the releases "
         f"succeeds with at most {value:.3g} after seeing them"

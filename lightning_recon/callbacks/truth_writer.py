@@ -9,7 +9,7 @@ from lightning_recon.attack import Attack
 from lightning_recon.callbacks.ground_truth import truths_of
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.evaluation.metrics import psnr_per_image
-from lightning_recon.files.atomic import write_picture
+from lightning_recon.files.atomic import write_png
 from lightning_recon.files.serialization import write_json
 from lightning_recon.ranges import COUNT_OR_NONE, check_ranges
 
@@ -43,6 +43,6 @@ class TruthWriter(Callback):
                 if len(victims) < self.pictures:
                     for kind, images in (("photograph", batch.photographs), ("used", batch.images)):
                         entry[kind] = f"{FOLDER}/{len(victims):03d}-{kind}.png"
-                        write_picture(root / str(entry[kind]), images[index])
+                        write_png(root / str(entry[kind]), images[index])
                 victims.append(entry)
         write_json(root / INDEX, {"victims": victims})

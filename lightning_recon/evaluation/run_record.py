@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "opacus")
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run apart from its victims; None stands for what is not known or does not exist.
+    """Everything about a run except its victims; None where a value is not known or does not exist.
 
     Args:
         attack: Name of the attack.

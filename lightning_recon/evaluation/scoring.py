@@ -122,7 +122,7 @@ def score(truth: Truth, found: Reconstruction, mean_image: Tensor) -> Scored:
 
 
 def entries_without_truth(found: Reconstruction) -> list[dict[str, object]]:
-    """Entries of `victims` for reconstructions whose victims nobody knows: None in place of every score.
+    """Entries of `victims` where the true images are not known: None in place of every score.
 
     Args:
         found: What the attacker reconstructed.

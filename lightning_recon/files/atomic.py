@@ -45,6 +45,6 @@ def write_text(path: Path, text: str) -> None:
     write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def write_picture(path: Path, picture: Tensor) -> None:
+def write_png(path: Path, image: Tensor) -> None:
     """Write an image (3, H, W) with values in [0, 1] as PNG, atomically."""
-    write(path, lambda partial: save_image(picture, partial, format="png"))
+    write(path, lambda partial: save_image(image, partial, format="png"))

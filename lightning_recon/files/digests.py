@@ -47,7 +47,7 @@ def refuse_renamed_digest(content: Mapping[str, Any]) -> None:
     suspects = [name for name, value in content.items() if isinstance(value, str) and len(value) == 64]
     for name in suspects[:4]:  # no record has more, and each costs a hash over the object
         if content[name] == digest_of({key: value for key, value in content.items() if key != name}):
-            raise ValueError(f"its digest stands under the name {name!r}, not {DIGEST!r}")
+            raise ValueError(f"its digest has the name {name!r}, not {DIGEST!r}")
 
 
 def warn_without_digest(path: Path) -> None:

@@ -13,7 +13,7 @@ RENAMED: Final[dict[str, dict[str, str]]] = {
 
 
 def record_with_both_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record whose renamed fields stand under both names, whichever of them it had.
+    """Give each renamed field of a record both names.
 
     Args:
         record: Content of `results.json`, old or new.
@@ -26,7 +26,7 @@ def record_with_both_names(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields_with_both_names(fields: Mapping[str, Any], renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The same fields in the same order, each renamed one under its old name and then under its new one.
+    """The same fields in the same order, each renamed one first under its old name and then under its new one.
 
     Args:
         fields: By name, old or new.

@@ -75,7 +75,7 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = 
     """
     if overwrite and checkpoint:
         raise UserError(
-            "--overwrite starts the run anew and --ckpt_path goes on with it: leave one of them out "
+            "--overwrite starts the run again and --ckpt_path resumes it: leave one of them out "
             "(--overwrite false where a config sets it)"
         )
     # Lightning itself resumes from what it saved when a batch system stopped the job.
@@ -89,8 +89,8 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = 
             "--trainer.default_root_dir"
         )
     resumable = (root / LAST).is_file() and flag == "--trainer.default_root_dir"
-    go_on = "--ckpt_path last to go on with it, " if resumable else ""
-    raise UserError(f"{root} already holds a run: choose another {flag}, {go_on}or --overwrite to replace it")
+    resume = "--ckpt_path last to resume it, " if resumable else ""
+    raise UserError(f"{root} already holds a run: choose another {flag}, {resume}or --overwrite to replace it")
 
 
 class RunFolder(Callback):
@@ -197,7 +197,7 @@ class RunFolder(Callback):
             exception.add_note(f"stopped before the first step: {self.root} is as it was")
         elif (self.root / LAST).is_file():
             where = f"stopped at step {trainer.global_step}"
-            exception.add_note(f"{where}: the same command with --ckpt_path last goes on from the last checkpoint")
+            exception.add_note(f"{where}: the same command with --ckpt_path last resumes from the last checkpoint")
         else:
             where = f"stopped at step {trainer.global_step}, before the first checkpoint"
             exception.add_note(f"{where}: the same command with --overwrite starts again")

@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever a config holds
     text = read_text(path, YAML_BYTES)
     try:
         if expanded(yaml.compose(text, Loader=_LOADER)) > YAML_NODES:
-            raise ValueError(f"its aliases stand for more than {YAML_NODES} values")
+            raise ValueError(f"its aliases expand to more than {YAML_NODES} values")
         return yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(reason_of(error)) from error

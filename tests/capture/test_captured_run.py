@@ -219,7 +219,7 @@ def test_a_run_without_truth_cannot_be_scored(
     with pytest.raises(SystemExit) as stop:
         main(["test", *arguments(tmp_path / "run", single / "update-d0.safetensors")])
     assert stop.value.code == 2
-    assert "nobody knows what the clients trained on: give --data" in capsys.readouterr().err
+    assert "the true images are not known: give --data" in capsys.readouterr().err
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
