@@ -32,7 +32,7 @@ from lightning_recon.audit.wording import (
     setting_name,
     summary_sentence,
 )
-from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.evaluation.formatting import ADJACENCIES, display_name
 from lightning_recon.evaluation.wording import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.serialization import finite
@@ -216,8 +216,8 @@ def server_sentence(outcomes: Sequence[Outcome]) -> str:
 
 def _about(setting: Setting, settings: Sequence[Setting]) -> str:
     """Network, pictures, delta and adjacency; a mark of the source only where nothing else tells two apart."""
-    adjacency = {"add_remove": "add/remove", "replace_one": "replace one"}.get(setting.adjacency, setting.adjacency)
-    text = f"{setting.about or 'network and pictures not recorded'}; δ = {number(setting.delta)}, {adjacency}"
+    text = f"{setting.about or 'network and pictures not recorded'}; δ = {number(setting.delta)}"
+    text += f", {ADJACENCIES[setting.adjacency]}"
     if sum(replace(other, pictures=setting.pictures) == setting for other in settings) > 1:
         text += f"; source {setting.pictures or 'not recorded'}"
     return text

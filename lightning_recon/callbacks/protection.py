@@ -6,12 +6,11 @@ from typing import Any
 
 from lightning_recon.capture import CapturedClient
 from lightning_recon.client import VictimClient
-from lightning_recon.evaluation.formatting import in_words
+from lightning_recon.evaluation.formatting import ADJACENCIES, in_words
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import Client, Task
 
 DELTA = 1e-5  # where the program that made an update declares none
-_ADJACENCY = {"add_remove": "add/remove", "replace_one": "replace one"}
 
 
 def privacy_of(client: Client) -> Record:
@@ -51,5 +50,5 @@ def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ")
         return f"{clip}, no noise, no finite {epsilon}"
     return (
         f"{clip}, noise multiplier z = {found['noise_multiplier']:g}, {rounds}: accounted {epsilon} = "
-        f"{in_words(found['epsilon_accounted'])} at {delta} = {found['delta']:g} ({_ADJACENCY[found['adjacency']]})"
+        f"{in_words(found['epsilon_accounted'])} at {delta} = {found['delta']:g} ({ADJACENCIES[found['adjacency']]})"
     )

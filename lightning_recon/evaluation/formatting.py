@@ -21,6 +21,7 @@ _NAMES = {
     "inverting_gradients_modern": "Inverting Gradients, modern",
     "see_through_gradients": "See Through Gradients",
 }
+ADJACENCIES = {"add_remove": "add/remove", "replace_one": "replace one"}
 _SCALES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 _LARGEST = 1e15
 
