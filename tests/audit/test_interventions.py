@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a change bought, picture by picture; and whom a look at the model warned."""
+"""The effect of a change, image by image, and the alarms of the payload check."""
 
 import math
 from collections.abc import Callable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching knows no order and prefers the best whole assignment."""
+"""The assignment ignores order and minimises the total error."""
 
 import pytest
 import torch

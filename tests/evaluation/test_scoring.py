@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every victim is scored, whatever the attacker hands over."""
+"""Every victim is scored, with or without a reconstruction."""
 
 from dataclasses import dataclass, replace
 
@@ -77,7 +77,7 @@ def test_a_claim_no_better_than_the_mean_image_is_false() -> None:
     assert not any(v.false_detection for v in score(truth, attacked(pictures[:0]), MEAN).victims)
 
 
-def test_a_picture_that_the_attacker_does_not_vouch_for_counts_but_is_no_detection() -> None:
+def test_an_image_that_is_not_evident_counts_but_is_no_detection() -> None:
     truth = batch()
     scored = score(truth, replace(attacked(truth.images), evident=False), MEAN)
     assert not any(v.detected or v.collision or v.false_detection for v in scored.victims)

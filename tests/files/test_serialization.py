@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are written whole, for everyone whom the umask lets read them, and read only as they were written."""
+"""Files are written atomically with the mode of the umask, and read only if they are unchanged."""
 
 import json
 import logging
