@@ -2,11 +2,29 @@
 """The result of an attack on one update."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from lightning_recon.structure.base import ReceivedFile
-from lightning_recon.structure.clipping_budget import BudgetShare
+if TYPE_CHECKING:
+    from lightning_recon.structure.clipping_budget import BudgetShare
+
+
+@dataclass(frozen=True)
+class ReceivedFile:
+    """An image file that the server decoded from a digital code, as the server itself can tell.
+
+    Args:
+        codec: "webp", lossless, or "avif", lossy.
+        rate: Message bits an input of its codeword.
+        bits: Message bits of its codeword: file, length and checksum, filled up to what the rate carries.
+        capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio of the release.
+    """
+
+    codec: Literal["webp", "avif"]
+    rate: float
+    bits: int
+    capacity: float
 
 
 @dataclass(frozen=True)
@@ -31,7 +49,7 @@ class Reconstruction:
     pictures: Tensor
     initial: Tensor
     unresolved: int
-    evident: bool
+    evident: bool = True
     labels: Tensor | None = None
     files: tuple[ReceivedFile | None, ...] | None = None
-    share: BudgetShare | None = None
+    share: "BudgetShare | None" = None

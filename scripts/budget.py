@@ -25,7 +25,8 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.scoring import Attacked, score
+from lightning_recon.evaluation.scoring import score
+from lightning_recon.reconstruction import Reconstruction
 from lightning_recon.structure import Digital, WaterFilling
 
 RESULTS = Path(__file__).parent.parent / "results" / "budget.csv"
@@ -102,8 +103,10 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
         try:
             for index, batch in enumerate(batches):
                 guess = run_protocol(client, structure, payload, index, 0, None)
-                attacked = Attacked(index, 0, guess.images, guess.images, guess.unresolved, guess.evident, guess.files)
-                victims = score(batch, attacked, mean_image).victims
+                reconstruction = Reconstruction(
+                    index, 0, guess.images, guess.images, guess.unresolved, guess.evident, files=guess.files
+                )
+                victims = score(batch, reconstruction, mean_image).victims
                 psnr += [victim.psnr for victim in victims]
                 exact += [victim.bit_exact for victim in victims]
                 assert guess.share is not None

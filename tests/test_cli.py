@@ -140,7 +140,17 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     record = json.loads((quickstart / "results.json").read_text())
     assert set(record) == {
         *("schema_version", "attack", "config", "versions", "seed", "privacy", "oracles", "public_statistics"),
-        *("subject_fraction", "batchnorm", "participation", "alarms", "baselines", "bounds", "victims", "summary"),
+        *(
+            "subject_fraction",
+            "batchnorm",
+            "participation",
+            "alarms",
+            "payload_alarms",
+            "baselines",
+            "bounds",
+            "victims",
+            "summary",
+        ),
         *("detached_logits", "skipped_pictures", "sha256"),
     }
     assert record["schema_version"] == 1
@@ -155,7 +165,14 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert set(record["summary"]) == {
         *("clients", "draws", "victims", "detected", "collided", "false_detections", "psnr_mean"),
         *("psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "label_accuracy"),
-        *("bit_exact_share", "channel_code", "received_share", "bits_sent_mean", "capacity_bits_mean"),
+        *(
+            "bit_exact_share",
+            "channel_code",
+            "received_share",
+            "file_decoded_fraction",
+            "bits_sent_mean",
+            "capacity_bits_mean",
+        ),
         *("seconds", "steps", "steps_per_second", "structure_bytes", "structure_share", "low_shares"),
     }
     assert (record["summary"]["victims"], record["summary"]["steps"]) == (4, 3)
@@ -353,7 +370,7 @@ def test_training_a_target_says_what_it_cost(tmp_path: Path, capsys: pytest.Capt
     small = ["--data.image_size", "24", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
     main(["fit", "--config", "target.yaml", *small, "--trainer.default_root_dir", str(tmp_path)])
     output = " ".join(capsys.readouterr().out.split())
-    said = re.search(r"2 steps of training, .* sampling rate 0.364: accounted epsilon ([\d.]+) at delta 1e-05", output)
+    said = re.search(r"2 training steps, .* sampling rate 0.364: accounted epsilon ([\d.]+) at delta 1e-05", output)
     assert said is not None
     events = EventAccumulator(str(tmp_path))
     events.Reload()

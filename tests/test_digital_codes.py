@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from lightning_recon.callbacks.results_writer import finished
+from lightning_recon.callbacks.reconstruction_file import finished
 from lightning_recon.cli import main
-from lightning_recon.evaluation.files import files_record
 
 Fit = Callable[..., dict[str, Any]]
 FLAGS = ["--config", "attack/digital.yaml", "--data.clients", "2", "--trainer.max_steps", "1"]
@@ -45,7 +44,7 @@ def test_every_file_is_named_with_its_rate_and_its_bits(quiet: Path) -> None:
         assert 0 < victim["bits_sent"] < victim["capacity_bits"] <= victim["bits_sent"] / victim["code_rate"] * 1.001
         assert victim["capacity_bits"] < bounds["channel_bits"]
     assert summary["channel_code"] == "irregular repeat-accumulate"
-    assert (summary["received_share"], summary["bit_exact_share"]) == (1.0, 1.0)
+    assert (summary["file_decoded_fraction"], summary["bit_exact_share"]) == (1.0, 1.0)
     assert summary["bits_sent_mean"] == record["victims"][0]["bits_sent"]
     assert bounds["channel_bits"] == pytest.approx(1.442695 * bounds["channel_nats"])
 
@@ -54,21 +53,14 @@ def test_a_lost_file_leaves_null(fit: Fit, tmp_path: Path) -> None:
     record = fit(tmp_path, *LOUD)
     assert all(victim[name] is None for victim in record["victims"] for name in FIELDS)
     summary = record["summary"]
-    assert (summary["channel_code"], summary["received_share"]) == ("irregular repeat-accumulate", 0.0)
+    assert (summary["channel_code"], summary["file_decoded_fraction"]) == ("irregular repeat-accumulate", 0.0)
     assert (summary["bits_sent_mean"], summary["capacity_bits_mean"]) == (None, None)
-
-
-def test_means_are_over_the_victims_whose_file_arrived() -> None:
-    victims = [{"codec": None}, {"codec": "avif", "bits_sent": 6, "capacity_bits": 9.0}]
-    victims.append({"codec": "webp", "bits_sent": 10, "capacity_bits": 12.0})
-    found = files_record(victims, 4, "a code")
-    assert list(found.values()) == ["a code", 0.5, 8, 10.5]
 
 
 def test_what_is_sent_as_numbers_has_no_file(finished: Path) -> None:
     record = record_of(finished)
     assert all(victim[name] is None for victim in record["victims"] for name in FIELDS)
-    names = ("channel_code", "received_share", "bits_sent_mean", "capacity_bits_mean")
+    names = ("channel_code", "file_decoded_fraction", "bits_sent_mean", "capacity_bits_mean")
     assert [record["summary"][name] for name in names] == [None] * 4
 
 

@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_file(exchange: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in exchange.iterdir()}
-    monkeypatch.setattr("lightning_recon.files.serialization.os.replace", full_disk)
+    monkeypatch.setattr("lightning_recon.files.atomic.os.replace", full_disk)
     with pytest.raises(UserError, match="No space left"):
         a_payload(scale=3.0).save(exchange, payload_name(0))
     assert {path.name: path.read_bytes() for path in exchange.iterdir()} == before

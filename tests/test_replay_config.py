@@ -13,8 +13,9 @@ import yaml
 from lightning_recon.cli import main
 from lightning_recon.command_line.replay_config import is_allowed, replay_config
 from lightning_recon.errors import UserError
+from lightning_recon.files.digests import DIGEST
 from lightning_recon.files.run_folder import LOCK
-from lightning_recon.files.serialization import DIGEST, write_json
+from lightning_recon.files.serialization import write_json
 
 Config = dict[str, Any]
 
@@ -38,7 +39,7 @@ def foreign(finished: Path, tmp_path: Path) -> Callable[[Callable[[Config], obje
     [
         lambda c: c["model"]["init_args"].update(optimizer={"class_path": "os.system", "init_args": {"command": "x"}}),
         lambda c: c["model"]["init_args"].update(optimizer="os.getcwd"),
-        lambda c: c["model"]["init_args"].update(optimizer="lightning_recon.files.serialization.os.system"),
+        lambda c: c["model"]["init_args"].update(optimizer="lightning_recon.files.atomic.os.system"),
         lambda c: c["model"]["init_args"].update(denoiser={"class_path": "antigravity.x"}),
         lambda c: c["model"]["init_args"].update(structure="this.x"),
         lambda c: c["model"]["init_args"]["structure"].update(class_path="subprocess.Popen"),

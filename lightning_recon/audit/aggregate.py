@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells become statements: intervals over pictures and draws, and the noise from which on nothing is seen."""
+"""Pool cells over seeds: intervals over images and draws, and the smallest noise that defeats all attacks."""
 
 import math
 import statistics
@@ -21,10 +21,10 @@ class Interval:
     """A mean with its confidence interval.
 
     Args:
-        mean: Mean over all pictures and draws.
-        low: Lower end; None for a single picture.
-        high: Upper end; None for a single picture.
-        pictures: How many pictures it rests on.
+        mean: Mean over all images and draws.
+        low: Lower end; None for a single image.
+        high: Upper end; None for a single image.
+        pictures: Number of images.
     """
 
     mean: float
@@ -34,17 +34,17 @@ class Interval:
 
 
 def interval_of(values: Mapping[object, Sequence[float]], confidence: float = CONFIDENCE) -> Interval:
-    """Confidence interval of a mean over pictures and noise draws.
+    """Confidence interval of a mean over images and noise draws.
 
-    The draws of one picture have much in common, so each picture counts once, with the mean over its draws; the noise
-    that is left in that mean widens the interval by itself.
+    The draws of one image are correlated, so each image counts once, with the mean over its draws; the noise that
+    remains in that mean widens the interval by itself.
 
     Args:
-        values: What was measured in every draw, by picture; at least one picture.
-        confidence: Probability with which the interval holds the mean over such pictures, in (0, 1).
+        values: Measured values of every draw, by image; at least one image.
+        confidence: Probability that the interval contains the mean over such images, in (0, 1).
 
     Returns:
-        Student's interval over the pictures' means.
+        Student's interval over the images' means.
 
     Source: Student (1908); one mean a cluster as in Donner and Klar, "Design and Analysis of Cluster Randomization
     Trials" (2000), chapter 6.
@@ -63,13 +63,13 @@ class Point:
 
     Args:
         attack: Name of the attack.
-        setting: The protection but for the noise.
+        setting: The protection without the noise.
         noise: Noise multiplier.
         psnr: PSNR in dB.
-        gain: PSNR in dB above that of a mean image of the same pictures.
+        gain: PSNR in dB above that of a mean image, on the same images.
         ssim: Mean structural similarity.
-        best: Highest PSNR in dB of any picture and draw.
-        oracles: What the attack was told that no attacker knows.
+        best: Highest PSNR in dB of any image and draw.
+        oracles: Oracle information that the attack used.
         outcomes: The cells, one a seed.
     """
 
@@ -85,14 +85,19 @@ class Point:
 
     @property
     def privacy(self) -> Mapping[str, Any]:
-        """What was promised; the same for all seeds."""
+        """The section `privacy`; the same for all seeds."""
         privacy: Mapping[str, Any] = self.outcomes[0].record["privacy"]
         return privacy
 
     @property
     def recognisable(self) -> bool:
-        """Whether pictures come back, by the report's convention."""
+        """Whether reconstructions are recognisable, by the report's convention."""
         return self.gain.mean >= RECOGNISABLE_GAIN and self.ssim >= RECOGNISABLE_SSIM
+
+    @property
+    def detects(self) -> bool:
+        """Whether the attack detected a victim in any draw of any seed."""
+        return any(outcome.detects for outcome in self.outcomes)
 
     def mean_of(self, part: str, name: str) -> float | None:
         """Mean over seeds of a number of the record; None where one of them has none."""
@@ -105,7 +110,7 @@ def points_of(outcomes: Sequence[Outcome]) -> list[Point]:
     """Pool cells that differ in their seed alone.
 
     Args:
-        outcomes: Finished cells whose truth was at hand.
+        outcomes: Finished cells whose true images are known.
 
     Returns:
         Points, in the order of the cells.
@@ -162,7 +167,7 @@ def _from(points: Sequence[Point], kept: Sequence[bool]) -> float | None:
 
 
 def by_picture(outcomes: Sequence[Outcome], gain: bool) -> dict[object, list[float]]:
-    """`Outcome.by_picture` of several seeds together; empty if one of them cannot tell."""
+    """`Outcome.by_picture` of several seeds together; empty if that of one is."""
     found: dict[object, list[float]] = defaultdict(list)
     parts = [outcome.by_picture(gain) for outcome in outcomes]
     for part in parts:
@@ -174,13 +179,13 @@ def by_picture(outcomes: Sequence[Outcome], gain: bool) -> dict[object, list[flo
 def _point(attack: str, setting: Setting, noise: float, outcomes: tuple[Outcome, ...]) -> Point:
     scores, gains = (by_picture(outcomes, gain) for gain in (False, True))
     psnr = interval_of(scores)
-    guess = statistics.fmean(outcome.record["baselines"]["mean_image_psnr"] for outcome in outcomes)
+    baseline = statistics.fmean(outcome.record["baselines"]["mean_image_psnr"] for outcome in outcomes)
     return Point(
         attack=attack,
         setting=setting,
         noise=noise,
         psnr=psnr,
-        gain=interval_of(gains) if gains else Interval(psnr.mean - guess, None, None, psnr.pictures),
+        gain=interval_of(gains) if gains else Interval(psnr.mean - baseline, None, None, psnr.pictures),
         ssim=statistics.fmean(outcome.record["summary"]["ssim_mean"] for outcome in outcomes),
         best=max(value for values in scores.values() for value in values),
         oracles=tuple(sorted({oracle for outcome in outcomes for oracle in outcome.record["oracles"]})),

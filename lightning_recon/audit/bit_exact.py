@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where pictures came back bit for bit, in plain words: how many, under which protection, and what so few prove."""
+"""Bit-exact reconstructions in words: how many, under which protection, with their confidence interval."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from lightning_recon.privacy.reconstruction_robustness import binomial_interval
 
 @dataclass(frozen=True)
 class BitExactCount:
-    """How many pictures one attack got back to the last bit.
+    """How many images one attack reconstructed bit for bit.
 
     Args:
         came: In any noise draw.
         always: In every noise draw.
-        pictures: How many were attacked.
+        pictures: Number of attacked images.
         draws: Noise draws of each.
     """
 
@@ -26,7 +26,7 @@ class BitExactCount:
     draws: int
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """The count in words."""
         plural = "picture" if self.pictures == 1 else "pictures"
         return f"{self.came} of {self.pictures} {plural} came back bit for bit{self._how_often()}"
@@ -40,7 +40,7 @@ class BitExactCount:
 
 
 def exact_of(point: Point) -> BitExactCount | None:
-    """Count the pictures that an attack got back bit for bit; None where its runs did not look.
+    """Count the images that an attack reconstructed bit for bit; None where its runs did not compare.
 
     Args:
         point: The attack under one protection.
@@ -56,13 +56,13 @@ def exact_of(point: Point) -> BitExactCount | None:
 
 
 def most_exact(points: Sequence[Point]) -> tuple[Point, BitExactCount] | None:
-    """The attack under one protection that got most pictures back bit for bit; None where no run looked."""
+    """The attack with the most bit-exact images under one protection; None where no run compared."""
     counted = [(point, exact) for point in points if (exact := exact_of(point)) is not None]
     return max(counted, key=lambda pair: (pair[1].came, pair[1].always), default=None)
 
 
 def share_sentence(exact: BitExactCount) -> str:
-    """How much of such pictures may come back, going by so few."""
+    """The confidence interval of the bit-exact share, in words."""
     low, high = binomial_interval(exact.came, exact.pictures, CONFIDENCE)
     if not exact.came:
         return f"seen on so few, up to {100 * high:.0f} % of such pictures might still (95 % interval)."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What theory says of each protection, before any attack: bounds and yardsticks, and what sampling would add."""
+"""Bounds and reference values for each protection, without any attack, also with amplification by sampling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ _SAMPLES = 20_000  # of the drawn gamma: its interval is then about a hundredth 
 
 @dataclass(frozen=True)
 class Theory:
-    """Theory's word on one protection; None where it says nothing.
+    """Bounds and reference values for one protection; None where they do not hold.
 
     Args:
         noise_multiplier: z.
-        nats: What the releases can carry about a picture at most.
-        noise_law: PSNR in dB of reading without a prior.
-        noise_law_lucky: PSNR in dB that such a reading passes with a probability of 5 %.
-        unbiased: PSNR in dB that no unbiased reading passes, whatever the server ships.
+        nats: Capacity of the releases for one image.
+        noise_law: PSNR in dB of decoding without a prior.
+        noise_law_lucky: PSNR in dB that such a decoding exceeds with a probability of 5 %.
+        unbiased: PSNR in dB that no unbiased estimate exceeds, whatever the server ships.
         gaussian_reference: PSNR in dB that the best code reaches on a Gaussian source.
-        gamma: Bound on the success of an attack that would guess right with probability 0.1.
-        gamma_sampled: The same, if a record is in each round's batch at random only; upper end of what was drawn.
+        gamma: Bound on the success of an attack whose prior success is 0.1.
+        gamma_sampled: The same under Poisson sampling; upper end of the interval of its Monte Carlo estimate.
         epsilon: Accounted epsilon of all rounds.
         epsilon_sampled: The same with amplification by that sampling.
     """
@@ -43,12 +43,12 @@ class Theory:
 
 
 def theory_of(protections: Sequence[Protection], sampling_rate: float | None) -> list[Theory]:
-    """Theory by protection.
+    """Bounds by protection.
 
     Args:
         protections: Of one setting.
-        sampling_rate: Probability with which a round uses a record, if Poisson sampling was announced. It counts where
-            every picture is clipped alone: of a clipped update the record is all that a client sends.
+        sampling_rate: Probability with which a round uses a record, if Poisson sampling was announced. It applies where
+            each sample is clipped: a clipped update contains the whole record of a client.
     """
     return [_theory(one, sampling_rate) for one in protections]
 
@@ -63,7 +63,7 @@ def _theory(one: Protection, rate: float | None) -> Theory:
         noise_multiplier=one.noise,
         nats=point.mean_of("bounds", "channel_nats"),
         noise_law=point.mean_of("bounds", "noise_law_psnr"),
-        noise_law_lucky=point.mean_of("bounds", "noise_law_psnr_5_percent"),
+        noise_law_lucky=point.mean_of("bounds", "noise_law_psnr_p95"),
         unbiased=point.mean_of("bounds", "unbiased_psnr"),
         gaussian_reference=point.mean_of("bounds", "gaussian_reference_psnr"),
         gamma=privacy["rero_gamma"][str(KAPPA)],

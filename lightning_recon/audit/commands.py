@@ -17,7 +17,7 @@ from lightning_recon.audit.plan import Plan, base_path, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
 from lightning_recon.audit.run import cell_folder
 from lightning_recon.audit.runner import Runner, failure
-from lightning_recon.audit.table import write_hparams, write_text
+from lightning_recon.audit.table import write_hparams
 from lightning_recon.client import Privacy
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
@@ -25,6 +25,7 @@ from lightning_recon.command_line.shipped_configs import read_config
 from lightning_recon.console import say
 from lightning_recon.deprecated import modernized, modernized_option
 from lightning_recon.errors import UserError
+from lightning_recon.files.atomic import write_text
 from lightning_recon.files.locking import claimed
 
 _FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")

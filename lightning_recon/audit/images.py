@@ -61,7 +61,7 @@ def grids_of(protections: Sequence[Protection]) -> list[dict[str, Any]]:
                     for o in found
                 ]
                 rows.append({"label": label, "note": "", "pictures": pictures})
-        blind: dict[str, list[str]] = {}  # the noises at which an attack has nothing but the mean image
+        blind: dict[str, list[str]] = {}  # the noises at which an attack detects none of these victims
         last: list[Picture] = []
         for outcome in cells:
             victims = {(v["client"], v["index"]): v for v in outcome.record["victims"] if v["draw"] == 0}
@@ -75,7 +75,7 @@ def grids_of(protections: Sequence[Protection]) -> list[dict[str, Any]]:
             rows.append({"label": outcome.attack, "note": note, "pictures": pictures})
         if blind:
             note = "; ".join(f"{attack}: z = {', '.join(noises)}" for attack, noises in blind.items())
-            rows.append({"label": "none of these isolated: the mean image", "note": note, "pictures": last})
+            rows.append({"label": "none of these detected", "note": note, "pictures": last})
         draws = max(int(outcome.record["summary"]["draws"]) for outcome in cells)
         shown = [picture for row in rows for picture in row["pictures"]]
         grids.append({"seed": seed, "rows": rows, "left_out": left_out(len(places), len(firsts), draws, shown)})
@@ -112,7 +112,7 @@ def left_out(victims: int, of: int, draws: int, shown: Sequence[Picture]) -> str
 
 def _reconstruction(outcome: Outcome, victim: Mapping[str, Any]) -> Picture:
     told = caption(victim["psnr"], victim.get("bit_exact", False))
-    told += "" if victim["detected"] else ", not isolated"
+    told += "" if victim["detected"] else ", not detected"
     return Picture(embedded(outcome.folder, str(victim["image"])), told, f"reconstruction by {outcome.attack}: {told}")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do about it: what each change of a protection bought in decibels, and whom a look at the model warned."""
+"""Effect of each change of a protection in decibels, and alarms of the payload check."""
 
 import statistics
 from collections.abc import Collection, Sequence
@@ -10,31 +10,31 @@ from lightning_recon.audit.load import Intervention
 from lightning_recon.audit.run import Outcome
 from lightning_recon.audit.wording import NAMES, Level, level_of, protections_of
 
-# What the checks of `defense.inspect_model` look for, in plain words.
+# What the checks of `defense.inspect_model` look for.
 CHECKS = {
     "repeated_rows": "units that all measure the same quantity",
-    "constant_inputs": "inputs that are the same for every picture",
+    "constant_inputs": "inputs that are the same for every image",
     "energy_share": "one layer that takes nearly all of the gradient",
-    "false_gradient": "a gradient that is no derivative of the loss",
+    "false_gradient": "a gradient that is not the derivative of the loss",
     "silent_layer": "a layer with a large gradient that does not change the output",
-    "linear_gradient": "a gradient that is a linear copy of the picture",
+    "linear_gradient": "a gradient that is a linear copy of the image",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What one change bought.
+    """The effect of one change.
 
     Args:
         name: Of the change.
-        cost: What it costs, in words; may be empty.
-        before: The attack that got furthest without it.
-        after: The attack that gets furthest with it.
-        psnr_before: That attack's mean PSNR in dB on the pictures that both sides have; on its own without such.
+        cost: Its cost in words; may be empty.
+        before: The strongest attack without it.
+        after: The strongest attack with it.
+        psnr_before: That attack's mean PSNR in dB on the images of both sides; on its own images if they share none.
         psnr_after: The same with the change.
-        bought: By how many dB the change lowers what the server gets, with its interval over those pictures; where
-            there are none in common, the fall of the gain over a mean image, without an interval.
-        level: What the best attack still sees of these pictures.
+        bought: Reduction of PSNR in dB, with its interval over those images; if they share none, the reduction of the
+            gain over a mean image, without an interval.
+        level: Result of the strongest attack on these images with the change.
     """
 
     name: str
@@ -48,16 +48,16 @@ class Advice:
 
 
 def advice_of(trial: Intervention, tolerance: float) -> Advice:
-    """Compare the best attack without and with a change, picture by picture where the pictures are the same.
+    """Compare the strongest attack without and with a change, image by image where the images are the same.
 
     Args:
         trial: The cells of both sides, each of one protection.
-        tolerance: Gain in dB over a mean image that still counts as nothing seen.
+        tolerance: Gain in dB over a mean image that still counts as no reconstruction.
     """
     before = protections_of(points_of(trial.before), tolerance)[0].best
     after = protections_of(points_of(trial.after), tolerance)[0].best
     scores = [by_picture(point.outcomes, gain=False) for point in (before, after)]
-    # Only a name says that two pictures are the same.
+    # Only equal names identify the same image.
     common = [picture for picture in scores[0] if isinstance(picture, str) and picture in scores[1]]
     psnr_before, psnr_after = before.psnr.mean, after.psnr.mean
     bought = Interval(before.gain.mean - after.gain.mean, None, None, 0)
@@ -71,7 +71,7 @@ def advice_of(trial: Intervention, tolerance: float) -> Advice:
 
 
 def _on(point: Point, pictures: Collection[object]) -> Point:
-    """What an attack came to on some of the pictures alone: another batch holds others too."""
+    """The results of an attack on some of its images, since batches of another size hold others too."""
     gains = {
         picture: values for picture, values in by_picture(point.outcomes, gain=True).items() if picture in pictures
     }
@@ -89,23 +89,23 @@ def advice_sentence(advice: Sequence[Advice]) -> str:
     best = max(advice, key=lambda one: one.bought.mean)
     low = best.bought.low
     if best.bought.mean <= 0 or (low is not None and low <= 0):
-        return "None of the changes that were tried lowers for sure what the server sees."
+        return "No tested change reliably reduces the leakage."
     between = "" if low is None else f" (95 % interval {low:.1f} to {best.bought.high:.1f} dB)"
     return (
-        f"Of the changes that were tried, “{best.name}” buys the most: the best attack loses {best.bought.mean:.1f} dB"
-        f"{between}. What it still sees: {NAMES[best.level]}."
+        f"Of the tested changes, “{best.name}” has the largest effect: the strongest attack loses "
+        f"{best.bought.mean:.1f} dB{between}. Its remaining result: {NAMES[best.level]}."
     )
 
 
 @dataclass(frozen=True)
 class Warned:
-    """What checking the shipped model would have told the clients of one attack.
+    """Alarms that checking the shipped model would have raised at the clients of one attack.
 
     Args:
         attack: Its name.
-        refused: In how many runs a check alarms.
-        runs: How many runs were looked at.
-        checks: The checks that alarm in any of them, in plain words.
+        refused: Number of runs with an alarm.
+        runs: Number of runs that were checked.
+        checks: What the checks that alarm in any of them look for.
     """
 
     attack: str
@@ -115,14 +115,14 @@ class Warned:
 
 
 def warned_of(outcomes: Sequence[Outcome]) -> list[Warned]:
-    """Alarms of `defense.inspect_model` by attack; nothing where no run was looked at.
+    """Alarms of `defense.inspect_model` by attack; empty where no run was checked.
 
     Args:
         outcomes: Finished runs.
     """
     found = []
     for attack in dict.fromkeys(outcome.attack for outcome in outcomes):
-        looks = [outcome.record.get("alarms") for outcome in outcomes if outcome.attack == attack]
+        looks = [outcome.record.get("payload_alarms") for outcome in outcomes if outcome.attack == attack]
         known = [alarms for alarms in looks if alarms is not None]
         names = dict.fromkeys(CHECKS.get(name, name) for alarms in known for name in alarms)
         if known:

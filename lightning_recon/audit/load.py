@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All runs of a report, from folders of runs or of audits, and which of them show what a change is worth."""
+"""Load the runs of a report from folders of runs or of audits, and pair those that show the effect of a change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,19 +10,20 @@ from lightning_recon.audit.plan import Plan
 from lightning_recon.audit.run import Outcome, cell_folder, read_outcome
 from lightning_recon.audit.table import row_of
 from lightning_recon.errors import UserError
+from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import PLAN as PLAN_SCHEMA
-from lightning_recon.files.serialization import read_json, readable, write_json
+from lightning_recon.files.serialization import read_json, write_json
 
 PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """A change of a protection, and what was measured without and with it.
+    """A change of a protection, with the runs without and with it.
 
     Args:
         name: Of the change.
-        cost: What it costs, in words; may be empty.
+        cost: Its cost in words; may be empty.
         before: Finished cells without it.
         after: Finished cells with it.
     """
@@ -35,11 +36,11 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Runs:
-    """What a report is about.
+    """The runs of a report.
 
     Args:
         outcomes: Finished runs.
-        trials: Changes of a protection of which both sides have finished.
+        trials: Changes of a protection with finished runs on both sides.
     """
 
     outcomes: list[Outcome]
@@ -47,7 +48,7 @@ class Runs:
 
 
 def write_plan(output: Path, plan: Plan, changes: dict[str, Change]) -> None:
-    """Keep what the cells of an audit are there for.
+    """Record the purpose of each cell of an audit.
 
     Args:
         output: Folder of the audit.
@@ -119,7 +120,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
             )
         for outcome in here.outcomes:
             with readable(outcome.folder / "results.json"):
-                row_of(outcome)  # whatever it lacks shows here
+                row_of(outcome)  # raises if a field is missing
         found.outcomes.extend(here.outcomes)
         found.trials.extend(here.trials)
     return found

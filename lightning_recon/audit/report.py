@@ -2,7 +2,6 @@
 """The report: one HTML file that carries everything it shows, with a table and JSON of the same beside it."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from lightning_recon.audit.interventions import Advice, advice_of, advice_senten
 from lightning_recon.audit.load import Runs
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.run import Outcome, Setting
-from lightning_recon.audit.table import Value, failed_row, row_of, table_text, write_text
+from lightning_recon.audit.table import Value, failed_row, row_of, table_text
 from lightning_recon.audit.wording import (
     NAMES,
     exact_sentences,
@@ -33,8 +32,10 @@ from lightning_recon.audit.wording import (
     setting_name,
     summary_sentence,
 )
-from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.evaluation.formatting import ADJACENCIES, display_name
 from lightning_recon.evaluation.wording import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
+from lightning_recon.files.atomic import write_text
+from lightning_recon.files.serialization import finite
 from lightning_recon.printable import printable
 from lightning_recon.ranges import COUNT, POSITIVE, SHARE, check_ranges
 
@@ -116,7 +117,7 @@ def write_report(
         "payload_check": [asdict(one) for one in content["warned"]],
         "cells": everything,
     }
-    write_text(page.with_suffix(".json"), json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
+    write_text(page.with_suffix(".json"), json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_safe
@@ -215,8 +216,8 @@ def server_sentence(outcomes: Sequence[Outcome]) -> str:
 
 def _about(setting: Setting, settings: Sequence[Setting]) -> str:
     """Network, pictures, delta and adjacency; a mark of the source only where nothing else tells two apart."""
-    adjacency = {"add_remove": "add/remove", "replace_one": "replace one"}.get(setting.adjacency, setting.adjacency)
-    text = f"{setting.about or 'network and pictures not recorded'}; δ = {number(setting.delta)}, {adjacency}"
+    text = f"{setting.about or 'network and pictures not recorded'}; δ = {number(setting.delta)}"
+    text += f", {ADJACENCIES[setting.adjacency]}"
     if sum(replace(other, pictures=setting.pictures) == setting for other in settings) > 1:
         text += f"; source {setting.pictures or 'not recorded'}"
     return text
@@ -303,11 +304,3 @@ def _failures(failed: Sequence[tuple[Cell, str]]) -> list[str]:
         return []
     which = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
     return [f"{which} failed, listed below: the verdict does not speak of them. The same command tries again."]
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

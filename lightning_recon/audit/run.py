@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished cell, or any finished run, came to: its record and the pictures that belong to it."""
+"""A finished run as the audit reads it: its record and the names of its images."""
 
 import hashlib
 import json
@@ -11,10 +11,11 @@ from typing import Any
 
 from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.results import SCHEMA_VERSION
+from lightning_recon.evaluation.run_record import read_results
 from lightning_recon.exchange import current_noise_share
-from lightning_recon.files.schema import ORIGINALS, RESULTS
-from lightning_recon.files.serialization import FAULTS, parse_json, read_json, read_text, read_yaml, readable, validated
+from lightning_recon.files.faults import FAULTS, readable
+from lightning_recon.files.schema import ORIGINALS
+from lightning_recon.files.serialization import read_json, read_yaml
 from lightning_recon.printable import printable
 from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
@@ -24,20 +25,20 @@ FAILED = "failed.txt"
 
 @dataclass(frozen=True)
 class Setting:
-    """What was attacked, but for attack, noise and seed: runs that differ in any of it are never averaged.
+    """The protection and the data under attack, without the noise: runs that differ in any of it are never averaged.
 
     Args:
         granularity: "sample" or "update".
         per_layer: Whether each tensor is clipped by itself.
-        batch_size: Pictures a client.
+        batch_size: Images a client.
         rounds: Rounds with the same batch.
-        aggregated: Clients whose updates reach the server as their sum alone.
-        noise_share: What each of them adds to the noise of the sum.
-        participation: Probability with which a client answers on the pictures under attack; None if not known.
+        aggregated: Clients whose updates reach the server as their sum only.
+        noise_share: Each client's share of the noise of the sum.
+        participation: Probability with which a client answers on the images under attack; None if not known.
         delta: At which epsilon is accounted.
-        adjacency: Whose epsilon is named first.
-        about: The network, the pictures and their size, in words; empty if not known.
-        pictures: What marks the source of the pictures; empty if not known.
+        adjacency: Neighbouring relation of the epsilon that is named first.
+        about: The network, the images and their size, in words; empty if not known.
+        pictures: Hash of the source of the images; empty if not known.
         mechanism: Name of the mechanism.
     """
 
@@ -64,9 +65,9 @@ class Outcome:
         name: Of the run.
         folder: Of the run.
         record: Content of `results.json`.
-        originals: What is known of the victims, by client and index; see `callbacks.originals`.
-        about: The network, the pictures and their size, in words; empty if not known.
-        pictures: What marks the source of the pictures; empty if not known.
+        originals: Entries of `truth/index.json` by client and index; see `callbacks.truth_writer`.
+        about: The network, the images and their size, in words; empty if not known.
+        pictures: Hash of the source of the images; empty if not known.
         change: The change of a protection that the run was made for; empty for a run of the sweep itself.
     """
 
@@ -81,13 +82,18 @@ class Outcome:
 
     @property
     def scored(self) -> bool:
-        """Whether the truth was at hand, so that every victim has a PSNR; it is not for captured updates."""
+        """Whether the true images were known, so that every victim has a PSNR."""
         victims = self.record["victims"]
         return bool(victims) and all(victim.get("psnr") is not None for victim in victims)
 
     @property
+    def detects(self) -> bool:
+        """Whether the attack detected a victim in any draw: `detected` of an entry of `victims`."""
+        return any(victim["detected"] for victim in self.record["victims"])
+
+    @property
     def setting(self) -> Setting:
-        """What was attacked, but for attack, noise and seed."""
+        """The protection and the data under attack, without the noise."""
         privacy = self.record["privacy"]
         return Setting(
             granularity=privacy["granularity"],
@@ -110,7 +116,7 @@ class Outcome:
 
     @property
     def noise(self) -> float:
-        """The noise multiplier; 0 without clipping, where noise protects nothing."""
+        """The noise multiplier; 0 without clipping, where noise gives no guarantee."""
         privacy = self.record["privacy"]
         return 0.0 if privacy["max_grad_norm"] is None else float(privacy["noise_multiplier"])
 
@@ -120,19 +126,19 @@ class Outcome:
         return int(self.record["seed"] or 0)
 
     def picture_of(self, victim: Mapping[str, Any]) -> object:
-        """What tells a victim's picture from others: its name, or client and index of this seed where none is known."""
+        """Key of a victim's image: its name, or seed, client and index where none is known."""
         place = victim["client"], victim["index"]
         original = self.originals.get(place)
         return original["name"] if original else (self.seed, *place)
 
     def by_picture(self, gain: bool) -> dict[object, list[float]]:
-        """PSNR in dB of every draw by picture, so that one seen under several seeds counts as one.
+        """PSNR in dB of every draw by image, so that one attacked under several seeds counts as one.
 
         Args:
-            gain: Whether what a mean image scores on the same picture is subtracted.
+            gain: Whether to subtract the PSNR of a mean image on the same image.
 
         Returns:
-            Values by the picture's name; by client and index where it is not known. Empty if a gain is asked for and
+            Values by the image's name; by client and index where it is not known. Empty if `gain` is true and
             the scores of the mean image are not all known.
         """
         values: dict[object, list[float]] = defaultdict(list)
@@ -140,8 +146,8 @@ class Outcome:
             original = self.originals.get((victim["client"], victim["index"]))
             if gain and original is None:
                 return {}
-            guess = original["mean_image_psnr"] if gain and original else 0.0
-            values[self.picture_of(victim)].append(victim["psnr"] - guess)
+            baseline = original["mean_image_psnr"] if gain and original else 0.0
+            values[self.picture_of(victim)].append(victim["psnr"] - baseline)
         return dict(values)
 
 
@@ -150,27 +156,10 @@ def cell_folder(output: Path, name: str) -> Path:
     return output / "cells" / name
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Content of a run's `results.json`; None if there is none, or one of another version.
-
-    Raises:
-        UserError: It is damaged, was altered, or is none.
-    """
-    path = folder / "results.json"
-    if not path.exists():
-        return None
-    with readable(path):
-        content = parse_json(read_text(path), path)
-        if content.get("schema_version") != SCHEMA_VERSION:
-            return None
-        record: Any = validated(content, RESULTS)
-    return dict(record)
-
-
 def is_finished(folder: Path) -> bool:
-    """Whether a cell has a record that can be used: one that is damaged is measured again."""
+    """Whether a cell has a valid record; one whose record is damaged is measured again."""
     try:
-        return read_record(folder) is not None
+        return read_results(folder) is not None
     except UserError:
         return False
 
@@ -186,7 +175,7 @@ def read_outcome(folder: Path, attack: str | None = None, change: str = "") -> O
     Raises:
         UserError: Its record, or that of its victims, is damaged.
     """
-    record = read_record(folder)
+    record = read_results(folder)
     if record is None:
         return None
     originals: dict[tuple[int, int], Mapping[str, Any]] = {}
@@ -200,20 +189,20 @@ def read_outcome(folder: Path, attack: str | None = None, change: str = "") -> O
 
 
 def _about(folder: Path) -> tuple[str, str]:
-    """The target network and the pictures in words, and a mark of the pictures' source; empty if the config is gone."""
+    """The target network and the images in words, and a hash of the images' source; empty without a config."""
     try:
         config = read_yaml(folder / "config.yaml")
         client, data = config["model"]["init_args"]["client"]["init_args"], config["data"]["init_args"]
         size, root, kind = data["image_size"], data.get("root"), data.get("source", "samples")
         trained = "trained" if client.get("weights") else "untrained"
-        # Not the seed, which chooses among the pictures, nor how many are dealt to whom.
+        # Neither the seed, which chooses among the images, nor how they are distributed over clients.
         source = {"class": config["data"]["class_path"], "root": root, "source": kind, "masks": data.get("masks")}
         network = f"{client['network']}, {trained}" if "network" in client else "an update from elsewhere"
         if "network" not in client:
-            source["client"] = client  # another file, other pictures
+            source["client"] = client  # another file, other images
         mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
         named = f"pictures of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
-    except FAULTS:  # gone, damaged, or of another kind of run
+    except FAULTS:  # missing, damaged, or of another kind of run
         return "", ""
     return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audit as a table: a row per cell with its victims aggregated, the same whenever it is made again."""
+"""The audit as a table: a row per cell, with averages over its victims."""
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_recon.audit.aggregate import Interval, interval_of
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.run import Outcome
-from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.files.renamed_fields import fields_with_both_names
 from lightning_recon.printable import printable
 from lightning_recon.privacy.mechanism import ADJACENCIES
 
@@ -25,9 +24,9 @@ _VARIED = ("granularity", "per_layer", "batch_size", "rounds", "aggregated", "ch
 _SUMMARY = (
     *("clients", "draws", "victims", "detected", "collided", "false_detections"),
     *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "bit_exact_share"),
-    *("received_share", "bits_sent_mean", "structure_bytes", "seconds"),
+    *("file_decoded_fraction", "bits_sent_mean", "structure_bytes", "seconds"),
 )
-_BOUNDS = (*("channel_nats", "noise_law_psnr", "noise_law_psnr_5_percent", "unbiased_psnr", "gaussian_reference_psnr"),)
+_BOUNDS = ("channel_nats", "noise_law_psnr", "noise_law_psnr_p95", "unbiased_psnr", "gaussian_reference_psnr")
 _PRIVACY = (
     *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds"),
     *("aggregated", "noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),
@@ -42,7 +41,7 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
 
     Returns:
         Values by column; psnr and gain (PSNR above that of a mean image) in dB with the ends of their confidence
-        intervals over pictures, epsilon for both adjacencies of all rounds together and of one.
+        intervals over images, epsilon for both adjacencies of all rounds together and of one.
     """
     record = outcome.record
     privacy, summary, baselines = record["privacy"], record["summary"], record["baselines"] or {}
@@ -51,7 +50,7 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
         {adjacency: outcome.epsilon(rounds, adjacency) for adjacency in ADJACENCIES}
         for rounds in (1, int(privacy["rounds"]))
     )
-    alarms = record.get("alarms")
+    alarms = record.get("payload_alarms")
     row: dict[str, Value] = {"cell": outcome.name, "status": "finished", "change": outcome.change or None}
     row |= {"attack": outcome.attack, "structure": record["attack"], "seed": record.get("seed")}
     row |= {"oracles": " ".join(record["oracles"]) or "none"}
@@ -64,24 +63,24 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
     row |= {name: summary.get(name) for name in _SUMMARY[:-2]}
     row |= _scores(outcome)
     row |= {name: record.get(name) for name in ("public_statistics", "subject_fraction", "batchnorm", "participation")}
-    row["alarms"] = None if alarms is None else " ".join(alarms) or "none"
-    return row | {name: summary.get(name) for name in _SUMMARY[-2:]}
+    row["payload_alarms"] = None if alarms is None else " ".join(alarms) or "none"
+    return fields_with_both_names(row | {name: summary.get(name) for name in _SUMMARY[-2:]})
 
 
 def _scores(outcome: Outcome) -> dict[str, Value]:
-    """Intervals of PSNR and gain; nothing where no truth was at hand."""
+    """Intervals of PSNR and gain; None where the true images are not known."""
     names = ("psnr_low", "psnr_high", "psnr_best", "gain_mean", "gain_low", "gain_high")
     if not outcome.scored:
         return dict.fromkeys(names)
     psnr, gains = interval_of(outcome.by_picture(gain=False)), outcome.by_picture(gain=True)
-    guess = outcome.record["baselines"]["mean_image_psnr"]
-    gain = interval_of(gains) if gains else Interval(psnr.mean - guess, None, None, psnr.pictures)
+    baseline = outcome.record["baselines"]["mean_image_psnr"]
+    gain = interval_of(gains) if gains else Interval(psnr.mean - baseline, None, None, psnr.pictures)
     best = max(float(victim["psnr"]) for victim in outcome.record["victims"])
     return dict(zip(names, (psnr.low, psnr.high, best, gain.mean, gain.low, gain.high), strict=True))
 
 
 def failed_row(cell: Cell) -> dict[str, Value]:
-    """The row of a cell that failed: what was asked for."""
+    """The row of a cell that failed: its parameters."""
     return {
         "cell": cell.name,
         "status": "failed",
@@ -95,10 +94,10 @@ def failed_row(cell: Cell) -> dict[str, Value]:
 
 
 def table_text(rows: Sequence[Mapping[str, Value]]) -> str:
-    """Rows as CSV: floats with six significant digits, nothing where there is no value.
+    """Rows as CSV: floats with six significant digits, empty where there is no value.
 
     Args:
-        rows: At least one; the columns are those of all rows, in the order in which they come up.
+        rows: At least one; the columns are those of all rows, in order of appearance.
     """
     full = max(rows, key=len)
     columns = list(dict.fromkeys([*full, *(name for row in rows for name in row)]))
@@ -109,22 +108,6 @@ def table_text(rows: Sequence[Mapping[str, Value]]) -> str:
     return text.getvalue()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file at one stroke: a reader finds the old one or the new one.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error.strerror}): make room, or choose another --output") from None
-
-
 def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:
     """Write TensorBoard's HParams view of the sweep.
 
@@ -133,7 +116,7 @@ def write_hparams(folder: Path, rows: Sequence[Mapping[str, Value]]) -> None:
         rows: Rows of finished cells.
     """
     shutil.rmtree(folder / HPARAMS, ignore_errors=True)
-    # Few columns, so that the scores stand beside what was attacked: of the rest only what differs between the cells.
+    # Few columns, so that scores and attack are visible side by side: of the rest only what differs between the cells.
     first = {"attack": "attack", "z": "noise_multiplier", "epsilon": "epsilon_accounted"}
     others = [name for name in _VARIED if len({str(row[name]) for row in rows}) > 1]
     metrics = ("psnr_mean", "gain_mean", "psnr_best", "ssim_mean", "detected")

@@ -138,7 +138,7 @@ def exact_sentences(protections: Sequence[Protection]) -> list[tuple[Level | Lit
             continue
         batch = _batch(point.setting)
         start = f"At {promise(point)}, z = {one.noise:.3g}, {batch}"
-        told.append(("recognisable", f"{start}: {exact.told}, by “{point.attack}”. {share_sentence(exact)}"))
+        told.append(("recognisable", f"{start}: {exact.sentence}, by “{point.attack}”. {share_sentence(exact)}"))
     if never:
         fewest = min((exact for _, exact in never), key=lambda exact: exact.pictures)
         at = _listed([f"{noise:.3g}" for noise, _ in never])
@@ -173,13 +173,13 @@ def noise_sentence(points: Sequence[Point], tolerance: float) -> str:
         text += " The intervals over pictures and draws reach further up under every noise: more pictures would tell."
     elif found.sure > found.mean:
         text += f" With the whole 95 % interval over pictures and draws: {_noise(found.sure, points)}."
-    elif _isolated(points, found.sure):
+    elif any(point.detects for point in points if point.noise >= found.sure):
         text += " The whole 95 % interval over pictures and draws keeps within it too."
     else:
         pictures = min(point.psnr.pictures for point in points)
         rare = binomial_interval(0, pictures, CONFIDENCE)[1]
         text += (
-            f" No attack isolated any of the {pictures} pictures there; seen on so few, up to {100 * rare:.0f} % of "
+            f" No attack detected any of the {pictures} pictures there; seen on so few, up to {100 * rare:.0f} % of "
             "such pictures might still be (95 % interval)."
         )
     below = [point.noise for point in points if 0 < point.noise < found.mean]
@@ -188,11 +188,6 @@ def noise_sentence(points: Sequence[Point], tolerance: float) -> str:
     if found.exceeded is None:
         return text + " No smaller noise that was tried exceeds it with the whole interval."
     return text + f" With the whole interval it is exceeded up to z = {found.exceeded:.3g}: the threshold lies between."
-
-
-def _isolated(points: Sequence[Point], noise: float) -> bool:
-    """Whether any attack handed over a picture of its own under this noise or more."""
-    return any(point.mean_of("summary", "detected") for point in points if point.noise >= noise)
 
 
 def promise(point: Point) -> str:
@@ -238,10 +233,10 @@ def _sentence(one: Protection, tolerance: float) -> str:
     best = one.best
     between = "" if best.gain.low is None else f" (95 % interval {best.gain.low:+.1f} to {best.gain.high:+.1f} dB)"
     start = f"At {promise(best)}, z = {one.noise:.3g}: "
-    if not any(point.mean_of("summary", "detected") for point in one.points):
+    if not any(point.detects for point in one.points):
         return (
-            f"{start}no attack in this audit isolated any of {best.psnr.pictures} pictures; all that is left to them "
-            "is the mean image."
+            f"{start}no attack in this audit detected any of {best.psnr.pictures} pictures; the best estimate left to "
+            "them is the mean image."
         )
     if one.level == "nothing":
         return (

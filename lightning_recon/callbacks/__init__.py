@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audience: callbacks that know the truth, the loggers and the run folder, and tell the attack nothing."""
+"""Lightning callbacks that score, log and write results; they know the true images, which no attack sees."""
 
 from lightning_recon.callbacks.comparison import Comparison
 from lightning_recon.callbacks.image_grid import ImageGrid

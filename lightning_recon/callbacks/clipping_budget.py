@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says of the clipping budget: whether the structure had it, and a warning where it had not."""
+"""The structure's share of the clipping budget, for `results.json`, and a warning where it is low."""
 
 import logging
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def share_record(module: Attack, found: Sequence[Reconstruction]) -> dict[str, Any]:
-    """The fields of `results.json` about the clipping budget; warns in one line if the structure had too little of it.
+    """The fields of `results.json` about the clipping budget; warns in one line if the structure's share is low.
 
     Args:
         module: The attack, after it shipped its payload.
@@ -26,7 +26,7 @@ def share_record(module: Attack, found: Sequence[Reconstruction]) -> dict[str, A
     mean, low = mean_share(shares)
     if low:
         worst = min(share.value for share in shares if share is not None and share.low)
-        fewer = "clients answered on fewer pictures or in fewer rounds than announced"
+        fewer = "clients answered on fewer images or in fewer rounds than announced"
         cause = f"{fewer}, or their gradients did not reach the clip, for which a larger strength helps"
         if not detached:
             cause = (
@@ -41,5 +41,5 @@ def share_record(module: Attack, found: Sequence[Reconstruction]) -> dict[str, A
             100 * max(worst, 0.0),
             cause,
         )
-    told = any(share is not None for share in shares)
-    return {"detached_logits": detached, "structure_share": mean, "low_shares": low if told else None}
+    known = any(share is not None for share in shares)
+    return {"detached_logits": detached, "structure_share": mean, "low_shares": low if known else None}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`comparison.png`: what the attack made of its first victims, beside the truth and, if asked for, a rival."""
+"""`comparison.png`: the first victims and their reconstructions, optionally those by a second structure too."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,26 +13,26 @@ from lightning_recon.attack.protocol import run_protocol
 from lightning_recon.callbacks.figures import Version, caption, comparison_figure
 from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.image_grid import Drawn, ImageGrid, log_picture, versions_of
-from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
+from lightning_recon.callbacks.protection import describe_protection, noise_of, privacy_of
 from lightning_recon.client import VictimClient
 from lightning_recon.console import say, warn
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
-from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
-from lightning_recon.files.serialization import write
+from lightning_recon.evaluation.scoring import Scored, Truth, score
+from lightning_recon.files.atomic import write
 from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
 from lightning_recon.structure import Structure
 
-NOTE = "Every reconstruction is from a release of its own: the same pictures, independent noise."
+NOTE = "Every reconstruction is from a release of its own: the same images, independent noise."
 
 
 class Comparison(Callback):
-    """Draws `comparison.png`: the first client's pictures, what a rival or the mean image has of them, and the attack.
+    """Draws `comparison.png`: the first client's images beside those of a second structure or the mean image.
 
-    A rival, and the same attack under more noise, take further, separate releases of the same pictures, with noise of
-    their own: the run's attack does not get them, they are not recorded, and the accounting of the run leaves them out.
-    Structures are compared with structures only: an honest server's attack has no rival here, nor has a captured
-    update, which is one release and cannot become a second.
+    A second structure, and the same attack under more noise, take further, separate releases of the same images, with
+    independent noise: the run's attack does not see them, they are not recorded, and the run's accounting does not
+    count them. Structures are compared with structures only: an honest server's attack is compared with the mean
+    image, and so is a captured update, of which there is no second release.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Comparison(Callback):
         """Choose what to compare with.
 
         Args:
-            structure: A rival structure: same client, same protection. Default: none; the public mean image takes its
-                place.
-            title: Heading of the rival's column. Default: its name.
-            victims: At most so many rows are drawn.
-            noise_factor: A last column shows the same attack under so many times the noise, and TensorBoard its
-                refinement, where the run's own noise leaves nothing to refine. Default: no such column.
+            structure: A second structure, for the same client and protection. Default: none; the public mean image
+                takes its place.
+            title: Heading of the second structure's column. Default: its name.
+            victims: Draw at most this many rows.
+            noise_factor: A last column shows the same attack under this multiple of the noise, and TensorBoard its
+                refinement, since the run's own noise may leave nothing to refine. Default: no such column.
         """
         check_ranges("--comparison.", victims=(victims, COUNT), noise_factor=(noise_factor, POSITIVE))
         self.structure = structure
@@ -60,53 +60,53 @@ class Comparison(Callback):
         self._report = ""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw photograph, subject, rival or baseline, and the attack's pictures of the first client."""
+        """Draw photograph, subject, second structure or mean image, and the attack's images of the first client."""
         truths = truths_of(trainer)
         if not isinstance(pl_module, Attack) or not truths or not trainer.is_global_zero:
             return
         if self is not _chosen(trainer):
             return
         path = Path(trainer.default_root_dir) / "comparison.png"
-        asks = self._rival(pl_module) is not None or self._harder(pl_module) is not None
+        asks = self._second_structure(pl_module) is not None or self._harder(pl_module) is not None
         if pl_module.resumed and path.exists() and asks:
             return  # a resumed run asks no client again
         truth = truth_of(truths, 0, pl_module)
         ours = scored_one(pl_module.reconstructions()[0], truths, pl_module)
-        compared = [self._rivals(pl_module, truth) or _baseline(pl_module, truth), (display_name(pl_module.name), ours)]
+        compared = [self._second(pl_module, truth) or _baseline(pl_module, truth), (display_name(pl_module.name), ours)]
         compared += self._under_more_noise(trainer, pl_module, truth)
         versions = [Version("photograph", truth.photographs), Version("what the client used", truth.images)]
         versions += [_version(name, scored) for name, scored in compared]
-        note = f"{promise(privacy_of(pl_module.client), 'epsilon', 'delta')}. {NOTE if asks else ''}"
+        note = f"{describe_protection(privacy_of(pl_module.client), 'epsilon', 'delta')}. {NOTE if asks else ''}"
         figure = comparison_figure([one.first(self.victims) for one in versions], note=note)
         write(path, lambda partial: figure.save(partial, format="png"))
         means = [f"{name} {_mean_psnr(scored):.1f} dB" for name, scored in compared]
         self._report = f"first client: {', '.join(means)}; {path}"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the comparison once the progress bar is gone."""
+        """Print the comparison after the progress bar has been closed."""
         if self._report:
             say(self._report)
         self._report = ""
 
-    def _rival(self, module: Attack) -> Structure | None:
-        """The rival, where there is one that may be compared with the attack."""
+    def _second_structure(self, module: Attack) -> Structure | None:
+        """The second structure, if there is one that may be compared with the attack."""
         if not isinstance(module, ReconstructionAttack) or not isinstance(module.client, VictimClient):
             return None
         return None if self.structure is None or self.structure.name == module.name else self.structure
 
-    def _rivals(self, module: Attack, truth: Truth) -> tuple[str, Scored] | None:
-        """What the rival makes of a release of its own; None if there is no rival, or it cannot be shipped here."""
-        rival = self._rival(module)
-        if rival is None:
+    def _second(self, module: Attack, truth: Truth) -> tuple[str, Scored] | None:
+        """Name and scores of the second structure; None if there is none, or it cannot be shipped here."""
+        structure = self._second_structure(module)
+        if structure is None:
             return None
-        name, client, draw = self.title or display_name(rival.name), module.client, module.draws
+        name, client, draw = self.title or display_name(structure.name), module.client, module.draws
         try:
-            guess = run_protocol(client, rival, rival.payload(client.task), 0, draw, None)
+            decoded = run_protocol(client, structure, structure.payload(client.task), 0, draw, None)
         except UserError as error:  # the run itself is fine, and must not be lost
             warn(f"no comparison with {name}: {error}")
             return None
-        attacked = Attacked(0, draw, guess.images, guess.images, guess.unresolved, guess.evident)
-        return name, score(truth, attacked, rival.statistics(client.task).mean)
+        found = Reconstruction(0, draw, decoded.images, decoded.images, decoded.unresolved, decoded.evident)
+        return name, score(truth, found, structure.statistics(client.task).mean)
 
     def _harder(self, module: Attack) -> VictimClient | None:
         """The same clients under more noise, where the attack is one that can be repeated."""
@@ -117,7 +117,7 @@ class Comparison(Callback):
         return module.client.under_noise(self.noise_factor * noise_of(module.task))
 
     def _under_more_noise(self, trainer: Trainer, module: Attack, truth: Truth) -> list[tuple[str, Scored]]:
-        """The last column, with its refinement in TensorBoard; none where it was not asked for or leaves nothing."""
+        """The last column, with its refinement in TensorBoard; empty without `noise_factor` or a decoding."""
         harder = self._harder(module)
         if harder is None or not isinstance(module, ReconstructionAttack):
             return []
@@ -133,8 +133,7 @@ class Comparison(Callback):
         grid = next((one for one in trainer.callbacks if isinstance(one, ImageGrid)), ImageGrid())  # type: ignore[attr-defined]
         mean = module.structure.statistics(harder.task).mean
         for step, state in enumerate(states):
-            attacked = Attacked(0, state.draw, state.pictures, state.initial, state.unresolved, state.evident)
-            scored = score(truth, attacked, mean)
+            scored = score(truth, state, mean)
             if grid.due(step) or step == len(states) - 1:
                 for logger in trainer.loggers:
                     if isinstance(logger, TensorBoardLogger):
@@ -144,31 +143,31 @@ class Comparison(Callback):
 
 
 def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> Iterator[Reconstruction]:
-    """The attack on the first client under more noise, before refinement and after each of so many steps."""
-    structure, draw = module.structure, module.draws + 1  # a draw that neither the run nor a rival has had
-    guess = run_protocol(harder, structure, structure.payload(harder.task), 0, draw, None)
-    first = Reconstruction(0, draw, guess.images, guess.images, guess.unresolved, guess.evident)
-    if guess.refinement is None:
+    """The attack on the first client under more noise, before refinement and after each step."""
+    structure, draw = module.structure, module.draws + 1  # a draw of neither the run nor the second structure
+    decoded = run_protocol(harder, structure, structure.payload(harder.task), 0, draw, None)
+    first = Reconstruction(0, draw, decoded.images, decoded.images, decoded.unresolved, decoded.evident)
+    if decoded.refinement is None:
         yield first
         return
     device, transform = module.device, structure.statistics(harder.task).transform
-    objective = guess.refinement.to(device).objective(
-        guess.images.to(device), transform.to(device), module.denoiser.to(device)
+    objective = decoded.refinement.to(device).objective(
+        decoded.images.to(device), transform.to(device), module.denoiser.to(device)
     )
     for step, pictures in enumerate(objective.iterates(steps)):
         yield first if step == 0 else replace(first, pictures=pictures.cpu())
 
 
 def _chosen(trainer: Trainer) -> Callback:
-    """The one that draws: every run has one, and an older config's, among `trainer.callbacks`, takes its place."""
+    """The callback that draws: every run has one, which one among `trainer.callbacks` of an older config replaces."""
     found = [one for one in trainer.callbacks if isinstance(one, Comparison)]  # type: ignore[attr-defined]
     return next((one for one in found if one.structure is not None), found[-1])
 
 
 def _baseline(module: Attack, truth: Truth) -> tuple[str, Scored]:
-    """What needs no attack: the public mean image for every victim."""
+    """The baseline without an attack: the public mean image for every victim."""
     nothing = truth.images[:0].cpu()
-    return "mean image", score(truth, Attacked(0, 0, nothing, nothing, 0), module.mean_image)
+    return "mean image", score(truth, Reconstruction(0, 0, nothing, nothing, 0), module.mean_image)
 
 
 def _version(name: str, scored: Scored) -> Version:

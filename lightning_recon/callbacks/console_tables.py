@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says on the terminal: tables, and the protection in one line."""
+"""Tables on the terminal, and the protection under attack in one line."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import rich
 from rich.table import Table
 from rich.text import Text
 
+from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.client import VictimClient
 from lightning_recon.console import plain, say
 from lightning_recon.evaluation.formatting import display_name
-from lightning_recon.evaluation.results import Record, privacy_record
+from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.normalization import in_words
 
@@ -38,14 +38,12 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
         )
     if client.aggregated > 1:
         say(f"the server gets the sum of {client.aggregated} of these at a time")
-    task = client.task
-    shares: Any = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
-    say(privacy_line(privacy_record(**asdict(client.privacy), **shares)))
-    say(f"network {task.network}, normalisation of its pictures: {in_words(task.normalization)}")
+    say(privacy_line(privacy_of(client)))
+    say(f"network {client.task.network}, normalisation of its images: {in_words(client.task.normalization)}")
 
 
 def show_capture(privacy: Record, capture: Record) -> None:
-    """Print what a captured update promises: declared, and accounted for one round and for all.
+    """Print the epsilon of a captured update: declared, and accounted for one round and for all.
 
     Args:
         privacy: section of `results.json`.
@@ -62,24 +60,24 @@ def show_capture(privacy: Record, capture: Record) -> None:
             table.add_row(name, f"{found['add_remove']:.3g}", f"{found['replace_one']:.3g}")
         rich.print(table)
     declared = {name: value for name, value in _plain(capture["declared"]).items() if value is not None}
-    said = ", ".join(f"{name} {value:g}" for name, value in declared.items())
-    say(f"declared by the program: {said or 'nothing'}")
+    values = ", ".join(f"{name} {value:g}" for name, value in declared.items())
+    say(f"declared by the program: {values or 'nothing'}")
     remarks: Any = capture["remarks"]
     for remark in remarks:
         say(f"remark: {remark}")
 
 
 def show_results(record: Record, root: Path) -> None:
-    """Print the table that ends a run, and where to look."""
+    """Print the table of results, and where they are."""
     summary, baselines, bounds = (_plain(record[part]) for part in ("summary", "baselines", "bounds"))
     name = display_name(str(record["attack"]))
     if summary["psnr_mean"] is None:
         say(
-            f"{name}: pictures for {summary['detected']} of {summary['victims']} victims, {summary['draws']} noise "
-            f"draw(s), {summary['seconds']:.0f} s; no truth is known, so there are no scores"
+            f"{name}: {summary['detected']} of {summary['victims']} victims detected, {summary['draws']} noise "
+            f"draw(s), {summary['seconds']:.0f} s; the true images are not known, so there are no scores"
         )
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
-        say(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+        say(f"images and results.json in {root}; tensorboard --logdir {root}")
         return
     title = f"{name}: {summary['victims']} victims, {summary['draws']} noise draw(s)"
     table = Table(title=Text(plain(title)))
@@ -101,37 +99,37 @@ def show_results(record: Record, root: Path) -> None:
         table.add_row(name, "–" if value is None else f"{value:.1f}")
     rich.print(table)
     say(
-        f"SSIM {summary['ssim_mean']:.3f}; pictures for {summary['detected']} victims, collided {summary['collided']}, "
-        f"false {summary['false_detections']}; {summary['seconds']:.0f} s"
+        f"SSIM {summary['ssim_mean']:.3f}; {summary['detected']} victims detected, {summary['collided']} collided, "
+        f"{summary['false_detections']} false; {summary['seconds']:.0f} s"
     )
-    if told := _exact_line(summary):
-        say(told)
+    if line := _exact_line(summary):
+        say(line)
     if summary["label_accuracy"] is not None:
         oracles: Any = record["oracles"]
-        told = "told by an oracle" if "labels" in oracles else f"{100 * summary['label_accuracy']:.0f} % right"
-        say(f"labels: {told}")
+        accuracy = f"{100 * summary['label_accuracy']:.0f} % correct"
+        say(f"labels: {'given by an oracle' if 'labels' in oracles else accuracy}")
     if "capture" in record:
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
     else:
         say(privacy_line(_plain(record["privacy"])))
-    say(f"pictures and results.json in {root}; tensorboard --logdir {root}")
+    say(f"images and results.json in {root}; tensorboard --logdir {root}")
 
 
 def _exact_line(summary: dict[str, Any]) -> str:
-    """How many pictures came back bit for bit, and how many files arrived; empty where neither was to be expected."""
-    count, share = summary["victims"] * summary["draws"], summary["received_share"]
+    """How many images are bit-exact, and how many files were decoded; empty if none is and no file was sent."""
+    count, share = summary["victims"] * summary["draws"], summary["file_decoded_fraction"]
     exact = round(count * summary["bit_exact_share"])
     if not exact and share is None:
         return ""
-    line = f"bit-exact: {exact} of {count} pictures"
+    line = f"bit-exact: {exact} of {count} images"
     if share is None:
         return line
-    line += f"; {round(count * share)} files arrived"
+    line += f"; {round(count * share)} files decoded"
     if summary["bits_sent_mean"] is None:
         return line
     return (
-        f"{line}, {summary['bits_sent_mean']:.0f} bits each of the {summary['capacity_bits_mean']:.0f} that their "
-        "inputs could carry"
+        f"{line}, {summary['bits_sent_mean']:.0f} bits each; the capacity of their inputs is "
+        f"{summary['capacity_bits_mean']:.0f} bits"
     )
 
 
@@ -152,23 +150,23 @@ def privacy_line(privacy: Record) -> str:
 
 
 def training_line(client: VictimClient, steps: int) -> str:
-    """What the training of a target network has cost, in one line.
+    """The privacy cost of training a target network, in one line.
 
     Args:
         client: The network that was trained.
         steps: Steps from the start, over interruptions too.
     """
     if steps == 0:
-        return "no step of training was taken: nothing was released"
+        return "no training step was taken: nothing was released"
     privacy, epsilon = client.privacy, client.accountant.epsilon(steps)
     if epsilon is None:
-        return f"{steps} steps of training without noise: no privacy guarantee"
+        return f"{steps} training steps without noise: no privacy guarantee"
     rate = float(client.accountant.state_dict()["sample_rate"])
     sampling = f", sampling rate {rate:.3g}" if privacy.granularity == "sample" else ""
     return (
-        f"{steps} steps of training, clip {privacy.max_grad_norm:g} per {privacy.granularity}, noise multiplier "
+        f"{steps} training steps, clip {privacy.max_grad_norm:g} per {privacy.granularity}, noise multiplier "
         f"{privacy.noise_multiplier:g}{sampling}: accounted epsilon {epsilon:.3g} at delta {privacy.delta:g} "
-        f"({privacy.adjacency} of one {'picture' if privacy.granularity == 'sample' else 'update a step'})"
+        f"({privacy.adjacency} of one {'image' if privacy.granularity == 'sample' else 'update a step'})"
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture that says it all: the same victims as photograph, as the client used them, and as they came back."""
+"""A figure of the same victims in several versions: photograph, training image, reconstructions."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -36,7 +36,7 @@ class Version(NamedTuple):
 
 
 def caption(psnr: float, bit_exact: bool) -> str:
-    """What to write under a reconstruction: its PSNR in dB, which says nothing more once the true file is back."""
+    """Caption of a reconstruction: its PSNR in dB, or that it is bit-exact."""
     return "bit-exact" if bit_exact else f"{psnr:.1f} dB"
 
 
@@ -50,28 +50,28 @@ def comparison_figure(
 
     Args:
         versions: At least one; all hold the same victims in the same order.
-        tile: Height of a picture in pixels. Smaller images are enlarged without smoothing when a whole number of
+        tile: Height of an image in pixels. Smaller images are enlarged without smoothing when a whole number of
             times fits, else resampled.
-        note: A line under the whole picture; broken where it is too long.
-        across: What lies side by side: "versions" (a row for each victim, headings above), or "victims" (a row for each
+        note: A line under the figure; broken where it is too long.
+        across: What is side by side: "versions" (a row for each victim, headings above), or "victims" (a row for each
             version, its name at the left).
 
     Returns:
-        An RGB picture on white.
+        An RGB image on white.
     """
     named = [Version(*one) for one in versions]
     height, width = named[0].images.shape[-2:]
     size = (round(tile * width / height), tile)
     cells = [list(zip(one.images, one.captions or [""] * len(one.images), strict=True)) for one in named]
-    lying = across == "victims"
-    rows = cells if lying else [list(row) for row in zip(*cells, strict=True)]
+    horizontal = across == "victims"
+    rows = cells if horizontal else [list(row) for row in zip(*cells, strict=True)]
     gap, margin = round(tile * _GAP), round(tile * _MARGIN)
     text = max(_LEAST_TEXT, round(tile * _TEXT))
-    heading = 0 if lying else round(2.2 * text)
-    left = margin + (round(tile * _ROW_NAME) if lying else 0)
+    heading = 0 if horizontal else round(2.2 * text)
+    left = margin + (round(tile * _ROW_NAME) if horizontal else 0)
     captioned = [round(1.6 * text) if any(label for _, label in row) else 0 for row in rows]
     columns = len(rows[0]) if rows else 0
-    least = 2 * tile if lying else 0  # room for a note in one line beside a single victim
+    least = 2 * tile if horizontal else 0  # room for a note in one line beside a single victim
     right = left + max(columns * (size[0] + gap) - gap, least) + margin
     lines = _lines(note, text, right - 2 * margin)
     bottom = margin + heading + len(rows) * (size[1] + gap) + sum(captioned) - gap + margin // 2
@@ -79,13 +79,13 @@ def comparison_figure(
     draw = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
         draw.text((margin, bottom + text * (0.5 + 1.4 * number)), line, fill=_GREY, font=_font(line, text), anchor="lt")
-    if not lying:
+    if not horizontal:
         for column, one in enumerate(named):
             place = (left + column * (size[0] + gap) + size[0] // 2, margin + heading - 0.75 * text)
             draw.text(place, one.name, fill=_INK, font=_font(one.name, 1.15 * text, size[0]), anchor="ms")
     top = margin + heading
     for number, row in enumerate(rows):
-        if lying:
+        if horizontal:
             _row_name(draw, named[number].name, text, (margin, top + size[1] // 2), left - margin - gap)
         for column, (image, label) in enumerate(row):
             start = left + column * (size[0] + gap)
@@ -97,7 +97,7 @@ def comparison_figure(
 
 
 def _row_name(draw: ImageDraw.ImageDraw, name: str, text: float, middle: tuple[int, int], width: int) -> None:
-    """Write a name at the left of its row, on as many lines as it takes."""
+    """Write a name at the left of its row, on as many lines as needed."""
     lines = _lines(name, 1.1 * text, width)
     for number, line in enumerate(lines):
         place = (middle[0], middle[1] + 1.4 * text * (number - (len(lines) - 1) / 2))
@@ -105,7 +105,7 @@ def _row_name(draw: ImageDraw.ImageDraw, name: str, text: float, middle: tuple[i
 
 
 def _lines(text: str, size: float, width: int) -> list[str]:
-    """Break a text between words, so that each line is no wider than `width` pixels, as far as that goes."""
+    """Break a text between words, so that each line is at most `width` pixels wide where its words allow it."""
     font, lines = ImageFont.load_default(size), list[str]()
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

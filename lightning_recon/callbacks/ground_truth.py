@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the audience has the truth from, and how it scores an update's pictures."""
+"""The true images of a run, and the scores of an update's reconstructions against them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,16 +11,16 @@ from torch import Tensor
 from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.data import ClientBatch
 from lightning_recon.evaluation.assignment import label_share
-from lightning_recon.evaluation.scoring import Attacked, Scored, Truth, score
+from lightning_recon.evaluation.scoring import Scored, Truth, score
 
 
 def truths_of(trainer: Trainer) -> list[Truth]:
-    """The clients' batches; none in a replay, which has no data."""
+    """The clients' batches; empty in a replay, which has no data."""
     return list(getattr(getattr(trainer, "datamodule", None), "client_batches", []))
 
 
 @dataclass(frozen=True)
-class Together:
+class ConcatenatedBatches:
     """The batches of clients whose updates are summed, one after another; fields as in `Truth`."""
 
     images: Tensor
@@ -36,13 +37,12 @@ def truth_of(truths: list[Truth], update: int, module: Attack) -> Truth:
     images, photographs, masks = (
         torch.cat([getattr(one, part) for one in members]) for part in ("images", "photographs", "masks")
     )
-    return Together(images, photographs, masks)
+    return ConcatenatedBatches(images, photographs, masks)
 
 
 def scored_one(one: Reconstruction, truths: list[Truth], module: Attack) -> Scored:
-    """Match an update's pictures to its victims and score them; each victim is then named by its own client."""
-    attacked = Attacked(one.client, one.draw, one.pictures, one.initial, one.unresolved, one.evident, one.files)
-    scored = score(truth_of(truths, one.client, module), attacked, module.mean_image)
+    """Score an update's reconstructions; each victim carries the index of its own client."""
+    scored = score(truth_of(truths, one.client, module), one, module.mean_image)
     task = module.task
     places = [divmod(one.client * task.victims + number, task.batch_size) for number in range(len(scored.victims))]
     victims = [
@@ -52,8 +52,8 @@ def scored_one(one: Reconstruction, truths: list[Truth], module: Attack) -> Scor
     return replace(scored, victims=victims)
 
 
-def label_accuracy(found: list[Reconstruction], truths: list[Truth], module: Attack) -> float | None:
-    """Share of the true labels that the attacker has, a mean over updates and draws; None if it cares for none."""
+def label_accuracy(found: Sequence[Reconstruction], truths: list[Truth], module: Attack) -> float | None:
+    """Share of the true labels that the attacker recovered, a mean over updates and draws; None if it recovers none."""
     shares = [label_share(one.labels, _labels(truths, one.client, module)) for one in found if one.labels is not None]
     return sum(shares) / len(shares) if shares else None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attack as TensorBoard shows it while it runs: annotated pictures beside the truth, and how good they are."""
+"""The attack in TensorBoard while it runs: images with their PSNR beside the true ones, and curves of the scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.ranges import COUNT, COUNT_OR_NONE, check_ranges
 
 _LEAST_TILE, _MOST_TILE = 128, 192  # pixels
-_EXACT = 100.0  # dB, as an exact picture's PSNR is written
+_EXACT = 100.0  # dB, PSNR of an exact copy
 
-# One chart with the attack and what needs none; TensorBoard shows it under "Custom scalars".
+# One chart with the attack and the mean image; TensorBoard shows it under "Custom scalars".
 _LAYOUT = {"search": {"PSNR, dB": ["Multiline", ["^psnr$", "^mean_image_psnr$"]]}}
 
 
 class ImageGrid(Callback):
     """Shows each attacked batch in TensorBoard at the start, after every power of two of steps, and at the end.
 
-    Whoever knows the truth sees the photograph, what the client trained on, the first decoding and the present state,
-    with PSNR under each, and the curves `psnr`, `ssim` and `mean_image_psnr`, means over the updates that are shown.
-    `objective` is the attack's own.
+    Where the true images are known, it shows the photograph, what the client trained on, the first decoding and the
+    present state, with PSNR under each, and the curves `psnr`, `ssim` and `mean_image_psnr`, means over the updates
+    shown. `objective` is the attack's own.
     """
 
     def __init__(self, every_n_steps: int | None = None, clients: int = 4, columns: int = 8) -> None:
         """Choose how much to show.
 
         Args:
-            every_n_steps: Further pictures every so many steps; null: none.
-            clients: At most so many updates are shown, the first draw of each: a client's batch, or under secure
+            every_n_steps: Further images every so many steps; null: none.
+            clients: Show at most this many updates, the first draw of each: a client's batch, or under secure
                 aggregation that of a group of clients.
-            columns: At most so many victims of each are shown, the first ones.
+            columns: Show at most this many victims of each, the first ones.
         """
         check_ranges(
             "--image_grid.",
@@ -53,7 +53,7 @@ class ImageGrid(Callback):
         self._shown = -1
 
     def due(self, step: int) -> bool:
-        """Whether the state after so many steps is shown: the start, powers of two, and what was asked for."""
+        """Whether this step is shown: the start, powers of two, and multiples of `every_n_steps`."""
         return step & (step - 1) == 0 or (self.every_n_steps is not None and step % self.every_n_steps == 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,12 +101,12 @@ class ImageGrid(Callback):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What stands around a picture in TensorBoard.
+    """How an image is presented in TensorBoard.
 
     Args:
-        tag: Under which it is logged.
+        tag: Name under which it is logged.
         about: What it shows, in words.
-        columns: At most so many victims are drawn.
+        columns: Largest number of victims that are drawn.
     """
 
     tag: str
@@ -115,19 +115,19 @@ class Drawn:
 
 
 def versions_of(
-    attacked: Reconstruction, truth: Truth | None, scored: Scored | None, searched: bool = False
+    found: Reconstruction, truth: Truth | None, scored: Scored | None, searched: bool = False
 ) -> list[Version]:
-    """The rows of a picture in TensorBoard.
+    """The rows of an image in TensorBoard.
 
     Args:
-        attacked: The attacker's pictures.
-        truth: What is known of its victims; None if nothing is.
-        scored: The pictures matched with the truth; None without one, where they stay in the attacker's order.
-        searched: Whether nothing is decoded at first, so that a mean image stands where the search begins.
+        found: The attacker's reconstructions.
+        truth: The true images; None if they are not known.
+        scored: The reconstructions matched with them; None without them, where the attacker's order is kept.
+        searched: Whether nothing is decoded at first, so that the search begins with a mean image.
     """
     first = "mean image: before the search" if searched else "decoded: first estimate"
     if truth is None or scored is None:
-        return [Version(first, attacked.initial), Version("refined: present state", attacked.pictures)]
+        return [Version(first, found.initial), Version("refined: present state", found.pictures)]
     before = [caption(victim.psnr_initial, victim.psnr_initial >= _EXACT) for victim in scored.victims]
     after = [caption(victim.psnr, victim.bit_exact) for victim in scored.victims]
     return [
@@ -139,13 +139,13 @@ def versions_of(
 
 
 def log_picture(logger: TensorBoardLogger, step: int, drawn: Drawn, versions: Sequence[Version]) -> None:
-    """Draw versions of the same victims below each other, and log them as one picture.
+    """Draw versions of the same victims below each other, and log them as one image.
 
     Args:
         logger: TensorBoard's.
-        step: After so many steps.
-        drawn: What stands around it.
-        versions: At least one; nothing is logged where they hold no picture.
+        step: Steps taken so far.
+        drawn: How the image is presented.
+        versions: At least one; nothing is logged where they hold no image.
     """
     count, side = len(versions[-1].images), versions[-1].images.shape[-2]
     if not count:
@@ -169,7 +169,7 @@ def _every(trainer: Trainer) -> int:
 
 
 def _log_objective(trainer: Trainer, module: Attack, step: int, last: bool) -> None:
-    """Log the attack's own objective of the state after so many steps, as far as it has one."""
+    """Log the attack's own objective after this step, if it has one."""
     if not trainer.is_global_zero:
         return
     value = module.present_objective() if last else module.latest_objective
@@ -186,16 +186,16 @@ def _log_scores(
     truths: list[Truth],
     module: Attack,
 ) -> None:
-    """Log PSNR and SSIM, and what the public mean image scores on the same victims."""
+    """Log PSNR and SSIM, and the PSNR of the public mean image on the same victims."""
     victims = [victim for one in scored for victim in one.victims]
-    guesses = []
+    baseline: list[float] = []
     for one in shown:
         images = truth_of(truths, one.client, module).images
-        guesses += psnr_per_image(module.mean_image.to(images).expand_as(images), images).tolist()
+        baseline += psnr_per_image(module.mean_image.to(images).expand_as(images), images).tolist()
     metrics = {
         "psnr": sum(victim.psnr for victim in victims) / len(victims),
         "ssim": sum(victim.ssim for victim in victims) / len(victims),
-        "mean_image_psnr": sum(guesses) / len(guesses),
+        "mean_image_psnr": sum(baseline) / len(baseline),
     }
     logger.log_metrics(metrics, step)
     if step == 0 and isinstance(logger, TensorBoardLogger):

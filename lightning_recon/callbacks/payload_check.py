@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client that looks at the model before it answers would have noticed."""
+"""The alarms of a client that checks the model before it answers."""
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -18,15 +18,15 @@ def alarms_of(trainer: Trainer, module: Attack) -> list[str]:
     """Names of the checks that warn the first client of the model that it is sent first; see `inspect_model`.
 
     Args:
-        trainer: The trainer, with the clients' pictures.
-        module: The attack, once the server has spoken.
+        trainer: The trainer, with the clients' images.
+        module: The attack, after it made its payload.
 
     Raises:
-        UserError: There is no client of its own whose pictures and network could be used.
+        UserError: The run has no simulated client whose images and network could be used.
     """
     client, payload, truths = module.client, module.payload, truths_of(trainer)
     if not isinstance(client, VictimClient) or payload is None or not isinstance(truths[0], ClientBatch):
-        raise UserError("--results.inspect true asks for a client's own network and pictures: leave it out here")
+        raise UserError("--results.inspect true needs a client's own network and images: leave it out here")
     model: nn.Module = client.network
     if payload.settings or payload.tensors:
         model = TamperedNetwork(model, build_layer(payload).to(client.device))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run is: a bar on a terminal, and now and then a plain line in a log."""
+"""Progress of a run: a bar on a terminal, and plain lines in a log."""
 
 import time
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class StepBar(RichProgressBar):
         return "Refining  " if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar down: what is printed or decoded after the last step is not pushed above it."""
+        """Close the bar, so that later output does not appear above it."""
         super().on_train_end(trainer, pl_module)
         self._stop_progress()
 
@@ -58,7 +58,7 @@ class StepLog(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Print a line if it is time for one."""
+        """Print a line if one is due."""
         step, now = trainer.global_step, time.monotonic()
         taken = step - self._first
         due = taken & (taken - 1) == 0 or now - self._last >= SECONDS or step == trainer.max_steps
@@ -74,12 +74,12 @@ class StepLog(ProgressBar):
 
 
 def step_line(step: int, last: int, objective: float | None, seconds_a_step: float) -> str:
-    """How far a run is, in one line.
+    """Progress in one line.
 
     Args:
-        step: Steps taken, over interruptions too.
+        step: Steps taken, including those before an interruption.
         last: How many there will be; negative if that is not known.
-        objective: What the attack minimises, as it is now; None if it is not known.
+        objective: Present value of what the attack minimises; None if it is not known.
         seconds_a_step: Mean of this process.
     """
     parts = [f"step {step} of {last}" if last > 0 else f"step {step}"]
@@ -91,7 +91,7 @@ def step_line(step: int, last: int, objective: float | None, seconds_a_step: flo
 
 
 def progress_bars(trainer: Mapping[str, Any]) -> list[Callback]:
-    """The program's own progress, unless another one or none is asked for.
+    """The default progress callback, unless the config has another one or none.
 
     Args:
         trainer: The section `trainer` of a config, its callbacks instantiated.

@@ -1,47 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protection that a run attacks, whoever answers: a client of its own, a captured update, or a recording."""
+"""The protection under attack: of a simulated client, a captured update, or a recorded exchange."""
 
 from dataclasses import asdict
 from typing import Any
 
-from lightning_recon.callbacks.capture_check import DELTA, protection_of
 from lightning_recon.capture import CapturedClient
 from lightning_recon.client import VictimClient
-from lightning_recon.evaluation.formatting import in_words
+from lightning_recon.evaluation.formatting import ADJACENCIES, in_words
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import Client, Task
 
-_ADJACENCY = {"add_remove": "add/remove", "replace_one": "replace one"}
+DELTA = 1e-5  # where the program that made an update declares none
 
 
 def privacy_of(client: Client) -> Record:
     """The `privacy` section of `results.json`.
 
     Args:
-        client: Who answers. A recording does not say at which delta epsilon was accounted: then it is 1e-5.
+        client: Who answers. A captured update is accounted at the delta that its program declared; a captured update
+            without a declared delta, and a recording, which does not state one, at 1e-5.
     """
-    if isinstance(client, CapturedClient):
-        return protection_of(client)
     task = client.task
-    shares: dict[str, Any] = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
+    announced: dict[str, Any] = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
     if isinstance(client, VictimClient):
-        return privacy_record(**asdict(client.privacy), **shares)
+        return privacy_record(**asdict(client.privacy), **announced)
     names = ("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
-    announced: dict[str, Any] = {name: getattr(task, name) for name in names}
-    return privacy_record(**announced, **shares, delta=DELTA, adjacency="add_remove")
+    announced |= {name: getattr(task, name) for name in names}
+    declared = client.first.declared if isinstance(client, CapturedClient) else None
+    delta = declared.delta if declared and declared.delta else DELTA
+    return privacy_record(**announced, delta=delta, adjacency="add_remove")
 
 
 def noise_of(task: Task) -> float:
-    """The announced noise multiplier; 0 without clipping, where noise protects nothing."""
+    """The announced noise multiplier; 0 without clipping, where noise gives no guarantee."""
     return 0.0 if task.max_grad_norm is None else task.noise_multiplier
 
 
-def promise(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:
-    """A protection and its accounted epsilon in a few words; the names of both for fonts that have no Greek."""
+def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:
+    """A protection and its accounted epsilon in a few words; give other names for fonts without Greek letters."""
     found: Any = privacy
     if found["max_grad_norm"] is None:
         return f"no clipping, no finite {epsilon}"
-    clip = f"clip {found['max_grad_norm']:g} of each {'picture' if found['granularity'] == 'sample' else 'update'}"
+    clip = f"clip {found['max_grad_norm']:g} of each {'image' if found['granularity'] == 'sample' else 'update'}"
     clip += ", each tensor by itself" if found["per_layer"] else ""
     if found["aggregated"] != 1:
         clip += f", sums of {found['aggregated']} clients"
@@ -50,5 +50,5 @@ def promise(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:
         return f"{clip}, no noise, no finite {epsilon}"
     return (
         f"{clip}, noise multiplier z = {found['noise_multiplier']:g}, {rounds}: accounted {epsilon} = "
-        f"{in_words(found['epsilon_accounted'])} at {delta} = {found['delta']:g} ({_ADJACENCY[found['adjacency']]})"
+        f"{in_words(found['epsilon_accounted'])} at {delta} = {found['delta']:g} ({ADJACENCIES[found['adjacency']]})"
     )

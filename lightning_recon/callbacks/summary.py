@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is about and what it came to, as TensorBoard shows it: text, and a row in the HParams table."""
+"""A run and its result in TensorBoard: text, and a row in the HParams table."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_recon.attack import Attack
-from lightning_recon.callbacks.protection import noise_of, privacy_of, promise
+from lightning_recon.callbacks.protection import describe_protection, noise_of, privacy_of
 from lightning_recon.callbacks.results_writer import ResultsWriter
 from lightning_recon.evaluation.formatting import display_name, in_words
 from lightning_recon.evaluation.results import Record
@@ -21,7 +21,7 @@ class RunSummary(Callback):
     """Logs protection and command at the start, and verdict and hyperparameters at the end; after `ResultsWriter`."""
 
     def __init__(self, command: Sequence[str] = ()) -> None:
-        """Say how the run was started.
+        """Keep the command that started the run.
 
         Args:
             command: Arguments of `recon`; empty if they are not known.
@@ -29,7 +29,7 @@ class RunSummary(Callback):
         self.command = tuple(command)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what is attacked, and the command that does."""
+        """Log what is attacked, and by which command."""
         if isinstance(pl_module, Attack):
             for logger in _boards(trainer):
                 text = run_text(pl_module.name, privacy_of(pl_module.client), self.command)
@@ -46,7 +46,7 @@ class RunSummary(Callback):
             if record is not None:
                 logger.experiment.add_text("verdict", verdict_text(record), step)
             privacy: Any = privacy_of(pl_module.client)
-            # Three columns, so that the scores stand beside them: everything else is in results.json.
+            # Three columns, so that the scores are visible beside them: everything else is in results.json.
             row = {"attack": display_name(pl_module.name), "z": noise_of(pl_module.task)}
             row |= {"epsilon": privacy["epsilon_accounted"]} if privacy["epsilon_accounted"] is not None else {}
             logger.log_hyperparams(row, scores_of(record) or {"steps": step}, step)
@@ -68,10 +68,10 @@ def run_text(attack: str, privacy: Record, command: Sequence[str]) -> str:
         command: Arguments of `recon`; empty if they are not known.
     """
     gamma: Any = privacy["rero_gamma"]
-    lines = [f"**Attack:** {_plain(display_name(attack))}", f"**Protection:** {promise(privacy)}"]
+    lines = [f"**Attack:** {_plain(display_name(attack))}", f"**Protection:** {describe_protection(privacy)}"]
     lines += [
-        f"**Reconstruction robustness:** whoever would guess right with probability {kappa} does so with at most "
-        f"{value:.3g} after seeing the releases"
+        f"**Reconstruction robustness:** an attack that succeeds with probability {kappa} without the releases "
+        f"succeeds with at most {value:.3g} after seeing them"
         for kappa, value in gamma.items()
         if value is not None
     ]
@@ -82,7 +82,7 @@ def run_text(attack: str, privacy: Record, command: Sequence[str]) -> str:
 
 
 def verdict_text(record: Record) -> str:
-    """What came of it, in Markdown, with what theory allows.
+    """The result in Markdown, with bounds and reference values.
 
     Args:
         record: Content of `results.json`.
@@ -91,15 +91,15 @@ def verdict_text(record: Record) -> str:
     lines = [f"**Verdict:** {verdict(record)}"]
     if bounds.get("channel_bits") is not None:
         lines.append(
-            f"**Theoretical limit:** no attack learns more than {in_words(bounds['channel_bits'])} bits about a "
-            "picture from these releases"
+            f"**Theoretical limit:** no attack learns more than {in_words(bounds['channel_bits'])} bits about an "
+            "image from these releases"
         )
     for name, said in (
         ("gaussian_reference_psnr", "the best code for a Gaussian source with the spectrum of photographs"),
-        ("noise_law_psnr", "decoding without any knowledge of pictures"),
+        ("noise_law_psnr", "decoding without an image prior"),
     ):
         if bounds.get(name) is not None:
-            lines.append(f"**Yardstick:** {said} has {bounds[name]:.1f} dB (of the mean squared error)")
+            lines.append(f"**Reference:** {said} has {bounds[name]:.1f} dB (of the mean squared error)")
     return "\n\n".join(lines)
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, check_task, completed
 from lightning_recon.files import schema
-from lightning_recon.files.serialization import FAULTS, read_header, read_sealed, reason_of, validated, write_sealed
+from lightning_recon.files.faults import FAULTS, reason_of
+from lightning_recon.files.serialization import read_header, read_sealed, validated, write_sealed
 
 FORMAT = "captured 1"
 ENTRY = "captured"  # of the safetensors header

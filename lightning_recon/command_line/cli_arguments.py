@@ -69,7 +69,7 @@ def user_error(error: BaseException) -> UserError | None:
 
     from lightning_recon.command_line.trainer_options import first_sentence, refused_by_library
     from lightning_recon.files.checkpoints import restoring
-    from lightning_recon.files.serialization import reason_of
+    from lightning_recon.files.faults import reason_of
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return UserError("out of memory: lower --data.batch_size, --data.image_size or the sizes of --model")

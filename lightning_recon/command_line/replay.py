@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser
 
-from lightning_recon.callbacks.results_writer import PICTURES, finished
+from lightning_recon.callbacks.reconstruction_file import PICTURES, finished
 from lightning_recon.command_line.lightning_cli import run_cli
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.replay_config import replay_config

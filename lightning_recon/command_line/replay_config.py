@@ -16,7 +16,8 @@ import torch
 
 from lightning_recon.deprecated import modernized
 from lightning_recon.errors import UserError
-from lightning_recon.files.serialization import read_yaml, readable
+from lightning_recon.files.faults import readable
+from lightning_recon.files.serialization import read_yaml
 from lightning_recon.networks.construction import is_class_path
 
 PACKAGE: Final = "lightning_recon"
@@ -91,7 +92,7 @@ def is_allowed(path: str) -> bool:
         return False
     try:
         found = getattr(import_module(module), name, None)
-    except ImportError:  # such as lightning_recon.files.serialization.os, an attribute of a module
+    except ImportError:  # such as lightning_recon.files.atomic.os, an attribute of a module
         return False
     home = str(getattr(found, "__module__", ""))
     if isinstance(found, type):

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageCms
 
-from lightning_recon.files.serialization import check_regular
+from lightning_recon.files.faults import check_regular
 
 # The formats of torchvision's image folders, and GIF, because GIF files are often renamed. Pillow reads many more,
 # among them PostScript, for which it starts Ghostscript. (JPEG includes the MPO files of phones.)

@@ -18,8 +18,9 @@ from lightning_recon.data.handover import hand_over, model_of, one_step, step_lo
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
+from lightning_recon.files.faults import FAULTS, reason_of
 from lightning_recon.files.schema import TRUTH
-from lightning_recon.files.serialization import FAULTS, read_sealed, reason_of, validated, write_sealed
+from lightning_recon.files.serialization import read_sealed, validated, write_sealed
 
 FORMAT = "truth 1"
 ENTRY = "truth"  # key in the safetensors header

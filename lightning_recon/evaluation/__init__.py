@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scoring by someone who knows the truth, and the yardsticks that stand beside every score."""
+"""Scores against the true images, and bounds and baselines to compare them with."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which picture is whose: the attacker cannot know the order of a batch, so none is expected of it."""
+"""Assign reconstructions to victims: an attacker cannot know the order of a batch, so none is expected."""
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -7,61 +7,61 @@ from torch import Tensor
 
 
 def match(truth: Tensor, reconstructions: Tensor) -> Tensor:
-    """Give every reconstruction one victim so that the total squared error is least.
+    """Assign every reconstruction to one victim so that the total squared error is minimal.
 
     Args:
         truth: The victims' images, shape (B, 3, H, W), values in [0, 1].
-        reconstructions: The attacker's pictures in any order, shape (M, 3, H, W) with M <= B, values in [0, 1].
+        reconstructions: Images in any order, shape (M, 3, H, W) with M <= B, values in [0, 1].
 
     Returns:
-        For each victim the index of its picture, or -1 where none is left for it; shape (B,), int64.
+        For each victim the index of its reconstruction, or -1 without one; shape (B,), int64.
 
     Raises:
-        ValueError: If there are more pictures than victims, other image shapes, or values that are not finite.
+        ValueError: If there are more reconstructions than victims, other image shapes, or values that are not finite.
 
     Source: Kuhn, "The Hungarian method for the assignment problem" (1955), through SciPy.
     """
     if len(reconstructions) > len(truth) or reconstructions.shape[1:] != truth.shape[1:]:
         raise ValueError(
             f"{tuple(reconstructions.shape)} reconstructions for {tuple(truth.shape)} victims: "
-            "hand over at most one picture a victim, of the same shape"
+            "hand over at most one image a victim, of the same shape"
         )
     if not reconstructions.isfinite().all():
         raise ValueError("reconstructions hold NaN or infinity: they cannot be matched")
-    # The product form would cancel between nearly equal pictures.
+    # The product form would cancel between nearly equal images.
     distance = torch.cdist(
         truth.flatten(1).double(),
         reconstructions.flatten(1).double(),
         compute_mode="donot_use_mm_for_euclid_dist",
     )
-    victims, pictures = linear_sum_assignment(distance.square().cpu().numpy())
+    victims, assigned = linear_sum_assignment(distance.square().cpu().numpy())
     owner = torch.full((len(truth),), -1)
-    owner[torch.from_numpy(victims)] = torch.from_numpy(pictures)
+    owner[torch.from_numpy(victims)] = torch.from_numpy(assigned)
     return owner
 
 
 def arrange(reconstructions: Tensor, owner: Tensor, fallback: Tensor) -> Tensor:
-    """Put the attacker's pictures into the victims' order, with a stand-in for victims without one.
+    """Put reconstructions into the victims' order, with a fallback for victims without one.
 
     Args:
         reconstructions: Shape (M, 3, H, W).
-        owner: Index of each victim's picture, or -1; shape (B,), int64.
-        fallback: What an attacker guesses who saw nothing (the public mean image), shape (3, H, W).
+        owner: Index of each victim's reconstruction, or -1; shape (B,), int64.
+        fallback: The estimate of an attacker without any update, the public mean image; shape (3, H, W).
 
     Returns:
-        One picture per victim, shape (B, 3, H, W).
+        One image per victim, shape (B, 3, H, W).
     """
     candidates = torch.cat([reconstructions, fallback.to(reconstructions)[None]])
     return candidates[owner]
 
 
-def label_share(guessed: Tensor, labels: Tensor) -> float:
-    """Share of the labels that are among the guessed ones, each counted as often as it is there.
+def label_share(recovered: Tensor, labels: Tensor) -> float:
+    """Share of the labels that are among the recovered ones, each counted with its multiplicity.
 
     Args:
-        guessed: shape (B,), int64, in any order; or empty, if nobody knows.
+        recovered: shape (B,), int64, in any order; or empty without an estimate.
         labels: shape (B,), int64.
     """
-    length = int(torch.cat([guessed, labels]).max()) + 1
-    found = torch.minimum(guessed.bincount(minlength=length), labels.bincount(minlength=length))
+    length = int(torch.cat([recovered, labels]).max()) + 1
+    found = torch.minimum(recovered.bincount(minlength=length), labels.bincount(minlength=length))
     return int(found.sum()) / len(labels)

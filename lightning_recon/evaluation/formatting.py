@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How attacks and numbers are written for people, the same on the terminal, in figures, reports and TensorBoard."""
+"""Display names of attacks, and numbers in words, for the terminal, figures, reports and TensorBoard."""
 
 import math
 
@@ -21,12 +21,13 @@ _NAMES = {
     "inverting_gradients_modern": "Inverting Gradients, modern",
     "see_through_gradients": "See Through Gradients",
 }
+ADJACENCIES = {"add_remove": "add/remove", "replace_one": "replace one"}
 _SCALES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 _LARGEST = 1e15
 
 
 def display_name(attack: str) -> str:
-    """Name of an attack for people.
+    """Display name of an attack.
 
     Args:
         attack: `attack` of `results.json`.
@@ -38,7 +39,7 @@ def display_name(attack: str) -> str:
 
 
 def in_words(value: float | None) -> str:
-    """A number as a sentence needs it: 8, 0.333, 970, 5,430, about 79,000, about 13 million; "no finite" if None."""
+    """A number for a sentence: 8, 0.333, 970, 5,430, about 79,000, about 13 million; "no finite" if None."""
     if value is None or not math.isfinite(value):
         return "no finite"
     size = abs(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How close two pictures are: one number per image, never one per batch."""
+"""Image metrics: one number per image, never one per batch."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Wei
 
 PSNR_CAP = 100.0
 _GAUSSIAN_KERNEL = 11
-_LPIPS_SIZE = 32  # pixels a side below which the backbones have nothing left to pool
+_LPIPS_SIZE = 32  # pixels a side below which the backbones pool to nothing
 _LPIPS_WEIGHTS = {
     "alex": AlexNet_Weights.DEFAULT,
     "squeeze": SqueezeNet1_1_Weights.DEFAULT,
@@ -42,7 +42,7 @@ def psnr_from_mse(mse: Tensor) -> Tensor:
         mse: Mean squared error, any shape, >= 0.
 
     Returns:
-        -10 log10(mse) in dB, same shape, at most 100 dB: an exact picture would be infinite.
+        -10 log10(mse) in dB, same shape, at most 100 dB: an exact copy would be infinite.
     """
     return (-10 * mse.log10()).clamp(max=PSNR_CAP)
 
@@ -100,7 +100,7 @@ def lpips_per_image(
         network: Backbone whose features are compared.
 
     Returns:
-        Shape (N,), 0 for identical pictures; None without weights, or for pictures too small for them.
+        Shape (N,), 0 for identical images; None without weights, or for images too small for them.
 
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric" (2018), through
     torchmetrics.
@@ -115,7 +115,7 @@ def lpips_per_image(
 
 
 def same_in_8_bits(pictures: Tensor, truth: Tensor) -> Tensor:
-    """Whether each picture, saved with 8 bits a channel, is the true file to the last bit.
+    """Whether each image, saved with 8 bits a channel, equals the true file bit for bit.
 
     Args:
         pictures: Shape (N, 3, H, W), values in [0, 1].

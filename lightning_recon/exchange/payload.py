@@ -11,7 +11,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from lightning_recon.files import schema
-from lightning_recon.files.serialization import describe, read_json, read_tensors, readable, write_json, write_tensors
+from lightning_recon.files.digests import describe
+from lightning_recon.files.faults import readable
+from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
 
 
 @dataclass(frozen=True)

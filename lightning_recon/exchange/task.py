@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from lightning_recon.files import schema
-from lightning_recon.files.serialization import read_json, readable, validated, write_json
+from lightning_recon.files.faults import readable
+from lightning_recon.files.serialization import read_json, validated, write_json
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 from lightning_recon.privacy.clipping import Clip
 from lightning_recon.privacy.mechanism import Mechanism

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_recon.files import schema
+from lightning_recon.files.digests import describe, sha256
+from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import Fingerprint
-from lightning_recon.files.serialization import (
-    describe,
-    read_json,
-    read_tensors,
-    readable,
-    sha256,
-    write_json,
-    write_tensors,
-)
+from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
 
 ROWS = "#rows"  # "NAME#rows" holds the indices of the stored rows of tensor NAME
 

@@ -12,7 +12,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
-from lightning_recon.files.serialization import ALTERED, sha256, warn_without_digest, write
+from lightning_recon.files.atomic import write
+from lightning_recon.files.digests import ALTERED, sha256, warn_without_digest
 
 DIGEST: Final = "lightning_recon_sha256"  # entry of the checkpoint
 _OLDEST: Final = Version("2.0")  # of Lightning: earlier ones name their parts differently
@@ -47,7 +48,7 @@ def content_digest(content: Mapping[str, Any]) -> str:
 
 
 def checkpoint_fault(content: Mapping[str, Any], path: Path) -> str:
-    """What is wrong with a checkpoint as it was read, in a few words; empty if nothing is.
+    """The fault of a checkpoint that was read, in a few words; empty if there is none.
 
     Args:
         content: what `torch.load` gave.

@@ -67,18 +67,18 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = 
     Args:
         root: The run folder.
         overwrite: Whether the run that is there may be replaced.
-        checkpoint: What the run goes on from: "last", a file, or None for a new run.
-        flag: What the folder is named by; there is nothing to go on with where that is another flag.
+        checkpoint: What the run resumes from: "last", a file, or None for a new run.
+        flag: The option that names the folder; only a run of --trainer.default_root_dir can be resumed.
 
     Raises:
         UserError: The folder belongs to another run, or the arguments contradict each other.
     """
     if overwrite and checkpoint:
         raise UserError(
-            "--overwrite starts the run anew and --ckpt_path goes on with it: leave one of them out "
+            "--overwrite starts the run again and --ckpt_path resumes it: leave one of them out "
             "(--overwrite false where a config sets it)"
         )
-    # Lightning itself goes on from what it saved when a batch system stopped the job.
+    # Lightning itself resumes from what it saved when a batch system stopped the job.
     if overwrite or not belongs_to_a_run(root) or any(root.glob("hpc_ckpt_*.ckpt")):
         return
     if checkpoint:
@@ -89,8 +89,8 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = 
             "--trainer.default_root_dir"
         )
     resumable = (root / LAST).is_file() and flag == "--trainer.default_root_dir"
-    go_on = "--ckpt_path last to go on with it, " if resumable else ""
-    raise UserError(f"{root} already holds a run: choose another {flag}, {go_on}or --overwrite to replace it")
+    resume = "--ckpt_path last to resume it, " if resumable else ""
+    raise UserError(f"{root} already holds a run: choose another {flag}, {resume}or --overwrite to replace it")
 
 
 class RunFolder(Callback):
@@ -106,8 +106,8 @@ class RunFolder(Callback):
         Args:
             root: The run folder.
             overwrite: Whether the run that is there may be replaced.
-            checkpoint: What the run goes on from, or None.
-            fits: Whether this is a run of its own; otherwise it only scores or exports the one that is there.
+            checkpoint: What the run resumes from, or None.
+            fits: Whether this is a run of its own; otherwise it scores or exports the existing one.
         """
         self.root, self.overwrite, self.checkpoint, self.fits = root, overwrite, checkpoint, fits
         self.begun = False
@@ -116,16 +116,16 @@ class RunFolder(Callback):
         self._lock: BaseFileLock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, of which some callbacks make one with the whole model, holds no lock and clears nothing."""
+        """A copy, which some callbacks make together with the model, holds no lock and clears nothing."""
         return self.__dict__ | {"_lock": None}
 
     def held_by(self, trainer: Trainer) -> "RunFolder":
-        """The same, which only the process of rank zero locks: the other ranks are of the same run."""
+        """Lock on rank zero only: the other ranks belong to the same run."""
         self._writes = trainer.is_global_zero
         return self
 
     def __enter__(self) -> "RunFolder":
-        """Take the lock, and note what is there."""
+        """Take the lock, and list the existing files."""
         if not self._writes or not self.root.is_dir():
             return self
         self._lock = take(self.root / LOCK)
@@ -140,14 +140,14 @@ class RunFolder(Callback):
             self._lock.release()
             raise
         if self.overwrite:
-            remove(set(self.root.glob("hpc_ckpt_*.ckpt")), self.root)  # or Lightning would go on from it
+            remove(set(self.root.glob("hpc_ckpt_*.ckpt")), self.root)  # or Lightning would resume from it
         self._before = files_of_run(self.root)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take back what a failed set-up has left, and release the lock."""
+        """Remove the files of a failed set-up, and release the lock."""
         if self._lock is None:
             return
         try:
@@ -164,7 +164,7 @@ class RunFolder(Callback):
         self.begun = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The set-up is over, of the training of a target network too.
+        """The set-up is complete, also when a target network is trained.
 
         Args:
             trainer: The trainer.
@@ -175,7 +175,7 @@ class RunFolder(Callback):
         terminable()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The set-up of a run without steps is over.
+        """The set-up of a run without steps is complete.
 
         Args:
             trainer: The trainer.
@@ -184,12 +184,12 @@ class RunFolder(Callback):
         self.begin()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how an interrupted run goes on.
+        """Add to the message of an interrupted run how to resume it.
 
         Args:
             trainer: The trainer.
             pl_module: The model.
-            exception: What ended the run.
+            exception: The exception that ended the run.
         """
         if not isinstance(exception, KeyboardInterrupt) or not self.fits:
             return
@@ -197,14 +197,14 @@ class RunFolder(Callback):
             exception.add_note(f"stopped before the first step: {self.root} is as it was")
         elif (self.root / LAST).is_file():
             where = f"stopped at step {trainer.global_step}"
-            exception.add_note(f"{where}: the same command with --ckpt_path last goes on from the last checkpoint")
+            exception.add_note(f"{where}: the same command with --ckpt_path last resumes from the last checkpoint")
         else:
             where = f"stopped at step {trainer.global_step}, before the first checkpoint"
             exception.add_note(f"{where}: the same command with --overwrite starts again")
 
 
 def begin_run(trainer: Trainer) -> None:
-    """Say that the set-up is over, on every rank; nothing happens where no run folder is managed."""
+    """Mark the set-up as complete, on every rank; does nothing where no run folder is managed."""
     for folder in _folders(trainer):
         folder.begin()
 

@@ -1,99 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all: JSON and safetensors with digests, written atomically, checked on reading.
+"""JSON, YAML and safetensors: records with digests, checked on reading against a schema.
 
-Reading never executes code and never waits (pipes and devices are no files); whatever a truncated, altered or foreign
-file can cause comes out as one line that names it. A digest tells damage and careless edits, not forgery: whoever
-writes a file can write its digest.
+Reading never executes code and never blocks (pipes and devices are refused). Exceptions of a damaged or foreign file
+become one line through `faults.readable`.
 """
 
-import hashlib
 import json
-import logging
-import os
-import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-import torch
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.utils import save_image
 
-from lightning_recon.errors import UserError
+from lightning_recon.files.atomic import write, write_text
+from lightning_recon.files.digests import (
+    ALTERED,
+    DIGEST,
+    describe,
+    digest_of,
+    refuse_renamed_digest,
+    warn_without_digest,
+)
+from lightning_recon.files.faults import check_regular, reason_of
 from lightning_recon.files.yaml_size import YAML_BYTES, YAML_NODES, expanded
-from lightning_recon.printable import cleaned, printable
+from lightning_recon.printable import cleaned
 
 T = TypeVar("T")
 
-DIGEST: Final = "sha256"  # entry of a JSON record, and of a safetensors header, with the hash of all the rest
 JSON_BYTES = 1 << 28  # the longest record that is read; far above that of a run with 65,536 victims
 
-ALTERED: Final = "it was altered: its content does not belong to its sha256 digest"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-# What a damaged or foreign file can raise, from the file system to the parsers of JSON, YAML and safetensors.
-FAULTS = (
-    *(OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-    *(ArithmeticError, EOFError, MemoryError),
-)
-
-log = logging.getLogger("lightning_recon")
-
-
-def sha256(tensor: Tensor) -> str:
-    """Hash (hexadecimal) of a tensor's bytes, whatever its device, dtype or strides."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
-
-
-def describe(tensor: Tensor) -> dict[str, Any]:
-    """Shape, dtype and hash: what a file says of each tensor that it holds."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"shape": list(tensor.shape), "dtype": dtype, "sha256": sha256(tensor)}
-
-
-def digest_of(content: Mapping[str, Any]) -> str:
-    """Hash (hexadecimal) of a JSON object without its own digest, whatever its layout and the order of its keys."""
-    rest = {key: value for key, value in content.items() if key != DIGEST}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def reason_of(error: Exception) -> str:
-    """What an exception says, in one line; of a record that its schema refuses, the first wrong field."""
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the record"
-        found = "" if isinstance(first["input"], dict | list) else f", not {str(first['input'])[:50]!r}"
-        return f"{place}: {first['msg'].removeprefix('Value error, ')}{found}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn every error that a bad file can cause into a one-line `UserError` that names the file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or path} is missing: restore the exchange folder of the run") from error
-    except FAULTS as error:
-        reason = printable(reason_of(error), 500)
-        raise UserError(f"{path} or its tensors are damaged ({reason}): restore the files or run again") from error
-
-
-def check_regular(path: Path) -> None:
-    """Refuse anything but a regular file: opening a pipe may block, and reading a device may never end.
-
-    Raises:
-        OSError: there is none, or it is a folder, a pipe, a socket or a device.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("it is no plain file")
 
 
 def read_text(path: Path, most: int = JSON_BYTES) -> str:
@@ -110,7 +51,7 @@ def read_text(path: Path, most: int = JSON_BYTES) -> str:
 
 
 def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever a config holds
-    """What a YAML file holds, as plain values: no tag makes an object, no alias makes it grow without bound.
+    """The content of a YAML file as plain values: tags create no objects, and aliases cannot expand without bound.
 
     Raises:
         OSError: it cannot be read.
@@ -119,7 +60,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever a config holds
     text = read_text(path, YAML_BYTES)
     try:
         if expanded(yaml.compose(text, Loader=_LOADER)) > YAML_NODES:
-            raise ValueError(f"its aliases stand for more than {YAML_NODES} values")
+            raise ValueError(f"its aliases expand to more than {YAML_NODES} values")
         return yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(reason_of(error)) from error
@@ -137,23 +78,15 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     """
     content = _object(text)
     if DIGEST not in content:
-        _refuse_renamed_digest(content)
+        refuse_renamed_digest(content)
         warn_without_digest(path)
     elif content.pop(DIGEST) != digest_of(content):
         raise ValueError(ALTERED)
     return _printable(content)
 
 
-def _refuse_renamed_digest(content: Mapping[str, Any]) -> None:
-    """Refuse an object whose digest has another name, for instance because a bit of the name flipped."""
-    suspects = [name for name, value in content.items() if isinstance(value, str) and len(value) == 64]
-    for name in suspects[:4]:  # no record has more, and each costs a hash over the object
-        if content[name] == digest_of({key: value for key, value in content.items() if key != name}):
-            raise ValueError(f"its digest stands under the name {name!r}, not {DIGEST!r}")
-
-
 def validated(content: Mapping[str, Any], schema: TypeAdapter[T]) -> T:
-    """What a record says, once its schema has accepted it: strictly, so that "yes" is no bool and 24.7 no size.
+    """A record after strict validation by its schema: "yes" is no bool and 24.7 no size.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of bounds; see `reason_of`.
@@ -166,8 +99,8 @@ def read_json(path: Path, schema: TypeAdapter[T], form: str | None = None) -> T:
 
     Args:
         path: the file.
-        schema: what it must look like, without "format" and digest.
-        form: what its "format" must be; None if it has none.
+        schema: its schema, without "format" and digest.
+        form: expected value of "format"; None if it has none.
 
     Raises:
         OSError: it cannot be read.
@@ -234,24 +167,23 @@ def read_header(path: Path, entry: str) -> dict[str, Any]:
     return _printable(record)
 
 
-def warn_without_digest(path: Path) -> None:
-    """Say, once in a process, that a file is read which nothing protects from damage."""
-    if not _warned:
-        _warned.append(path)
-        log.warning(
-            "%s carries no digest, so damage to it may go unnoticed: it was written by version 0.1.0 or earlier, or by "
-            "another program",
-            printable(str(path)),
-        )
-
-
-_warned: list[Path] = []
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON and its digest atomically; NaN and infinity are refused."""
     text = json.dumps({**content, DIGEST: digest_of(content)}, indent=1, allow_nan=False) + "\n"
-    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, text)
+
+
+def finite(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same record with null in place of NaN and infinity, which JSON does not have; tuples become lists."""
+    return {key: _finite(value) for key, value in content.items()}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return finite(value)
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -272,37 +204,6 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], entry: str, record: 
     """
     text = json.dumps({**record, DIGEST: _seal(tensors, record)}, allow_nan=False)
     _write_safetensors(path, tensors, {entry: text})
-
-
-def write_picture(path: Path, picture: Tensor) -> None:
-    """Write an image (3, H, W) with values in [0, 1] as PNG, atomically."""
-    write(path, lambda partial: save_image(picture, partial, format="png"))
-
-
-def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Write a file beside the target and rename it: it is there whole or not at all, with the mode of any new file.
-
-    Args:
-        path: the target; its folder is made where it is missing.
-        fill: writes the file that it is given.
-
-    Raises:
-        UserError: the folder cannot be written, or is full.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        # As the umask has it: some writers replace the file by a private one.
-        mode = stat.S_IMODE(partial.stat().st_mode)
-        fill(partial)
-        partial.chmod(mode)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error}): choose a folder with free space that you may write") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
-from lightning_recon.files.serialization import FAULTS, read_safetensors, reason_of
+from lightning_recon.files.faults import FAULTS, reason_of
+from lightning_recon.files.serialization import read_safetensors
 
 # Prefixes of a network's own names in a file of weights.
 _PREFIXES = ("", "network.", "model.", "network.model.")

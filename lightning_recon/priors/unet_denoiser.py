@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
-from lightning_recon.files.serialization import FAULTS, read_safetensors, reason_of
+from lightning_recon.files.faults import FAULTS, reason_of
+from lightning_recon.files.serialization import read_safetensors
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
 

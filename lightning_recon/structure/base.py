@@ -3,31 +3,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
+from lightning_recon.reconstruction import ReceivedFile
 from lightning_recon.structure.clipping_budget import BudgetShare
 from lightning_recon.structure.refinement import Refinement
-
-
-@dataclass(frozen=True)
-class ReceivedFile:
-    """The channel code that an image's file was received with, as the server itself knows it.
-
-    Args:
-        codec: "webp", lossless, or "avif", lossy.
-        rate: Message bits an input of its codeword.
-        bits: Message bits of its codeword: file, length and checksum, padded to what the rate carries.
-        capacity: Most bits that as many ±1 inputs can carry at the signal-to-noise ratio of the release.
-    """
-
-    codec: Literal["webp", "avif"]
-    rate: float
-    bits: int
-    capacity: float
 
 
 @dataclass(frozen=True)

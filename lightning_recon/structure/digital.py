@@ -12,7 +12,8 @@ from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
-from lightning_recon.structure.base import Decoded, ReceivedFile, Structure
+from lightning_recon.reconstruction import ReceivedFile
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share

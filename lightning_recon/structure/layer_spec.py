@@ -11,7 +11,8 @@ from typing_extensions import TypedDict
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.files import schema
-from lightning_recon.files.serialization import reason_of, validated
+from lightning_recon.files.faults import reason_of
+from lightning_recon.files.serialization import validated
 from lightning_recon.structure.coding.channel_code import NAME
 from lightning_recon.structure.coding.code_plan import VERSION, Plan
 from lightning_recon.structure.coding.trap_weights import TrapRecipe

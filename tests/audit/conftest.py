@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished runs made by hand: whatever an audit could come to, without attacking anything."""
+"""Finished runs made by hand, without attacking anything."""
 
 import json
 from collections.abc import Callable, Sequence

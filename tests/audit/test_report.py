@@ -25,10 +25,11 @@ from lightning_recon.audit.load import Intervention, Runs
 from lightning_recon.audit.plan import Cell, plan_of
 from lightning_recon.audit.report import Judgement, remarks_of, write_report
 from lightning_recon.audit.run import Outcome, read_outcome
-from lightning_recon.audit.table import row_of, table_text, write_hparams, write_text
+from lightning_recon.audit.table import row_of, table_text, write_hparams
 from lightning_recon.audit.wording import number
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
+from lightning_recon.files.atomic import write_text
 
 MakeRun = Callable[..., Path]
 BROWSER = next(
@@ -165,13 +166,13 @@ def test_the_report_never_promises(sweep: list[Outcome], tmp_path: Path) -> None
         assert phrase not in text
 
 
-def test_where_nothing_was_isolated_it_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+def test_where_nothing_was_detected_it_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     blind = outcome(make_run("blind", gains=((0.0,), (0.0,)), detected=False, z=3.0))
     text = Page(written(tmp_path, blind)).text
-    assert "no attack in this audit isolated any of 2 pictures" in text
+    assert "no attack in this audit detected any of 2 pictures" in text
     # Clopper and Pearson's: 1 - 0.025 ** (1 / 2).
-    assert "No attack isolated any of the 2 pictures there; seen on so few, up to 84 % of such pictures might" in text
-    assert "12.0 dB, not isolated" in text
+    assert "No attack detected any of the 2 pictures there; seen on so few, up to 84 % of such pictures might" in text
+    assert "12.0 dB, not detected" in text
 
 
 def test_one_file_that_loads_nothing(sweep: list[Outcome], tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_what_a_change_buys_stands_in_the_page_and_beside_it(make_run: MakeRun, 
         written(tmp_path, before, after, trials=[Intervention("ten times the noise", "time", (before,), (after,))])
     ).text
     assert "1 protection was audited" in text  # what was tried is no part of the sweep
-    assert "“ten times the noise” buys the most: the best attack loses 10.0 dB" in text
+    assert "“ten times the noise” has the largest effect: the strongest attack loses 10.0 dB" in text
     assert "32.5 → 22.5" in text
     assert "1 of 2 runs" in text
     assert "That is no protection against a server that adapts" in text

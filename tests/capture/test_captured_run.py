@@ -70,7 +70,7 @@ def test_without_a_truth_there_are_images_and_no_scores(blind: Path) -> None:
     assert board.Images("client_0")[0].height > 2 * 128  # decoded and refined, without scores
     assert "psnr" not in board.Tags()["scalars"]
     (said,) = board.Tensors("verdict/text_summary")
-    assert b"vouches for 4 of 4 pictures; the truth is not known" in said.tensor_proto.string_val[0]
+    assert b"detected 4 of 4 victims; the true images are not known" in said.tensor_proto.string_val[0]
 
 
 def test_the_record_has_the_fields_of_any_other(blind: Path, finished: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_was_declared_stands_beside_what_is_accounted(blind: Path) -> None:
     assert privacy["epsilon_accounted"] == pytest.approx(5425.5, rel=1e-3)
     assert privacy["epsilon_nominal"] == pytest.approx(0.2)
     (remark,) = capture["remarks"]
-    assert "declares epsilon 8, and its one round comes to 5426 under add/remove" in remark
+    assert "declares epsilon 8, and its one round has 5426 under add/remove" in remark
 
 
 def test_a_report_stands_without_scores(blind: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_run_without_truth_cannot_be_scored(
     with pytest.raises(SystemExit) as stop:
         main(["test", *arguments(tmp_path / "run", single / "update-d0.safetensors")])
     assert stop.value.code == 2
-    assert "nobody knows what the clients trained on: give --data" in capsys.readouterr().err
+    assert "the true images are not known: give --data" in capsys.readouterr().err
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 

@@ -1,51 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`results.json` has the keys that other tools read, honest averages, and nothing that is not JSON."""
-
-import json
-import math
-from pathlib import Path
+"""The sections of `results.json` about the protection and its bounds."""
 
 import pytest
 import torch
 
-from lightning_recon.errors import UserError
-from lightning_recon.evaluation.results import (
-    Record,
-    bounds_record,
-    named_pictures,
-    privacy_record,
-    results_record,
-    summary_record,
-    write_json,
-)
-from lightning_recon.evaluation.scoring import Attacked, Scored, VictimScore, score
-
-KEYS = {
-    "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "participation alarms baselines bounds victims summary detached_logits",
-    "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency "
-    "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "
-    "epsilon_of_one_client epsilon_of_sum",
-    "baselines": "black_psnr mean_image_psnr",
-    "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent unbiased_psnr gaussian_reference_psnr",
-    "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
-    "psnr_photograph codec code_rate bits_sent capacity_bits image",
-    "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
-    "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share bits_sent_mean "
-    "capacity_bits_mean seconds steps steps_per_second structure_bytes structure_share low_shares",
-}
+from lightning_recon.evaluation.results import Record, bounds_record, privacy_record
 
 SPECTRUM = torch.linspace(1, 0, 768).reshape(3, 16, 16)
-
-
-class Batch:
-    """Three pictures of 16 x 16 whose subject is the middle half."""
-
-    def __init__(self, seed: int) -> None:
-        self.photographs = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-        self.masks = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
-        self.masks[..., 4:12, :] = True
-        self.images = self.photographs * self.masks
 
 
 def paper(**changes: object) -> Record:
@@ -60,57 +21,6 @@ def paper(**changes: object) -> Record:
         "adjacency": "add_remove",
     }
     return privacy_record(**(settings | changes))  # type: ignore[arg-type]
-
-
-def scores(psnr: dict[tuple[int, int, int], float], false: int = 0) -> list[Scored]:
-    nothing = torch.zeros(0)
-    victims = [
-        VictimScore(client, index, draw, True, False, number < false, value, False, 0.5, value, value)
-        for number, ((client, draw, index), value) in enumerate(psnr.items())
-    ]
-    return [Scored(nothing, nothing, victims)]
-
-
-def test_a_record_has_the_documented_keys_and_survives_json(tmp_path: Path) -> None:
-    truths = [Batch(0), Batch(1)]
-    mean = torch.full((3, 16, 16), 0.5)
-    scored = [
-        score(truth, Attacked(client, draw, truth.images, truth.images, unresolved=0), mean)
-        for client, truth in enumerate(truths)
-        for draw in range(2)
-    ]
-    bounds = bounds_record(truths, SPECTRUM, noise_multiplier=2e-4, granularity="update", per_layer=False, rounds=1)
-    record = results_record(
-        attack="water-filling",
-        config="config.yaml",
-        seed=0,
-        privacy=paper(),
-        oracles=[],
-        public_statistics="power-law v1",
-        batchnorm="train",
-        participation=1.0,
-        truths=truths,
-        scored=scored,
-        mean_image=mean,
-        bounds=bounds,
-        seconds=2.0,
-        steps=10,
-        structure_bytes=123,
-    )
-    write_json(tmp_path / "run" / "results.json", record)
-    read = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(read.pop("sha256")) == 64
-    sections = {"": read, "victims": read["victims"][0]} | {k: read[k] for k in KEYS if k not in ("", "victims")}
-    assert {name: set(section) for name, section in sections.items()} == {k: set(v.split()) for k, v in KEYS.items()}
-    assert read["schema_version"] == 1
-    assert read["subject_fraction"] == 0.5
-    assert read["summary"]["victims"] == 6
-    assert read["summary"]["detected"] == 6
-    assert read["summary"]["steps_per_second"] == 5.0
-    assert len(read["victims"]) == 12
-    assert [v["image"] for v in read["victims"]] == [name for name, _ in named_pictures(scored)]
-    assert read["victims"][0]["image"] == "images/000.png"
-    assert torch.equal(named_pictures(scored)[4][1], truths[0].images[1])
 
 
 def test_the_paper_s_protection_as_documented() -> None:
@@ -133,13 +43,13 @@ def test_the_robustness_bound_does_not_depend_on_the_stated_adjacency() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"noise_multiplier": 0.0}, {"max_grad_norm": None}])
-def test_no_promise_without_noise_or_clip(changes: dict[str, object]) -> None:
+def test_no_epsilon_without_noise_or_clip(changes: dict[str, object]) -> None:
     record = paper(**changes)
     assert [record[key] for key in ("epsilon_nominal", "epsilon_accounted", "mu")] == [None, None, None]
     assert record["rero_gamma"] == {"0.1": None}
 
 
-def test_a_sum_s_promise_is_told_from_that_of_each_client() -> None:
+def test_the_epsilon_of_a_sum_and_of_each_client() -> None:
     alone, louder, quieter = (paper(noise_multiplier=z)["epsilon_accounted"] for z in (0.6, 1.2, 0.3))
     full, shared = (paper(noise_multiplier=0.6, aggregated=4, noise_share=share) for share in ("local", "distributed"))
     assert full["epsilon_accounted"] == shared["epsilon_accounted"] == alone
@@ -149,26 +59,14 @@ def test_a_sum_s_promise_is_told_from_that_of_each_client() -> None:
     assert own["epsilon_of_one_client"] == own["epsilon_of_sum"] == own["epsilon_accounted"] != alone
 
 
-def test_averages_over_victims_and_draws() -> None:
-    # client, draw, victim
-    psnr = {(0, 0, 0): 10.0, (0, 0, 1): 20.0, (0, 1, 0): 14.0, (0, 1, 1): 24.0}
-    summary = summary_record(scores(psnr, false=1), seconds=1.0, steps=0, structure_bytes=0)
-    assert summary["victims"] == 2
-    assert summary["draws"] == 2
-    assert summary["detected"] == 2
-    assert summary["false_detections"] == 0.5
-    assert summary["psnr_mean"] == 17.0
-    assert summary["psnr_median"] == 17.0
-    assert summary["psnr_std_over_draws"] == pytest.approx(4 / math.sqrt(2))
-    mean_mse = (10**-1.0 + 10**-2.0 + 10**-1.4 + 10**-2.4) / 4
-    assert summary["psnr_of_mean_mse"] == pytest.approx(-10 * math.log10(mean_mse))
-    assert summary["steps_per_second"] is None
+class Batch:
+    """Three pictures of 16 x 16 whose subject is the middle half."""
 
-
-def test_one_draw_has_no_spread() -> None:
-    summary = summary_record(scores({(0, 0, 0): 10.0, (1, 0, 0): 20.0}), seconds=1.0, steps=1, structure_bytes=0)
-    assert summary["clients"] == 2
-    assert summary["psnr_std_over_draws"] is None
+    def __init__(self, seed: int) -> None:
+        self.photographs = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+        self.masks = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+        self.masks[..., 4:12, :] = True
+        self.images = self.photographs * self.masks
 
 
 def test_no_noise_law_is_invented_for_per_layer_clipping() -> None:
@@ -178,24 +76,3 @@ def test_no_noise_law_is_invented_for_per_layer_clipping() -> None:
     assert per_layer["noise_law_psnr"] is None
     assert per_layer["gaussian_reference_psnr"] == whole["gaussian_reference_psnr"]
     assert per_layer["channel_nats"] == whole["channel_nats"] == pytest.approx(50.0)
-
-
-def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"x": math.nan, "y": [math.inf, 1.0], "z": {"w": (-math.inf, 2)}})
-    read = json.loads((tmp_path / "a.json").read_text())
-    assert [read[name] for name in "xyz"] == [None, [None, 1.0], {"w": [None, 2]}]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"x": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"x": object()})
-    assert json.loads(path.read_text())["x"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write"):
-        write_json(tmp_path / "file" / "results.json", {"x": 1})

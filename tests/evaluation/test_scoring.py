@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every victim is scored, whatever the attacker hands over."""
+"""Every victim is scored, with or without a reconstruction."""
 
 from dataclasses import dataclass, replace
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.evaluation.scoring import Attacked, score
-from lightning_recon.structure.base import ReceivedFile
+from lightning_recon.evaluation.scoring import score
+from lightning_recon.reconstruction import ReceivedFile, Reconstruction
 
 MEAN = torch.full((3, 16, 16), 0.5)
 
@@ -27,8 +27,8 @@ def batch(count: int = 4) -> Batch:
     return Batch(photographs * masks, photographs, masks)
 
 
-def attacked(pictures: Tensor, initial: Tensor | None = None) -> Attacked:
-    return Attacked(3, 1, pictures, pictures if initial is None else initial, unresolved=0)
+def attacked(pictures: Tensor, initial: Tensor | None = None) -> Reconstruction:
+    return Reconstruction(3, 1, pictures, pictures if initial is None else initial, unresolved=0)
 
 
 def test_a_perfect_attack() -> None:
@@ -55,7 +55,7 @@ def test_a_victim_without_a_picture_scores_with_the_mean_image() -> None:
 def test_a_victim_without_a_picture_collided_if_rows_stayed_unexplained(unresolved: int) -> None:
     truth = batch(3)
     found = truth.images[[2, 0]]
-    victims = score(truth, Attacked(0, 0, found, found, unresolved), MEAN).victims
+    victims = score(truth, Reconstruction(0, 0, found, found, unresolved), MEAN).victims
     assert [v.detected for v in victims] == [True, False, True]
     assert [v.collision for v in victims] == [False, unresolved > 0, False]
 
@@ -77,7 +77,7 @@ def test_a_claim_no_better_than_the_mean_image_is_false() -> None:
     assert not any(v.false_detection for v in score(truth, attacked(pictures[:0]), MEAN).victims)
 
 
-def test_a_picture_that_the_attacker_does_not_vouch_for_counts_but_is_no_detection() -> None:
+def test_an_image_that_is_not_evident_counts_but_is_no_detection() -> None:
     truth = batch()
     scored = score(truth, replace(attacked(truth.images), evident=False), MEAN)
     assert not any(v.detected or v.collision or v.false_detection for v in scored.victims)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_recon.files.serialization import DIGEST, digest_of
+from lightning_recon.files.digests import DIGEST, digest_of
 
 ODD: list[Any] = [
     *(None, True, "yes", "", "1", 0, -1, 24.7, 1e308, 10**9, 10**40, [], {}, [[]]),

@@ -17,17 +17,17 @@ import pytest
 import torch
 
 from lightning_recon.audit.load import read_runs
-from lightning_recon.callbacks.results_writer import finished as finished_pictures
-from lightning_recon.callbacks.results_writer import recorded
+from lightning_recon.callbacks.reconstruction_file import finished as finished_pictures
 from lightning_recon.capture import CapturedUpdate, load_captured, save_captured
 from lightning_recon.cli import main
 from lightning_recon.command_line.cli_arguments import check_checkpoint
 from lightning_recon.command_line.replay_config import replay_config
 from lightning_recon.data.truth_file import load_truth, save_truth
 from lightning_recon.errors import UserError
+from lightning_recon.evaluation.run_record import read_results
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, payload_name, update_name
 from lightning_recon.files.checkpoints import content_digest
-from lightning_recon.files.serialization import DIGEST
+from lightning_recon.files.digests import DIGEST
 
 from .mutations import damaged
 
@@ -60,7 +60,7 @@ def _checkpoint(path: Path) -> object:
 
 
 def _results(path: Path) -> object:
-    return {name: value for name, value in recorded(path.parent).items() if name != DIGEST}
+    return {name: value for name, value in (read_results(path.parent) or {}).items() if name != DIGEST}
 
 
 # Of each kind of file: how it is read, to something that can be compared.

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from lightning_recon.capture.client import NETWORK, CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, Task
+from lightning_recon.files.digests import describe
+from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import LABELS
 from lightning_recon.files.schema import NETWORK as NETWORK_RECORD
-from lightning_recon.files.serialization import describe, read_json, read_tensors, readable, write_json, write_tensors
+from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
 from lightning_recon.networks.batch_norm import without_batch_norm
 from lightning_recon.networks.construction import build_network, copied, is_class_path, takes_size
 from lightning_recon.networks.setup_check import fit_to_images

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are written whole, for everyone whom the umask lets read them, and read only as they were written."""
+"""Files are written atomically with the mode of the umask, and read only if they are unchanged."""
 
 import json
 import logging
@@ -12,15 +12,15 @@ import torch
 from pydantic import TypeAdapter
 
 from lightning_recon.errors import UserError
-from lightning_recon.files import serialization
+from lightning_recon.files import digests
+from lightning_recon.files.atomic import write_png
 from lightning_recon.files.checkpoints import DigestedCheckpoints
+from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import (
     read_json,
     read_sealed,
     read_yaml,
-    readable,
     write_json,
-    write_picture,
     write_sealed,
     write_tensors,
 )
@@ -35,7 +35,7 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {})
         write_tensors(tmp_path, "b", {"x": torch.zeros(2)})
         write_sealed(tmp_path / "c.safetensors", {"x": torch.zeros(2)}, "entry", {})
-        write_picture(tmp_path / "d.png", torch.zeros(3, 4, 4))
+        write_png(tmp_path / "d.png", torch.zeros(3, 4, 4))
         DigestedCheckpoints().save_checkpoint({"x": 1}, tmp_path / "e.ckpt")
     finally:
         os.umask(before)
@@ -70,7 +70,7 @@ def test_a_seal_is_over_tensors_and_record_and_gives_equal_files(tmp_path: Path)
 def test_files_without_a_digest_are_read_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serialization, "_warned", [])
+    monkeypatch.setattr(digests, "_warned", [])
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text('{"x": 1}')
     with caplog.at_level(logging.WARNING, "lightning_recon"):

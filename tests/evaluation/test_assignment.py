@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching knows no order and prefers the best whole assignment."""
+"""The assignment ignores order and minimises the total error."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_the_whole_assignment_counts_not_the_greedy_one() -> None:
 
 def test_what_cannot_be_matched_is_refused() -> None:
     truth = images(2)
-    with pytest.raises(ValueError, match="at most one picture"):
+    with pytest.raises(ValueError, match="at most one image"):
         match(truth, images(3))
     with pytest.raises(ValueError, match="same shape"):
         match(truth, images(2)[..., :5])

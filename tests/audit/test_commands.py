@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_cell(
         patch.setattr(Path, "write_text", full)
         assert status(*config, str(output)) == 2
     told = capsys.readouterr().err.strip()
-    assert told.endswith("(No space left on device): make room, or choose another --output")
+    assert told.endswith("No space left on device): choose a folder with free space that you may write")
     assert "\n" not in told
     main([*config, str(output)])
     assert len(calls(tmp_path)) == 4  # none had to run again

@@ -18,7 +18,7 @@ import yaml
 from lightning_recon.attack import ReconstructionAttack
 from lightning_recon.callbacks import ImageGrid
 from lightning_recon.cli import main
-from lightning_recon.files import serialization
+from lightning_recon.files import atomic
 from lightning_recon.files.locking import claimed, take
 from lightning_recon.files.run_folder import LOCK, RunFolder, files_of_run
 from lightning_recon.interrupts import Terminated
@@ -234,7 +234,7 @@ def test_a_full_disk_costs_one_line(
             raise OSError(28, "No space left on device")
         rename(source, target)
 
-    monkeypatch.setattr(serialization.os, "replace", full)
+    monkeypatch.setattr(atomic.os, "replace", full)
     line = (
         refused(run, "--ckpt_path", "last", "--trainer.max_steps", "21")
         if name != "task.json"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a change bought, picture by picture; and whom a look at the model warned."""
+"""The effect of a change, image by image, and the alarms of the payload check."""
 
 import math
 from collections.abc import Callable
@@ -58,9 +58,9 @@ def test_the_best_change_is_named_only_if_it_is_sure(make_run: MakeRun) -> None:
         return [advice_of(Intervention(name, "", (before,), (after,)), 0.5)]
 
     large, small, unsure = advice("large", (10.0, 11.0)), advice("small", (19.0, 20.0)), advice("unsure", (1.0, 19.0))
-    assert "“large” buys the most: the best attack loses 10.0 dB" in advice_sentence([*small, *large])
-    assert "None of the changes" in advice_sentence(unsure)
-    assert "None of the changes" in advice_sentence(advice("worse", (22.0, 23.0)))
+    assert "“large” has the largest effect: the strongest attack loses 10.0 dB" in advice_sentence([*small, *large])
+    assert "No tested change" in advice_sentence(unsure)
+    assert "No tested change" in advice_sentence(advice("worse", (22.0, 23.0)))
 
 
 def test_alarms_are_counted_by_attack(make_run: MakeRun) -> None:

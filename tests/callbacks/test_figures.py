@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison shows the pictures it was given, in order, on white, with a caption where there is a number."""
+"""The figure shows the given images in order, on white, each with its caption."""
 
 import torch
 

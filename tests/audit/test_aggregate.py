@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals against theory and simulation, and thresholds that can be seen by eye."""
+"""Intervals against theory and simulation, and thresholds of hand-made cases."""
 
 import math
 from collections.abc import Callable

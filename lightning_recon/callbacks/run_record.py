@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collect the record of a run for `results.json`: protection, bounds, cost, and what the true images give."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.callbacks.clipping_budget import share_record
+from lightning_recon.callbacks.ground_truth import label_accuracy, truth_of, truths_of
+from lightning_recon.callbacks.protection import privacy_of
+from lightning_recon.capture import CapturedClient
+from lightning_recon.client import VictimClient
+from lightning_recon.errors import UserError
+from lightning_recon.evaluation.metrics import lpips_per_image
+from lightning_recon.evaluation.results import Record, baselines_record, bounds_record
+from lightning_recon.evaluation.run_record import RunRecord
+from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.structure.layer import structure_bytes
+from lightning_recon.structure.layer_spec import channel_code_name
+
+
+def run_record(
+    trainer: Trainer,
+    module: Attack,
+    found: Sequence[Reconstruction],
+    seconds: float,
+    steps: int,
+    capture: Record | None,
+) -> RunRecord:
+    """Collect everything but the victims' scores.
+
+    Args:
+        trainer: The trainer, with its data module if there is one.
+        module: The attack.
+        found: Reconstructions of every update and draw.
+        seconds: Wall time of the attack.
+        steps: Refinement steps.
+        capture: Section `capture`, of a captured update.
+
+    Raises:
+        UserError: The exchange was recorded, so that the client and its protection are not known.
+    """
+    client, task, statistics, truths = module.client, module.task, module.statistics, truths_of(trainer)
+    # A run that is scored again keeps what its own record says of these three.
+    own: dict[str, Any] = {}
+    if isinstance(client, VictimClient):
+        normalised = client.batch_norm if client.normalises_batches else None
+        own = {"seed": client.seed, "batchnorm": normalised, "participation": client.participation}
+    elif not isinstance(client, CapturedClient):
+        raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
+    bounds = bounds_record(
+        truths,
+        statistics.variance,
+        noise_multiplier=task.update_multiplier,
+        mechanism=task.mechanism,
+        granularity=task.granularity,
+        per_layer=task.per_layer,
+        rounds=task.rounds,
+        batch_size=task.batch_size,
+    )
+    masks = [truth.masks for truth in truths]
+    return RunRecord(
+        attack=module.name,
+        privacy=privacy_of(client),
+        bounds=bounds,
+        clients=task.clients,
+        batch_size=task.batch_size,
+        seconds=seconds,
+        steps=steps,
+        structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
+        oracles=module.oracles,
+        public_statistics=statistics.name,
+        subject_fraction=float(torch.cat(masks).double().mean()) if masks else None,
+        baselines=baselines_record(truths, statistics.mean) if truths else None,
+        label_accuracy=label_accuracy(found, truths, module) if truths else None,
+        channel_code=channel_code_name(module.payload) if module.payload is not None else None,
+        capture=capture,
+        skipped_pictures=list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", [])) if truths else [],
+        **share_record(module, found),
+        **own,
+    )
+
+
+def mean_lpips(
+    scored: Sequence[Scored], found: Sequence[Reconstruction], truths: list[Truth], module: Attack
+) -> float | None:
+    """Mean learned perceptual distance; None where its network's weights are not on this machine.
+
+    Args:
+        scored: Reconstructions of every update and draw, matched with the true images.
+        found: The same before matching.
+        truths: The clients' batches.
+        module: The attack.
+    """
+    distances = [
+        lpips_per_image(one.pictures, truth_of(truths, update.client, module).images.cpu())
+        for update, one in zip(found, scored, strict=True)
+    ]
+    known = [distance for distance in distances if distance is not None]
+    return float(torch.cat(known).mean()) if known else None

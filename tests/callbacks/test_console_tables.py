@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protection under attack in one line."""
+
+import pytest
+
+from lightning_recon.callbacks.console_tables import privacy_line
+from lightning_recon.evaluation.results import privacy_record
+
+
+@pytest.mark.parametrize(
+    ("clip", "layers", "noise", "says"),
+    [
+        (None, False, 0.0, ["no clipping,", "no noise", "no privacy guarantee"]),
+        (None, True, 0.0, ["no clipping,", "no noise", "no privacy guarantee"]),
+        (10.0, False, 0.0, ["clip 10 per update,", "no noise", "no privacy guarantee"]),
+        (10.0, True, 2e-4, ["clip 10 per update and layer,", "nominal epsilon 10,"]),
+        (
+            10.0,
+            False,
+            2e-4,
+            ["clip 10 per update,", "nominal epsilon 10,", "accounted epsilon 1.25e+07 at delta 1e-05"],
+        ),
+    ],
+)
+def test_the_protection_in_one_line(clip: float | None, layers: bool, noise: float, says: list[str]) -> None:
+    record = privacy_record(
+        granularity="update",
+        per_layer=layers,
+        max_grad_norm=clip,
+        noise_multiplier=noise,
+        rounds=1,
+        batch_size=4,
+        delta=1e-5,
+        adjacency="add_remove",
+    )
+    line = privacy_line(record)
+    assert all(part in line for part in says)
+    assert "\n" not in line
