@@ -156,7 +156,7 @@ def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> I
         decoded.images.to(device), transform.to(device), module.denoiser.to(device)
     )
     for step, pictures in enumerate(objective.iterates(steps)):
-        yield first if step == 0 else replace(first, pictures=pictures.cpu())
+        yield first if step == 0 else replace(first, images=pictures.cpu())
 
 
 def _unrefined(decoded: Decoded, draw: int) -> Reconstruction:
@@ -177,7 +177,7 @@ def _baseline(module: Attack, truth: Truth) -> tuple[str, Scored]:
 
 
 def _version(name: str, scored: Scored) -> Version:
-    return Version(name, scored.pictures, [caption(victim.psnr, victim.bit_exact) for victim in scored.victims])
+    return Version(name, scored.images, [caption(victim.psnr, victim.bit_exact) for victim in scored.victims])
 
 
 def _mean_psnr(scored: Scored) -> float:
