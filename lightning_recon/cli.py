@@ -23,7 +23,7 @@ from lightning_recon.command_line.shipped_configs import (
     read_config,
     with_shipped_configs,
 )
-from lightning_recon.deprecated import modernized_arguments
+from lightning_recon.deprecated import classes_given, modernized_arguments
 from lightning_recon.interrupts import stoppable
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -90,9 +90,10 @@ def run(given: list[str], typed: Sequence[str]) -> None:
     Raises:
         UserError: For every mistake of the user.
     """
-    given = modernized_arguments(given)
+    classes = classes_given(given)
+    contents = [read_config(name, classes) for name in configs_in(given) if not name.lstrip().startswith("{")]
+    given = modernized_arguments(given, classes)
     command, rest = given[0], given[1:]
-    contents = [read_config(name) for name in configs_in(given) if not name.lstrip().startswith("{")]
     find_modules_here([*rest, *_words(contents)])
     console.sign_of_life(f"recon {command}: loading PyTorch and Lightning, a few seconds …")
     from lightning_recon.command_line import lightning_cli  # takes seconds

@@ -23,7 +23,7 @@ from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
 from lightning_recon.command_line.shipped_configs import read_config
 from lightning_recon.console import say
-from lightning_recon.deprecated import modernized, modernized_option
+from lightning_recon.deprecated import Place, modernized_option
 from lightning_recon.errors import UserError
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.locking import claimed
@@ -45,7 +45,6 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
         UserError: For whatever can be told before the first cell runs, or where files cannot be written.
     """
     configs, flags, own = split(args)
-    own = [_modernized_value(own[place - 1] if place else "", word) for place, word in enumerate(own)]
     sections, bases = read_configs(configs)
     given = ["audit", *(word for name in configs for word in ("--config", name)), *own]
     with explaining(audit_options, given):
@@ -135,22 +134,6 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return configs, flags, own
 
 
-def _modernized_value(option: str, word: str) -> str:
-    """A word of the command line; deprecated keys in a mapping given to an audit option are translated."""
-    name, equals, value = word.partition("=") if word.startswith("--") else (option, "", word)
-    if not name.startswith("--audit") or not value.lstrip().startswith("{"):
-        return word
-    with suppress(yaml.YAMLError):  # the parser explains what is wrong with it
-        content = yaml.safe_load(value)
-        for key in reversed(name.removeprefix("--").split(".")):
-            content = {key: content}
-        content = modernized(content)
-        for _ in name.split("."):
-            content = next(iter(content.values()))
-        value = json.dumps(content)
-    return f"{name}={value}" if equals else value
-
-
 def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read configs, each of which may have a section `audit` beside those of `recon fit`.
 
@@ -164,9 +147,10 @@ def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, A
         UserError: A file cannot be read.
     """
     sections: dict[str, Any] = {}
+    classes: dict[Place, str] = {}
     bases = []
     for name in names:
-        content = read_config(name)
+        content = read_config(name, classes)
         section = content.pop("audit", None) or {}
         if not isinstance(section, dict):
             raise UserError(

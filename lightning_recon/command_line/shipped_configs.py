@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import yaml
 
-from lightning_recon.deprecated import modernized, modernized_arguments
+from lightning_recon.deprecated import Place, classes_given, classes_in, modernized, modernized_arguments
 from lightning_recon.errors import UserError
 from lightning_recon.files.yaml_size import YAML_NODES, expanded
 from lightning_recon.suggestions import closest
@@ -99,14 +99,16 @@ def configs_in(args: Sequence[str]) -> list[str]:
     return found + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
 
 
-def read_config(name: str) -> dict[str, Any]:
+def read_config(name: str, classes: dict[Place, str] | None = None) -> dict[str, Any]:
     """Read a config file.
 
     Args:
         name: Its path.
+        classes: Class paths that the configs before it set, by their place; those of this config are added. They tell
+            whose options an overlay sets that does not name the class, see `deprecated.modernized`.
 
     Returns:
-        What it sets; at least one thing.
+        Its settings, at least one, with current names for deprecated ones.
 
     Raises:
         UserError: There is no such file, or it is no YAML mapping in UTF-8; file and line are named.
@@ -134,7 +136,9 @@ def read_config(name: str) -> dict[str, Any]:
             f"config {name} is {kind}, not settings: write `name: value` lines, as in recon configs quickstart"
         )
     _refuse_twice(name, node)
-    return cast(dict[str, Any], modernized(content))
+    known = {} if classes is None else classes
+    known |= classes_in(content)
+    return cast(dict[str, Any], modernized(content, known))
 
 
 def with_current_names(args: Sequence[str]) -> list[str]:
@@ -146,14 +150,16 @@ def with_current_names(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: A config cannot be read.
     """
-    found = modernized_arguments(args)
-    for name in configs_in(found):
-        if name.lstrip().startswith("{"):
-            continue
-        current = read_config(name)
-        if current != yaml.safe_load(_text(name)):
-            text = json.dumps(current)
-            found = [text if arg == name else arg.replace(f"={name}", f"={text}") for arg in found]
+    classes = classes_given(args)
+    texts = {}
+    for name in configs_in(args):
+        if not name.lstrip().startswith("{"):
+            current = read_config(name, classes)
+            if current != yaml.safe_load(_text(name)):
+                texts[name] = json.dumps(current)
+    found = modernized_arguments(args, classes)
+    for name, text in texts.items():
+        found = [text if arg == name else arg.replace(f"={name}", f"={text}") for arg in found]
     return found
 
 
