@@ -16,10 +16,11 @@ from lightning_recon import __version__, console
 from lightning_recon.callbacks.progress import step_line
 from lightning_recon.cli import find_modules_here, main
 from lightning_recon.command_line.commands import COMMANDS, help_of
+from lightning_recon.command_line.config_files import line_of, read_config
 from lightning_recon.command_line.lightning_cli import roots
 from lightning_recon.command_line.options import choices_of, described, group_of, type_of
 from lightning_recon.command_line.replay import sameness
-from lightning_recon.command_line.shipped_configs import CONFIGS, line_of, read_config, shipped
+from lightning_recon.command_line.shipped_configs import CONFIGS, shipped
 from lightning_recon.errors import UserError
 from lightning_recon.suggestions import closest
 

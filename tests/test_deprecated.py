@@ -15,8 +15,8 @@ import yaml
 
 from lightning_recon import client, deprecated
 from lightning_recon.cli import main
+from lightning_recon.command_line.config_files import with_current_names
 from lightning_recon.command_line.replay_config import is_allowed
-from lightning_recon.command_line.shipped_configs import with_current_names
 from lightning_recon.deprecated import CLASS_PATHS, KEYS, VALUES, modernized, modernized_arguments, modernized_option
 
 Fit = Callable[..., dict[str, Any]]

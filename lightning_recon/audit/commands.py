@@ -19,9 +19,9 @@ from lightning_recon.audit.run import cell_folder
 from lightning_recon.audit.runner import Runner, failure
 from lightning_recon.audit.table import write_hparams
 from lightning_recon.client import Privacy
+from lightning_recon.command_line.config_files import read_config
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
-from lightning_recon.command_line.shipped_configs import read_config
 from lightning_recon.console import say
 from lightning_recon.deprecated import Place, modernized_option
 from lightning_recon.errors import UserError

@@ -14,7 +14,8 @@ from typing import Any
 
 from lightning_recon import __version__
 from lightning_recon.audit.config import AuditedAttack, Reference, Sweep
-from lightning_recon.command_line.shipped_configs import read_config, with_shipped_configs
+from lightning_recon.command_line.config_files import read_config
+from lightning_recon.command_line.shipped_configs import with_shipped_configs
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.parameters import mechanism_named
 
