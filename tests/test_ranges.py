@@ -13,13 +13,13 @@ import torch
 
 from lightning_recon import attack, callbacks, client, data, structure
 from lightning_recon.attack.inversion import batched_lbfgs
-from lightning_recon.audit import config, report
+from lightning_recon.audit import config
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 from lightning_recon.priors import regularizers
 
 Fit = Callable[..., dict[str, Any]]
-MODULES = (attack, callbacks, data, structure, client, regularizers, batched_lbfgs, config, report)
+MODULES = (attack, callbacks, data, structure, client, regularizers, batched_lbfgs, config)
 # What some of them cannot be built without.
 NEEDED: dict[str, dict[str, Any]] = {
     "ReconstructionAttack": {"client": object(), "structure": object()},
@@ -28,7 +28,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "BatchedLBFGS": {"params": [torch.nn.Parameter(torch.zeros(1))]},
     "Sweep": {"attacks": {"a": config.AuditedAttack()}, "noise_multiplier": [0.1]},
 }
-NO_OPTIONS = {"Cell", "Release", "UserError", "Advice", "Setting", "Decoded", "Reconstruction"}  # reached by no config
+NO_OPTIONS = {"Release", "Decoded", "Reconstruction"}  # reached by no config
 
 
 def numbers() -> Iterator[tuple[type, str, bool]]:

@@ -44,7 +44,6 @@ from lightning_recon.console import is_quiet
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.files.atomic import write
 from lightning_recon.files.run_folder import LAST, RunFolder, check_free
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
 

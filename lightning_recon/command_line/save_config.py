@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from lightning_recon.files.serialization import write
+from lightning_recon.files.atomic import write
 
 
 class SaveConfig(SaveConfigCallback):
