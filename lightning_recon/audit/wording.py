@@ -125,7 +125,8 @@ def _sentence(one: Protection, tolerance: float) -> str:
     interval = "" if low is None else f" (95 % confidence interval {low:+.1f} to {high:+.1f} dB)"
     start = f"At {guarantee_of(best)}, z = {one.noise:.3g}: "
     if not any(point.detects for point in one.points):
-        return f"{start}no attack detected any of the {best.psnr.pictures} images; the mean image is left."
+        images = f"any of the {best.psnr.pictures} images"
+        return f"{start}no attack detected {images}; the mean image remains the best estimate."
     within = f"{start}no attack exceeds the mean image by more than {tolerance:g} dB on average"
     if one.level == "nothing":
         return f"{within}; the best, “{best.attack}”, is at {best.gain.mean:+.1f} dB{interval}."
