@@ -24,6 +24,7 @@ from lightning_recon.command_line.commands import OPTIONS, RUNS
 from lightning_recon.command_line.config_files import check_settings, with_current_names
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
+from lightning_recon.command_line.parser import TITLES, Parser
 from lightning_recon.command_line.save_config import SaveConfig
 from lightning_recon.command_line.shipped_configs import (
     configs_first,
@@ -46,28 +47,6 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
 from lightning_recon.files.run_folder import LAST, RunFolder, check_free
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
-
-TITLES = {
-    "model": "The attack and its clients",
-    "data": "The images",
-    "image_grid": "Images in TensorBoard",
-    "results": "Results",
-    "comparison": "Comparison with another attack",
-    "trainer": "Lightning's Trainer",
-}
-
-
-class Parser(LightningArgumentParser):
-    """Accepts no abbreviated options, so that a mistyped option is never taken for another one."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
-        """Build the parser.
-
-        Args:
-            args: Arguments of Lightning's parser.
-            kwargs: Keyword arguments of Lightning's parser.
-        """
-        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False} | kwargs)
 
 
 class ReconCLI(LightningCLI):
