@@ -29,7 +29,7 @@ from .typed import refusal
         (b"[" * 3000, "nested too deeply"),
         (
             b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40)),
-            "stands for more",
+            "expands to more",
         ),
         (b"modle:\n  draws: 2\n", "line 1: there is no setting modle: did you mean model?"),
         (b"audit:\n  jobs: 2\n", "line 1: there is no setting audit"),
