@@ -26,7 +26,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "BatchedLBFGS": {"params": [torch.nn.Parameter(torch.zeros(1))]},
     "Sweep": {"attacks": {"a": config.AuditedAttack()}, "noise_multiplier": [0.1]},
 }
-NO_OPTIONS = {"Release", "Decoded", "Reconstruction"}  # reached by no config
+NO_OPTIONS = {"Release", "Decoded", "LayerSpec", "Reconstruction"}  # reached by no config
 
 
 def numbers() -> Iterator[tuple[type, str, bool]]:
