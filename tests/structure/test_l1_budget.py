@@ -30,9 +30,8 @@ def test_allocation_keeps_the_budget_and_nothing_near_is_better(budget: float) -
     generator = torch.Generator().manual_seed(0)
     for scale in (0.01, 0.1, 0.5):
         for _ in range(20):
-            other = (found * (1 + scale * torch.randn(len(found), generator=generator, dtype=torch.float64))).clamp(
-                1e-12
-            )
+            factors = 1 + scale * torch.randn(len(found), generator=generator, dtype=torch.float64)
+            other = (found * factors).clamp(1e-12)
             assert error(found) <= error(other * budget / other.sum()) * (1 + 1e-3)
     if budget > 1:
         # Against every prefix with equal amplitudes, and against the allocation that a Euclidean clip would have.

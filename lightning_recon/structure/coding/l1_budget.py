@@ -126,8 +126,8 @@ def l1_plan(
         sketch_ratio: `norm_ratio` of the sketch.
 
     Returns:
-        The plan, and the ratio of the norms of a whole row; None where a linear code makes the better image, and for fewer
-        than 1000 inputs.
+        The plan, and the ratio of the norms of a whole row; None where a linear code makes the better image, and for
+        fewer than 1000 inputs.
     """
     budget = 1 / max(noise, 1e-9)
     header = math.sqrt(HEADER_ENERGY / HEADER)
