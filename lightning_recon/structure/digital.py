@@ -136,7 +136,7 @@ class Digital(Structure):
         taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
         room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
         pixels, margin = math.prod(task.image_shape[1:]), self.margin_db
-        plan, whole = l1_plan(noise, pixels, room, task.victims > 1, margin, self.always_digital, ratio) or (None, 0.0)
+        plan, whole = l1_plan(noise, pixels, room, task.sharers > 1, margin, self.always_digital, ratio) or (None, 0.0)
         if plan is None or (task.victims > 1 and noise * whole > _CROWDED and not self.always_digital):
             return self.linear.payload(task)
         payload = beside(sketch, plan)
@@ -196,6 +196,7 @@ class Digital(Structure):
                 size,
                 task.victims,
                 decoded_so_far,
+                None if task.noise_is_normal else task.noise,
             )
         decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined_rows(rows, found)]
         posterior = in_coefficients(decoded, shipped, statistics)

@@ -13,7 +13,6 @@ from lightning_recon.attack.inversion.distances import (
     Distance,
     cosine_distance,
     negative_log_likelihood,
-    noise_is_normal,
     noise_std,
     squared_distance,
 )
@@ -92,7 +91,7 @@ class GradientMatching:
         # The published distances know nothing of clipping.
         self.task = task if distance == "likelihood" else replace(task, max_grad_norm=None)
         self.scale = 2 * noise_std(task) ** 2 if distance == "likelihood" else 1.0
-        self.normal = distance != "likelihood" or noise_is_normal(task)
+        self.normal = distance != "likelihood" or task.noise_is_normal
         self.model, self.coordinates = model, coordinates
         self.distance, self.regularization = distance, regularization
         watch = list(model.running) if regularization.batch_norm else []
