@@ -142,9 +142,11 @@ def privacy_line(privacy: Record) -> str:
         clip += f", sums of {count} clients with {privacy['noise_share']} noise each"
     if privacy["epsilon_accounted"] is None:
         return f"{clip}, no noise: no privacy guarantee"
+    nominal = privacy["epsilon_nominal"]  # none of a mechanism other than the Gaussian one
     return (
-        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): nominal epsilon "
-        f"{privacy['epsilon_nominal']:.3g}, accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
+        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): "
+        + ("" if nominal is None else f"nominal epsilon {nominal:.3g}, ")
+        + f"accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
         f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']})"
     )
 

@@ -19,6 +19,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_yaml
 from lightning_recon.networks.construction import is_class_path
+from lightning_recon.privacy.parameters import mechanism_named
 
 PACKAGE: Final = "lightning_recon"
 FLAG: Final = "--trust_config true"
@@ -54,8 +55,10 @@ def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any
         model, trainer = _mapping(config["model"], "model"), _mapping(config["trainer"], "trainer")
         own = dict(_mapping(model["init_args"], "model.init_args"))
         client = _mapping(own.get("client") or {}, "model.init_args.client")
+        settings = _mapping(client.get("init_args") or {}, "client.init_args")
+        mechanism = _mapping(settings.get("privacy") or {}, "client.init_args.privacy").get("mechanism")
         if "network" in own and own["network"] is None:
-            own["network"] = _mapping(client.get("init_args") or {}, "client.init_args").get("network")
+            own["network"] = settings.get("network")
         own["client"], own["update"] = None, None  # the recorded exchange replaces them
         kept: dict[str, Any] = {"seed_everything": config["seed_everything"]}
         kept["model"] = {"class_path": model["class_path"], "init_args": own}
@@ -74,6 +77,13 @@ def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any
             raise UserError(
                 f"{path} names the network {network}, whose code would run: look at it, and add {FLAG} if you trust it"
             )
+        if isinstance(mechanism, str) and "." in mechanism:
+            raise UserError(
+                f"{path} names the mechanism {mechanism}, whose code would run: look at it, and add {FLAG} if you "
+                "trust it"
+            )
+    elif isinstance(mechanism, str):
+        mechanism_named(mechanism, imported=False)  # the recorded exchange names it too, but imports nothing
     own["client"] = {
         "class_path": "lightning_recon.exchange.RecordedClient",
         "init_args": {"folder": str(run / "exchange")},

@@ -136,7 +136,9 @@ class ResultsRecord(TypedDict):
 def _consistent(record: ResultsRecord) -> ResultsRecord:
     """Refuse a record in which one part takes another for granted that is not there."""
     privacy, baselines = record["privacy"], record["baselines"]
-    if (privacy["epsilon_nominal"] is None) != (privacy["epsilon_accounted"] is None):
+    # The nominal epsilon is a formula for Gaussian noise.
+    gaussian = privacy.get("mechanism", "gaussian") == "gaussian"
+    if gaussian and (privacy["epsilon_nominal"] is None) != (privacy["epsilon_accounted"] is None):
         raise ValueError("privacy has one of the two epsilons without the other")
     if "0.1" not in privacy["rero_gamma"]:
         raise ValueError("privacy.rero_gamma lacks 0.1")

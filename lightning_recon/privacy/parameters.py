@@ -108,7 +108,7 @@ def mechanism_named(name: str, imported: bool = True) -> Mechanism:
     if imported and module not in sys.modules:
         raise UserError(
             f"the mechanism {name!r} is none of {names}, and records never import code: name it in the config, as "
-            "--model.client.privacy.mechanism"
+            "--model.client.privacy.mechanism, or replay with --trust_config true"
         )
     try:
         found = getattr(import_module(module), attribute)

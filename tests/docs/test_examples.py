@@ -106,3 +106,27 @@ def test_a_data_source_is_attacked(run: Any) -> None:  # noqa: ANN401
     assert bool((truth == truth[:1]).all())
     assert float(truth.std()) > 0.1
     assert record["summary"]["psnr_mean"] > record["baselines"]["mean_image_psnr"] + 10
+
+
+def test_a_mechanism_is_drawn_from_accounted_and_attacked(run: Any) -> None:  # noqa: ANN401
+    record, root = run(typed("logistic"), "--model.client.privacy.noise_multiplier 1e-5 --data.clients 2")
+    privacy, bounds = record["privacy"], record["bounds"]
+    assert (privacy["mechanism"], privacy["accountant"]) == ("logistic.Logistic", "pure composition")
+    assert privacy["epsilon_by_adjacency"] == {"add_remove": pytest.approx(1e5), "replace_one": pytest.approx(2e5)}
+    assert [bounds[name] for name in ("channel_nats", "noise_law_psnr", "unbiased_psnr")] == [None, None, None]
+    assert record["summary"]["psnr_mean"] > record["baselines"]["mean_image_psnr"] + 10
+    main(["replay", str(root), "--output", str(root.parent / "replayed"), "--trust_config", "true"])
+    with pytest.raises(SystemExit):  # a recorded run must not import code unasked
+        main(["replay", str(root), "--output", str(root.parent / "again")])
+
+    from logistic import Logistic  # the fixture made it importable
+
+    generator = torch.Generator().manual_seed(0)
+    noise = Logistic().sample(200_000, generator)
+    assert float(noise.std()) == pytest.approx(Logistic.noise_std, rel=0.01)
+    reference = torch.distributions.TransformedDistribution(
+        torch.distributions.Uniform(torch.tensor(0.0, dtype=torch.float64), 1.0),
+        [torch.distributions.SigmoidTransform().inv],
+    )
+    difference = Logistic().log_likelihood(noise[:100]) - reference.log_prob(noise[:100])
+    assert float(difference.std()) < 1e-9
