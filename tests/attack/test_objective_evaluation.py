@@ -23,9 +23,9 @@ PENALTIES = Penalties(total_variation=0.2, features=0.1)
 
 def objective(client: VictimClient, penalties: Penalties = PENALTIES) -> GradientMatching:
     model = functionalize(client.network, batch_statistics=False)
-    coordinates = Parametrization("pixels", public_statistics(8, 8, False, None), torch.device("cpu"))
+    parametrization = Parametrization("pixels", public_statistics(8, 8, False, None), torch.device("cpu"))
     head = find_head(model, torch.rand(2, 3, 8, 8))
-    return GradientMatching(model, client.task, coordinates, "cosine", penalties, head)
+    return GradientMatching(model, client.task, parametrization, "cosine", penalties, head)
 
 
 def guesses(client: VictimClient, count: int, joint: bool = False) -> Candidates:
@@ -42,7 +42,7 @@ def guesses(client: VictimClient, count: int, joint: bool = False) -> Candidates
 
 def one_of(many: Candidates, index: int) -> Candidates:
     logits = None if many.logits is None else many.logits[index : index + 1]
-    seen = {name: tensor[index : index + 1] for name, tensor in many.seen.items()}
+    seen = {name: tensor[index : index + 1] for name, tensor in many.observed.items()}
     return Candidates(many.dummies[index : index + 1], logits, many.labels[index : index + 1], seen, None, None)
 
 
