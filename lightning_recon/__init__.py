@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what a server can see of its users' pictures through clipping and noise."""
+"""Measure what a server can reconstruct of its users' images from clipped, noised updates."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_recon.api import AttackResult, Privacy, privatized_update, reconstruct
+    from lightning_recon.api import (
+        AttackResult,
+        Privacy,
+        gradient_of_step,
+        invert_gradients,
+        privatized_update,
+        reconstruct,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["AttackResult", "Privacy", "privatized_update", "reconstruct"]
+__all__ = ["AttackResult", "Privacy", "gradient_of_step", "invert_gradients", "privatized_update", "reconstruct"]
 
 
 def __getattr__(name: str) -> object:

@@ -128,14 +128,17 @@ def find_batch_coupling_layer(model: nn.Module) -> str | None:
 
 
 @contextmanager
-def reproducible_fp32(network: nn.Module, device: torch.device, seed: int, batch_statistics: bool) -> Iterator[None]:
-    """Within it the network trains in full precision and reproducibly; modes and random state come back afterwards.
+def reproducible_fp32(
+    network: nn.Module, device: torch.device, seed: int, batch_statistics: bool | None
+) -> Iterator[None]:
+    """Run in float32 with a fixed seed; restore modes and RNG state on exit.
 
     Args:
-        network: in training mode meanwhile.
+        network: put into training mode.
         device: where it is.
         seed: of the random numbers of its forward pass (dropout).
-        batch_statistics: whether batch normalisation uses the batch, or its running statistics.
+        batch_statistics: whether batch normalisation uses the batch, or its running statistics; None: leave the modes
+            of the network as they are.
     """
     modes = {module: module.training for module in network.modules()}
     with ExitStack() as stack:
@@ -145,10 +148,11 @@ def reproducible_fp32(network: nn.Module, device: torch.device, seed: int, batch
         stack.enter_context(math_attention())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
-        network.train()
-        for module in network.modules():
-            if isinstance(module, _BatchNorm):
-                module.train(batch_statistics)
+        if batch_statistics is not None:
+            network.train()
+            for module in network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train(batch_statistics)
         try:
             yield
         finally:
