@@ -11,7 +11,7 @@ from typing import Any
 from lightning_recon.attack.inversion.settings import InversionSettings
 from lightning_recon.command_line.shipped_configs import read_config, shipped
 from lightning_recon.errors import UserError
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.regularizers import Regularization
 from lightning_recon.suggestions import closest
 
 _CLASS = "lightning_recon.attack.GradientInversion"
@@ -35,7 +35,7 @@ def inversion_preset(name: str) -> tuple[InversionSettings, int]:
     own = {field.name: options[field.name] for field in fields(InversionSettings)}
     module, _, attribute = own["optimizer"]["class_path"].rpartition(".")
     optimizer = partial(getattr(import_module(module), attribute), **own["optimizer"].get("init_args", {}))
-    settings = {**own, "optimizer": optimizer, "regularization": Penalties(**own["regularization"])}
+    settings = {**own, "optimizer": optimizer, "regularization": Regularization(**own["regularization"]), "priors": ()}
     return InversionSettings(**settings), int(content["trainer"]["max_steps"])
 
 

@@ -15,7 +15,7 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.regularizers import Regularization
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, list[Reconstruction]]]
@@ -27,12 +27,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*logging interval"),
 ]
 NOISY = Privacy(max_grad_norm=0.1, noise_multiplier=1e-3)
-PUBLISHED: dict[str, Any] = {"signed": "hard", "regularization": Penalties(total_variation=0.1)}
+PUBLISHED: dict[str, Any] = {"signed": "hard", "regularization": Regularization(total_variation=0.1)}
 OURS: dict[str, Any] = {
     "distance": "likelihood",
     "basis": "spectrum",
     "init": "mean",
-    "regularization": Penalties(spectrum=1.0),
+    "regularization": Regularization(spectrum=1.0),
     "boxed": False,
 }
 
@@ -192,7 +192,7 @@ def preset(name: str) -> dict[str, Any]:
 
     content = yaml.safe_load((Path(__file__).parents[2] / "configs" / "attack" / f"{name}.yaml").read_text())
     own = content["model"]["init_args"]
-    own["regularization"] = Penalties(**own.get("regularization", {}))
+    own["regularization"] = Regularization(**own.get("regularization", {}))
     path, given = own["optimizer"]["class_path"], own["optimizer"].get("init_args", {})
     module, _, attribute = path.rpartition(".")
     kind = getattr(import_module(module), attribute)

@@ -21,8 +21,9 @@ from lightning_recon.attack.inversion.solver import Solver, Stepper, build_optim
 from lightning_recon.attack.inversion.step_rules import Schedule, Signed, check_same_length
 from lightning_recon.attack.inversion.target_network import keep_network, network_of, oracle_labels
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payload_name
+from lightning_recon.priors.base import Prior
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.regularizers import Regularization
 from lightning_recon.reconstruction import Reconstruction
 
 
@@ -46,7 +47,7 @@ class GradientInversion(Attack):
         basis: Basis = "pixels",
         init: Start = "noise",
         labels: Labels = "counted",
-        regularization: Penalties = Penalties(),  # noqa: B008 - frozen
+        regularization: Regularization = Regularization(),  # noqa: B008 - frozen
         signed: Signed = "none",
         boxed: bool = True,
         weigh_tensors: bool = False,
@@ -64,6 +65,7 @@ class GradientInversion(Attack):
         record: bool = True,
         optimizer: OptimizerCallable = adam,
         update: str | None = None,
+        priors: list[Prior] | None = None,
     ) -> None:
         """Set up the attack; the configs under `configs/attack/` are the published ones.
 
@@ -104,6 +106,7 @@ class GradientInversion(Attack):
             record: Whether to record the exchange, without which a run can be neither resumed nor replayed.
             optimizer: Moves the dummies. `torch.optim.LBFGS` is applied to each candidate alone.
             update: File of a captured update, or a folder of them, to attack instead of asking `client`.
+            priors: Priors of the images beside the regularization terms; see `lightning_recon.priors.Prior`.
         """
         super().__init__(client, draws, record, update)
         self.automatic_optimization = False
@@ -111,6 +114,7 @@ class GradientInversion(Attack):
             distance=distance, basis=basis, init=init, labels=labels, regularization=regularization, signed=signed,
             boxed=boxed, weigh_tensors=weigh_tensors, discrepancy=discrepancy, langevin=langevin, schedule=schedule,
             restarts=restarts, seed=seed, chunk_size=chunk_size, compile=compile, optimizer=optimizer,
+            priors=priors or (),
         )  # fmt: skip
         self.title, self.subjects, self.statistics_file, self.network = name, subjects, statistics, network
         self.learning_rate, self.line_search = 0.0, False  # until the optimiser is known

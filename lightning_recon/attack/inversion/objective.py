@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The objective of gradient inversion, for many independent candidates at once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import Head
-from lightning_recon.priors.regularizers import Penalties, batch_statistics, revealed_features, total_variation
+from lightning_recon.priors.base import Prior
+from lightning_recon.priors.regularizers import Regularization, batch_statistics, revealed_features, total_variation
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ class GradientMatching:
         task: Task,
         parametrization: Parametrization,
         distance: Distance,
-        regularization: Penalties,
+        regularization: Regularization,
         head: Head | None = None,
+        priors: Sequence[Prior] = (),
     ) -> None:
         """Prepare the objective.
 
@@ -85,6 +87,7 @@ class GradientMatching:
             distance: between updates; only "likelihood" models clip and noise.
             regularization: weights of the regularization terms.
             head: the network's classifier, which the term `features` needs.
+            priors: further priors of the images.
 
         Raises:
             UserError: the network has no such classifier.
@@ -94,7 +97,7 @@ class GradientMatching:
         self.scale = 2 * noise_std(task) ** 2 if distance == "likelihood" else 1.0
         self.normal = distance != "likelihood" or noise_is_normal(task)
         self.model, self.parametrization = model, parametrization
-        self.distance, self.regularization = distance, regularization
+        self.distance, self.regularization, self.priors = distance, regularization, priors
         watch = list(model.running) if regularization.batch_norm else []
         self.head = head
         if regularization.features:
@@ -208,6 +211,8 @@ class GradientMatching:
             value = value + regularization.spectrum * 0.5 * self.parametrization.whitened(dummies).square().sum()
         if regularization.group_consistency and consensus is not None:
             value = value + regularization.group_consistency * (dummies - consensus).square().mean()
+        for prior in self.priors:
+            value = value + prior.strength * prior.value(images)
         return value
 
 

@@ -22,7 +22,7 @@ from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import Head, find_head
 from lightning_recon.networks.construction import twice_differentiable
 from lightning_recon.priors.image_statistics import PublicStatistics
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.regularizers import Regularization
 
 _PROBES = 4  # public images on which the classifier is located
 _MAX_CHUNK = 16  # candidates evaluated side by side
@@ -59,7 +59,13 @@ class InverseProblem:
         if settings.basis == "balanced":
             self.parametrization.balance(self.information)
         self.matching = GradientMatching(
-            self.model, task, self.parametrization, settings.distance, settings.regularization, self.head
+            self.model,
+            task,
+            self.parametrization,
+            settings.distance,
+            settings.regularization,
+            self.head,
+            [prior.eval().requires_grad_(False).to(device) for prior in settings.priors],
         )
         self._evaluate = torch.compile(self.matching) if settings.compile else self.matching
 
@@ -124,7 +130,7 @@ class InverseProblem:
         """The labels in the order of the client's local steps, found by the likelihood whatever the distance."""
         parametrization = Parametrization("balanced", self.statistics, self.device)
         parametrization.balance(information(self.model, self.task, parametrization))
-        matching = GradientMatching(self.model, self.task, parametrization, "likelihood", Penalties(spectrum=1.0))
+        matching = GradientMatching(self.model, self.task, parametrization, "likelihood", Regularization(spectrum=1.0))
         with twice_differentiable(self.task.network):
             return ordered_labels(labels.to(self.device), update, matching, self.settings.seed, self.chunk_size)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of gradient inversion, checked against each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,8 @@ from lightning_recon.attack.inversion.distances import Distance
 from lightning_recon.attack.inversion.parametrization import Basis, Start
 from lightning_recon.attack.inversion.step_rules import Schedule, Signed
 from lightning_recon.errors import UserError
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.base import Prior
+from lightning_recon.priors.regularizers import Regularization
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SEED, check_ranges
 
 Labels = Literal["counted", "joint", "oracle"]
@@ -24,7 +26,8 @@ class InversionSettings:
     basis: Basis
     init: Start
     labels: Labels
-    regularization: Penalties
+    regularization: Regularization
+    priors: Sequence[Prior]
     signed: Signed
     boxed: bool
     weigh_tensors: bool
