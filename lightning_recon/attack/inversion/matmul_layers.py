@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of the attacker's copy that take less work where pictures are small.
+"""Layers that are faster for small images: convolutions as matrix products.
 
-Convolutions as one product of matrices: derivatives of all orders are such products too, each computed only if it is
-asked for, and side by side for many guesses. What a library prepares for a convolution takes longer than that there.
+Derivatives of all orders are matrix products too, each is computed only if it is needed, and all candidates share one
+product. For small images the set-up of a library's convolution takes longer than that.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_SMALL = 2**17  # numbers of all patches that a convolution sees; more are better left to the library
+_SMALL = 2**17  # numbers of all patches of a convolution's input; above, the library's convolution is faster
 
 
 class _Convolution(nn.Conv2d):
-    """`torch.nn.Conv2d`, by products of matrices where its input is small."""
+    """`torch.nn.Conv2d`, as a matrix product if its input is small."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As `torch.nn.Conv2d`."""
@@ -37,7 +37,7 @@ class _Convolution(nn.Conv2d):
 
 
 class _Pooling(nn.AdaptiveAvgPool2d):
-    """`torch.nn.AdaptiveAvgPool2d`, which leaves alone what has the right size already."""
+    """`torch.nn.AdaptiveAvgPool2d` that returns inputs of the right size as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As `torch.nn.AdaptiveAvgPool2d`."""
@@ -47,7 +47,7 @@ class _Pooling(nn.AdaptiveAvgPool2d):
 
 
 def lighten(network: nn.Module) -> None:
-    """Let a network's layers take less work, in place; what it computes stays the same but for rounding."""
+    """Replace a network's layers by faster ones, in place; the results differ by rounding only."""
     for layer in network.modules():
         if type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
             layer.__class__ = _Convolution
