@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.api.presets import inversion_preset
 from lightning_recon.api.result import AttackResult, bounds_of, scored
-from lightning_recon.api.user_model import check_images, check_labels, float_copy, task_of
+from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
 from lightning_recon.attack.inversion.problem import InverseProblem
 from lightning_recon.attack.inversion.search import search
 from lightning_recon.client.gradients import reproducible_fp32
@@ -57,6 +57,7 @@ def gradient_of_step(before: nn.Module, after: nn.Module, learning_rate: float) 
     return {name: (one.detach() - new[name].detach().to(one)) / learning_rate for name, one in old.items()}
 
 
+@isolated()
 def invert_gradients(
     model: nn.Module,
     gradient: Gradient,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.api.result import AttackResult, bounds_of, scored
-from lightning_recon.api.user_model import check_images, check_labels, float_copy, task_of
+from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
 from lightning_recon.attack.protocol import prepare, run_protocol
 from lightning_recon.attack.refinement import PlugAndPlay, refinement
 from lightning_recon.client.clean_update import tampered_model
@@ -79,6 +79,7 @@ def client_of(model: nn.Module, images: Tensor, labels: Tensor, privacy: Privacy
     return BatchClient(task, network, device, images, labels, privacy, seed)
 
 
+@isolated()
 def privatized_update(
     model: nn.Module,
     images: Tensor,
@@ -120,6 +121,7 @@ def privatized_update(
     return client.privatized(ServerPayload() if payload is None else payload, 0)
 
 
+@isolated()
 def reconstruct(
     model: nn.Module,
     images: Tensor,

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user's model, images and labels, checked; the model itself is never changed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -9,6 +12,13 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.networks.construction import copied, logits_of
 from lightning_recon.privacy.parameters import Privacy
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Leave inference mode, in whose tensors gradients cannot be taken, and restore the global random state on exit."""
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def float_copy(model: nn.Module) -> tuple[nn.Module, torch.device]:
@@ -20,8 +30,7 @@ def float_copy(model: nn.Module) -> tuple[nn.Module, torch.device]:
     first = next(model.parameters(), None)
     if first is None:
         raise UserError("the model has no parameters, so a client has no gradient to send")
-    with torch.inference_mode(False):  # tensors that are made in inference mode cannot be differentiated
-        network = copied(model).float()
+    network = copied(model).float()
     for module in network.modules():
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010 - in-place changes break torch.func and second derivatives
