@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what a server can reconstruct of its users' images from clipped, noised updates."""
+"""Measure what a federated-learning server can reconstruct of clients' images despite clipping and noise."""
 
 from typing import TYPE_CHECKING
 

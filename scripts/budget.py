@@ -43,12 +43,12 @@ WAYS = {
 }
 CODES = {"linear": WaterFilling, "digital": Digital}
 SIZE, CLASSES = 32, 16
-CLIENTS = {1: 2, 2: 2, 8: 1}  # of so many pictures each
+CLIENTS = {1: 2, 2: 2, 8: 1}  # numbers of clients by batch size
 NOISE = {"update": 2e-4, "sample": 0.01}
 
 
 class TinyTransformer(nn.Module):
-    """timm's smallest vision transformer, for small pictures."""
+    """timm's smallest vision transformer, for small images."""
 
     def __init__(self, num_classes: int) -> None:
         """Build it with random weights.
@@ -70,7 +70,7 @@ class TinyTransformer(nn.Module):
 
 
 def batches_of(size: int) -> list[ClientBatch]:
-    """The bundled photographs, dealt to clients."""
+    """The bundled photographs, distributed to clients."""
     data = ClientDataModule(
         image_size=SIZE, batch_size=size, clients=CLIENTS[size], masks=NoMasks(), num_classes=CLASSES
     )
@@ -89,7 +89,7 @@ def cells() -> Iterator[dict[str, str | int]]:
 
 
 def row(cell: dict[str, str | int]) -> dict[str, object]:
-    """One cell, attacked in every way."""
+    """Rows of one cell, one for each variant of the structure."""
     batches, granularity = batches_of(int(cell["batch"])), str(cell["granularity"])
     privacy = Privacy(10.0, NOISE[granularity], "sample" if granularity == "sample" else "update")
     mode = "eval" if cell["batch_norm"] == "eval" else "train"
@@ -104,7 +104,7 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
             for index, batch in enumerate(batches):
                 guess = run_protocol(client, structure, payload, index, 0, None)
                 reconstruction = Reconstruction(
-                    index, 0, guess.pictures, guess.pictures, guess.unresolved, guess.evident, files=guess.files
+                    index, 0, guess.images, guess.images, guess.unresolved, guess.evident, files=guess.files
                 )
                 victims = score(batch, reconstruction, mean_image).victims
                 psnr += [victim.psnr for victim in victims]
@@ -126,7 +126,7 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure the table, and say where the default is not the best."""
+    """Measure the table, and report where the default is not the best."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table is written")

@@ -51,13 +51,13 @@ class Settings:
         sensitivity: LocalDpMod's, from which its noise follows.
         epsilon: LocalDpMod's, of one round.
         delta: LocalDpMod's.
-        image_size: side of the pictures, in pixels.
-        batch_size: pictures of each client.
+        image_size: width and height of the images, in pixels.
+        batch_size: images of each client.
         clients: how many clients take part.
         rounds: how often each of them answers.
         lr: learning rate of the client's SGD.
         momentum: its momentum.
-        batches: into how many batches the client divides its pictures; each is one local step.
+        batches: number of batches of a client; each one is a local step.
         epochs: how often it goes through them.
     """
 
@@ -108,12 +108,12 @@ def audit_of(settings: Settings) -> FlowerAudit:
 
 
 def pictures_file(settings: Settings, client: int) -> Path:
-    """Where a client has its pictures; for the attack's scorer they are the truth."""
+    """The file of a client's images, which are the truth when the attack is scored."""
     return Path(settings.folder, f"truth-c{client:03d}.safetensors")
 
 
 def write_pictures(settings: Settings) -> None:
-    """Deal the bundled photographs to the clients."""
+    """Distribute the bundled photographs to the clients."""
     # Not at the top: server and clients, who import this file, do without the data module and all that it needs.
     from lightning_recon.data import ClientDataModule, NoMasks
     from lightning_recon.data.truth_file import save_truth
@@ -128,7 +128,7 @@ def write_pictures(settings: Settings) -> None:
 
 
 def client_app_of(settings: Settings, audit: FlowerAudit) -> ClientApp:
-    """An ordinary client app but for the two lines that mention `audit`."""
+    """An ordinary client app, except for the two lines that mention `audit`."""
     app = ClientApp()
 
     @app.train(mods=[audit.capture(settings.folder), audit.protection])
@@ -151,7 +151,7 @@ def client_app_of(settings: Settings, audit: FlowerAudit) -> ClientApp:
 
 
 def server_app_of(settings: Settings, audit: FlowerAudit) -> ServerApp:
-    """A server that ships its structure within the model, every round anew."""
+    """A server that sends a new structure inside the model in every round."""
     app = ServerApp()
 
     @app.main()
@@ -225,7 +225,7 @@ def run(settings: Settings, seconds: float) -> None:
 def _running(
     commands: list[list[str]], environment: dict[str, str], log: Path
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that end with the block in any case, and all that they started with them."""
+    """Processes that end when the block is left, together with their child processes."""
     processes: list[subprocess.Popen[bytes]] = []
     with log.open("wb") as output:
         try:
@@ -247,7 +247,7 @@ def _running(
 
 
 def _wait(done: Callable[[], bool], processes: list[subprocess.Popen[bytes]], deadline: float) -> None:
-    """Wait until something is so, as long as the processes live and there is time."""
+    """Wait for a condition while the processes live and until the time limit."""
     while not done():
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
             raise RuntimeError("Flower stopped or took too long: see flower.log in the output folder")
@@ -255,13 +255,13 @@ def _wait(done: Callable[[], bool], processes: list[subprocess.Popen[bytes]], de
 
 
 def _listens(port: int) -> bool:
-    """Whether something answers on a port of this machine."""
+    """Whether a port of this machine accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports on the loopback interface that nobody uses now."""
+    """Free ports on the loopback interface."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -270,7 +270,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def main() -> None:
-    """Run the app, write the pictures behind it for scoring, and say what its users do not see."""
+    """Run the app, write its images for scoring, and print what its users do not see."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", help="gets the captured updates and the truth")
     parser.add_argument("--seconds", type=float, default=300.0, help="how long the run may take")

@@ -30,14 +30,14 @@ DELTA = 1e-5
 
 
 def main() -> None:
-    """Train a step or more, and write what left the client."""
+    """Train for the given rounds, and write the released updates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the update and the truth")
     parser.add_argument("--max_grad_norm", type=float, default=1.0, help="clipping norm of each sample's gradient")
     parser.add_argument("--noise_multiplier", type=float, default=0.05, help="noise standard deviation / clipping norm")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=1, help="steps, all on the same pictures")
+    parser.add_argument("--rounds", type=int, default=1, help="steps, all on the same images")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     given = parser.parse_args()
     for message in ("Secure RNG turned off", "Full backward hook is firing", "Optimal order is the"):
@@ -48,7 +48,7 @@ def main() -> None:
     data.setup()
     (batch,) = data.client_batches
 
-    # The server announces the training, and ships its model.
+    # The server announces the training, and sends its model.
     network = build_network("convnet", CLASSES, normalization="imagenet")
     task = Task(
         image_shape=(3, given.image_size, given.image_size),
@@ -78,7 +78,7 @@ def main() -> None:
         poisson_sampling=False,  # one batch with all pictures in every step
     )
     module.train()
-    # What Opacus's accountant will say after all rounds: every step is on the whole batch.
+    # The epsilon of Opacus's accountant after all rounds, without sampling: every step uses the whole batch.
     accountant = RDPAccountant()
     accountant.history = [(given.noise_multiplier, 1.0, given.rounds)]
     declared = Declared(epsilon=accountant.get_epsilon(DELTA), delta=DELTA)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many victims even a perfect reader loses, because they share every row with others that are lost too."""
+"""The share of victims that collisions lose for any decoder: they share every row with other lost victims."""
 
 from functools import cache
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a careful client's checks say of ordinary networks, and of every structure of this package.
+"""Results of a client's checks on ordinary networks and on every structure of this package.
 
     python scripts/detector.py        # adds to results/detector.csv what is not there; some ten minutes on one core
 
-Eight bundled photographs, or one, are the client's own pictures. All networks are untrained; two trained ones are added
+The client's own images are eight bundled photographs, or one. All networks are untrained; two trained ones are added
 where the packages of `scripts/pretrained.py` are installed.
 """
 
@@ -41,7 +41,7 @@ from lightning_recon.structure import (
     WaterFilling,
 )
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import TamperedNetwork
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 CLASSES, PICTURES, SIZE, VICTIM_SIZE = 1000, 8, 64, 32
 # Networks whose picture size is fixed when they are built.
@@ -66,7 +66,7 @@ COLUMNS = ["kind", "network", "structure", "batch", "z", "per_layer", *THRESHOLD
 
 
 class Perceptron(nn.Module):
-    """An honest network that leaks just like a structure: its first layer sees the pixels themselves."""
+    """An honest network that leaks like a structure: its first layer is fully connected to the pixels."""
 
     def __init__(self, num_classes: int) -> None:
         """Build it with random weights.
@@ -84,10 +84,10 @@ class Perceptron(nn.Module):
 
 
 class Spy:
-    """A client that writes down what it was shipped."""
+    """A client that records the payloads it receives."""
 
     def __init__(self, client: VictimClient) -> None:
-        """Stand before a client.
+        """Wrap a client.
 
         Args:
             client: who answers.
@@ -96,11 +96,11 @@ class Spy:
 
     @property
     def task(self) -> Task:
-        """What was announced."""
+        """The announced task."""
         return self.client.task
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
-        """Note the payload, then answer."""
+        """Record the payload, then answer."""
         self.payloads.append(payload)
         return self.client.share(payload, client, draw, round)
 
@@ -114,7 +114,7 @@ def pictures(size: int, count: int) -> ClientBatch:
 
 
 def row(model: nn.Module, batch: ClientBatch) -> dict[str, object]:
-    """What the checks say of one model."""
+    """Results of the checks of one model."""
     start = time.perf_counter()
     findings = inspect_model(model, batch.images, batch.labels)
     alarms = [finding for finding in findings if finding.alarm]
@@ -127,7 +127,7 @@ def row(model: nn.Module, batch: ClientBatch) -> dict[str, object]:
 
 
 def ordinary(name: str) -> nn.Module:
-    """A network as it is.
+    """An unmodified network.
 
     Args:
         name: its library and its name there.
@@ -154,7 +154,7 @@ def ordinary(name: str) -> nn.Module:
 
 
 def names() -> Iterator[str]:
-    """All ordinary networks for which the packages are there."""
+    """All ordinary networks whose packages are installed."""
     yield "convnet"
     yield from (f"torchvision {name}" for name in TORCHVISION)
     if find_spec("timm") is not None:
@@ -164,7 +164,7 @@ def names() -> Iterator[str]:
 
 
 def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
-    """Every structure, and the protection that it is shipped under."""
+    """Every structure with its privacy parameters."""
     for z in (1e-3, 0.1):
         yield "water_filling", WaterFilling(**ATTACHED), {"noise_multiplier": z}
         yield "water_filling per layer", WaterFilling(**ATTACHED), {"noise_multiplier": z, "per_layer": True}
@@ -184,7 +184,7 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
 
 
 def tampered(network: str, structure: Structure, protection: dict[str, Any], batch: ClientBatch) -> nn.Module:
-    """The model that a malicious server ships in the last round."""
+    """The model that a malicious server sends in the last round."""
     client = VictimClient(
         network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval", normalization="imagenet"
     )
@@ -198,7 +198,7 @@ def tampered(network: str, structure: Structure, protection: dict[str, Any], bat
 
 
 def cells() -> Iterator[tuple[dict[str, object], int, Callable[[ClientBatch], nn.Module]]]:
-    """All rows: what they are about, the size of the pictures, and the model that is looked at."""
+    """All rows: their key, the image size, and the inspected model."""
     for name, count in product([*names(), *LEAKING], (PICTURES, 1)):
         kind = "leaks honestly" if name in LEAKING else "ordinary"
         about: dict[str, object] = {"kind": kind, "network": name, "structure": "none", "batch": count}
@@ -210,7 +210,7 @@ def cells() -> Iterator[tuple[dict[str, object], int, Callable[[ClientBatch], nn
 
 
 def main() -> None:
-    """Complete the table, and print who alarmed."""
+    """Add missing rows to the table, and print the alarms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "results" / "detector.csv")
     chosen = parser.parse_args()
@@ -234,7 +234,7 @@ def main() -> None:
 
 
 def key_of(entry: Mapping[str, object]) -> tuple[str, ...]:
-    """What a row is about."""
+    """The key of a row."""
     return tuple(str(entry.get(name, "")) for name in ("kind", "network", "structure", "batch", "z", "per_layer"))
 
 

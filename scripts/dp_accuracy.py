@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the attack costs the training: the target's accuracy under DP-SGD against the share of attacked rounds.
+"""The effect of attacks on training: accuracy under DP-SGD against the share of attacked rounds.
 
 The forward pass of an attacked round is untouched, its training step is not: the structure takes the clipping budget,
 and the network's own gradient is left with the noise. "kept" steps with it all the same, as a server does that wants
@@ -30,10 +30,10 @@ RATE, MOMENTUM = 0.02, 0.9
 
 
 def rows(root: Path) -> Iterator[dict[str, object]]:
-    """The table, one row a share, kind of server and seed.
+    """The table, with one row per share, kind of server and seed.
 
     Args:
-        root: Not used: the pictures are scikit-learn's digits.
+        root: Not used: the images are scikit-learn's digits.
     """
     for share in SHARES:
         for server in ("kept", "dropped") if share > 0 else ("kept",):
@@ -48,7 +48,7 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
                     "rounds": STEPS,
                     "draw": seed,
                     "oracles": "none",
-                    # Plain composition, without gain by sampling.
+                    # Composition without amplification by sampling.
                     "epsilon_accounted": gaussian_epsilon(mu_of(PRIVACY.noise_multiplier, STEPS, "add_remove"), 1e-5),
                     "max_grad_norm": PRIVACY.max_grad_norm,
                     "network": "convnet",
@@ -59,7 +59,7 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
 
 
 def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pictures (N, 3, SIZE, SIZE) and labels (N,) to train on, then the same that are held out."""
+    """Images (N, 3, SIZE, SIZE) and labels (N,) for training, then the same for testing."""
     found = load_digits()
     grey = torch.from_numpy(found.images).float()[:, None] / 16
     pictures = F.interpolate(grey, size=SIZE, mode="bilinear").expand(-1, 3, -1, -1)
@@ -70,12 +70,12 @@ def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def accuracy_after(share: float, step_when_attacked: bool, seed: int) -> float:
-    """Accuracy on held-out pictures after `STEPS` steps of DP-SGD, every so-manyth of which is attacked.
+    """Test accuracy after `STEPS` steps of DP-SGD, of which a given share is attacked.
 
     Args:
         share: Of attacked rounds, in [0, 1], evenly spread.
         step_when_attacked: Whether the server steps in attacked rounds too.
-        seed: Of weights, batches, noise and held-out pictures.
+        seed: Seed of weights, batches, noise and the test set.
     """
     images, labels, held, answers = digits(seed)
     client = VictimClient("convnet", 10, privacy=PRIVACY, seed=seed, normalization="imagenet")

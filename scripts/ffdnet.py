@@ -18,7 +18,7 @@ from lightning_recon.errors import UserError
 
 
 class FFDNet(nn.Module):
-    """FFDNet for colour pictures: twelve convolutions at half the resolution, told the strength of the noise.
+    """FFDNet for colour images: twelve convolutions at half the resolution, with a noise level map as input.
 
     Source: Zhang, Zuo & Zhang (2018), "FFDNet: toward a fast and flexible solution for CNN-based image denoising".
     """
@@ -37,7 +37,7 @@ class FFDNet(nn.Module):
         self.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Remove noise of standard deviation sigma, shape (M,), from pictures of shape (M, 3, H, W) in [0, 1]."""
+        """Remove noise of standard deviation sigma, shape (M,), from images of shape (M, 3, H, W) in [0, 1]."""
         height, width = x.shape[-2:]
         even = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
         halves = F.pixel_unshuffle(even, 2)

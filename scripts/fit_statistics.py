@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Fit public statistics on a folder of photographs: what the attacker knows about pictures in general.
+r"""Fit public statistics on a folder of photographs: the attacker's prior knowledge about images.
 
     python scripts/fit_statistics.py --root DIR --size 64 --output mine.json             # your own
     recon fit --config imagenet.yaml --model.structure.statistics mine.json              # what they are used for
@@ -14,7 +14,7 @@ not, when each kind of subject was predicted from all others, animals, people an
 ellipses like them: on held-out photographs the cut-out pictures' own spectrum gained 0.3 dB at one noise level and lost
 0.1 dB at two others.
 
-Never fit on the pictures that are attacked.
+Never fit on the images that are attacked.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_recon.data.masks import GrabCutMasks, SamMasks, SubjectMasks
+from lightning_recon.data import GrabCutMasks, SamMasks, SubjectMasks
 from lightning_recon.data.sources import open_source
 from lightning_recon.errors import UserError
 from lightning_recon.priors.fit_statistics import fit_statistics
@@ -33,7 +33,7 @@ def main() -> None:
     """Read the folder and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of photographs")
-    parser.add_argument("--size", type=int, nargs="+", required=True, help="sides of the pictures in pixels")
+    parser.add_argument("--size", type=int, nargs="+", required=True, help="widths of the images in pixels")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--most", type=int, default=2000, help="read at most so many, evenly spread over the folder")
     parser.add_argument("--grid", type=int, default=8, help="side of the stored mean image; 1: a single colour")
@@ -64,7 +64,7 @@ def main() -> None:
     content = fit_statistics(pictures, masks, options.name or options.output.name, options.grid)
     if options.ellipses:
         content["subjects"] = None
-    # One line for every row of numbers.
+    # One line per row of numbers.
     text = json.dumps(content, separators=(",", ":")).replace("],", "],\n")
     options.output.write_text(text + "\n", encoding="utf-8")
     print(f"{options.output}: {content['name']}, {content['photographs']} photographs, {len(text)} bytes")

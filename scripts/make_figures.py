@@ -39,7 +39,7 @@ PEERS = (
 )
 SIZE, BATCH, NOISE, SHOWN = 224, 16, 4e-4, (0, 1, 2, 3)
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; each line differs in its dashes or marks too.
+# Okabe and Ito's colours, distinguishable with any colour vision; lines also differ in dashes or markers.
 CURVES = (
     # attack, column, label, colour, dashes, mark, width
     ("feedback", "psnr_mean", "ours, 16 rounds with feedback", "#009E73", "-", "D", 1.8),
@@ -53,7 +53,7 @@ CURVES = (
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )
 BASELINES = (("mean_image_psnr", "mean image"), ("black_psnr", "black image"))
-LOWEST, EXACT, HIGHEST = 4, 64, 67  # what is written as 100 dB stands at EXACT
+LOWEST, EXACT, HIGHEST = 4, 64, 67  # 100 dB is drawn at EXACT
 HONEST = (
     # attack, column, label, colour, dashes, mark, width
     ("likelihood", "psnr_mean", "ours: the channel's likelihood", "#009E73", "-", "D", 2.8),
@@ -80,7 +80,7 @@ def comparison() -> None:
 
 
 def peers() -> None:
-    """fig/peers.png: the same victims under the same protection, reconstructed through each published structure."""
+    """fig/peers.png: the same victims and privacy parameters, reconstructed with each published structure."""
     data = ClientDataModule(image_size=SIZE, batch_size=BATCH, masks=GrabCutMasks(work_size=192), num_classes=16)
     data.prepare_data()
     data.setup()
@@ -139,7 +139,7 @@ def psnr_against_z() -> None:
 
 
 def honest() -> None:
-    """fig/honest.png: where an honest server's attacks die, beside our structure, theory and the mean image."""
+    """fig/honest.png: attacks of an honest server over the noise, with our structure, theory and the mean image."""
     import matplotlib.pyplot as plt
 
     rows = [row for row in read_table(RESULTS / "honest.csv") if not row["client"] and not row["precision"]]

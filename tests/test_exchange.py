@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the wire survives the disk unchanged, and nothing damaged or foreign gets in."""
+"""Messages are read from disk as they were written; damaged and foreign files are refused."""
 
 import dataclasses
 import json

@@ -76,7 +76,7 @@ def test_a_schedule_is_not_stretched_by_resuming(fit: Fit, tmp_path: Path, capsy
     fit(tmp_path, *steps, "2", "--ckpt_path", "last")
 
 
-def test_a_replay_gives_the_same_pictures(whole: Path, tmp_path: Path) -> None:
+def test_a_replay_gives_the_same_images(whole: Path, tmp_path: Path) -> None:
     main(["replay", str(whole), "--output", str(tmp_path)])
     assert (tmp_path / NAME).read_bytes() == (whole / NAME).read_bytes()
 

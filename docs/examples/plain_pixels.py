@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An attack of your own: a lone unit that hears every picture, so the row of a lone picture is that picture."""
+"""An attack of your own: a single unit that every image activates, so the row of a single image is that image."""
 
 import math
 
@@ -7,21 +7,21 @@ import torch
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
-from lightning_recon.structure import Decoded
+from lightning_recon.structure import Decoded, Structure
 from lightning_recon.structure.head_weights import class_code
 
 
-class PlainPixels:
-    """Reads one picture a client, without any prior: it scores what the noise law says."""
+class PlainPixels(Structure):
+    """Reads one image of each client, without any prior: it scores what the noise law says."""
 
     name = "plain_pixels"  # of the attack, in results.json
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """Only for the mean image, with which a victim without a picture is scored."""
+        """Only for the mean image, with which a victim that was not reconstructed is scored."""
         return public_statistics(*task.image_shape[1:], subjects=False)
 
     def payload(self, task: Task) -> ServerPayload:
-        """One unit without limits, its frozen twin, and a constant input beside the pixels: the pilot."""
+        """One unit without limits, its frozen copy, and a constant input beside the pixels: the pilot."""
         pixels = math.prod(task.image_shape)
         tensors = {"mean": torch.zeros(task.image_shape), "colour": torch.eye(3), "index": torch.arange(pixels)}
         tensors |= {"gain": torch.ones(pixels), "constants": torch.tensor([0.1 * math.sqrt(pixels)])}
@@ -36,4 +36,4 @@ class PlainPixels:
         """The row is ± picture/S and ± pilot/S: divide."""
         row = update.gradient["structure.weight"][0]
         picture = (row[:-1] / row[-1] * payload.tensors["constants"][0]).view(1, *task.image_shape).clamp(0, 1)
-        return Decoded(picture, unresolved=0, rows={"structure.weight": None}, posterior=None)
+        return Decoded(picture, unresolved=0, rows={"structure.weight": None})

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch under attack by a malicious server, in memory: the client, and the attack with a structure."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from lightning_recon.api.result import AttackResult, bounds_of, scored
 from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
 from lightning_recon.attack.protocol import prepare, run_protocol
-from lightning_recon.attack.refinement import PlugAndPlay, refinement
 from lightning_recon.client.clean_update import tampered_model
 from lightning_recon.client.client import DROPOUT
 from lightning_recon.client.gradients import reproducible_fp32
@@ -173,12 +172,11 @@ def reconstruct(
     server = WaterFilling() if structure is None else structure
     payload = prepare(client, server)
     decoded = run_protocol(client, server, payload, 0, 0, None)
-    found, statistics = decoded.pictures, server.statistics(client.task)
-    if decoded.posterior is not None and steps:
+    found, statistics = decoded.images, server.statistics(client.task)
+    if decoded.refinement is not None and steps:
         trained = SmallDenoiser().eval().requires_grad_(False).to(client.device) if denoiser is None else denoiser
-        parts = {name: tensor.to(client.device) for name, tensor in vars(decoded.posterior).items()}
-        public = statistics.mean.to(client.device), statistics.colour.to(client.device)
-        *_, found = refinement(PlugAndPlay(replace(decoded.posterior, **parts), *public, trained), steps)
+        start, transform = found.to(client.device), statistics.transform.to(client.device)
+        *_, found = decoded.refinement.to(client.device).objective(start, transform, trained).iterates(steps)
     return scored(
         found.cpu(),
         images,

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
+from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.construction import copied, logits_of
 from lightning_recon.privacy.parameters import Privacy
 
@@ -67,7 +67,7 @@ def count_classes(network: nn.Module, image_shape: tuple[int, int, int], device:
 
 def normalises_by_batch(network: nn.Module) -> bool:
     """Whether batch normalisation uses the batch's statistics in the network's present mode."""
-    return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
+    return any(isinstance(module, BatchNorm) and module.training for module in network.modules())
 
 
 def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: int, privacy: Privacy) -> Task:

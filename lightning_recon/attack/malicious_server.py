@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The malicious server's attack as a LightningModule: it ships a structure, decodes the answers, and refines."""
+"""The malicious server's attack as a LightningModule: it ships a structure, decodes the updates, and refines."""
 
 from pathlib import Path
 
@@ -11,25 +11,26 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_recon.attack.base import Attack
 from lightning_recon.attack.protocol import prepare, record_payload, run_protocol
-from lightning_recon.attack.refinement import MomentMatching, PlugAndPlay
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
 from lightning_recon.reconstruction import Reconstruction
-from lightning_recon.structure.base import Decoded, Posterior, Structure
+from lightning_recon.structure.base import Decoded, Structure
+from lightning_recon.structure.refinement import Objective
+from lightning_recon.structure.seed_paper import SeedPaper
 
 
 def whole_way(params: ParamsT) -> Optimizer:
-    """The default optimiser: gradient descent that goes all the way to where a plug-and-play step leads."""
+    """The default optimiser: gradient descent with step size 1, which goes to where a plug-and-play step leads."""
     return torch.optim.SGD(params, lr=1.0)
 
 
 class ReconstructionAttack(Attack):
-    """A malicious server reconstructs its clients' pictures from their privatised updates.
+    """A malicious server reconstructs its clients' images from their privatised updates.
 
-    Before the first step the structure is shipped, the clients answer, and their rows are decoded; each training step
-    then moves the dummies of all victims once, to where channel and denoiser agree better.
+    Before the first step the server ships the structure, the clients answer, and the server decodes their rows; each
+    training step then moves the dummies of all victims once, under the channel's likelihood and a denoiser prior.
     """
 
     def __init__(
@@ -45,26 +46,31 @@ class ReconstructionAttack(Attack):
         """Set up the attack.
 
         Args:
-            client: Who answers the server: a `VictimClient`, or a `RecordedClient` that repeats a recorded exchange;
+            client: The client: a `VictimClient`, or a `RecordedClient` that repeats a recorded exchange;
                 null with `update`.
-            structure: What the server adds to the model, and how it decodes the answer.
+            structure: What the server adds to the model, and how it decodes the updates.
             draws: How many independent noise realisations of each client's update to attack.
-            denoiser: What refinement knows about pictures: a module called with pictures (M, 3, H, W) in [0, 1] and
-                the standard deviation of their noise (M,), such as `lightning_recon.attack.TotalVariation` or
+            denoiser: Prior of the refinement: a module called with images (M, 3, H, W) in [0, 1] and the standard
+                deviation of their noise (M,), such as `lightning_recon.attack.TotalVariation` or
                 `deepinv.models.DRUNet`. Default: the small one that ships with the package.
-            record: Whether to keep what crossed the wire, without which a run can be neither resumed nor replayed.
+            record: Whether to record the messages, without which a run can be neither resumed nor replayed.
             optimizer: Moves the dummies.
             update: File of a captured update, or a folder of them, to attack instead of asking `client`; see
                 `lightning_recon.capture`.
         """
         super().__init__(client, draws, record, update)
+        if not isinstance(structure, Structure):
+            raise UserError(
+                f"--model.structure is a {type(structure).__name__}, which lacks a part of "
+                "lightning_recon.structure.Structure: inherit from that class"
+            )
         self.structure = structure
         # Fixed public knowledge, not what is optimised: out of parameters and checkpoints too.
         trained = SmallDenoiser() if denoiser is None else denoiser
         object.__setattr__(self, "denoiser", trained.eval().requires_grad_(False))
         self.denoiser: nn.Module
         self.optimizer = optimizer
-        self.guesses: dict[tuple[int, int], Decoded] = {}
+        self.decoded: dict[tuple[int, int], Decoded] = {}
 
     @property
     def name(self) -> str:
@@ -73,7 +79,7 @@ class ReconstructionAttack(Attack):
 
     @property
     def statistics(self) -> PublicStatistics:
-        """What the structure's server takes for granted about pictures of the task's size."""
+        """Public statistics that the structure assumes, at the task's image size."""
         return self.structure.statistics(self.task)
 
     def make_payload(self, client: Client) -> ServerPayload:
@@ -81,19 +87,19 @@ class ReconstructionAttack(Attack):
         return prepare(client, self.structure)
 
     def announce(self, folder: Path) -> None:
-        """Write down the task, and the payload of every round before any feedback."""
+        """Record the task, and the payload of every round before any feedback."""
         assert self.payload is not None
         record_payload(self.payload, self.structure, self.task, folder)
 
     def allocate(self) -> None:
-        """Make room for the dummies; every rank holds all, and moves its own updates', see `training_step`."""
+        """Create the dummies; every rank holds all, and moves those of its own updates, see `training_step`."""
         count = self.task.updates * self.draws * self.task.victims
         self.dummies = nn.Parameter(torch.zeros(count, *self.task.image_shape))
 
     def observe(self, client: Client, folder: Path | None) -> None:
-        """Converse with every client of this rank, and decode."""
+        """Run the protocol with every client of this rank, and decode."""
         assert self.payload is not None
-        self.guesses = {
+        self.decoded = {
             (index, draw): run_protocol(client, self.structure, self.payload, index, draw, folder)
             for index in self.own_updates
             for draw in range(self.draws)
@@ -101,35 +107,28 @@ class ReconstructionAttack(Attack):
         self.objective = self._objective()
         if self.trainer.state.fn == "fit":
             self._check_objective()
-        first = [(index * self.draws + draw) * self.task.victims for index, draw in self.guesses]
-        sizes = [len(guess.pictures) for guess in self.guesses.values()]
+        first = [(index * self.draws + draw) * self.task.victims for index, draw in self.decoded]
+        sizes = [len(decoded.images) for decoded in self.decoded.values()]
         self.slots = torch.tensor([f + m for f, size in zip(first, sizes, strict=True) for m in range(size)]).long()
 
-    def _objective(self) -> PlugAndPlay | MomentMatching | None:
-        """The objective of all this rank's pictures at once; None if the decoding leaves nothing to refine."""
-        guesses, device = list(self.guesses.values()), self.trainer.strategy.root_device
-        posteriors = [guess.posterior for guess in guesses if guess.posterior is not None]
-        if posteriors:
-            statistics = self.statistics
-            parts = ("mean", "variance", "prior_variance")
-            joined = {part: torch.cat([getattr(p, part) for p in posteriors]).to(device) for part in parts}
-            return PlugAndPlay(
-                Posterior(**joined), statistics.mean.to(device), statistics.colour.to(device), self.denoiser.to(device)
-            )
-        leaked = [guess.moments for guess in guesses if guess.moments is not None]
-        if leaked:
-            initial = torch.cat([guess.pictures for guess in guesses])
-            return MomentMatching(initial.to(device), torch.cat(leaked).to(device))
-        return None
+    def _objective(self) -> Objective | None:
+        """The objective of all this rank's images at once; None if decoding leaves nothing to refine."""
+        decoded, device = list(self.decoded.values()), self.trainer.strategy.root_device
+        parts = [one.refinement for one in decoded if one.refinement is not None]
+        if not parts:
+            return None
+        initial = torch.cat([one.images for one in decoded]).to(device)
+        transform = self.statistics.transform.to(device)
+        return type(parts[0]).joined(parts).to(device).objective(initial, transform, self.denoiser.to(device))
 
     def _check_objective(self) -> None:
-        """Refuse steps that would lead nowhere."""
-        if self.guesses and self.objective is None and self.trainer.max_steps != 0:
+        """Refuse steps that would refine nothing."""
+        if self.decoded and self.objective is None and self.trainer.max_steps != 0:
             raise UserError(
                 f"{type(self.structure).__name__} leaves nothing to refine: set --trainer.max_steps 0"
-                + (", or --model.structure.moments true" if hasattr(self.structure, "moments") else "")
+                + (", or --model.structure.moments true" if isinstance(self.structure, SeedPaper) else "")
             )
-        if isinstance(self.objective, MomentMatching) and self.optimizer is whole_way:
+        if self.objective is not None and self.objective.needs_optimizer and self.optimizer is whole_way:
             raise UserError(
                 "leaked moments are matched by small steps: give --model.optimizer torch.optim.Adam and "
                 "--model.optimizer.lr 5e-3, or set --trainer.max_steps 0"
@@ -148,7 +147,7 @@ class ReconstructionAttack(Attack):
         """
         if self.objective is None:
             return 0.0 * self.dummies.sum()
-        # A likelihood of 50 dB needs more than the eight bits of bfloat16, whatever the trainer's precision.
+        # A likelihood at 50 dB needs more than the eight bits of bfloat16, whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
             losses = self.objective.losses(self.dummies[self.slots.to(self.device)].float(), self.trainer.global_step)
         self.latest_objective = losses.detach().mean()
@@ -156,7 +155,7 @@ class ReconstructionAttack(Attack):
 
     @torch.no_grad()
     def present_objective(self) -> Tensor | None:
-        """The objective of the pictures as they are now, a mean over this rank's; None if there is none."""
+        """The objective of the present images, a mean over this rank's; None if there is none."""
         if self.objective is None or not len(self.slots):
             return None
         dummies = self.dummies.detach()[self.slots.to(self.dummies.device)].float()
@@ -169,16 +168,14 @@ class ReconstructionAttack(Attack):
 
     @torch.no_grad()
     def reconstructions(self) -> list[Reconstruction]:
-        """This rank's pictures as they are now, in the order of updates and draws."""
+        """This rank's present images, in the order of updates and draws."""
         dummies = self.dummies.detach()[self.slots.to(self.dummies.device)].float()
-        initial = [guess.pictures for guess in self.guesses.values()]
-        sizes = [len(pictures) for pictures in initial]
+        initial = [decoded.images for decoded in self.decoded.values()]
+        sizes = [len(images) for images in initial]
         final = initial
         if self.objective is not None and self.trainer.global_step > 0:
-            final = list(torch.split(self.objective.pictures(dummies).clamp(0, 1).cpu(), sizes))
+            final = list(torch.split(self.objective.images(dummies).clamp(0, 1).cpu(), sizes))
         return [
-            Reconstruction(
-                index, draw, pictures, before, guess.unresolved, guess.evident, files=guess.files, share=guess.share
-            )
-            for ((index, draw), guess), pictures, before in zip(self.guesses.items(), final, initial, strict=True)
+            Reconstruction(index, draw, images, before, one.unresolved, one.evident, files=one.files, share=one.share)
+            for ((index, draw), one), images, before in zip(self.decoded.items(), final, initial, strict=True)
         ]

@@ -18,29 +18,27 @@ from lightning_recon.exchange import (
     update_name,
 )
 from lightning_recon.files.schema import Fingerprint
-from lightning_recon.structure.base import Decoded, Structure
-from lightning_recon.structure.feedback import Feedback
-from lightning_recon.structure.readout import weight_names
+from lightning_recon.structure.base import Decoded, FeedbackCode, Structure
 
 
 def prepare(client: Client, structure: Structure) -> ServerPayload:
     """The payload to ship; from a recording, the one that was shipped."""
     if isinstance(client, RecordedClient):
-        client.require(_opening_rounds(structure, client.task))
+        client.require(structure.rounds(client.task))
         return client.payload(0)
     return structure.payload(client.task)
 
 
 def record_payload(payload: ServerPayload, structure: Structure, task: Task, folder: Path) -> None:
-    """Write what was announced, and what is shipped to every client in the rounds before any feedback."""
+    """Write the task, and the payload of every round before any feedback."""
     task.save(folder)
     payload.save(folder, payload_name(0))
-    for number in range(1, _opening_rounds(structure, task)):
+    for number in range(1, structure.rounds(task)):
         payload.save(folder, payload_name(number), like=payload_name(0))
 
 
 def publish(staged: Path, folder: Path) -> None:
-    """Put a complete recording in the place of an earlier one, which stays whole until then."""
+    """Replace an earlier recording by a complete new one; the earlier one stays intact until then."""
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -60,27 +58,27 @@ def fingerprint(folder: Path) -> str:
 def run_protocol(
     client: Client, structure: Structure, payload: ServerPayload, index: int, draw: int, folder: Path | None
 ) -> Decoded:
-    """Attack one client under one noise draw: every round's answer, their mean, its decoding, and feedback.
+    """Attack one client under one noise draw: average the first rounds' updates, decode, then use feedback, if any.
 
     Args:
-        client: Who answers.
-        structure: Who decodes.
+        client: The client.
+        structure: The attack.
         payload: What is shipped, the same in every round until there is feedback.
         index: Which client.
         draw: Which noise draw.
-        folder: Where to keep what the decoding read of the updates; None to keep nothing.
+        folder: Where to keep the part of the updates that decoding read; None to keep nothing.
 
     Returns:
-        What was learned.
+        The decoded images, in host memory.
     """
     task = client.task
-    opening, received = _opening_rounds(structure, task), 0
+    opening, received = structure.rounds(task), 0
     total: dict[str, Tensor] = {}
     while True:
         for number in range(received, opening):
             update = client.share(payload, index, draw, number)
-            # Decoding takes a second where the payload is: in host memory, with float64 at hand.
-            read = {name: value.cpu() for name, value in update.gradient.items() if name.startswith("structure.")}
+            # Decoding takes about a second on the CPU, which has float64 on every machine.
+            read = {name: update.gradient[name].cpu() for name in _of_structure(update)}
             total = {name: total[name] + value for name, value in read.items()} if total else read
             if folder is not None and task.rounds > 1:
                 # Which rows matter is known only once all rounds are in, so all rows of each are kept.
@@ -88,61 +86,53 @@ def run_protocol(
         received = opening
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
-        guess = structure.decode(payload, task, opened)
-        if len(guess.pictures) == task.victims or received == task.rounds:
+        decoded = structure.decode(payload, task, opened)
+        if len(decoded.images) == task.victims or received == task.rounds:
             break
-        # Victims not yet detected would dominate the feedback rounds of the others: collect more opening rounds.
+        # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.
         opening = min(2 * received, task.rounds)
     if folder is not None and task.rounds == 1:
-        update.save(folder, update_name(index, draw, 0), keep=guess.rows)
-    if isinstance(structure, Feedback) and received < task.rounds:
-        guess = _feed_back(client, structure, payload, opened, guess, received, folder)
-    return _on_cpu(guess)
+        update.save(folder, update_name(index, draw, 0), keep=decoded.rows)
+    if structure.feedback is not None and received < task.rounds:
+        decoded = _feed_back(client, structure.feedback, payload, opened, decoded, received, folder)
+    refinement = None if decoded.refinement is None else decoded.refinement.to("cpu")
+    return replace(decoded, images=decoded.images.cpu(), refinement=refinement)
 
 
 def _feed_back(
     client: Client,
-    structure: Feedback,
+    code: FeedbackCode,
     payload: ServerPayload,
     opened: ClientUpdate,
-    guess: Decoded,
+    decoded: Decoded,
     received: int,
     folder: Path | None,
 ) -> Decoded:
-    """The rounds in which the structure sends what the server does not know yet."""
+    """The remaining rounds, in each of which the payload depends on the updates so far."""
     task, index, draw = client.task, opened.client, opened.draw
-    knowledge = structure.begin(payload, task, opened, guess)
+    knowledge = code.begin(payload, task, opened, decoded)
     if knowledge is None:
-        return guess
+        return decoded
     for number in range(received, task.rounds):
         name = payload_name(number, index, draw)
         recorded = client.payload(number, index, draw) if isinstance(client, RecordedClient) else None
-        shipped = structure.next_payload(task, knowledge) if recorded is None else recorded
+        shipped = code.next_payload(task, knowledge) if recorded is None else recorded
         update = client.share(shipped, index, draw, number)
-        knowledge = structure.update_knowledge(shipped, task, update, knowledge)
+        knowledge = code.update_knowledge(shipped, task, update, knowledge)
         if folder is not None:
             shipped.save(folder, name, like=payload_name(0))
-            update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(weight_names(shipped)))
-    return structure.conclude(task, knowledge, guess)
+            update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(_of_structure(update)))
+    return code.conclude(task, knowledge, decoded)
 
 
-def _opening_rounds(structure: Structure, task: Task) -> int:
-    """Rounds that repeat the first payload: all of them but for a structure that uses feedback."""
-    return structure.opening_rounds(task) if isinstance(structure, Feedback) else task.rounds
+def _of_structure(update: ClientUpdate) -> list[str]:
+    """Names of the tensors that belong to the added layer."""
+    return [name for name in update.gradient if name.startswith("structure.")]
 
 
 def _as_update(last: ClientUpdate, mean: dict[str, Tensor]) -> ClientUpdate:
-    """The mean of all rounds in the shape of an update; what is not the structure's is counted, not carried."""
+    """The mean of all rounds as an update; of tensors that are not the structure's only the shapes are kept."""
     others: dict[str, Fingerprint] = {
         name: {"shape": list(value.shape), "sha256": ""} for name, value in last.gradient.items() if name not in mean
     }
     return replace(last, gradient=mean, omitted={**last.omitted, **others})
-
-
-def _on_cpu(guess: Decoded) -> Decoded:
-    """Guesses of all clients wait in host memory until they are refined together."""
-    posterior = guess.posterior and replace(
-        guess.posterior, **{name: value.cpu() for name, value in vars(guess.posterior).items()}
-    )
-    moments = None if guess.moments is None else guess.moments.cpu()
-    return replace(guess, pictures=guess.pictures.cpu(), posterior=posterior, moments=moments)

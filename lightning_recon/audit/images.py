@@ -14,7 +14,7 @@ from PIL import Image
 from lightning_recon.audit.run import Outcome
 from lightning_recon.audit.wording import Protection, number
 from lightning_recon.callbacks.figures import caption
-from lightning_recon.data.image_files import open_picture
+from lightning_recon.data.image_files import open_image
 
 SIDE = 112  # pixels of an embedded picture, at most
 COLUMNS = 6  # victims in a grid
@@ -130,7 +130,7 @@ def embedded(folder: Path, name: str) -> str:
     if not path.is_relative_to(folder.resolve()):
         return ""
     try:
-        picture = open_picture(path, _MOST_PIXELS).convert("RGB")
+        picture = open_image(path, _MOST_PIXELS).convert("RGB")
     except (OSError, ValueError, SyntaxError, struct.error):
         return ""
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -21,7 +21,8 @@ from lightning_recon.data.truth_file import check_truth
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import find_head
-from lightning_recon.networks.construction import is_class_path, math_attention
+from lightning_recon.networks.construction import is_class_path
+from lightning_recon.networks.differentiability import math_attention
 from lightning_recon.networks.normalization import announced, in_words, resolve
 from lightning_recon.privacy.mechanism import ADJACENCIES
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.structure.clipping_budget import LOW_SHARE, mean_share
+from lightning_recon.structure.layer_spec import layer_spec
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ def share_record(module: Attack, found: Sequence[Reconstruction]) -> dict[str, A
         found: Its reconstructions, of every update and draw.
     """
     payload = module.payload
-    malicious = payload is not None and bool(payload.settings or payload.tensors)
-    detached = bool(payload.settings.get("detach_logits", False)) if payload is not None and malicious else None
+    spec = None if payload is None else layer_spec(payload)
+    detached = None if spec is None else spec.detach_logits
     shares = [one.share for one in found]
     mean, low = mean_share(shares)
     if low:

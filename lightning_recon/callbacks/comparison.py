@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
 from lightning_recon.attack.protocol import run_protocol
-from lightning_recon.attack.refinement import PlugAndPlay, refinement
 from lightning_recon.callbacks.figures import Version, caption, comparison_figure
 from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.image_grid import Drawn, ImageGrid, log_picture, versions_of
@@ -106,7 +105,7 @@ class Comparison(Callback):
         except UserError as error:  # the run itself is fine, and must not be lost
             warn(f"no comparison with {name}: {error}")
             return None
-        found = Reconstruction(0, draw, decoded.pictures, decoded.pictures, decoded.unresolved, decoded.evident)
+        found = Reconstruction(0, draw, decoded.images, decoded.images, decoded.unresolved, decoded.evident)
         return name, score(truth, found, structure.statistics(client.task).mean)
 
     def _harder(self, module: Attack) -> VictimClient | None:
@@ -147,15 +146,15 @@ def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> I
     """The attack on the first client under more noise, before refinement and after each step."""
     structure, draw = module.structure, module.draws + 1  # a draw of neither the run nor the second structure
     decoded = run_protocol(harder, structure, structure.payload(harder.task), 0, draw, None)
-    first = Reconstruction(0, draw, decoded.pictures, decoded.pictures, decoded.unresolved, decoded.evident)
-    if decoded.posterior is None:
+    first = Reconstruction(0, draw, decoded.images, decoded.images, decoded.unresolved, decoded.evident)
+    if decoded.refinement is None:
         yield first
         return
-    device, statistics = module.device, structure.statistics(harder.task)
-    posterior = replace(decoded.posterior, **{name: part.to(device) for name, part in vars(decoded.posterior).items()})
-    denoiser = module.denoiser.to(device)
-    objective = PlugAndPlay(posterior, statistics.mean.to(device), statistics.colour.to(device), denoiser)
-    for step, pictures in enumerate(refinement(objective, steps)):
+    device, transform = module.device, structure.statistics(harder.task).transform
+    objective = decoded.refinement.to(device).objective(
+        decoded.images.to(device), transform.to(device), module.denoiser.to(device)
+    )
+    for step, pictures in enumerate(objective.iterates(steps)):
         yield first if step == 0 else replace(first, pictures=pictures.cpu())
 
 

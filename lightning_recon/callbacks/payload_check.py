@@ -10,7 +10,8 @@ from lightning_recon.client import VictimClient
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.defense import inspect_model
 from lightning_recon.errors import UserError
-from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
+from lightning_recon.structure.layer import build_layer
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 
 def alarms_of(trainer: Trainer, module: Attack) -> list[str]:
@@ -28,6 +29,6 @@ def alarms_of(trainer: Trainer, module: Attack) -> list[str]:
         raise UserError("--results.inspect true needs a client's own network and images: leave it out here")
     model: nn.Module = client.network
     if payload.settings or payload.tensors:
-        model = TamperedNetwork(model, InferenceStructure(payload).to(client.device))
+        model = TamperedNetwork(model, build_layer(payload).to(client.device))
     images, labels = truths[0].images.to(client.device), truths[0].labels.to(client.device)
     return [finding.check for finding in inspect_model(model, images, labels) if finding.alarm]

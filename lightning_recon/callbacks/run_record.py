@@ -18,8 +18,8 @@ from lightning_recon.evaluation.metrics import lpips_per_image
 from lightning_recon.evaluation.results import Record, baselines_record, bounds_record
 from lightning_recon.evaluation.run_record import RunRecord
 from lightning_recon.evaluation.scoring import Scored, Truth
-from lightning_recon.structure.coding.code_plan import channel_code_name
 from lightning_recon.structure.layer import structure_bytes
+from lightning_recon.structure.layer_spec import channel_code_name
 
 
 def run_record(

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audit a Flower app: ship our payload by its server, keep what left its client, and say what its LocalDpMod promises.
+"""Audit a Flower app: send our payload through its server, capture its updates, and account for its LocalDpMod.
 
-Flower ships arrays, not architectures: the client app must run the server's model code. It does so here by calling
-`FlowerAudit.model`, where it would have built its own network.
+Flower sends arrays, not architectures, so the client app must run the server's model code. Here it calls
+`FlowerAudit.model` instead of building its own network.
 
-What `flwr.clientapp.mod.LocalDpMod` does (1.41 and 1.42, read in its source): all arrays of the one ArrayRecord of a
-reply, buffers too, are taken as new minus received; this delta is clipped to `clipping_norm`, by one flat Euclidean
-norm; received arrays plus clipped delta plus noise are returned. The noise is Gaussian, of standard deviation
-sensitivity · sqrt(2 ln(1.25/delta)) / epsilon, anew each round and whatever the clip is. So
+`flwr.clientapp.mod.LocalDpMod` (read in the source of 1.41 and 1.42) computes the delta, new minus received, of all
+arrays in the reply's only ArrayRecord, buffers included. It clips the delta to `clipping_norm` by one flat Euclidean
+norm, and returns received arrays plus clipped delta plus noise. The noise is Gaussian with standard deviation
+sensitivity · sqrt(2 ln(1.25/delta)) / epsilon, fresh in each round and independent of the clipping norm. Therefore
 
-- arrays without dimensions (`num_batches_tracked`, a learned temperature) leave with neither clip nor noise: numpy
-  hands them out as scalars, which its in-place operations do not change;
+- arrays without dimensions (`num_batches_tracked`, a learned temperature) are neither clipped nor noised, because NumPy
+  returns them as scalars, which its in-place operations do not change;
 - integer arrays with dimensions stop the client with an error as soon as anything is clipped;
-- metrics leave as they are: a reported training loss is not protected.
+- metrics are unchanged: a reported training loss is not protected.
 """
 
 import math
@@ -29,7 +29,8 @@ from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
+from lightning_recon.structure.layer import build_layer
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 try:
     import flwr
@@ -40,24 +41,24 @@ try:
 except ImportError as error:
     raise UserError("auditing a Flower app needs flwr: pip install 'lightning_recon[flower]'") from error
 
-# An update may be this much longer than clip and noise together allow, for rounding and chance.
+# Tolerance of an update's norm beyond clipping norm and noise, for rounding and chance.
 _SLACK = 1.1
 
 
 @dataclass(frozen=True)
 class FlowerAudit:
-    """One client app under audit: what both of its sides need to know.
+    """A Flower app under audit: what its server and its clients need.
 
     Args:
         network: the app's own model: images (B, 3, H, W) in [0, 1] to logits (B, classes).
-        structure: what the server adds to it; the attack must be configured alike.
+        structure: what the server adds to it; configure the attack with the same structure.
         protection: the app's LocalDpMod.
         image_size: side of the images, in pixels.
-        num_classes: how many classes the network tells apart.
-        batch_size: images in an update: all that the client trains on in a round.
-        clients: how many clients take part; their updates are captured each by itself.
-        rounds: how many updates each of them gives.
-        name: what to call the network.
+        num_classes: number of classes of the network.
+        batch_size: images in an update: all images that the client trains on in a round.
+        clients: number of clients; each update is captured in its own file.
+        rounds: number of updates of each client.
+        name: name of the network in the captured files.
     """
 
     network: nn.Module
@@ -72,13 +73,13 @@ class FlowerAudit:
 
     @property
     def privacy(self) -> DeclaredPrivacy:
-        """What the protection promises, and what it comes to."""
+        """The declared and the exact privacy of the protection."""
         mod = self.protection
         return declared_privacy(mod.clipping_norm, mod.sensitivity, mod.epsilon, mod.delta, self.rounds)
 
     @cached_property
     def task(self) -> Task:
-        """What a Flower server knows of its training: it set all of this, or the app's code says so."""
+        """What a Flower server knows about the training, by its own configuration or from the app's code."""
         return Task(
             image_shape=(3, self.image_size, self.image_size),
             num_classes=self.num_classes,
@@ -96,7 +97,7 @@ class FlowerAudit:
 
     @cached_property
     def names(self) -> list[str]:
-        """The parameters of the shipped model, whose changes are what a server can attack."""
+        """Names of the parameters of the model that the server sends; their changes are attacked."""
         return [name for name, _ in self.model().named_parameters()]
 
     @cached_property
@@ -105,49 +106,49 @@ class FlowerAudit:
         return self.structure.payload(self.task)
 
     def model(self) -> TamperedNetwork:
-        """The model that the server ships, in whose place an honest server would have shipped `network`.
+        """The model that the malicious server sends in place of `network`.
 
-        Its state dict holds the network's parameters and buffers, and the structure's parameters: what else the
-        structure is made of comes with the code, since LocalDpMod would spoil it (thresholds may be infinite, indices
-        are integers).
+        Its state dict holds the network's parameters and buffers, and the structure's parameters. The structure's
+        buffers are part of the code instead, because LocalDpMod would corrupt them: thresholds may be infinite, and
+        indices are integers.
         """
-        structure = InferenceStructure(self.payload)
+        structure = build_layer(self.payload)
         for name, buffer in list(structure.named_buffers()):
             structure.register_buffer(name, buffer, persistent=False)
         return TamperedNetwork(deepcopy(self.network), structure)
 
     def arrays(self) -> ArrayRecord:
-        """The payload as Flower ships it: the initial arrays of a strategy."""
+        """The payload as Flower sends it: the initial arrays of a strategy."""
         return ArrayRecord({name: tensor.detach().clone() for name, tensor in self.model().state_dict().items()})
 
     def strategy(self) -> "SameArrays":
-        """A strategy that asks `clients` clients (Flower itself wants two at least) and evaluates nothing."""
+        """A strategy that asks `clients` clients (Flower's default is at least two) and skips evaluation."""
         return SameArrays(fraction_evaluate=0.0, min_train_nodes=self.clients, min_available_nodes=self.clients)
 
     def capture(self, folder: str | Path) -> "CaptureMod":
-        """A mod that keeps what leaves the client; it goes before the LocalDpMod: `mods=[capture, protection]`."""
+        """A mod that captures the client's updates; list it before the LocalDpMod: `mods=[capture, protection]`."""
         return CaptureMod(Path(folder), self)
 
 
 class CaptureMod:
-    """A client mod that writes each update as it leaves the client, and lets it pass unchanged.
+    """A client mod that writes every update to a file and forwards it unchanged.
 
-    Mods are called from the outside in, so the first one of a list sees replies last: behind a LocalDpMod that stands
-    after it.
+    Flower calls mods from the outside in: the first mod of the list receives replies last, after the LocalDpMod that
+    follows it.
     """
 
     def __init__(self, folder: Path, audit: FlowerAudit) -> None:
-        """Remember where to write.
+        """Store the arguments.
 
         Args:
-            folder: gets a file for each client and round.
-            audit: what is audited.
+            folder: folder for one file per client and round.
+            audit: the app under audit.
         """
         self.folder, self.audit = folder, audit
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Pass a message on, and keep the answer's arrays minus the message's."""
-        # Taken before the call: a client may change the arrays that it was handed.
+        """Forward a message, and capture the reply's arrays minus the message's."""
+        # Copied before the call: a client may change the arrays that it received.
         received = _tensors(message)
         reply = call_next(message, context)
         sent = {} if reply.has_error() else _tensors(reply)
@@ -156,8 +157,8 @@ class CaptureMod:
             path = self.folder / f"{update_name(client, 0, round)}{ENDING}"
             if path.exists():
                 raise UserError(
-                    f"{path} was captured already: empty the folder before another run, and number the nodes by "
-                    "partition-id where there are several"
+                    f"{path} was captured already: empty the folder before another run; if there are several clients, "
+                    "number the nodes by partition-id"
                 )
             save_captured(path, captured_update(self.audit, received, sent, client, round))
         return reply
@@ -166,33 +167,33 @@ class CaptureMod:
 def captured_update(
     audit: FlowerAudit, received: Mapping[str, Tensor], sent: Mapping[str, Tensor], client: int, round: int
 ) -> CapturedUpdate:
-    """What a client gave away: the arrays that it sent minus those that it received.
+    """The update of a client: the arrays that it sent minus those that it received.
 
     Args:
-        audit: what is audited.
+        audit: the app under audit.
         received: arrays of the server's message, by name.
-        sent: arrays of the answer as it left, by name.
+        sent: arrays of the client's reply, by name.
         client: index of the client, from 0.
         round: index of the round, from 0.
 
     Returns:
-        The parameters' deltas; buffers of batch normalisation are left out, for they are no gradients.
+        The parameters' deltas, without buffers of batch normalization, which are not gradients.
 
     Raises:
-        UserError: the client trained another model, what is seen here was not protected yet, or there are more clients
-            or rounds than the audit is of.
+        UserError: the client trained another model, the arrays are not protected yet, or there are more clients or
+            rounds than the audit announces.
     """
     for what, index, count in (("client", client, audit.clients), ("round", round, audit.rounds)):
         if index >= count:
             raise UserError(
-                f"{what} number {index + 1} answers, and the audit is of {count}: give FlowerAudit {what}s={index + 1} "
-                "or more"
+                f"{what} number {index + 1} sent an update, but the audit announces {count}: set FlowerAudit "
+                f"{what}s={index + 1} or more"
             )
     for arrays in (received, sent):
         if missing := [name for name in audit.names if name not in arrays]:
             raise UserError(
-                f"the client's arrays lack {missing[0]}: ship FlowerAudit.arrays(), build the client's model by "
-                "FlowerAudit.model(), and answer with ArrayRecord(model.state_dict())"
+                f"the client's arrays lack {missing[0]}: send FlowerAudit.arrays(), build the client's model with "
+                "FlowerAudit.model(), and reply with ArrayRecord(model.state_dict())"
             )
     delta = {name: (sent[name].double() - received[name].double()).float() for name in audit.names}
     mod, noise = audit.protection, audit.privacy.noise_std
@@ -200,8 +201,8 @@ def captured_update(
     most = mod.clipping_norm + noise * math.sqrt(sum(tensor.numel() for tensor in delta.values()))
     if norm > _SLACK * most:
         raise UserError(
-            f"the update has norm {norm:.4g}, clip and noise allow {most:.4g}: put the capturing mod before the "
-            "LocalDpMod, mods=[audit.capture(folder), protection]"
+            f"the update has norm {norm:.4g}, but clipping and noise allow {most:.4g}: list the capturing mod before "
+            "the LocalDpMod, mods=[audit.capture(folder), protection]"
         )
     return CapturedUpdate(
         task=audit.task,
@@ -216,24 +217,24 @@ def captured_update(
 
 
 class SameArrays(FedAvg):
-    """A strategy that ships the same arrays in every round: a server that wants to hear the same thing again."""
+    """A strategy that sends the same arrays in every round, so that the rounds' updates can be averaged."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Count the replies as FedAvg does, and forget their arrays."""
+        """Aggregate the metrics as FedAvg does, and discard the arrays."""
         _, metrics = super().aggregate_train(server_round, replies)
         return None, metrics
 
 
 def _tensors(message: Message) -> dict[str, Tensor]:
-    """Arrays of a message's one ArrayRecord, by name; none where there is no such record, or more than one."""
+    """Arrays of a message's only ArrayRecord, by name; empty if it has none, or several."""
     records = list(message.content.array_records.values())
     return dict(records[0].to_torch_state_dict()) if len(records) == 1 else {}
 
 
 def _place(message: Message, context: Context) -> tuple[int, int]:
-    """Which client answers in which round, from 0: as Flower's strategies and simulations number them."""
+    """Index of client and round, from 0, as Flower's strategies and simulations number them."""
     configs = [record for record in message.content.config_records.values() if "server-round" in record]
     number = int(str(configs[0]["server-round"])) - 1 if configs else 0
     return int(str(context.node_config.get("partition-id", 0))), number

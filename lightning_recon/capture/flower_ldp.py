@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clip, sensitivity, epsilon and delta, as Flower's LocalDpMod takes them, come to: what its users do not see."""
+"""Exact privacy of Flower's LocalDpMod from its clipping norm, sensitivity, epsilon and delta."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightning_recon.capture.validator import sensitivity_remarks
+from lightning_recon.capture.sensitivity import sensitivity_remarks
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.gaussian_accounting import epsilon_by_adjacency
 from lightning_recon.privacy.mechanism import Adjacency
@@ -13,17 +13,17 @@ from lightning_recon.privacy.mechanism import Adjacency
 
 @dataclass(frozen=True)
 class DeclaredPrivacy:
-    """What a Flower user declares, beside what follows from it.
+    """Declared and exact privacy of a LocalDpMod.
 
     Args:
         noise_std: standard deviation of the noise on every number of an update.
         noise_multiplier: the same divided by the clipping norm (z).
-        epsilon_declared: as declared, of one round.
+        epsilon_declared: declared epsilon of one round.
         epsilon_round: exact epsilon of one round, by adjacency; None without noise.
-        epsilon_rounds: exact epsilon of all rounds together.
-        rounds: how many rounds these are.
-        delta: at which all of these hold.
-        remarks: what is wrong with the declaration, in plain words.
+        epsilon_rounds: exact epsilon of all rounds together, by adjacency; None without noise.
+        rounds: number of rounds.
+        delta: delta of all these epsilons.
+        remarks: warnings about the declaration.
     """
 
     noise_std: float
@@ -36,7 +36,7 @@ class DeclaredPrivacy:
     remarks: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The same in a few lines."""
+        """A summary in a few lines."""
         lines = [
             f"noise {self.noise_std:.4g} on every number, z = noise / clip = {self.noise_multiplier:.4g}",
             f"declared epsilon {self.epsilon_declared:g} a round, delta {self.delta:g}; accounted:",
@@ -53,23 +53,23 @@ class DeclaredPrivacy:
 def declared_privacy(
     clipping_norm: float, sensitivity: float, epsilon: float, delta: float, rounds: int = 1
 ) -> DeclaredPrivacy:
-    """What the four numbers of a LocalDpMod come to.
+    """Account exactly for the four numbers of a LocalDpMod.
 
     Args:
         clipping_norm: C, above 0, in the unit of the model update.
-        sensitivity: at least 0, in the same unit; the noise is computed from it, the clip is not.
+        sensitivity: at least 0, in the same unit; LocalDpMod computes the noise from it, and not from C.
         epsilon: declared privacy parameter of one round, above 0.
         delta: declared privacy parameter, in (0, 1).
-        rounds: how many updates each client gives, at least 1.
+        rounds: number of updates of each client, at least 1.
 
     Returns:
-        Noise, noise multiplier, exact epsilon of one round and of all together, and what is wrong.
+        Noise, noise multiplier, exact epsilon of one round and of all rounds, and warnings.
 
     Raises:
-        UserError: a number that is no setting of a LocalDpMod.
+        UserError: a number is outside its range.
 
     Source: noise of Dwork & Roth, "The Algorithmic Foundations of Differential Privacy" (2014), theorem A.1, which is
-    proved for epsilon < 1; accounted by Balle & Wang, see `evaluation.accounting`.
+    proved for epsilon < 1; accounted by Balle & Wang, see `privacy.gaussian_accounting`.
     """
     for name, value in (("clipping_norm", clipping_norm), ("epsilon", epsilon)):
         if not (value > 0 and math.isfinite(value)):
@@ -98,11 +98,11 @@ def declared_privacy(
 def _remarks(
     clipping_norm: float, sensitivity: float, epsilon: float, accounted: Mapping[Adjacency, float | None]
 ) -> list[str]:
-    """What is wrong with a declaration."""
+    """Warnings about a declaration."""
     remarks = sensitivity_remarks(clipping_norm, sensitivity)
     replaced = accounted["replace_one"]
     if sensitivity >= 2 * clipping_norm * (1 - 1e-9) and replaced is not None and replaced > epsilon:
         remarks.append(
-            f"LocalDpMod's formula is proved for epsilon below 1: at {epsilon:g} its noise gives {replaced:.4g}"
+            f"LocalDpMod's formula is proved for epsilon below 1: declared {epsilon:g}, its noise gives {replaced:.4g}"
         )
     return remarks

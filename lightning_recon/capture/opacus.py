@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates of real Opacus training: the clipped, noised gradient that `DPOptimizer` is about to step with.
+"""Capture updates from Opacus: the clipped, noised gradient with which `DPOptimizer` is about to step.
 
 The client trains the server's model, `TamperedNetwork`, wrapped by `PrivacyEngine.make_private` in its default
-`grad_sample_mode="hooks"`. Opacus computes the gradients of each sample layer by layer and refuses layers with buffers
-that it does not know, in "functorch" mode too; importing this module tells it how by Opacus's own
-`register_grad_sampler`. Its blanket refusal of buffers has to be lifted as well, by wrapping the model before:
-`make_private(module=GradSampleModule(model, strict=False), ...)`. Networks with batch normalisation are then no longer
-refused either: convert them, see `opacus.validators.ModuleValidator`.
+`grad_sample_mode="hooks"`. Opacus computes per-sample gradients layer by layer and refuses unknown layers with buffers,
+in "functorch" mode too. Importing this module registers the gradient of the structure with Opacus's
+`register_grad_sampler`. The general refusal of buffers must be lifted as well, by wrapping the model first:
+`make_private(module=GradSampleModule(model, strict=False), ...)`. Opacus then accepts networks with batch normalization
+too: convert them with `opacus.validators.ModuleValidator`.
 
-Beyond Opacus's hooks are a structure that is spread over several tensors (`spread`, under per-layer clipping), one that
-silences the network (`head_weights: flattened`), and networks that change a layer's output in place, as torchvision's
-ResNets add their residuals.
+Opacus's hooks do not support a structure that is spread over several tensors (`spread`, under per-layer clipping), one
+that detaches the network's logits (`head_weights: flattened`), and networks that change a layer's output in place, as
+torchvision's ResNets do when they add residuals.
 """
 
 import math
@@ -31,7 +31,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
 from lightning_recon.structure.layer import InferenceStructure
 
-# What wrappers put before the names of a model's own parameters.
+# Prefixes that wrappers add to parameter names.
 _PREFIXES = ("_module.", "module.")
 
 
@@ -39,12 +39,12 @@ _PREFIXES = ("_module.", "module.")
 def structure_grad_sample(
     layer: InferenceStructure, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
-    """Gradient of every sample with respect to the structure's parameters, as Opacus asks for it.
+    """Gradient of every sample with respect to the structure's parameters, in the signature of Opacus.
 
     Args:
         layer: the structure.
-        activations: what it was called with: images (B, 3, H, W) and, if given, logits (B, classes).
-        backprops: gradient of the loss with respect to its output, of each sample, (B, classes).
+        activations: its inputs: images (B, 3, H, W) and, if given, logits (B, classes).
+        backprops: gradient of each sample's loss with respect to the output, (B, classes).
 
     Returns:
         (B, *parameter shape) by parameter.
@@ -52,17 +52,17 @@ def structure_grad_sample(
     unhooked = _Unhooked(layer)
     parameters = dict(unhooked.named_parameters())
 
-    def spoken(values: dict[str, Tensor], inputs: tuple[Tensor, ...], backprop: Tensor) -> Tensor:
+    def weighted_output(values: dict[str, Tensor], inputs: tuple[Tensor, ...], backprop: Tensor) -> Tensor:
         output: Tensor = functional_call(unhooked, values, tuple(value.unsqueeze(0) for value in inputs))
         return (output.squeeze(0) * backprop).sum()
 
     plain = {name: parameter.detach() for name, parameter in parameters.items()}
-    found = vmap(grad(spoken), in_dims=(None, 0, 0))(plain, tuple(activations), backprops)
+    found = vmap(grad(weighted_output), in_dims=(None, 0, 0))(plain, tuple(activations), backprops)
     return {parameters[name]: found[name] for name in parameters}
 
 
 class _Unhooked(nn.Module):
-    """A layer without its hooks: Opacus's own would take the calls in here for more training."""
+    """A layer without its hooks: Opacus's hooks would record the calls in here as further training."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -74,20 +74,20 @@ class _Unhooked(nn.Module):
 
 
 def task_of(optimizer: DPOptimizer, like: Task) -> Task:
-    """What the optimiser really does, in the place of what was announced.
+    """The announced task, with clipping, noise and batch size replaced by those of the optimizer.
 
     Args:
         optimizer: from `PrivacyEngine.make_private`.
-        like: what was announced; of it are kept pictures, classes, network, clients and rounds.
+        like: the announced task.
 
     Raises:
-        UserError: its clipping has no counterpart here.
+        UserError: the optimizer clips in a way that a `Task` cannot describe.
     """
     norm = optimizer.max_grad_norm
     layers = isinstance(norm, list | tuple)
     if layers and max(norm) - min(norm) > 1e-6 * max(norm):
         raise UserError(
-            "the optimiser clips each tensor to a norm of its own: give one norm for all, C/sqrt(L) for each of L"
+            "the optimizer clips each tensor to a norm of its own: give all L tensors the same norm, C/sqrt(L)"
         )
     return replace(
         like,
@@ -110,21 +110,21 @@ def capture(
     draw: int = 0,
     declared: Declared | None = None,
 ) -> None:
-    """Write the noised gradient of one step; to be called between `optimizer.pre_step()` and the step itself.
+    """Write the noised gradient of one step; call it between `optimizer.pre_step()` and the step itself.
 
     Args:
         optimizer: from `PrivacyEngine.make_private`.
-        model: what it trains, with the gradients in place; wrapped or not.
+        model: the model that it trains, wrapped or not, with its gradients.
         path: file to write, see `capture.update_file`.
-        task: what was announced; it must be what the optimiser does.
-        payload: what the client was shipped.
+        task: the announced task; it must agree with the optimizer.
+        payload: what the server sent to the client.
         client: index of the client, from 0.
         round: index of the round, from 0.
-        draw: index of the noise realisation, from 0.
-        declared: what the client's program promises, from `PrivacyEngine.get_epsilon`, say.
+        draw: index of the noise realization, from 0.
+        declared: the privacy that the client's program declares, from `PrivacyEngine.get_epsilon`, for example.
 
     Raises:
-        UserError: there is no gradient, or the announced task is not what the optimiser does.
+        UserError: there is no gradient, or the task does not agree with the optimizer.
     """
     actual = task_of(optimizer, task)
     for name in ("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size"):
@@ -132,7 +132,7 @@ def capture(
         number = isinstance(announced, float) and isinstance(done, float)
         if not (math.isclose(announced, done, rel_tol=1e-6) if number else announced == done):
             raise UserError(
-                f"{name} is {announced} in the task, but the optimiser has {done}: announce that, and make the "
+                f"{name} is {announced} in the task, but the optimizer has {done}: announce that value, and make the "
                 "payload for it"
             )
     convention: Convention = "gradient_mean" if optimizer.loss_reduction == "mean" else "gradient_sum"
@@ -142,7 +142,7 @@ def capture(
         raise UserError(
             "the step has no gradients: capture after backward() and pre_step(), before zero_grad()"
         ) from error
-    # Opacus divides by both; the file speaks of the mean over the expected batch.
+    # Opacus divides by both; the file holds the mean over the expected batch size.
     factor = float(batches) if convention == "gradient_mean" else 1.0
     tensors = {name: factor * gradient for name, gradient in _gradients(model).items()}
     source = f"opacus {version('opacus')}"
@@ -160,19 +160,19 @@ def capture_steps(
     client: int = 0,
     declared: Declared | None = None,
 ) -> None:
-    """From now on write the noised gradient of each of the first `task.rounds` steps.
+    """Write the noised gradient of each of the next `task.rounds` steps.
 
-    Opacus calls a step hook once noise is added and before the step; one that is there already (its accountant's) is
+    Opacus calls the step hook after noise is added and before the step. An existing hook (that of its accountant) is
     called first.
 
     Args:
         optimizer: from `PrivacyEngine.make_private`.
-        model: what it trains.
-        folder: where to write a file for each step, a round each.
-        task: what was announced.
-        payload: what the client was shipped.
+        model: the model that it trains.
+        folder: folder for one file per step; each step is a round.
+        task: the announced task.
+        payload: what the server sent to the client.
         client: index of the client, from 0.
-        declared: what the client's program promises.
+        declared: the privacy that the client's program declares.
     """
     before: Callable[[DPOptimizer], None] | None = optimizer.step_hook
     steps = iter(range(task.rounds))
@@ -188,7 +188,7 @@ def capture_steps(
 
 
 def _gradients(model: nn.Module) -> Mapping[str, Tensor]:
-    """Gradients by the names that the server's model gives its parameters; zeros where a parameter is frozen."""
+    """Gradients by parameter name of the server's model; zeros for frozen parameters."""
     found: dict[str, Tensor] = {}
     for wrapped, parameter in model.named_parameters():
         name = wrapped
@@ -196,6 +196,6 @@ def _gradients(model: nn.Module) -> Mapping[str, Tensor]:
             name = name.removeprefix(prefix)
         gradient: Any = parameter.grad
         if gradient is None and parameter.requires_grad:
-            raise UserError(f"{name} has no gradient: give the model that the optimiser trains, after its pre_step()")
+            raise UserError(f"{name} has no gradient: pass the model that the optimizer trains, after its pre_step()")
         found[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach()
     return found

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A captured update: one safetensors file with every released number, and JSON in its header that says what they are.
+"""The file of a captured update: safetensors with every released number, described by JSON in the header.
 
-Tensors go by parameter name ("structure.weight", "network.<parameter>", as in `ClientUpdate`), float32. The header's
-entry "captured" is JSON: `format` "captured 1", `task` (the fields of `exchange.Task`), `payload` (digest of the
-`ServerPayload` that the client was shipped; of the empty one for an honest server), `client`, `round` and `draw` (from
-0), `convention` (see `CapturedUpdate`), `source` (which program made it) and `declared` (what that program promises:
-`epsilon`, `delta` and `sensitivity`, or null). Reading one never executes code.
+Tensors are named like parameters ("structure.weight", "network.<parameter>", as in `ClientUpdate`) and are float32. The
+header's entry "captured" is JSON: `format` "captured 1", `task` (the fields of `exchange.Task`), `payload` (digest of
+the `ServerPayload` that the server sent; of the empty payload for an honest server), `client`, `round` and `draw` (from
+0), `convention` (see `CapturedUpdate`), `source` (the program that made the update) and `declared` (the privacy that it
+declares: `epsilon`, `delta` and `sensitivity`, or null). Reading a file never executes code.
 """
 
 from collections.abc import Mapping
@@ -33,12 +33,12 @@ Convention = Literal["gradient_sum", "gradient_mean", "delta"]
 
 @dataclass(frozen=True)
 class Declared:
-    """What the program that made an update promises about it; null where it says nothing.
+    """The privacy that the program which made an update declares; null where it declares nothing.
 
     Args:
-        epsilon: privacy parameter, as declared.
-        delta: privacy parameter, in (0, 1).
-        sensitivity: the sensitivity that its noise was computed from, in the unit of the update.
+        epsilon: declared epsilon.
+        delta: declared delta, in (0, 1).
+        sensitivity: sensitivity from which the noise was computed, in the unit of the update.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
@@ -50,20 +50,20 @@ class Declared:
 
 @dataclass(frozen=True)
 class CapturedUpdate:
-    """What left a client of another program, after clipping and noise.
+    """The update of a client of another program, after clipping and noise.
 
     Args:
-        task: what was announced; its noise multiplier and clipping norm are those of the program that made the update.
+        task: the announced task; noise multiplier and clipping norm are those of the program that made the update.
         tensors: float32, by parameter name.
-        convention: "gradient_sum", the sum of clipped gradients plus noise; "gradient_mean", the same divided by the
-            expected batch size, `task.batch_size`; "delta", new weights minus old ones, which point against the
-            gradient, clipped and noised as a whole. Under granularity "update" sum and mean are the same thing.
-        payload: digest of what the client was shipped; see `ServerPayload.digest`. Default: of the empty payload.
+        convention: "gradient_sum": the sum of clipped gradients plus noise; "gradient_mean": the same divided by the
+            expected batch size, `task.batch_size`; "delta": new minus old weights, opposite in sign to the gradient,
+            clipped and noised as a whole. Under granularity "update", sum and mean are the same.
+        payload: digest of what the server sent, see `ServerPayload.digest`. Default: that of the empty payload.
         client: index of the client, from 0.
         round: index of the round, from 0.
-        draw: index of the noise realisation, from 0; more than one exists in experiments only.
-        source: the program that made it, and its version.
-        declared: what that program promises; None if nothing.
+        draw: index of the noise realization, from 0; several exist in experiments only.
+        source: the program that made the update, and its version.
+        declared: the privacy that this program declares; None if it declares nothing.
     """
 
     task: Task
@@ -78,20 +78,20 @@ class CapturedUpdate:
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Client, draw and round that it belongs to."""
+        """Indices of client, draw and round."""
         return self.client, self.draw, self.round
 
     def update(self) -> ClientUpdate:
-        """The same in the convention of `ClientUpdate`: the sum of clipped gradients, or the clipped gradient."""
+        """The update in the convention of `ClientUpdate`: the sum of clipped gradients, or the clipped gradient."""
         gradient = as_gradient(self.tensors, self.convention, self.task)
         return ClientUpdate(self.client, self.draw, self.round, gradient=gradient, payload=self.payload)
 
     @classmethod
     def from_header(cls, header: Mapping[str, object], tensors: dict[str, Tensor]) -> Self:
-        """Build one from the JSON of a header, less its `format`.
+        """Build an update from the JSON of a header, without its `format`.
 
         Raises:
-            ValueError: something is missing, unknown, of the wrong kind or out of bounds; the message says what.
+            ValueError: a field is missing, unknown, of another type or out of bounds; the message says which.
         """
         task = header.get("task")
         complete = {**header, "task": completed(task) if isinstance(task, Mapping) else task}
@@ -102,7 +102,7 @@ class CapturedUpdate:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a captured update says; fields as in `CapturedUpdate`."""
+    """The header of a captured update; fields as in `CapturedUpdate`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
 
@@ -120,11 +120,11 @@ HEADER = TypeAdapter(Header)
 
 
 def as_gradient(tensors: Mapping[str, Tensor], convention: Convention, task: Task) -> dict[str, Tensor]:
-    """Turn released numbers into the convention of `ClientUpdate`, float32.
+    """Convert released tensors to the convention of `ClientUpdate`, float32.
 
     Args:
         tensors: by parameter name, floating point.
-        convention: what they are, see `CapturedUpdate`.
+        convention: the convention of the tensors, see `CapturedUpdate`.
         task: granularity and expected batch size.
 
     Returns:
@@ -136,8 +136,8 @@ def as_gradient(tensors: Mapping[str, Tensor], convention: Convention, task: Tas
     """
     if convention == "delta" and task.granularity == "sample":
         raise ValueError(
-            "convention delta goes with granularity update, where the delta itself is clipped; under sample the noise "
-            "was added to gradients: divide the delta by minus the learning rate and call it gradient_mean"
+            "convention delta needs granularity update, where the delta itself is clipped; under sample the noise is "
+            "added to gradients: divide the delta by minus the learning rate and set convention gradient_mean"
         )
     factor = -1.0 if convention == "delta" else 1.0
     if convention == "gradient_mean" and task.granularity == "sample":
@@ -146,14 +146,14 @@ def as_gradient(tensors: Mapping[str, Tensor], convention: Convention, task: Tas
 
 
 def save_captured(path: str | Path, captured: CapturedUpdate) -> None:
-    """Write one captured update, whole or not at all.
+    """Write one captured update atomically.
 
     Args:
-        path: file to write, ending in ".safetensors"; its folder is made where it is missing.
-        captured: what to write.
+        path: file to write, ending in ".safetensors"; missing folders are created.
+        captured: the update.
 
     Raises:
-        UserError: the file cannot be written, or is not named so, or the update is none.
+        UserError: the file cannot be written or has another ending, or the update is invalid.
     """
     path = Path(path)
     if path.suffix != ENDING:
@@ -169,24 +169,24 @@ def save_captured(path: str | Path, captured: CapturedUpdate) -> None:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from error
     for name, tensor in captured.tensors.items():
         if not tensor.is_floating_point():
-            raise UserError(f"{name} holds {tensor.dtype}, and a gradient is floating point: nothing was written")
+            raise UserError(f"{name} holds {tensor.dtype}, but gradients are floating point: nothing was written")
     tensors = {name: tensor.to(torch.float32) for name, tensor in captured.tensors.items()}
     write_sealed(path, tensors, ENTRY, {"format": FORMAT, **header})
 
 
 def load_header(path: str | Path) -> CapturedUpdate:
-    """Read what a captured update says of itself, without its tensors; otherwise as `load_captured`."""
+    """Read the header of a captured update, without its tensors; otherwise like `load_captured`."""
     return _load(Path(path), tensors=False)
 
 
 def load_captured(path: str | Path) -> CapturedUpdate:
-    """Read one captured update as it is; `capture.validator` says whether its numbers make sense.
+    """Read one captured update; `capture.validator` checks its content.
 
     Args:
-        path: file that `save_captured` wrote, or another program in its format.
+        path: a file that `save_captured`, or another program, wrote in this format.
 
     Raises:
-        UserError: it is missing, damaged, or not in the format.
+        UserError: the file is missing, damaged, or in another format.
     """
     return _load(Path(path), tensors=True)
 
@@ -198,17 +198,17 @@ def _load(path: Path, tensors: bool) -> CapturedUpdate:
         found, header = read_sealed(path, ENTRY) if tensors else ({}, read_header(path, ENTRY))
         if not header:
             raise UserError(
-                f"{path} does not say what it holds: a captured update has its description in the header; write "
-                "it by lightning_recon.capture.save_captured"
+                f"{path} has no description in its header, as a captured update has: write it with "
+                "lightning_recon.capture.save_captured"
             )
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        # Other programs write other precisions; what float32 cannot hold becomes infinite, which the validator refuses.
+        # Other programs write other precisions; values beyond float32 become infinite, which the validator refuses.
         floats = {name: tensor.to(torch.float32) for name, tensor in found.items() if tensor.is_floating_point()}
         return CapturedUpdate.from_header(header, found | floats)
     except SafetensorError as error:
         raise UserError(
-            f"{path} is truncated or no safetensors file ({reason_of(error)}): capture again, or copy it again"
+            f"{path} is truncated or not a safetensors file ({reason_of(error)}): capture or copy it again"
         ) from error
     except FAULTS as error:
-        raise UserError(f"{path} is no captured update: {reason_of(error)}") from error
+        raise UserError(f"{path} is not a captured update: {reason_of(error)}") from error

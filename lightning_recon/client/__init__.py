@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client: has the pictures, answers the server with a privatised update and nothing else."""
+"""The simulated client: holds images, and answers the server with privatized updates only."""
 
 from lightning_recon.client.client import VictimClient
 from lightning_recon.client.update import Release

@@ -11,7 +11,9 @@ from lightning_recon.client.update import Clipped
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.construction import copied
-from lightning_recon.structure.layer import InferenceStructure, TamperedNetwork
+from lightning_recon.networks.torch_internals import version_of
+from lightning_recon.structure.layer import build_layer
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 Key = tuple[str, tuple[int, ...], str, int]
 
@@ -37,10 +39,10 @@ def clean_key(digest: str, clients: tuple[int, ...], network: nn.Module, device:
     Args:
         digest: of the payload.
         clients: whose batches are summed.
-        network: the target network; every training step raises the version counters of its parameters.
+        network: the target network; every training step changes its version.
         device: where the update is computed.
     """
-    return digest, clients, str(device), sum(parameter._version for parameter in network.parameters())
+    return digest, clients, str(device), version_of(network)
 
 
 def tampered_model(network: nn.Module, payload: ServerPayload, device: torch.device) -> nn.Module:
@@ -54,7 +56,7 @@ def tampered_model(network: nn.Module, payload: ServerPayload, device: torch.dev
     model: nn.Module
     if payload.settings or payload.tensors:
         # Missing gradients are replaced by zeros where they are computed.
-        model = TamperedNetwork(network, InferenceStructure(payload).to(device), zeros=False)
+        model = TamperedNetwork(network, build_layer(payload).to(device), zeros=False)
     else:
         model = nn.Sequential(OrderedDict(network=network))
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):

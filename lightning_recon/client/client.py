@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_recon.client.accountant import Accountant
@@ -24,6 +24,7 @@ from lightning_recon.client.update import Clipped, Release, clipped_update, rele
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
+from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.networks.target_network import TargetNetwork
@@ -240,7 +241,7 @@ class VictimClient(LightningModule):
     @property
     def normalises_batches(self) -> bool:
         """Whether the network has batch normalization, so that `batch_norm` matters."""
-        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
+        return any(isinstance(module, BatchNorm) for module in self.network.modules())
 
     def _fit_network(self, image_shape: tuple[int, int, int], count: int) -> None:
         network = self.target.fit(self.network, self._misfit, image_shape, count)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a loss with respect to a network's parameters: of each sample, or of a batch.
+"""Gradients of a loss with respect to a network's parameters, of each sample or of a batch.
 
-Pure functions: the network, its `.grad` fields and its buffers stay as they are. Every named parameter gets a
-gradient, whether it is frozen or unused (then zeros).
+These are pure functions: the network, its `.grad` fields and its buffers are not changed. Every named parameter gets a
+gradient, even if it is frozen, and zeros if it is unused.
 """
 
 import math
@@ -12,23 +12,20 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.errors import UserError
-from lightning_recon.networks.construction import math_attention
+from lightning_recon.networks.batch_norm import BatchNorm
+from lightning_recon.networks.differentiability import math_attention
 from lightning_recon.privacy.clipping import Clip, tensor_norms
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes), labels (B,) -> scalar, the mean over the batch
 
 
 def global_norm(gradients: Iterable[Tensor]) -> float:
-    """Euclidean norm over several tensors together.
+    """Euclidean norm of several tensors together, summed in float64.
 
     Args:
         gradients: tensors of any shapes and device.
-
-    Returns:
-        The norm, summed in float64.
     """
     return math.hypot(*tensor_norms({str(index): tensor for index, tensor in enumerate(gradients)}).values())
 
@@ -39,14 +36,14 @@ def mean_gradient(
     """Gradient of the batch's mean loss.
 
     Args:
-        model: network, images to logits, in the mode (train or eval) in which it is to be differentiated.
+        model: network, images to logits, in the mode (train or eval) in which it is differentiated.
         loss: mean loss of logits and labels.
         images: (B, channels, height, width), floating point.
         labels: (B,), int64.
         buffers: buffers that the forward pass may change; None: a copy of the network's own.
 
     Returns:
-        Contiguous gradients by parameter name, one copy of the parameters in size; and the loss, a scalar.
+        Contiguous gradients by parameter name, which take as much memory as the parameters; and the loss, a scalar.
     """
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
     if buffers is None:
@@ -57,16 +54,16 @@ def mean_gradient(
 
 
 def per_sample_gradients(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Gradient of every sample's own loss, all at once.
+    """Gradient of every sample's own loss, in one vectorized pass.
 
     Args:
-        model: network, images to logits, that treats samples one by one.
+        model: network, images to logits, without operations across samples.
         loss: mean loss of logits and labels.
         images: (B, channels, height, width), floating point.
         labels: (B,), int64.
 
     Returns:
-        Gradients (B, *parameter shape) by parameter name: B copies of the parameters in size.
+        Gradients (B, *parameter shape) by parameter name, which take B times the memory of the parameters.
 
     Raises:
         UserError: the network mixes the samples of a batch.
@@ -85,15 +82,15 @@ def clipped_sum(
     """Sum over the samples of each sample's clipped gradient.
 
     Args:
-        model: network, images to logits, that treats samples one by one.
+        model: network, images to logits, without operations across samples.
         loss: mean loss of logits and labels.
-        images: (B, channels, height, width), floating point; B may be 0, as a Poisson sample may be empty.
+        images: (B, channels, height, width), floating point; B may be 0, because a Poisson sample may be empty.
         labels: (B,), int64.
         clip: bound on the norm of each sample's gradient.
-        chunk_size: samples differentiated at once: memory is chunk_size + 1 copies of the parameters.
+        chunk_size: samples differentiated at once; takes the memory of chunk_size + 1 copies of the parameters.
 
     Returns:
-        The sum by parameter name; each sample's norms by parameter name, before the clip; and the mean loss, a scalar.
+        The sum by parameter name; each sample's norms by parameter name, before clipping; and the mean loss, a scalar.
         Without samples: zeros, no norms, and 0.
 
     Raises:
@@ -115,14 +112,14 @@ def clipped_sum(
         factors = clip.factors(norms[-1])
         for name, tensor in gradient.items():
             total[name].add_(tensor, alpha=factors[name])
-        del gradient, tensor  # before the next one is made
+        del gradient, tensor  # frees the memory before the next gradient
     return total, norms, torch.stack(losses).mean()
 
 
 def find_batch_coupling_layer(model: nn.Module) -> str | None:
-    """Name of the first layer that mixes the samples of a batch in the model's present mode, if there is one."""
+    """Name of the first layer that mixes the samples of a batch in the model's current mode; None without one."""
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
             return str(name)
     return None
 
@@ -134,11 +131,11 @@ def reproducible_fp32(
     """Run in float32 with a fixed seed; restore modes and RNG state on exit.
 
     Args:
-        network: put into training mode.
-        device: where it is.
-        seed: of the random numbers of its forward pass (dropout).
-        batch_statistics: whether batch normalisation uses the batch, or its running statistics; None: leave the modes
-            of the network as they are.
+        network: the network, which is put into training mode.
+        device: device of the network.
+        seed: seed of random numbers in the forward pass (dropout).
+        batch_statistics: whether batch normalization uses the batch, or its running statistics; None: the modes of the
+            network are left as they are.
     """
     modes = {module: module.training for module in network.modules()}
     with ExitStack() as stack:
@@ -151,7 +148,7 @@ def reproducible_fp32(
         if batch_statistics is not None:
             network.train()
             for module in network.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.train(batch_statistics)
         try:
             yield
@@ -187,11 +184,11 @@ def _vmapped(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tu
         gradients, losses = each(parameters, images, labels)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError) as error:  # what torch.func cannot map, or cannot map in silence
+    except (RuntimeError, ValueError, TypeError) as error:  # operations that torch.func cannot vectorize
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the network has layers that cannot be differentiated for several pictures at once ({reason}): set "
-            "--model.client.chunk_size 1, which takes them one by one"
+            f"the network has layers that cannot be differentiated for several images at once ({reason}): set "
+            "--model.client.chunk_size 1 to differentiate them one by one"
         ) from error
     return gradients, losses
 
@@ -199,7 +196,7 @@ def _vmapped(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tu
 def _refuse_mixing(model: nn.Module) -> None:
     if name := find_batch_coupling_layer(model):
         raise UserError(
-            f"layer {name} is a batch normalisation, which mixes the samples of a batch, so no sample has a gradient "
-            "of its own: convert the network with networks.without_batch_norm, or set "
+            f"layer {name} is batch normalization, which mixes the samples of a batch, so that no sample has its own "
+            "gradient: convert the network with networks.without_batch_norm, or set "
             "--model.client.privacy.granularity update"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures take part in a step of DP-SGD: each with the same probability, whatever the others do."""
+"""Poisson sampling for DP-SGD: every image is in a batch with the same probability, independently of the others."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,30 +10,30 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_recon.client.noise import noise_generator
 from lightning_recon.errors import UserError
 
-# Stand for a client and a draw in `noise_generator`: no other random numbers are the same.
+# Take the place of a client and a draw in `noise_generator`, so that these draws never repeat other random numbers.
 TRAINING = -1
 SAMPLING = -2
 
 
 class PoissonSampler(DistributedSampler[list[int]]):
-    """Batches of a random size: every picture is in a step's batch with probability `rate`, independently.
+    """Draws batches of random size: every image is in a step's batch with probability `rate`, independently.
 
-    This is the sampling that the accountant of DP-SGD assumes; batches of a shuffled pass are not. What a step draws
-    depends on seed and step number alone, so that an interrupted training goes on with the steps it would have had.
-    All ranks draw the same batch and share it out: the ranks together take one Poisson sample. (It is a
-    DistributedSampler only so that Lightning does not put one of its own in its place.)
+    The accounting of DP-SGD assumes this sampling; it does not hold for shuffled batches. A step's batch depends only
+    on the seed and the step number, so that a resumed training draws the same batches as an uninterrupted one. All
+    ranks draw the same batch and each takes a part of it: together they process one Poisson sample. (The class derives
+    from DistributedSampler only so that Lightning does not replace it.)
 
     Source: Abadi et al. 2016 (arXiv 1607.00133), section 3.1.
     """
 
     def __init__(self, count: int, expected: int, seed: int, step: Callable[[], int], rank: int, ranks: int) -> None:
-        """Describe the draws.
+        """Store the parameters of the draws.
 
         Args:
-            count: pictures to draw from (n), at least 1.
-            expected: mean size of a step's batch, over all ranks, at least 1; at most n counts.
+            count: number of images (n), at least 1.
+            expected: expected size of a step's batch over all ranks, at least 1; limited to n.
             seed: seed of the draws.
-            step: tells the number of the next step, from 0; asked at the beginning of each epoch.
+            step: returns the number of the next step, from 0; called at the beginning of each epoch.
             rank: index of this process.
             ranks: number of processes.
         """
@@ -43,17 +43,17 @@ class PoissonSampler(DistributedSampler[list[int]]):
         self.rate = self.expected / count
 
     def __len__(self) -> int:
-        """Steps in an epoch, in which every picture takes part about once."""
+        """Number of steps in an epoch, in which every image is drawn about once."""
         return max(1, self.count // self.expected)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """This rank's part of each step's batch: indices, often fewer or more than expected, sometimes none."""
+        """Indices of this rank's part of each step's batch; a part may be empty."""
         first = self.step()
         for step in range(first, first + len(self)):
             yield self.drawn(step)[self.rank :: self.num_replicas]
 
     def drawn(self, step: int) -> list[int]:
-        """The whole batch of a step, in the order of the pictures."""
+        """Sorted indices of a step's whole batch."""
         generator = noise_generator(self.random_seed, TRAINING, SAMPLING, step)
         chosen: list[int] = torch.nonzero(torch.rand(self.count, generator=generator) < self.rate).flatten().tolist()
         return chosen

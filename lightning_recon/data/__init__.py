@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs become clients' batches: sources, subjects, and who holds what."""
+"""Images of the clients: sources, subject masks, batches, and their hand-over to the client."""
 
 from lightning_recon.data.datamodule import ClientDataModule
-from lightning_recon.data.masks import GrabCutMasks, NoMasks, SamMasks, SubjectMasks
+from lightning_recon.data.masks import GrabCutMasks, NoMasks, SubjectMasks
+from lightning_recon.data.sam_masks import SamMasks
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.data.truth_file import CapturedPictures, save_truth
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds which photographs: the clients' batches, chosen by seed and handed to the client that is attacked.
+"""The data module that gives images to clients, or to the training of a target network.
 
-The attack itself is never handed an image: it gets its own step counter as training data.
+An attack never gets an image: its training data are its own step numbers, see `handover`.
 """
 
 import os
@@ -14,21 +14,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_recon.attack.base import Attack
-from lightning_recon.data.dataset import Batches, Subjects, name_skipped, warn
+from lightning_recon.data.dataset import SubjectBatches, SubjectImages, warn, warn_skipped
 from lightning_recon.data.download import DOWNLOADABLE, default_root
 from lightning_recon.data.handover import TrainedTarget, hand_over, model_of, one_step, step_loader
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
-from lightning_recon.data.sources import ClientBatch, Pictures, Selection, Source, open_source, select
+from lightning_recon.data.sources import ClientBatch, ImageSource, Selection, Source, open_source, select
 from lightning_recon.errors import UserError
 from lightning_recon.ranges import COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
 
 
 class ClientDataModule(LightningDataModule):
-    """Photographs, cut out and dealt to the clients of federated learning.
+    """Images with their subject on black, in one batch for each client of federated learning.
 
-    The images are put in an order by `seed`; client 0 gets the first `batch_size` readable ones, client 1 the next,
-    and so on: a client's batch does not depend on how many clients are attacked.
+    `seed` shuffles the images. Client 0 gets the first `batch_size` readable images, client 1 the next, and so on; a
+    client's batch does not depend on the number of clients.
     """
 
     client_batches: list[ClientBatch]
@@ -50,24 +50,26 @@ class ClientDataModule(LightningDataModule):
         """Describe the data; nothing is read before `prepare_data`.
 
         Args:
-            root: folder of the data; the environment variable LIGHTNING_RECON_DATA when not given.
-            source: samples (the bundled photographs, or the image folder `root` if that is given), folder (any image
-                folder, with a subfolder per class or without), imagenet, or a data set that torchvision downloads.
+            root: folder of the data; null: the environment variable LIGHTNING_RECON_DATA.
+            source: "samples" (the bundled photographs, or the image folder `root` if it is given), "folder" (an image
+                folder, with a subfolder for each class or without), "imagenet", or a data set that torchvision
+                downloads.
             image_size: side of the square images in pixels, at least 8.
-            batch_size: images per client; of a step's batch when a target network is trained (for DP-SGD: expected).
-            clients: how many clients are attacked.
-            masks: finds the subject of each image, the rest becomes black; GrabCutMasks when not given.
-            seed: chooses the images.
-            num_classes: number of classes of the network: a label that does not fit is refused, and a folder without
-                class subfolders gets labels below it; unchecked when not given.
-            download: fetch CIFAR-100, Caltech-256 or Flowers-102 when missing, into `root` or, when that is not given
-                either, $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data.
-            num_workers: processes that read images while a target network is trained.
-            mask_cache: folder of found masks; $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks when not
-                given.
+            batch_size: number of images per client. When a target network is trained, images in a step's batch (for
+                DP-SGD their expected number).
+            clients: number of clients that are attacked.
+            masks: how the subject of each image is found; everything else becomes black. null: GrabCutMasks.
+            seed: seed of the choice of images.
+            num_classes: number of classes of the network. Larger labels are refused, and a folder without class
+                subfolders gets labels below this number. null: labels are not checked.
+            download: let torchvision download the data set if it is missing, into `root` or, if that is not given, into
+                $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data.
+            num_workers: number of processes that read images when a target network is trained.
+            mask_cache: folder in which subject masks are stored; null: $LIGHTNING_RECON_CACHE/masks or
+                ~/.cache/lightning_recon/masks.
 
         Raises:
-            UserError: A number is out of its range.
+            UserError: a number is out of its range.
         """
         super().__init__()
         check_ranges(
@@ -88,29 +90,29 @@ class ClientDataModule(LightningDataModule):
         self.masks = masks if masks is not None else GrabCutMasks()
         self.num_classes, self.download, self.num_workers = num_classes, download, num_workers
         self.mask_cache = cache_folder(mask_cache)
-        self._named: set[str] = set()
-        self._chosen: tuple[Pictures, Selection, list[int]] | None = None
+        self._warned: set[str] = set()
+        self._selected: tuple[ImageSource, Selection, list[int]] | None = None
 
     def prepare_data(self) -> None:
-        """Download what is missing and find the subjects of all images that will be used: one process, once.
+        """Download missing data, and find the subjects of all images that will be used; runs in one process.
 
-        An attack needs the clients' images alone, the training of a target network every image of the source.
+        An attack needs only the clients' images, the training of a target network every image of the source.
         """
         if self.download:
             open_source(self.source, self.root, self.num_classes, download=True)
-        _, selection, _ = self._choose()
+        _, selection, _ = self._select()
         fill_cache(selection.images, len(selection.images), self.masks, self.mask_cache)
         if self._trains_target():
             rest = self._rest()
             fill_cache(rest.readable(), len(rest), self.masks, self.mask_cache)
 
     def setup(self, stage: str | None = None) -> None:
-        """Deal the batches and bind them to the client, if the model has one.
+        """Make the batches and hand them over, see `handover`.
 
         Args:
-            stage: fit, validate, test or predict; all are alike.
+            stage: the trainer's stage; it makes no difference.
         """
-        _, chosen, _ = self._choose()
+        _, chosen, _ = self._select()
         masks = torch.stack([read_mask(image, self.masks, self.mask_cache) for image in chosen.images])
         photographs, size = chosen.images.float() / 255, self.batch_size
         self.client_batches = []
@@ -122,13 +124,13 @@ class ClientDataModule(LightningDataModule):
         hand_over(model_of(self.trainer), self.client_batches, self.image_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The attack's own step counter; for a target network, images that no attacked client holds."""
+        """Step numbers for an attack; for a target network, images that no client holds."""
         if self._trains_target():
             return self._loader(validation=False)
         return step_loader(model_of(self.trainer))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """One empty step for an attack; for a target network, a tenth of the images that it may see."""
+        """One empty step for an attack; for a target network, a tenth of the images that no client holds."""
         return self._loader(validation=True) if self._trains_target() else one_step()
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -141,60 +143,61 @@ class ClientDataModule(LightningDataModule):
 
     @property
     def skipped_pictures(self) -> list[dict[str, str]]:
-        """Name of each of the clients' images that could not be read, and why; another took its place."""
-        skipped = [] if self._chosen is None else self._chosen[1].skipped
+        """Name and reason for each of the clients' images that could not be read and was replaced by the next."""
+        skipped = [] if self._selected is None else self._selected[1].skipped
         return [{"name": name, "reason": reason} for name, reason in skipped]
 
-    def pictures(self) -> Pictures:
-        """All images that clients may hold; a data module for another source overrides this alone."""
+    def image_source(self) -> ImageSource:
+        """All images that clients may hold; a data module for another source overrides only this method."""
         return open_source(self.source, self.root, self.num_classes)
 
     def _trains_target(self) -> bool:
-        """Whether the model is a network to be trained, not an attack on a client's update."""
+        """Whether the model is a target network to be trained, and not an attack."""
         model = model_of(self.trainer)
         return model is not None and not isinstance(model, Attack)
 
-    def _choose(self) -> tuple[Pictures, Selection, list[int]]:
-        """The source, the clients' images, and the order of all others; read once per process."""
-        if self._chosen is None:
-            pictures = self.pictures()
-            if pictures.ignored:
-                names, more = ", ".join(pictures.ignored[:5]), len(pictures.ignored) - 5
-                warn(f"{pictures.origin}: not pictures, ignored: {names}{f' and {more} more' if more > 0 else ''}")
-            order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(self.seed)).tolist()
+    def _select(self) -> tuple[ImageSource, Selection, list[int]]:
+        """The source, the clients' images, and the order of all other images; read once per process."""
+        if self._selected is None:
+            source = self.image_source()
+            if source.ignored:
+                names, more = ", ".join(source.ignored[:5]), len(source.ignored) - 5
+                warn(f"{source.origin}: not images, ignored: {names}{f' and {more} more' if more > 0 else ''}")
+            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed)).tolist()
             wanted = self.clients * self.batch_size
-            selection = select(pictures, order, wanted, self.image_size)
-            name_skipped(pictures, selection, self._named)
+            selection = select(source, order, wanted, self.image_size)
+            warn_skipped(source, selection, self._warned)
             if len(selection.images) < wanted:
                 raise UserError(
-                    f"{pictures.origin} has {len(selection.images)} readable pictures, {wanted} are needed "
+                    f"{source.origin} has {len(selection.images)} readable images, {wanted} are needed "
                     f"({self.clients} clients with {self.batch_size} each): lower --data.batch_size or --data.clients"
                 )
             highest = int(selection.labels.max())
             if self.num_classes is not None and highest >= self.num_classes:
                 raise UserError(
-                    f"{pictures.origin} has the label {highest}, but data.num_classes is {self.num_classes}: raise it"
+                    f"{source.origin} has the label {highest}, but data.num_classes is {self.num_classes}: raise it"
                 )
-            self._chosen = pictures, selection, order[selection.used :]
-        return self._chosen
+            self._selected = source, selection, order[selection.used :]
+        return self._selected
 
-    def _rest(self) -> Subjects:
-        pictures, _, order = self._choose()
-        return Subjects(pictures, order, self.image_size, self.masks, self.mask_cache, self._named)
+    def _rest(self) -> SubjectImages:
+        """The images that no client holds."""
+        source, _, order = self._select()
+        return SubjectImages(source, order, self.image_size, self.masks, self.mask_cache, self._warned)
 
     def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Nine tenths of the images that are left for training, or the last tenth in order.
+        """The first nine tenths of the images that no client holds, or the last tenth for validation.
 
         A `TrainedTarget` may choose a sampler for training; otherwise batches are shuffled.
         """
         rest = self._rest()
         held = max(1, len(rest) // 10)
         if len(rest) <= held:
-            raise UserError(f"{self._choose()[0].origin} has too few pictures to train on: lower --data.batch_size")
+            raise UserError(f"{self._select()[0].origin} has too few images to train on: lower --data.batch_size")
         rest.order = rest.order[-held:] if validation else rest.order[:-held]
         model = model_of(self.trainer)
         if not validation and isinstance(model, TrainedTarget):
             sampler = model.sampler(len(rest), self.batch_size)
             if sampler is not None:
-                return DataLoader(Batches(rest), batch_size=None, sampler=sampler, num_workers=self.num_workers)
+                return DataLoader(SubjectBatches(rest), batch_size=None, sampler=sampler, num_workers=self.num_workers)
         return DataLoader(rest, self.batch_size, shuffle=not validation, num_workers=self.num_workers)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets that torchvision fetches: where they are kept, and what to do by hand where there is no network."""
+"""Data sets that torchvision downloads, with instructions for a manual download when there is no network."""
 
 import os
 import socket
@@ -16,18 +16,18 @@ from torchvision import datasets
 
 from lightning_recon.errors import UserError
 
-# Seconds that a server may be silent.
-PATIENCE = 20.0
+# Time in seconds after which a server that does not respond is given up.
+TIMEOUT = 20.0
 
 
 @dataclass(frozen=True)
 class Downloadable:
-    """One data set.
+    """A data set of torchvision.
 
     Args:
-        reader: Opens it; takes the root and `download`.
-        addresses: Of its files.
-        folder: Below the root, where the files belong.
+        reader: opens the data set; takes the root and `download`.
+        addresses: URLs of its files.
+        folder: folder of the files, below the root.
     """
 
     reader: Callable[..., Any]
@@ -55,28 +55,28 @@ DOWNLOADABLE = {
 
 
 def default_root() -> Path:
-    """Where data are downloaded to: $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data."""
+    """Folder for downloads: $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data."""
     return Path(os.environ.get("LIGHTNING_RECON_DATA") or "~/.cache/lightning_recon/data").expanduser()
 
 
 def opened(source: str, root: Path, download: bool) -> Any:  # noqa: ANN401 - one of torchvision's data sets
-    """A data set of torchvision, fetched if it is missing and may be.
+    """Open a data set of torchvision, and download it if it is missing and `download` is set.
 
     Args:
-        source: A key of `DOWNLOADABLE`.
-        root: Where it lies or is put.
-        download: Whether to fetch it.
+        source: a key of `DOWNLOADABLE`.
+        root: folder of the data.
+        download: whether to download missing data.
 
     Raises:
-        UserError: It is not there, or cannot be fetched; addresses and folder are named.
+        UserError: the data are missing or cannot be downloaded; the message names the URLs and the folder.
     """
     one = DOWNLOADABLE[source]
     folder, addresses = root / one.folder, " and ".join(one.addresses)
-    by_hand = f"fetch {addresses} by hand, put {'it' if len(one.addresses) == 1 else 'them'} into {folder}"
+    by_hand = f"download {addresses} by hand, put {'it' if len(one.addresses) == 1 else 'them'} into {folder}"
     try:
-        if not (download or root.is_dir()):  # a reader may create the folder even so
+        if not (download or root.is_dir()):  # otherwise a reader may create the folder
             raise FileNotFoundError(root)
-        with patience():
+        with timeout():
             return one.reader(root, download=download)
     except (RuntimeError, OSError, ImportError, HTTPException, TarError, EOFError) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
@@ -90,10 +90,10 @@ def opened(source: str, root: Path, download: bool) -> Any:  # noqa: ANN401 - on
 
 
 @contextmanager
-def patience() -> Iterator[None]:
-    """Within it a server that does not answer is given up; torchvision itself would wait for ever."""
+def timeout() -> Iterator[None]:
+    """Give up servers that do not respond within `TIMEOUT`; torchvision itself waits forever."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ A data module meets three kinds of models:
 
 - An `Attack` gets its own step numbers as training data, and never an image. If its client is simulated, the client
   gets the batches of images.
-- A `TrainedTarget` (VictimClient on its own) is told the size of the images, and may choose a sampler for them.
+- A `TrainedTarget` (VictimClient on its own) gets the size of the images, and may choose a sampler for them.
 - Any other LightningModule is trained on the images in shuffled batches.
 """
 

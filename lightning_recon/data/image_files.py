@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files opened safely, and whatever they hold turned into 8-bit RGB by stated rules."""
+"""Open image files safely, and convert every kind of image to 8-bit RGB."""
 
 import warnings
 from io import BytesIO
@@ -11,8 +11,8 @@ from PIL import Image, ImageCms
 
 from lightning_recon.files.faults import check_regular
 
-# What the endings of torchvision's image folders stand for, and GIF, which people rename. Pillow knows many more, among
-# them PostScript, for which it starts Ghostscript. (JPEG takes in the MPO of phones.)
+# The formats of torchvision's image folders, and GIF, because GIF files are often renamed. Pillow reads many more,
+# among them PostScript, for which it starts Ghostscript. (JPEG includes the MPO files of phones.)
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
 _ORIENTATION = 0x0112  # of EXIF
@@ -27,74 +27,75 @@ _TURNED = {
 }
 
 
-def open_picture(source: Path | BytesIO, most_pixels: int | None = None) -> Image.Image:
-    """Decode an image of one of the known formats, whatever its file is called.
+def open_image(source: Path | BytesIO, max_pixels: int | None = None) -> Image.Image:
+    """Decode an image of one of the allowed formats, whatever the file's extension.
 
     Args:
-        source: a plain file, or its content.
-        most_pixels: refuse an image that has more; None: what Pillow allows.
+        source: a regular file, or its content.
+        max_pixels: largest accepted number of pixels; None: Pillow's limit of about 179 million.
 
     Raises:
-        OSError: there is none, it is no plain file, damaged, or of another format.
-        ValueError: it has more pixels than an image has (about 179 million), or is damaged in another way. Decoders
-            raise further types on damaged files.
+        OSError: the file is missing, not a regular file, damaged, or of another format.
+        ValueError: the image has too many pixels, or is damaged in another way. Decoders raise other types, too, on
+            damaged files.
     """
     if isinstance(source, Path):
         check_regular(source)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large images, odd EXIF, truncated colour profiles: read, or an error
+        warnings.simplefilter("ignore")  # large images, odd EXIF, truncated color profiles: readable, or an error
         try:
-            with Image.open(source, formats=FORMATS) as picture:
-                if most_pixels is not None and picture.width * picture.height > most_pixels:
-                    raise ValueError(f"too large: {picture.width} x {picture.height} pixels")
-                picture.load()
+            with Image.open(source, formats=FORMATS) as image:
+                if max_pixels is not None and image.width * image.height > max_pixels:
+                    raise ValueError(f"too large: {image.width} x {image.height} pixels")
+                image.load()
         except Image.DecompressionBombError as error:
             raise ValueError(f"too large: {str(error).partition(',')[0]}") from error
-    return picture
+    return image
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """The image upright, in RGB with 8 bits a channel.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to upright RGB with 8 bits per channel.
 
-    Transparent parts become black. 16-bit grey is divided by 257. Of 32-bit integers, values up to 255 are taken as 8
-    bits, up to 65,535 as 16 bits, and those that reach 2^24 as 31 bits; floats from 0 to 1 are multiplied by 255.
+    Transparent parts become black. 16-bit grey is divided by 257. 32-bit integers are read as 8 bits if the largest is
+    at most 255, as 16 bits if it is at most 65,535, and as 31 bits if it is at least 2^24. Floats from 0 to 1 are
+    multiplied by 255.
 
     Args:
-        picture: decoded, of any mode.
+        image: decoded image of any mode.
 
     Raises:
-        ValueError: numbers of another range, where every guess would give a black or a white image; or NaN.
+        ValueError: the values have another range, so that the image would become black or white, or include NaN.
     """
-    picture = _upright(picture)
-    if picture.mode == "F":
-        return _from_float(np.asarray(picture))
-    if picture.mode.startswith("I"):  # Pillow's own conversion clips at 255 instead of scaling
-        return _from_integers(np.asarray(picture).astype(np.int64), wide=picture.mode != "I" or picture.format == "PPM")
-    if picture.mode == "LAB":
+    image = _upright(image)
+    if image.mode == "F":
+        return _from_float(np.asarray(image))
+    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255 instead of scaling
+        return _from_integers(np.asarray(image).astype(np.int64), wide=image.mode != "I" or image.format == "PPM")
+    if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
-        assert converted is not None  # it is not in place
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None  # because the conversion is not in place
         return converted
-    if picture.has_transparency_data:
-        plain = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode, picture.mode)  # colours multiplied by their opacity
-        picture = picture.convert(plain).convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-    return picture.convert("RGB")
+    if image.has_transparency_data:
+        plain = {"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)  # premultiplied alpha
+        image = image.convert(plain).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("RGB")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says; what cannot be read of that is ignored."""
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation in the image's EXIF data; unreadable EXIF data are ignored."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            orientation = picture.getexif().get(_ORIENTATION)
+            orientation = image.getexif().get(_ORIENTATION)
         method = _TURNED.get(int(orientation)) if orientation is not None else None
     except Exception:  # Pillow's reader raises struct.error, SyntaxError, TypeError, ... on odd entries
-        return picture
+        return image
     if method is None:
-        return picture
-    turned = picture.transpose(method)
-    turned.format = picture.format
+        return image
+    turned = image.transpose(method)
+    turned.format = image.format
     return turned
 
 
@@ -108,7 +109,7 @@ def _from_float(grey: np.ndarray) -> Image.Image:
 
 
 def _from_integers(grey: np.ndarray, wide: bool) -> Image.Image:
-    """Integers of 16 bits (`wide`), or of 32, whose number of bits in use is told from the largest."""
+    """Convert integers of 16 bits (`wide`), or of 32, whose bits in use follow from the largest value."""
     low, high = int(grey.min()), int(grey.max())
     if wide or 255 < high < 1 << 16:
         scale = 257

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of a folder in an order that does not depend on the file system, each real file once.
+"""List the images of a folder, in an order that does not depend on the file system, and each file only once.
 
-What systems leave behind is neither class nor image; links are followed, but never to what was seen already; pipes
-and devices are left alone.
+Files and folders that operating systems create are ignored. Links are followed, but not to files or folders that were
+listed already. Pipes and devices are never opened.
 """
 
 import os
@@ -13,8 +13,9 @@ from typing import Final
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-# Folders and files of macOS, Synology and QNAP, ext4, Windows and Python, in lower case; hidden ones come on top.
-LEFT_BEHIND: Final = frozenset(
+# Folders and files that macOS, Synology, QNAP, ext4, Windows and Python create, in lower case. Hidden files are ignored
+# as well.
+SYSTEM_FILES: Final = frozenset(
     {
         *("__macosx", "@eadir", "#recycle", "@recycle", "lost+found", "system volume information", "$recycle.bin"),
         *("recycler", "found.000", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"),
@@ -24,41 +25,41 @@ LEFT_BEHIND: Final = frozenset(
 
 @dataclass
 class Found:
-    """What a folder holds.
+    """The content of an image folder.
 
     Args:
         classes: names of its subfolders, sorted.
-        files: paths below them, sorted within each, with the position of the subfolder.
+        files: files below the subfolders, sorted within each, with the index of their subfolder.
         loose: files of the folder itself, sorted.
-        left_out: what is no file of the user's, or was found already, relative to the folder.
+        ignored: entries that are ignored, relative to the folder, with the reason where it is not obvious.
     """
 
     classes: list[str] = field(default_factory=list)
     files: list[tuple[Path, int]] = field(default_factory=list)
     loose: list[Path] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
 
 def scan(root: Path) -> Found:
-    """List a folder and what lies below it.
+    """List a folder and everything below it.
 
-    A folder that is reached by a link is read once, and not at all where it is this one, above it, or was found as a
-    folder; a file that is a link is left out where the file itself was found.
+    A folder that is reached through a link is read once, and not at all if it is `root`, contains it, or was listed as
+    a folder. A link to a file is ignored if the file itself was listed.
 
     Args:
         root: the folder.
 
     Raises:
-        OSError: it cannot be listed.
+        OSError: the folder cannot be listed.
     """
     found, real = Found(), os.path.realpath(root)
-    folders, found.loose = _listed(root, root, found.left_out)
+    folders, found.loose = _listed(root, root, found.ignored)
     found.classes = [folder.name for folder in folders]
     seen = {real, *map(str, Path(real).parents)}
-    known: set[str] = set()  # files that are no links, by their real paths
+    known: set[str] = set()  # real paths of files that are not links
     linked: list[tuple[Path, int, str]] = []
     waiting = [(folder, label) for label, folder in enumerate(folders)]
-    for follow in (False, True):  # first all that lies here itself, then what links lead to
+    for follow in (False, True):  # first everything below the folder itself, then the targets of links
         links: list[tuple[Path, int]] = []
         while waiting:
             folder, label = waiting.pop(0)
@@ -67,13 +68,13 @@ def scan(root: Path) -> Found:
                 continue
             place = os.path.realpath(folder)
             if place in seen:
-                found.left_out.append(f"{folder.relative_to(root)} (a link to a folder that is read already)")
+                found.ignored.append(f"{folder.relative_to(root)} (a link to a folder that is read already)")
                 continue
             seen.add(place)
             try:
-                below, files = _listed(folder, root, found.left_out)
+                below, files = _listed(folder, root, found.ignored)
             except OSError as error:
-                found.left_out.append(f"{folder.relative_to(root)} ({error.strerror})")
+                found.ignored.append(f"{folder.relative_to(root)} ({error.strerror})")
                 continue
             waiting[:0] = [(one, label) for one in below]
             for file in files:
@@ -85,36 +86,36 @@ def scan(root: Path) -> Found:
         waiting = links
     for file, label, target in linked:
         if target in known:
-            found.left_out.append(f"{file.relative_to(root)} (a link to a file that is read already)")
+            found.ignored.append(f"{file.relative_to(root)} (a link to a file that is read already)")
         else:
             found.files.append((file, label))
     found.files.sort(key=lambda entry: (entry[1], entry[0]))
     return found
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file is called like an image."""
+def is_image(path: Path) -> bool:
+    """Whether a file has the extension of an image."""
     return path.suffix.lower() in IMG_EXTENSIONS
 
 
-def _listed(folder: Path, root: Path, left_out: list[str]) -> tuple[list[Path], list[Path]]:
-    """Subfolders and plain files of a folder, sorted; what is neither, or was left behind by a system, is named."""
+def _listed(folder: Path, root: Path, ignored: list[str]) -> tuple[list[Path], list[Path]]:
+    """Sorted subfolders and regular files of a folder; other entries and system files are added to `ignored`."""
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             path = folder / entry.name
-            if entry.name.startswith(".") and not is_picture(path):
-                continue  # configuration; a hidden image is macOS's second half of a file, and worth a word
+            if entry.name.startswith(".") and not is_image(path):
+                continue  # configuration files; hidden images, as macOS creates them, are reported
             try:
                 mode = entry.stat().st_mode
             except OSError:  # a broken link
                 mode = 0
-            if entry.name.startswith(".") or entry.name.lower() in LEFT_BEHIND:
-                left_out.append(str(path.relative_to(root)))
+            if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FILES:
+                ignored.append(str(path.relative_to(root)))
             elif stat.S_ISDIR(mode):
                 folders.append(path)
             elif stat.S_ISREG(mode):
                 files.append(path)
             else:
-                left_out.append(f"{path.relative_to(root)} (no plain file)")
+                ignored.append(f"{path.relative_to(root)} (not a regular file)")
     return sorted(folders), sorted(files)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache of masks on disk: one process computes a mask, all others read it.
+"""Cache of subject masks on disk: one process computes them, all others read them.
 
-A mask is a one-bit PNG whose name is the hash of the image and of the maker's settings; training and
-attacks only read them.
+A mask is a one-bit PNG, named after the hash of the image and of the settings under which the mask was found. Training
+and attacks only read masks.
 """
 
 import hashlib
@@ -17,32 +17,32 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_recon.console import counting
-from lightning_recon.data.image_files import open_picture
+from lightning_recon.data.image_files import open_image
 from lightning_recon.data.masks import NoMasks, SubjectMasks
 from lightning_recon.errors import UserError
 
 
 def cache_folder(given: str | None) -> Path:
-    """Where masks are kept: the argument, $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks."""
+    """Folder of the cache: the argument, $LIGHTNING_RECON_CACHE/masks or ~/.cache/lightning_recon/masks."""
     if given:
         return Path(given).expanduser()
     return Path(os.environ.get("LIGHTNING_RECON_CACHE") or "~/.cache/lightning_recon").expanduser() / "masks"
 
 
 def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder: Path) -> int:
-    """Find and store the masks that are not stored yet, under a progress bar.
+    """Find and store the masks that are not in the cache yet, with a progress bar.
 
     Args:
         images: each (3, H, W) uint8.
-        total: how many there are at most.
-        masks: the maker; called once, with the missing images only.
-        folder: of the cache.
+        total: the largest possible number of images.
+        masks: how masks are found; called once, with the images whose mask is missing.
+        folder: folder of the cache.
 
     Returns:
-        How many were found anew.
+        Number of masks that were added.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: the folder cannot be written.
     """
     if isinstance(masks, NoMasks):
         return 0
@@ -57,7 +57,7 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
                 keys.append(path)
                 yield image
 
-    with counting("subject masks", total) as done:  # out here, where it is closed at once whatever goes wrong
+    with counting("subject masks", total) as done:  # out here, so that an error closes it at once
         for count, mask in enumerate(masks(missing(set(), done))):
             _store(keys[count], mask)
     return len(keys)
@@ -68,17 +68,17 @@ def read_mask(image: Tensor, masks: SubjectMasks, folder: Path) -> Tensor:
 
     Args:
         image: (3, H, W) uint8.
-        masks: whose mask; only its fingerprint is used.
-        folder: of the cache.
+        masks: how the mask was found; only the fingerprint is used.
+        folder: folder of the cache.
 
     Raises:
-        UserError: It is not stored.
+        UserError: the mask is not in the cache.
     """
     if isinstance(masks, NoMasks):
         return next(masks([image]))
     mask = _load(_path(image, masks, folder), image)
     if mask is None:
-        raise UserError(f"a subject mask is missing from {folder}: run prepare_data() where this folder can be read")
+        raise UserError(f"a subject mask is missing from {folder}: run prepare_data() with access to this folder first")
     return mask
 
 
@@ -90,16 +90,16 @@ def _path(image: Tensor, masks: SubjectMasks, folder: Path) -> Path:
 
 
 def _load(path: Path, image: Tensor) -> Tensor | None:
-    """A stored mask; None where there is none that can be read and fits, so that it is found again."""
+    """A stored mask; None if it is missing, unreadable or of another size, so that it is found again."""
     try:
-        mask = torch.from_numpy(np.array(open_picture(path).convert("1")))[None]
+        mask = torch.from_numpy(np.array(open_image(path).convert("1")))[None]
     except (OSError, SyntaxError, ValueError):
         return None
     return mask if mask.shape[1:] == image.shape[1:] else None
 
 
 def _store(path: Path, mask: Tensor) -> None:
-    """Write beside the target and rename: a mask is there whole or not at all."""
+    """Write a mask atomically: beside its target, then renamed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images behind a captured update, for scoring alone: an auditor has those of his own client.
+"""The true images behind a captured update, which an auditor has of a client of their own; only for scoring.
 
-A truth file is one safetensors file, `images` (B, 3, H, W) float32 in [0, 1] and `labels` (B,) int64, with the client's
-index in its header. The attack never reads it.
+A truth file is a safetensors file with `images` (B, 3, H, W) float32 in [0, 1], `labels` (B,) int64, and the client's
+index in the header. The attack never reads it.
 """
 
 from pathlib import Path
@@ -23,21 +23,21 @@ from lightning_recon.files.schema import TRUTH
 from lightning_recon.files.serialization import read_sealed, validated, write_sealed
 
 FORMAT = "truth 1"
-ENTRY = "truth"  # of the safetensors header
+ENTRY = "truth"  # key in the safetensors header
 
 
 def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0) -> None:
-    """Write what a captured client trained on.
+    """Write the images that a captured client trained on.
 
     Args:
-        path: file to write: beside the update, as `truth.safetensors`, or `truth-c000.safetensors` and so on for
-            several clients.
+        path: file to write, beside the update: `truth.safetensors`, or `truth-c000.safetensors` and so on for several
+            clients.
         images: (B, 3, H, W), values in [0, 1].
         labels: (B,), class indices.
         client: index of the client, from 0.
 
     Raises:
-        UserError: the images are none, or the file cannot be written.
+        UserError: images or labels are invalid, or the file cannot be written.
     """
     path = Path(path)
     if fault := _fault(images, labels):
@@ -50,7 +50,7 @@ def load_truth(path: Path) -> tuple[int, ClientBatch]:
     """Read a client's index and its images.
 
     Raises:
-        UserError: the file is damaged, or no truth file.
+        UserError: the file is damaged, or not a truth file.
     """
     try:
         tensors, header = read_sealed(path, ENTRY)
@@ -61,7 +61,7 @@ def load_truth(path: Path) -> tuple[int, ClientBatch]:
             raise ValueError(fault)
     except FAULTS as error:
         raise UserError(
-            f"{path} is no truth file ({reason_of(error)}): write it by lightning_recon.data.save_truth"
+            f"{path} is not a truth file ({reason_of(error)}): write it with lightning_recon.data.save_truth"
         ) from error
     images, labels = images.to(torch.float32), labels.to(torch.int64)
     names = [f"{path.stem}/{index}" for index in range(len(images))]
@@ -73,49 +73,49 @@ def check_truth(batches: list[ClientBatch], task: Task) -> None:
 
     Args:
         batches: each client's images.
-        task: what was announced.
+        task: the announced task.
 
     Raises:
-        UserError: what does not fit.
+        UserError: number, shape or labels of the images do not fit the task.
     """
     if len(batches) != task.clients:
         raise UserError(
-            f"--data holds the pictures of {len(batches)} clients, the update is of {task.clients}: give those of "
-            "each, in a truth file of its own"
+            f"--data holds the images of {len(batches)} clients, but the update is of {task.clients}: give one truth "
+            "file for each client"
         )
     for client, batch in enumerate(batches):
         shape = (task.batch_size, *task.image_shape)
         if tuple(batch.images.shape) != shape:
             raise UserError(
-                f"the pictures of client {client} have shape {tuple(batch.images.shape)}, the update is about {shape}: "
-                "give the truth file that was written with it"
+                f"the images of client {client} have shape {tuple(batch.images.shape)}, the update is about {shape}: "
+                "give the truth file that was written with the update"
             )
         if int(batch.labels.max()) >= task.num_classes:
             raise UserError(
-                f"the pictures of client {client} have the label {int(batch.labels.max())}, and the network has "
+                f"the images of client {client} have the label {int(batch.labels.max())}, but the network has "
                 f"{task.num_classes} classes: correct the labels, or num_classes of the capture"
             )
 
 
 class CapturedPictures(LightningDataModule):
-    """The images behind a captured update, read from truth files; they score the attack and do nothing else."""
+    """The true images behind a captured update, read from truth files; only for scoring the attack."""
 
     client_batches: list[ClientBatch]
 
     def __init__(self, root: str) -> None:
-        """Name the files; nothing is read before `setup`.
+        """Choose the files; nothing is read before `setup`.
 
         Args:
-            root: a truth file, or a folder with truth*.safetensors for each client.
+            root: a truth file, or a folder with one truth*.safetensors for each client.
         """
         super().__init__()
         self.root = Path(root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images; a simulated client, to compare with, is given them.
+        """Read the images, and hand them over to a simulated client that the captured update is compared with.
 
         Args:
-            stage: fit, validate, test or predict; all are alike.
+            stage: the trainer's stage; it makes no difference.
         """
         paths = sorted(self.root.glob("truth*.safetensors")) if self.root.is_dir() else [self.root]
         if not paths or not paths[0].is_file():
@@ -126,15 +126,15 @@ class CapturedPictures(LightningDataModule):
         found = sorted((load_truth(path) for path in paths), key=lambda pair: pair[0])
         if [client for client, _ in found] != list(range(len(found))):
             have = ", ".join(str(client) for client, _ in found)
-            raise UserError(f"{self.root} holds the pictures of clients {have}: give one truth file for each, from 0")
+            raise UserError(f"{self.root} holds the images of clients {have}: give one truth file for each, from 0")
         self.client_batches = [batch for _, batch in found]
         model = model_of(self.trainer)
         if model is not None and not isinstance(model, Attack):
-            raise UserError("data.CapturedPictures scores attacks and trains no network: give data.ClientDataModule")
+            raise UserError("data.CapturedPictures only scores attacks: train a network on data.ClientDataModule")
         hand_over(model, self.client_batches, self.client_batches[0].images.shape[-1])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The attack's own step counter."""
+        """The attack's own step numbers."""
         return step_loader(model_of(self.trainer))
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -151,7 +151,7 @@ class CapturedPictures(LightningDataModule):
 
 
 def _fault(images: Tensor, labels: Tensor) -> str:
-    """What is wrong with images and labels, in one line; empty if nothing."""
+    """What is wrong with images and labels, in one line; empty if they are valid."""
     if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
         return f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, not float (B, 3, H, W)"
     if not (images.min() >= 0 and images.max() <= 1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The careful client: what it can find out about the model that it was shipped, before it answers."""
+"""What a careful client can find out about a received model before it answers."""
 
 from lightning_recon.defense.inspection import THRESHOLDS, Finding, inspect_model
 

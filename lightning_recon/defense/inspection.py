@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run all checks of a received model on the client's own images and word the findings."""
+"""Run all checks of a received model on the client's own images, and describe the findings."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,18 @@ from torch import Tensor, nn
 
 from lightning_recon.defense.checks import (
     Reading,
-    awake,
     constant_inputs,
     energy_share,
     false_gradient,
-    gradient_of,
     linear_gradient,
     repeated_rows,
     silent_layer,
     zero_gradient,
 )
+from lightning_recon.defense.probes import gradient_of, randomize_zero_weights
 
-# Above these a check alarms. Chosen so that none of the ordinary networks of results/detector.csv does, half-way or
-# nearer to the structures: they say how those networks look, nothing of networks that were not looked at.
+# A check raises an alarm above its threshold. Chosen so that no ordinary network of results/detector.csv reaches one;
+# they lie half-way to the structures or nearer to them. Other networks were not tested.
 THRESHOLDS = {
     "repeated_rows": 0.5,
     "constant_inputs": 0.5,
@@ -32,14 +31,14 @@ THRESHOLDS = {
 }
 _SENTENCES = {
     "repeated_rows": "{value:.0%} of the rows of {where} are parallel to another: units that measure the same quantity",
-    "constant_inputs": "{value:.0f} inputs of {where} are the same for every image: a pilot reveals scale and sign",
-    "energy_share": "{value:.1%} of the gradient's energy is in the layer, or the shape, of {where}: it wins the clip",
-    "false_gradient": "{value:.1%} of the gradient's energy is no derivative of the loss: something cancels unseen",
-    "silent_layer": "{where} takes {value:.1%} of the gradient's energy, and without it the logits hardly change",
+    "constant_inputs": "{value:.0f} inputs of {where} are equal for every image: a pilot that reveals scale and sign",
+    "energy_share": "{value:.1%} of the gradient's energy is in layers like {where}: it dominates the clipping budget",
+    "false_gradient": "{value:.1%} of the gradient's energy is no derivative of the loss: a hidden layer is cancelled",
+    "silent_layer": "{where} takes {value:.1%} of the gradient's energy, but its removal hardly changes the logits",
     "linear_gradient": "{value:.1%} of the gradient's energy is a linear copy of the image, most of it in {where}",
-    "zero_gradient": "weights such as {where} make {value:.0%} of the logits' movement, and their gradient is zero",
+    "zero_gradient": "weights such as {where} make up {value:.0%} of the logits' change, but their gradient is zero",
 }
-_NOTHING = "nothing conspicuous ({value:.3g}, an alarm is above {threshold:g})"
+_NOTHING = "nothing suspicious ({value:.3g}; the threshold is {threshold:g})"
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ class Finding:
     """Result of one check.
 
     Args:
-        check: its name.
-        value: the statistic, at least 0; an ordinary network is near 0.
-        threshold: above which it alarms.
-        where: the tensor or layer that shows it the most; empty if none does.
+        check: name of the check.
+        value: the statistic, at least 0; near 0 for an ordinary network.
+        threshold: the check raises an alarm above it.
+        where: the tensor or layer in which the statistic is greatest; empty if there is none.
     """
 
     check: str
@@ -60,32 +59,33 @@ class Finding:
 
     @property
     def alarm(self) -> bool:
-        """Whether a careful client should not answer before it knows why."""
+        """Whether a careful client should find the reason before it answers."""
         return self.value > self.threshold
 
     @property
     def sentence(self) -> str:
-        """The finding in plain words."""
+        """The finding in one sentence."""
         text = _SENTENCES[self.check] if self.alarm else _NOTHING
         return text.format(value=self.value, where=self.where, threshold=self.threshold)
 
 
 def inspect_model(model: nn.Module, images: Tensor, labels: Tensor) -> list[Finding]:
-    """Look at a shipped model as a careful client can, before it answers.
+    """Check a received model as a careful client can before it answers.
 
-    No alarm is no proof: a server that knows these checks can evade each of them, and the docstring of each says how.
-    Clip and noise are what protects. A few forward and backward passes and a copy of the model in double precision.
+    The absence of alarms proves nothing: a server that knows these checks can evade each of them, and the docstring of
+    each says how. Only clipping and noise protect. Costs a few forward and backward passes, and a copy of the model in
+    double precision.
 
     Args:
-        model: images to logits, float32, as it was shipped; it stays as it is.
-        images: (B, channels, height, width), float32: some of the client's own images, B at least 1; a single
-            one is looked at together with its mirror image, as layers that normalise a batch want two.
+        model: images to logits, float32, as it was received; it is not changed.
+        images: (B, channels, height, width), float32: some of the client's own images, B at least 1. A single image
+            is checked together with its mirror image, because batch normalization needs two.
         labels: (B,), int64.
 
     Returns:
-        One finding a check, in the order of `THRESHOLDS`.
+        One finding for each check, in the order of `THRESHOLDS`.
     """
-    model = awake(model)
+    model = randomize_zero_weights(model)
     if len(images) == 1:
         images, labels = torch.cat([images, images.flip(-1)]), labels.repeat(2)
     gradient = gradient_of(model, images, labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who answers a server: the `Client` protocol, and a recorded exchange in a client's place."""
+"""The `Client` protocol, and a client that answers from a recorded exchange."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,11 +12,11 @@ from lightning_recon.exchange.update import ClientUpdate, update_name
 
 @runtime_checkable
 class Client(Protocol):
-    """Answers a server's payload: a simulated client with images, or a recorded exchange."""
+    """Answers a server's payloads: a simulated client with images, recorded or captured updates."""
 
     @property
     def task(self) -> Task:
-        """What the server knows of the training."""
+        """What the server knows about the training."""
         ...
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -25,49 +25,49 @@ class Client(Protocol):
 
 
 class RecordedClient:
-    """Answers from a saved exchange, without images or a network."""
+    """Answers from a recorded exchange, without images or a network."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a recording.
 
         Args:
-            folder: the `exchange/` folder of an earlier run.
+            folder: the `exchange` folder of an earlier run.
 
         Raises:
-            UserError: the folder holds no readable `task.json`.
+            UserError: the folder has no readable `task.json`.
         """
         self.folder = Path(folder)
         self._task = Task.load(self.folder)
 
     @property
     def task(self) -> Task:
-        """What the server knows of the training, as recorded."""
+        """What the server knows about the training, as recorded."""
         return self._task
 
     def require(self, rounds: int) -> None:
-        """Check, before anything is written, that the folder holds what the task announces.
+        """Check before anything is written that the folder has the files that the task announces.
 
         Args:
-            rounds: how many rounds every client answers before the server learns anything.
+            rounds: number of rounds to check.
 
         Raises:
-            UserError: a round's payload, or a client's update, is missing.
+            UserError: a round's payload or a client's update is missing.
         """
         for number in range(rounds):
             names = [payload_name(number), *(update_name(client, 0, number) for client in range(self.task.updates))]
             for name in names:
                 if not (self.folder / f"{name}.json").is_file():
                     raise UserError(
-                        f"{self.folder} lacks {name}.json, and its task.json announces {self.task.updates} update(s) "
+                        f"{self.folder} lacks {name}.json, but its task.json announces {self.task.updates} update(s) "
                         f"in {self.task.rounds} round(s): restore the exchange folder of the run"
                     )
 
     def payload(self, round: int, client: int | None = None, draw: int | None = None) -> ServerPayload:
-        """What the server shipped in this round, as recorded: to all, or to this client in this noise draw."""
+        """The recorded payload of this round: for all clients, or for this client in this noise draw."""
         return ServerPayload.load(self.folder, payload_name(round, client, draw))
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
-        """The recorded update of this client, draw and round, if the payload is the recorded one."""
+        """The recorded update of this client, draw and round, if the payload equals the recorded one."""
         update = ClientUpdate.load(self.folder, update_name(client, draw, round))
         if (update.client, update.draw, update.round) != (client, draw, round):
             wrong = update_name(update.client, update.draw, update.round)
@@ -75,6 +75,6 @@ class RecordedClient:
         if update.payload != (digest := payload.digest()):
             raise UserError(
                 f"this run recorded a different payload: round {round} of {self.folder} answers {update.payload[:12]}, "
-                f"the server now ships {digest[:12]}: replay with the config.yaml of the same run"
+                f"the server now sends {digest[:12]}: replay with the config.yaml of the same run"
             )
         return update

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's message of one round: the `ServerPayload`, and how it is kept on disk."""
+"""The server's message of one round, and its files."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ from lightning_recon.files.serialization import read_json, read_tensors, write_j
 
 @dataclass(frozen=True)
 class ServerPayload:
-    """The server's message of one round: how to build the layer that it adds to the network.
+    """The server's message of one round, from which clients build the layer that the server adds to the network.
 
     Args:
-        settings: plain values; empty (with no tensors) means that nothing is added to the network.
+        settings: plain values. Without settings and tensors, nothing is added to the network.
         tensors: arrays by name, of any shape and dtype.
     """
 
@@ -29,16 +29,16 @@ class ServerPayload:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Hash (sha256, hexadecimal) over settings and tensors: equal payloads, equal digests."""
+        """Hash (sha256, hexadecimal) of settings and tensors."""
         return _digest(self.settings, {name: describe(tensor) for name, tensor in self.tensors.items()})
 
     def save(self, folder: Path, name: str, like: str | None = None) -> None:
-        """Write `NAME.json` and, if anything is left to store, `NAME.safetensors`.
+        """Write `NAME.json` and, if there are tensors to store, `NAME.safetensors`.
 
         Args:
             folder: where to write; created if missing.
-            name: file name without ending, see `payload_name`.
-            like: name of a payload saved there before; tensors equal to that payload's are referred to, not stored.
+            name: file name without extension, see `payload_name`.
+            like: name of an earlier payload in the same folder; tensors equal to its tensors are not stored again.
         """
         table: dict[str, dict[str, Any]] = {key: describe(tensor) for key, tensor in self.tensors.items()}
         digest = _digest(self.settings, table)
@@ -68,12 +68,12 @@ class ServerPayload:
                 if tensors[key].is_floating_point() and bool(tensors[key].isnan().any()):
                     raise ValueError(f"NaN in {key}")
             if _digest(content["settings"], content["tensors"]) != content["digest"]:
-                raise ValueError("its settings do not belong to its digest")
+                raise ValueError("its settings do not match its digest")
             return cls(settings=content["settings"], tensors=tensors)
 
 
 def payload_name(round: int, client: int | None = None, draw: int | None = None) -> str:
-    """File name, without ending, of a round's payload: for all, or for one client in one noise draw."""
+    """File name, without extension, of a round's payload: for all clients, or for one client in one noise draw."""
     if client is None or draw is None:
         return f"payload-r{round:04d}"
     return f"payload-c{client:03d}-d{draw:03d}-r{round:04d}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server knows about the training because it configures it: the `Task`."""
+"""The parameters of the training that the server knows, because it announces them to the clients."""
 
 import math
 from collections.abc import Mapping
@@ -28,34 +28,34 @@ class Task:
 
     Args:
         image_shape: channels, height and width of one image, in pixels.
-        num_classes: how many classes the network distinguishes.
-        batch_size: images in one client's batch (B).
-        clients: how many clients take part.
+        num_classes: number of classes of the network.
+        batch_size: number of images in one client's batch (B).
+        clients: number of clients.
         network: name of the target network.
         granularity: what is clipped: each sample's gradient, or the client's whole update.
         per_layer: whether each of the L tensors is clipped on its own, to C/sqrt(L).
         max_grad_norm: clipping norm C; None if nothing is clipped.
         noise_multiplier: scale of the noise divided by C (z): of each client's own update, or of the sum, as
             `noise_share` says.
-        rounds: how often every client answers (T).
-        parameter_tensors: how many parameter tensors the network has, without what the server adds to it.
-        aggregated: how many clients' updates reach the server as their sum alone, by secure aggregation (N); 1: each
-            by itself.
-        noise_share: what each of them adds: "local", noise of zC, so that the sum has zC sqrt(N); "distributed",
+        rounds: number of updates of every client (T).
+        parameter_tensors: number of parameter tensors of the network, without the server's layer.
+        aggregated: number of clients whose updates reach the server only as their sum (secure aggregation, N); 1: no
+            aggregation.
+        noise_share: noise of each aggregated client: "local", zC, so that the sum has zC sqrt(N); "distributed",
             zC / sqrt(N), so that the sum has zC.
-        batch_norm: whether clients normalise by their batch's statistics ("train") or by the running ones ("eval").
-        local_steps: plain gradient steps that a client takes, each on an equal part of its batch, before it sends what
-            they took from the weights, divided by the learning rate: with one step the gradient itself.
-        local_lr: their learning rate.
+        batch_norm: whether batch normalization uses the batch ("train") or its running statistics ("eval").
+        local_steps: SGD steps of a client, each on an equal part of its batch. Its update is old minus new weights,
+            divided by the learning rate: after one step the gradient itself.
+        local_lr: learning rate of the local steps.
         local_epochs: local passes over the batch.
-        normalization: of the images, as the network does it: "none", "imagenet", or mean and standard deviation;
-            "auto" as `networks.build_network` resolves it from the name. Records from before there was a choice do not
-            have it, and mean "imagenet".
-        mechanism: name of the mechanism, see `privacy.parameters.mechanism_named`; records of earlier versions do not
-            have it, and mean "gaussian".
+        normalization: how the network normalizes its input images: "none", "imagenet", or mean and standard deviation;
+            "auto" is resolved from the name by `networks.build_network`. Records of earlier versions do not have this
+            field and mean "imagenet".
+        mechanism: name of the mechanism, see `privacy.parameters.mechanism_named`. Records of earlier versions do not
+            have this field and mean "gaussian".
     """
 
-    # Applied to what is read from disk, together with the bounds below.
+    # Records are validated against these types when they are read from disk.
     __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
 
     image_shape: tuple[schema.Side, schema.Side, schema.Side]
@@ -80,17 +80,17 @@ class Task:
 
     @property
     def updates(self) -> int:
-        """How many updates reach the server in a round: one of each client, or of each group of clients."""
+        """Number of updates in a round: one for each client, or for each group of aggregated clients."""
         return self.clients // self.aggregated
 
     @property
     def victims(self) -> int:
-        """How many images are in one of these updates."""
+        """Number of images in an update."""
         return self.aggregated * self.batch_size
 
     @property
     def sharers(self) -> int:
-        """How many of them share one clip: each client's batch, or none."""
+        """Number of images that are clipped together: a client's batch, or one."""
         return self.batch_size if self.granularity == "update" else 1
 
     @property
@@ -116,7 +116,7 @@ class Task:
 
     @property
     def update_noise(self) -> float:
-        """Standard deviation of the noise of one of these updates, divided by C."""
+        """Standard deviation of the noise in an update, divided by C."""
         return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share) * self.noise.noise_std
 
     def save(self, folder: Path) -> None:
@@ -133,7 +133,7 @@ class Task:
 
     @classmethod
     def from_record(cls, content: Mapping[str, Any]) -> "Task":
-        """The task that `asdict` of one, read back from JSON, describes.
+        """Build a task from the JSON record of its fields.
 
         Raises:
             ValueError: a field is missing, unknown, of another type or out of bounds, or they contradict each other.
@@ -142,13 +142,13 @@ class Task:
 
 
 TASK = TypeAdapter(Task)
-_RECORD = TypeAdapter(dict[str, Any])  # what `completed` makes a task of
+_RECORD = TypeAdapter(dict[str, Any])  # not validated before `completed`
 
 
 def completed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring the record of a task up to date.
+    """Update the record of a task that an earlier version wrote.
 
-    Records without `normalization` mean ImageNet's. Earlier versions wrote `local_rate`, and other values of
+    Without `normalization`, it means that of ImageNet. Earlier versions wrote `local_rate`, and other values of
     `noise_share`.
     """
     current = {"normalization": "imagenet", **record}
@@ -165,13 +165,13 @@ def current_noise_share(value: Any) -> Any:  # noqa: ANN401 - unchecked content 
 
 
 def check_task(task: Task) -> Task:
-    """Refuse a task whose fields contradict each other, or that together need more memory than any real training.
+    """Refuse a task whose fields contradict each other, or whose update needs more memory than any real training.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: what is wrong, in one line.
+        ValueError: the fault, in one line.
     """
     if isinstance(task.normalization, ChannelStatistics):
         task.normalization.check()
@@ -179,8 +179,8 @@ def check_task(task: Task) -> Task:
         raise ValueError(f"task.image_shape has {task.image_shape[0]} channels: images have 3")
     if task.max_grad_norm is None and task.noise_multiplier > 0:
         raise ValueError(
-            f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null, and noise without "
-            "a clip protects nothing: state the clipping norm"
+            f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null: noise without "
+            "a clip protects nothing, so set the clipping norm"
         )
     if task.noise_share == "distributed" and task.aggregated > 1 and not task.noise.closed_under_sums:
         raise ValueError(f"task.noise_share is distributed, which a sum of {task.mechanism} noises cannot be")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client's answer after clipping and noise: the `ClientUpdate`, and how it is kept on disk."""
+"""A client's answer after clipping and noise, and its files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import Fingerprint
 from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
 
-ROWS = "#rows"  # "NAME#rows" holds the indices of the rows that were kept of tensor NAME
+ROWS = "#rows"  # "NAME#rows" holds the indices of the stored rows of tensor NAME
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class ClientUpdate:
     """A client's answer after clipping and noise: the only client data that an attack may use.
 
     Args:
-        client: index of the client, from 0; under secure aggregation of the group of clients whose sum it is.
-        draw: index of the noise realisation, from 0.
+        client: index of the client, from 0; under secure aggregation, index of the group of clients.
+        draw: index of the noise realization, from 0.
         round: index of the round, from 0.
-        gradient: privatised gradients, float32, by parameter name ("structure.weight", "network.<parameter>", ...).
-            In an update read from disk, rows that were not kept are NaN.
-        omitted: shape and hash of the tensors that were not kept on disk; empty as the client sends it.
+        gradient: privatized gradients, float32, by parameter name ("structure.weight", "network.<parameter>", ...).
+            In an update that was read from disk, rows that were not stored are NaN.
+        omitted: shape and hash of tensors that were not stored on disk; empty in the client's own answer.
         payload: digest of the payload that this update answers.
     """
 
@@ -40,13 +40,13 @@ class ClientUpdate:
     payload: str = ""
 
     def save(self, folder: Path, name: str, keep: Mapping[str, Tensor | None]) -> None:
-        """Write `NAME.json` and `NAME.safetensors` with the part of the update that is to be kept.
+        """Write `NAME.json` and `NAME.safetensors` with a part of the update.
 
         Args:
             folder: where to write; created if missing.
-            name: file name without ending, see `update_name`.
-            keep: for each tensor to keep, the indices of its rows (int64, along dimension 0), or None for all rows.
-                For all other tensors only shape and hash are recorded.
+            name: file name without extension, see `update_name`.
+            keep: for each tensor to store, the indices of its rows (int64, along dimension 0), or None for all rows.
+                Only shape and hash of other tensors are stored.
         """
         if unknown := sorted(keep.keys() - self.gradient.keys()):
             raise KeyError(f"the update has no tensor {unknown[0]!r}")
@@ -85,12 +85,12 @@ class ClientUpdate:
 
 
 def update_name(client: int, draw: int, round: int) -> str:
-    """File name, without ending, of one update."""
+    """File name, without extension, of one update."""
     return f"update-c{client:03d}-d{draw:03d}-r{round:04d}"
 
 
 def _spread(kept: Tensor, rows: Tensor | None, shape: list[int]) -> Tensor:
-    """The whole tensor again: kept rows in their places, NaN elsewhere."""
+    """Restore a tensor from its stored rows; other rows are NaN."""
     if list(kept.shape) != ([len(rows), *shape[1:]] if rows is not None else shape):
         raise ValueError(f"stored as {tuple(kept.shape)}, recorded as {tuple(shape)}")
     if rows is None:

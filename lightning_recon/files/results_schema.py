@@ -21,13 +21,13 @@ from lightning_recon.files.schema import (
     Positive,
     Probability,
     Rounds,
+    Seed,
     Text,
 )
 
 # A record may be of a later version, which has more fields; those that are read are checked all the same.
 OPEN: Final = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
-Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 Decibels = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 

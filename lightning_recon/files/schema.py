@@ -23,6 +23,7 @@ Clients = Annotated[int, Field(ge=1, le=100_000)]
 Rounds = Annotated[int, Field(ge=1, le=100_000)]
 Classes = Annotated[int, Field(ge=1, le=100_000)]
 Side = Annotated[int, Field(ge=1, le=4096)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]  # of bytes, steps, bits: nothing is allocated from it
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]

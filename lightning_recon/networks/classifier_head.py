@@ -20,7 +20,7 @@ _SPREAD = 4.0  # factor by which the gain of a layer without bias may differ bet
 
 @dataclass(frozen=True)
 class Head:
-    """Where an update shows the errors of the classes: the mean of softmax minus one-hot, times a positive factor.
+    """The parameters whose gradient is the classes' errors: the mean of softmax minus one-hot, times a positive factor.
 
     Args:
         weight: name of the weight, (classes, inputs) or the same as a convolution of one pixel; None if it has none.
@@ -61,16 +61,16 @@ class Head:
         return rows @ self.direction.to(rows), noise * float(torch.linalg.vector_norm(self.direction))
 
 
-def find_head(model: FunctionalModel, pictures: Tensor) -> Head | None:
+def find_head(model: FunctionalModel, images: Tensor) -> Head | None:
     """The parameters whose gradient is softmax minus one-hot; None if there are none.
 
     Args:
         model: the network, in the mode in which clients differentiate.
-        pictures: public ones, at least 2, (N, 3, H, W).
+        images: public ones, at least 2, (N, 3, H, W).
     """
     values = {name: value.detach().requires_grad_() for name, value in model.parameters.items()}
     with torch.enable_grad():
-        logits = model.at(values, pictures)
+        logits = model.at(values, images)
     classes = logits.shape[1]
     candidates = [name for name, value in values.items() if value.dim() and len(value) == classes]
     biases = [name for name in candidates if values[name].dim() == 1]
@@ -104,7 +104,7 @@ def _gradients(logits: Tensor, errors: Tensor, values: Update, names: list[str])
 
 
 def _gains(first: Tensor, second: Tensor, exact: bool) -> Tensor | None:
-    """What a class's entry is of its logit's error, if both trials agree that it depends on nothing else."""
+    """Ratio of each class's entry to its logit's error, if both trials agree that it depends on nothing else."""
     top = float(first.abs().max())
     if not 0 < top < math.inf or not torch.allclose(first, second, rtol=0, atol=_EXACT * top):
         return None

@@ -5,34 +5,23 @@ Whatever the network, it takes images in [0, 1]: the normalisation that it expec
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
-from lightning_recon.files.faults import FAULTS, reason_of
-from lightning_recon.files.serialization import read_safetensors
 from lightning_recon.networks.normalization import Normalization, normalize_inputs, resolve
+from lightning_recon.networks.weights_file import load_weights
 from lightning_recon.suggestions import closest
-
-# What torch says of an operation whose backward pass cannot be differentiated, or not within `torch.func`.
-_ONCE = ("is not implemented", "double backward", "differentiate twice", "functorch transforms")
-
-# Prefixes of a network's own names in a file of weights.
-_PREFIXES = ("", "network.", "model.", "network.model.")
 
 log = logging.getLogger(__name__)
 
@@ -130,126 +119,11 @@ def in_single_precision(network: nn.Module, name: str) -> nn.Module:
     return network
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a state dict into the network, every tensor of it.
-
-    Args:
-        network: network to fill.
-        path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint of a trained `VictimClient`.
-            Reading it executes no code.
-
-    Raises:
-        UserError: the file is missing, cannot be read, or belongs to another network.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights {path} do not exist: give the path of a state dict (.safetensors or .pt)")
-    try:
-        content = _state_dict(path)
-    except FAULTS as error:
-        reason = reason_of(error)[:300]
-        raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
-    except UnpicklingError as error:
-        raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
-    for name, value in content.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
-    # Names as in the user's own model, in a client's checkpoint, or of the time when a wrapper normalised the images.
-    own = network.state_dict().keys()
-    prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
-    content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
-    try:
-        network.load_state_dict(content)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
-            "classes, running statistics included; granularity sample replaces batch normalisation"
-        ) from error
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors by name in a file.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    content: object = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not content:
-        raise ValueError("it holds no state dict")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"its entry {str(name)[:50]!r} is no tensor with a name")
-    return content
-
-
-def without_batch_norm(network: nn.Module) -> nn.Module:
-    """Replace batch normalisation, under which no sample has a gradient of its own, by group normalisation.
-
-    Args:
-        network: any network; one without batch normalisation is returned as it is.
-
-    Returns:
-        The network or a converted copy. The new layers have fresh scales (1) and shifts (0).
-
-    Raises:
-        UserError: a kind of batch normalisation that cannot be converted.
-    """
-    found = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    if not found:
-        return network
-    from opacus.validators import ModuleValidator  # takes seconds to import, and most runs do without
-
-    fixed = ModuleValidator.fix(network)
-    if left := [type(module).__name__ for module in fixed.modules() if isinstance(module, _BatchNorm)]:
-        raise UserError(
-            f"the network's {left[0]} layers cannot be converted for --model.client.privacy.granularity sample: choose "
-            "another network, or granularity update"
-        )
-    log.warning("Replaced %d batch normalisation layers by group normalisation (granularity: sample).", len(found))
-    result: nn.Module = fixed
-    return result
-
-
 def copied(network: nn.Module) -> nn.Module:
     """A deep copy; tensors that the network keeps of an earlier pass come along without their graph."""
     kept = (value for module in network.modules() for value in vars(module).values())
     detached = {id(one): one.detach() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
     return deepcopy(network, detached)
-
-
-@contextmanager
-def math_attention() -> Iterator[None]:
-    """Within it attention is computed by plain products, which can be differentiated per sample and twice."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@contextmanager
-def twice_differentiable(network: str) -> Iterator[None]:
-    """Within it attention is computed by plain products, and a network without second derivatives is said to be one.
-
-    Args:
-        network: its name, for the message.
-
-    Raises:
-        UserError: something in the network cannot be differentiated twice.
-    """
-    try:
-        with math_attention():
-            yield
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _ONCE):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"network {network!r} cannot be differentiated twice, as inverting a gradient needs ({reason}): choose "
-            "another network, or an attack with a structure"
-        ) from error
 
 
 def is_class_path(name: str) -> bool:
@@ -306,7 +180,7 @@ def _sized(build: Callable[..., nn.Module], option: str, image_size: tuple[int, 
 
 
 def _refuse_unusable(network: nn.Module, name: str) -> None:
-    """Say in one line what hooks and `torch.func` cannot work with."""
+    """Refuse, in one line, networks that hooks or `torch.func` cannot handle."""
     if isinstance(network, torch.jit.ScriptModule):
         raise UserError(
             f"network {name!r} is a TorchScript module, which torch.func cannot take: give its Python class"
@@ -322,7 +196,7 @@ def _nothing(features: Tensor) -> None:
 
 
 def _quiet(name: str) -> dict[str, bool]:
-    # torchvision warns that these two networks' default initialisation will change, unless told which one to use.
+    # torchvision warns that these two networks' default initialisation will change, unless the argument names one.
     return {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
 
@@ -330,7 +204,7 @@ def _from_path(name: str, num_classes: int) -> nn.Module:
     module, _, attribute = name.rpartition(".")
     try:
         built = getattr(import_module(module), attribute)(num_classes=num_classes)
-    except Exception as error:  # whatever the constructor of a class that is not ours may raise
+    except Exception as error:  # the constructor of a user's class may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"network {name!r} cannot be built ({reason}): give the path of a class that takes num_classes"

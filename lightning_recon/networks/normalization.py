@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How images in [0, 1] are normalised before the target network sees them.
+"""Normalisation of images in [0, 1] before the target network.
 
 The normalisation is a forward pre-hook of the network itself, so that parameters keep the names that they have in the
 user's own model.
@@ -32,7 +32,7 @@ class ChannelStatistics:
     std: Triple
 
     def __post_init__(self) -> None:
-        """Let whole numbers, and lists, compare equal to what a file says."""
+        """Convert whole numbers and lists, so that equal statistics compare equal."""
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
 
@@ -116,7 +116,7 @@ def resolve(normalization: Normalization, name: str, network: nn.Module) -> Chan
 
 
 def announced(statistics: ChannelStatistics | None) -> Normalization:
-    """What a task says of resolved statistics: "none", "imagenet", or the numbers."""
+    """The value of a task's `normalization` for resolved statistics: "none", "imagenet", or the numbers."""
     if statistics is None:
         return "none"
     return "imagenet" if statistics == IMAGENET else statistics
@@ -143,8 +143,8 @@ def without_wrapper(
 ) -> dict[str, Tensor]:
     """Tensors by the names of a network's own parameters.
 
-    Until 0.1 the normalisation was a wrapper, which put "model." before every name: files of that time are read, and
-    names that the network really has are left alone.
+    Until 0.1 the normalisation was a wrapper, which put "model." before every name. Files of those versions are still
+    read; names that the network really has are left alone.
 
     Args:
         named: tensors by name.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a network can be trained on the images at hand: one forward pass, before anything is computed with it."""
+"""Check by one forward pass, before anything else is computed, whether a network can be trained on the given images."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
+from lightning_recon.networks.batch_norm import BatchNorm
 
 Build = Callable[[tuple[int, int]], nn.Module]
 
@@ -24,13 +24,13 @@ class _Unfit(Exception):
     """The network cannot be used, whatever the size of the images."""
 
 
-def fit_to_pictures(
+def fit_to_images(
     network: nn.Module,
     rebuild: Build | None,
     name: str,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    pictures: int = 2,
+    count: int = 2,
     seed: int = 0,
 ) -> nn.Module:
     """The network, or one that is built for the images' size if this one is not.
@@ -42,7 +42,7 @@ def fit_to_pictures(
         name: of the network, for messages.
         image_shape: of an image, (3, height, width).
         num_classes: number of logits that are expected.
-        pictures: how many go through it at a time, at least 1; two show more than one.
+        count: how many images go through it at a time, at least 1; two show more than one.
         seed: of the weights of layers that learn their shape now.
 
     Raises:
@@ -50,46 +50,46 @@ def fit_to_pictures(
     """
     try:
         try:
-            _forward(network, image_shape, num_classes, pictures, seed)
+            _forward(network, image_shape, num_classes, count, seed)
             return network
         except _Unfit:
             raise
-        except Exception as error:  # whatever a network that is not ours may raise
+        except Exception as error:  # a network of the user's may raise anything
             reason = _line(error)
         height, width = image_shape[1:]
-        if rebuild is not None and (sized := _rebuilt(rebuild, image_shape, num_classes, pictures, seed)) is not None:
+        if rebuild is not None and (sized := _rebuilt(rebuild, image_shape, num_classes, count, seed)) is not None:
             log.warning("Built the network %s for images of %d x %d.", name, height, width)
             return sized
-        advice = _advice(network, rebuild, num_classes, pictures, seed)
+        advice = _advice(network, rebuild, num_classes, count, seed)
     except _Unfit as error:
         raise UserError(f"network {name!r} {error}") from error
     raise UserError(f"network {name!r} cannot take images of {height} x {width} ({reason}); {advice}")
 
 
 def _rebuilt(
-    rebuild: Build, image_shape: tuple[int, int, int], num_classes: int, pictures: int, seed: int
+    rebuild: Build, image_shape: tuple[int, int, int], num_classes: int, count: int, seed: int
 ) -> nn.Module | None:
     try:
         sized = rebuild((image_shape[1], image_shape[2]))
-        _forward(sized, image_shape, num_classes, pictures, seed)
+        _forward(sized, image_shape, num_classes, count, seed)
     except Exception:  # then it is no help, and the first reason is the better one
         return None
     return sized
 
 
-def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, pictures: int, seed: int) -> str:
-    """What to do about a network that raises: another size, if one works."""
+def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, count: int, seed: int) -> str:
+    """A remedy for a network that raises: another size, if one works."""
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is not None and first.in_channels != 3:
         channels = first.in_channels
         return f"its first convolution takes {channels} channel(s) and images have 3: let it convert them itself"
     for side in _SIZES:
         try:
-            _forward(network, (3, side, side), num_classes, pictures, seed)
+            _forward(network, (3, side, side), num_classes, count, seed)
         except _Unfit:
             raise
-        except Exception:  # whatever a network that is not ours may raise
-            if rebuild is None or _rebuilt(rebuild, (3, side, side), num_classes, pictures, seed) is None:
+        except Exception:  # a network of the user's may raise anything
+            if rebuild is None or _rebuilt(rebuild, (3, side, side), num_classes, count, seed) is None:
                 continue
         return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"
     return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or fix its forward pass"
@@ -97,7 +97,7 @@ def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, picture
 
 @contextmanager
 def explained_batch_norm() -> Iterator[None]:
-    """Turn PyTorch's error about batch normalisation over a single value per channel into one that says what to do.
+    """Turn PyTorch's error about batch normalisation over a single value per channel into one that names a remedy.
 
     Raises:
         UserError: A layer in training mode has one value per channel, so that its variance is undefined.
@@ -113,7 +113,7 @@ def explained_batch_norm() -> Iterator[None]:
         ) from error
 
 
-def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int, pictures: int, seed: int) -> None:
+def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int, count: int, seed: int) -> None:
     """One pass in training mode that leaves modes, buffers and random state alone; raises if it shows a fault."""
     modes = {module: module.training for module in network.modules()}
     device = next((one.device for one in network.parameters()), torch.device("cpu"))
@@ -125,11 +125,11 @@ def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
         # An image of random pixels, since layers that normalise a flat one divide by zero.
-        images = torch.rand(pictures, *image_shape).to(device)
+        images = torch.rand(count, *image_shape).to(device)
         try:
             network.train()
             for module in network.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
             if any(is_lazy(one) for one in (*network.parameters(), *network.buffers())):
                 with torch.no_grad():
@@ -141,7 +141,7 @@ def _forward(network: nn.Module, image_shape: tuple[int, int, int], num_classes:
         finally:
             for module, training in modes.items():
                 module.training = training
-    _check_output(output, pictures, num_classes)
+    _check_output(output, count, num_classes)
 
 
 def _parameters(network: nn.Module) -> dict[str, Tensor]:
@@ -159,20 +159,20 @@ def _parameters(network: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _check_output(output: object, pictures: int, num_classes: int) -> None:
+def _check_output(output: object, count: int, num_classes: int) -> None:
     if not isinstance(output, Tensor):
         raise _Unfit(
-            f"returns a {type(output).__name__}, in which logits cannot be told from the rest: let it return them "
+            f"returns a {type(output).__name__}, which may hold more than logits: let it return them "
             "alone, or under the name logits"
         )
     shape = tuple(output.shape)
-    if len(shape) == 2 and shape[0] == pictures and shape[1] != num_classes:
+    if len(shape) == 2 and shape[0] == count and shape[1] != num_classes:
         raise _Unfit(
-            f"returns {shape[1]} logits for a picture, and there are {num_classes} classes: let it make as many as "
+            f"returns {shape[1]} logits for an image, and there are {num_classes} classes: let it make as many as "
             f"num_classes says, or set --model.client.num_classes {shape[1]}"
         )
-    if shape != (pictures, num_classes):
-        raise _Unfit(f"returns the shape {shape} for {pictures} images: it must be {(pictures, num_classes)}, logits")
+    if shape != (count, num_classes):
+        raise _Unfit(f"returns the shape {shape} for {count} images: it must be {(count, num_classes)}, logits")
     if not output.is_floating_point():
         raise _Unfit(f"returns numbers of type {str(output.dtype).removeprefix('torch.')}, and logits are real numbers")
     if not bool(output.isfinite().all()):

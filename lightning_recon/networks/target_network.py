@@ -7,9 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from lightning_recon.errors import UserError
-from lightning_recon.networks.construction import build_network, load_weights, takes_size, without_batch_norm
+from lightning_recon.networks.batch_norm import without_batch_norm
+from lightning_recon.networks.construction import build_network, takes_size
 from lightning_recon.networks.normalization import Normalization
-from lightning_recon.networks.setup_check import fit_to_pictures
+from lightning_recon.networks.setup_check import fit_to_images
+from lightning_recon.networks.weights_file import load_weights
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class TargetNetwork:
             except UserError:
                 raise misfit from None
         rebuild = self.build if takes_size(self.name) else None
-        return fit_to_pictures(network, rebuild, self.name, image_shape, self.num_classes, count, self.seed)
+        return fit_to_images(network, rebuild, self.name, image_shape, self.num_classes, count, self.seed)
 
     def _untrained(self, image_size: tuple[int, int] | None) -> nn.Module:
         network = build_network(self.name, self.num_classes, None, self.seed, self.normalization, image_size)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
-from lightning_recon.priors.dct import cosine, inverse_cosine, synthesise
+from lightning_recon.priors.dct import CosineTransform, cosine, inverse_cosine, synthesise
 
 FORMAT = "public statistics 1"
 # Fitted on CC0 and public-domain photographs: scripts/photographs.py gathers them, scripts/fit_statistics.py fits.
@@ -47,7 +47,7 @@ class PublicStatistics:
         name: Provenance, as written to `results.json`.
         mean: Mean image, shape (3, H, W), values in [0, 1].
         colour: Orthonormal colour axes as rows, shape (3, 3).
-        variance: Variance of each coefficient of `transform.analyse`, shape (3, H, W).
+        variance: Variance of each coefficient of `transform`, shape (3, H, W).
         log_contrast_std: Standard deviation of log(energy of a photograph / mean energy), as the structure weighs it.
         ellipses: Stand-ins for subjects.
         whole: If these are subjects cut out on black, the photographs that they were cut from; else None.
@@ -65,6 +65,11 @@ class PublicStatistics:
     def subjects(self) -> bool:
         """Whether clients cut the subject out on black before they train."""
         return self.whole is not None
+
+    @property
+    def transform(self) -> CosineTransform:
+        """Between images and the coefficients that have these variances."""
+        return CosineTransform(self.mean, self.colour)
 
 
 @lru_cache(maxsize=8)  # asked for at every score, and always the same

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a structure's server makes of an update, and what it takes to be such a server."""
+"""The protocol of a malicious server, and the results of decoding an update."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,45 +11,28 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.reconstruction import ReceivedFile
 from lightning_recon.structure.clipping_budget import BudgetShare
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """Gaussian knowledge of pictures, in the coefficients of `transform.analyse`.
-
-    Args:
-        mean: Shape (M, 3, H, W).
-        variance: Shape (M, 3, H, W), positive.
-        prior_variance: Shape (M, 3, H, W): what it was before the update arrived.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    prior_variance: Tensor
+from lightning_recon.structure.refinement import Refinement
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Everything one update told the server about one client's batch.
+    """The result of decoding one update, or the mean of several, of one client.
 
     Args:
-        pictures: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
-        unresolved: Rows that hold something no single picture explains: collisions.
+        images: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
+        unresolved: Rows whose content no single image explains: collisions.
         rows: For each tensor of the update that was read, the rows read; None for all of them.
-        posterior: What refinement may start from; None if the decoding knows no spectrum.
-        moments: Leaked statistics of each picture for the seed paper's refinement, see `moments.moments`; None if the
-            structure leaks none.
-        evident: Whether the update shows more than the public mean image. If not, pictures are handed over all the
-            same, because they cost nothing, but must not count as detections.
-        files: For each picture how its file arrived, or None where none did; None if nothing was sent digitally.
-        share: The structure's share of the clipping budget, as the rows show it; None where that cannot be told.
+        refinement: What refinement starts from, which also defines its objective; None if there is nothing to refine.
+        evident: Whether the update shows more than the public mean image. If not, the images are returned all the same,
+            because they cost nothing, but do not count as detections.
+        files: For each image the file that was received, or None where none was; None if nothing was sent digitally.
+        share: The structure's share of the clipping budget, as the rows show it; None where it cannot be estimated.
     """
 
-    pictures: Tensor
+    images: Tensor
     unresolved: int
     rows: Mapping[str, Tensor | None]
-    posterior: Posterior | None
-    moments: Tensor | None = None
+    refinement: Refinement | None = None
     evident: bool = True
     files: tuple[ReceivedFile | None, ...] | None = None
     share: BudgetShare | None = None
@@ -57,13 +40,13 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What several rounds with feedback told about one client's batch: V victims, n coefficients each.
+    """The server's knowledge of one client's batch after rounds with feedback: V victims, n coefficients each.
 
     Args:
         mean: Posterior mean, shape (V, n).
-        variance: Posterior variance but for the mismatch, shape (V, n).
-        prior_variance: What it was before the first round, shape (V, 3, H, W).
-        units: The opening's unit that hears each victim alone, shape (V,); -1 if there is none.
+        variance: Posterior variance, without the correction by `belief`, shape (V, n).
+        prior_variance: The variance before the first round, shape (V, 3, H, W).
+        units: The unit of the first rounds that each victim activates alone, shape (V,); -1 if there is none.
         scales: Signed scale of each victim's row at unit energy, shape (V,).
         belief: Log-evidence for each factor by which the variance may be mistaken, shape (V, factors).
     """
@@ -76,23 +59,64 @@ class Knowledge:
     belief: Tensor
 
 
+class FeedbackCode(Protocol):
+    """Feedback coding: each payload after the first rounds depends on the updates before it."""
+
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
+        """The server's knowledge when feedback starts; None if feedback cannot start.
+
+        Args:
+            payload: What was shipped in the first rounds.
+            task: What was announced.
+            update: The mean of the first rounds' updates.
+            decoded: Its decoding.
+        """
+        ...
+
+    def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
+        """The payload for this client in the next round."""
+        ...
+
+    def update_knowledge(
+        self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
+    ) -> Knowledge:
+        """The server's knowledge after one more update."""
+        ...
+
+    def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
+        """The result after the last round."""
+        ...
+
+
 @runtime_checkable
 class Structure(Protocol):
-    """A malicious server: what it adds to the model, and how it reads the answer."""
+    """A malicious server: what it adds to the model, and how it decodes the updates.
+
+    A structure of your own inherits from this class, and defines `name`, `statistics`, `payload` and `decode`.
+    """
 
     @property
     def name(self) -> str:
         """Name of the attack in `results.json`."""
         ...
 
+    @property
+    def feedback(self) -> FeedbackCode | None:
+        """The code of the rounds after the first ones; None if no payload depends on earlier updates."""
+        return None
+
+    def rounds(self, task: Task) -> int:
+        """Number of rounds that repeat the first payload, at most all; their updates are averaged before decoding."""
+        return task.rounds
+
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about pictures."""
+        """Public statistics of images that the server assumes."""
         ...
 
     def payload(self, task: Task) -> ServerPayload:
-        """The structure to ship, from what was announced."""
+        """The structure to ship, designed from what was announced."""
         ...
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """Pictures from one update, or from the mean of several."""
+        """Images from one update, or from the mean of several."""
         ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What share of the clipping budget the structure had, estimated from the released rows alone."""
+"""The structure's share of the clipping budget, estimated from the released rows alone."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lightning_recon.structure.readout import budget_share, weight_names
 LOW_SHARE = 0.9
 # A share counts as low if it is so by this many standard errors: by chance in one of 30,000 updates.
 _DEVIATIONS = 4.0
-# Estimates of a larger standard error say nothing.
+# Estimates with a larger standard error are not reported.
 _LARGEST_ERROR = 0.1
 
 
@@ -25,7 +25,7 @@ class BudgetShare:
 
     Args:
         value: Estimate of the energy (squared norm) of the structure's gradient after the clip, divided by the most
-            that the clip allows it: 1 if it has the whole budget; noise may carry the estimate out of [0, 1].
+            that the clip allows it: 1 if it has the whole budget; noise may move the estimate out of [0, 1].
         error: Its standard error.
     """
 
@@ -34,7 +34,7 @@ class BudgetShare:
 
     @property
     def low(self) -> bool:
-        """Whether the share is below 0.9, more surely than noise explains."""
+        """Whether the share is below 0.9 by more than noise explains."""
         return self.value + _DEVIATIONS * self.error < LOW_SHARE
 
 
@@ -49,7 +49,7 @@ def structure_share(
     either sign.
 
     A low share means that the network's own gradient took the rest, that the clip was not reached, or that there were
-    fewer pictures or rounds than announced. Local steps that mix rows do not show.
+    fewer images or rounds than announced. Local steps that mix rows do not show.
 
     Args:
         rows: Shape (K, m), from `released_rows`.
@@ -79,7 +79,7 @@ def structure_share(
 
 
 def mean_share(shares: Sequence[BudgetShare | None]) -> tuple[float | None, int]:
-    """The mean over updates, None where that cannot be told, and how many of them are low."""
+    """The mean over updates, None where it cannot be estimated, and how many of them are low."""
     known = [share for share in shares if share is not None]
     low = sum(share.low for share in known)
     if not known or math.hypot(*(share.error for share in known)) / len(known) > _LARGEST_ERROR:

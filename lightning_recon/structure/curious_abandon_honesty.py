@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the Curious Abandon Honesty: random trap weights, each of which lets few pictures through."""
+"""When the Curious Abandon Honesty: random trap weights, each of which few images activate."""
 
 import math
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.base import Decoded, Structure
+from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.structure.robbing_the_fed import (
     FOOTPRINT,
     STRENGTH,
@@ -22,49 +23,23 @@ from lightning_recon.structure.robbing_the_fed import (
 _SEED = 4
 _SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 1024, 32
 _HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
-# Victims that excite a unit, on average. At 1 the most units hear one alone, but bright pictures hardly any: at 2 more
-# victims are alone somewhere.
+# Victims that activate a unit, on average. At 1 most units are activated by a single victim, but hardly any by a bright
+# one: at 2 more victims are alone in some unit.
 _ACTIVE_VICTIMS = 2.0
 _MOST_OFTEN = 0.25
-# A candidate must add this share of its energy to the pictures chosen before, and this many standard deviations of what
-# noise adds: less is a mixture, or the same picture again.
+# A candidate must add this share of its energy to the images chosen before, and this many standard deviations of what
+# noise adds: less is a mixture, or the same image again.
 _NEW = 1e-4
 _REACH = 4.0
 
 
-def trap_weights(units: int, inputs: int, scaling: float, deviation: float, seed: int) -> Tensor:
-    """Rows whose positive half is a little weaker than the negative one, so that few pictures excite each.
+class TrapWeights(Structure):
+    """When the Curious Abandon Honesty: ReLU units with random weights that hardly any image excites.
 
-    Args:
-        units: Rows (K).
-        inputs: Numbers in a picture.
-        scaling: By what the positive half is scaled, in (0, 1).
-        deviation: Standard deviation of the normal numbers whose magnitudes are used.
-        seed: The recipe: equal seeds, equal weights, so that they need not be shipped.
-
-    Returns:
-        Shape (K, inputs): the halves in random places.
-
-    Source: Boenisch et al. (EuroS&P 2023, arXiv 2112.02918), the adversarial weight initialisation.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.empty(units, inputs)
-    positive = inputs // 2
-    for row in weights:
-        magnitudes = deviation * torch.randn(inputs, generator=generator).abs()
-        magnitudes[:positive] *= scaling
-        magnitudes[positive:] *= -1
-        row[torch.randperm(inputs, generator=generator)] = magnitudes
-    return weights
-
-
-class TrapWeights:
-    """When the Curious Abandon Honesty: ReLU units with random weights that hardly any picture excites.
-
-    A unit that one picture excites alone has δ · x for its row and δ for its bias. Unlike bins, units hear victims
-    several times and in mixtures, and the published attack reports every row; here an oracle-free reader must choose
-    as many as the batch holds. Mixtures of biases of the same sign lie between their pictures and mixtures of opposite
-    signs leave [0, 1]: so the reader drops the latter and picks the corners of what remains.
+    A unit that one image excites alone has δ · x for its row and δ for its bias. Unlike bins, units see victims
+    several times and in mixtures. The published attack reports every row; here as many as the batch holds are chosen
+    without an oracle. Mixtures of biases of the same sign lie between their images and mixtures of opposite
+    signs leave [0, 1]: so decoding drops the latter and picks the corners of what remains.
 
     Corrections, as for the seed paper: a head with class-dependent weights beside the network, and weights so small
     that the logits hardly move. The bias is the weight of an input that is always 1.
@@ -87,7 +62,7 @@ class TrapWeights:
             units: Rows of the structure (K). Their weights are a recipe on the wire, their gradients 0.6 GB of upload
                 at 224 x 224.
             scaling: By what the positive half of the weights is scaled, in (0, 1). Default: what lets a typical public
-                picture excite two units in B, where the most victims are alone in some unit.
+                image excite two units in B, where the most victims are alone in some unit.
             subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -110,7 +85,7 @@ class TrapWeights:
         return "curious_abandon_honesty"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the scaling is chosen from, and the estimate for a victim without a row."""
+        """Public statistics, for the scaling and as the estimate of a victim without a row."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -121,16 +96,12 @@ class TrapWeights:
             scaling = typical_scaling(self.statistics(task), pixels, min(_MOST_OFTEN, _ACTIVE_VICTIMS / task.victims))
         return relu_payload(
             task,
-            settings={
-                "trap_scaling": scaling,
-                "trap_deviation": FOOTPRINT / (STRENGTH * self.units * math.sqrt(pixels)),
-                "trap_seed": _SEED,
-            },
+            settings=TrapRecipe(scaling, FOOTPRINT / (STRENGTH * self.units * math.sqrt(pixels)), _SEED).settings(),
             tensors={"lower": torch.zeros(self.units)},
         )
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """Divide the rows that the noise does not explain, and choose among the pictures.
+        """Divide the rows that the noise does not explain, and choose among the images.
 
         Args:
             payload: What was shipped.
@@ -138,47 +109,47 @@ class TrapWeights:
             update: Privatised, or the mean of several such; "structure.weight" (K, pixels + 1) is read.
 
         Returns:
-            The pictures.
+            The images.
         """
         weight = update.gradient["structure.weight"]
         inputs, biases = weight[:, :-1], weight[:, -1]
         detected = rows_above_noise(inputs, biases, self.false_alarm)
         noise = lowest_row_std(inputs) / biases[detected].abs()
         chosen = detected[corners(inputs[detected] / biases[detected, None], noise, task.victims)]
-        pictures = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
-        # The noise is estimated from the quietest row, so a recording must keep it too.
-        quietest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
-        kept = torch.cat([chosen, quietest])
-        return Decoded(pictures, unresolved=0, rows={"structure.weight": kept}, posterior=None)
+        images = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+        # The noise is estimated from the row of least energy, so a recording must keep it too.
+        weakest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
+        kept = torch.cat([chosen, weakest])
+        return Decoded(images, unresolved=0, rows={"structure.weight": kept})
 
 
 def typical_scaling(statistics: PublicStatistics, pixels: int, rate: float) -> float:
-    """Scaling at which the median public picture excites a unit with probability `rate`.
+    """Scaling at which the median public image excites a unit with probability `rate`.
 
-    For magnitudes |n| of deviation 1, and s near 1, a picture x of N numbers measures −(1 − s) √(2/π) Σx/2 on average
+    For magnitudes |n| of deviation 1, and s near 1, an image x of N numbers measures −(1 − s) √(2/π) Σx/2 on average
     over units. Its contrast Σ(x − x̄)² adds to the variance in full; its brightness N x̄² adds only 1 − 2/π of itself,
     because equally many weights of either sign leave nothing but magnitudes to chance.
 
     Args:
-        statistics: What is public about the pictures.
-        pixels: Numbers in a picture.
+        statistics: What is public about the images.
+        pixels: Numbers in an image.
         rate: Probability, in (0, 1/2).
     """
-    pictures = synthetic_pictures(statistics, _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).flatten(1)
-    brightness, contrast = pictures.mean(dim=1), pictures.var(dim=1)
+    images = synthetic_pictures(statistics, _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).flatten(1)
+    brightness, contrast = images.mean(dim=1), images.var(dim=1)
     ratio = math.sqrt(pixels) * brightness / (contrast + (1 - 2 / math.pi) * brightness**2).sqrt()
     return 1 - float(stats.norm.isf(rate)) / (_HALF_NORMAL_MEAN / 2 * float(ratio.median()))
 
 
-def corners(pictures: Tensor, noise: Tensor, count: int) -> Tensor:
-    """The noisy pictures of which the others are mixtures.
+def corners(images: Tensor, noise: Tensor, count: int) -> Tensor:
+    """The noisy images of which the others are mixtures.
 
-    Each step takes the picture with the most energy that the ones before do not explain, and projects it out of all
+    Each step takes the image with the most energy that the ones before do not explain, and projects it out of all
     the others (in a matrix of inner products: a pivoted Cholesky factorisation).
 
     Args:
-        pictures: Shape (M, pixels).
-        noise: Shape (M,): standard deviation of the noise on each picture's pixels.
+        images: Shape (M, pixels).
+        noise: Shape (M,): standard deviation of the noise on each image's pixels.
         count: How many to choose at most.
 
     Returns:
@@ -186,13 +157,13 @@ def corners(pictures: Tensor, noise: Tensor, count: int) -> Tensor:
 
     Source: successive projection, Gillis & Vavasis (IEEE TPAMI 36, 2014), with the noise's energy taken off.
     """
-    outside = (pictures - pictures.clamp(0, 1)).square().mean(dim=1)
+    outside = (images - images.clamp(0, 1)).square().mean(dim=1)
     # Noise takes a black or a white pixel out of [0, 1] half of the time.
     possible = outside <= noise**2 / 2 + 1e-6
-    inner, variance = (pictures @ pictures.T).double(), noise.double() ** 2
-    inner -= (pictures.shape[1] * variance).diag()
+    inner, variance = (images @ images.T).double(), noise.double() ** 2
+    inner -= (images.shape[1] * variance).diag()
     energy = inner.diagonal().clamp(min=0)
-    least = _NEW * energy + _REACH * (2 * variance * (pictures.shape[1] / 2 * variance + energy)).sqrt()
+    least = _NEW * energy + _REACH * (2 * variance * (images.shape[1] / 2 * variance + energy)).sqrt()
     chosen: list[int] = []
     for _ in range(count):
         energy = torch.where(possible & (inner.diagonal() > least), inner.diagonal(), 0.0)

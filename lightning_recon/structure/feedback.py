@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several looks at the same batch: each round the structure sends what the server does not know yet."""
+"""Feedback coding over rounds with the same batch: each round sends the residual of the server's estimate."""
 
 import math
 from dataclasses import replace
@@ -9,31 +9,32 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.priors.dct import synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import PROBABILITY, check_ranges
-from lightning_recon.structure.base import Decoded, Knowledge, Posterior
+from lightning_recon.structure.base import Decoded, FeedbackCode, Knowledge, Structure
 from lightning_recon.structure.coding.hadamard_spreading import distortion
 from lightning_recon.structure.coding.power_allocation import water_filling
 from lightning_recon.structure.readout import budget_share, released_rows, weight_names
+from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import WaterFilling
 
-# Factors by which the remaining variance may differ from what is believed, their spread, and how fast evidence fades.
+# Factors by which the true remaining variance may differ from the computed one, their log-prior, and the decay of
+# evidence from round to round.
 _MISMATCH = torch.logspace(-1, 1, 41)
-_STRANGENESS = -(_MISMATCH.log() ** 2) / (2 * 0.5**2)
+_LOG_PRIOR = -(_MISMATCH.log() ** 2) / (2 * 0.5**2)
 _MEMORY = 0.97
 # The least encoder gain of a coefficient that units measure, as a share of the greatest.
 _MEASURING_GAIN = 1e-3
-# A coefficient whose variance fell to this share of what it was is known.
+# A coefficient whose variance fell to this share of its prior counts as known.
 _EXACT = 1e-10
 
 
-class Feedback:
+class Feedback(Structure):
     """Schalkwijk–Kailath feedback coding over rounds, after an opening of plain water-filling.
 
     The opening repeats one code until sign and scale are settled. From then on unit j encodes the residual of victim j
     against the server's estimate, which is shipped inside the structure; clipping renormalises it to full power, so
-    every round tells something new. The client must take part in all rounds with the same batch.
+    every round adds information. The client must take part in all rounds with the same batch.
 
     Source: Schalkwijk & Kailath, IEEE Trans. Inf. Theory 12 (1966); water-filling on the posterior variances.
     """
@@ -59,57 +60,63 @@ class Feedback:
         return "feedback"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about pictures of the task's size."""
+        """Public statistics of images of the task's size."""
         return self.opening.statistics(task)
 
-    def opening_rounds(self, task: Task) -> int:
-        """How many averaged rounds bring the pilot to four standard deviations of the noise, at most all."""
+    def rounds(self, task: Task) -> int:
+        """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise."""
         # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
         noise = task.update_noise * math.sqrt(task.sharers * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
 
+    @property
+    def feedback(self) -> FeedbackCode:
+        """This code itself, in the rounds after the opening."""
+        return self
+
     def payload(self, task: Task) -> ServerPayload:
         """The structure of the opening, designed for the mean of its rounds."""
         if self._opened is None or self._opened[0] != task:
-            self._opened = task, self.opening.payload(replace(task, rounds=self.opening_rounds(task)))
+            self._opened = task, self.opening.payload(replace(task, rounds=self.rounds(task)))
         return self._opened[1]
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """Pictures from the mean of the opening's rounds."""
-        return self.opening.decode(payload, replace(task, rounds=self.opening_rounds(task)), update)
+        """Images from the mean of the opening's rounds."""
+        return self.opening.decode(payload, replace(task, rounds=self.rounds(task)), update)
 
-    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, guess: Decoded) -> Knowledge | None:
-        """What the server knows when feedback starts; None if no victim has a unit of its own.
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
+        """The server's knowledge when feedback starts; None if no victim activates a unit alone.
 
         Args:
             payload: The opening's payload.
             task: What was announced.
             update: The mean of the opening's updates.
-            guess: Its decoding.
+            decoded: Its decoding.
         """
-        if guess.posterior is None or not len(guess.pictures):
+        posterior = decoded.refinement
+        if not isinstance(posterior, Posterior) or not len(decoded.images):
             return None
-        units, scales = self._private_units(payload, task, update, guess.posterior)
+        units, scales = self._private_units(payload, task, update, posterior)
         if not bool((units >= 0).any()):
             return None
         return Knowledge(
-            mean=guess.posterior.mean.flatten(1),
-            variance=guess.posterior.variance.flatten(1),
-            prior_variance=guess.posterior.prior_variance,
+            mean=posterior.mean.flatten(1),
+            variance=posterior.variance.flatten(1),
+            prior_variance=posterior.prior_variance,
             units=units,
             scales=scales if task.granularity == "update" else scales.sign(),
-            belief=_STRANGENESS.repeat(len(scales), 1),
+            belief=_LOG_PRIOR.repeat(len(scales), 1),
         )
 
     def _private_units(
         self, payload: ServerPayload, task: Task, update: ClientUpdate, known: Posterior
     ) -> tuple[Tensor, Tensor]:
-        """A unit that hears one victim alone, for each victim, and the signed scale of its row.
+        """For each victim a unit that no other victim activates, and the signed scale of its row.
 
         Returns:
-            Units, shape (V,), -1 where every unit of a victim hears another one too; and by what the victim's encoding
-            must be divided to give its row once all its power goes there, shape (V,).
+            Units, shape (V,), -1 where other victims activate every unit of a victim too; and the divisor, shape (V,),
+            that turns a victim's encoding into its row once all its power goes there.
         """
         shipped = payload.tensors
         inputs, pilot, _ = released_rows(update, task, payload)
@@ -131,14 +138,14 @@ class Feedback:
         return torch.where(alone.gather(1, clearest) > 0, units, -1)[:, 0], scales[:, 0]
 
     def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
-        """The structure that sends each victim's residual, water-filled on what is uncertain on average."""
+        """The structure that sends each victim's residual, water-filled on the mean posterior variance."""
         first = self.payload(task)
         own = knowledge.units >= 0
-        variance = _believed(task, knowledge)[own].mean(dim=0)
+        variance = _corrected_variance(task, knowledge)[own].mean(dim=0)
         noise = task.update_noise * math.sqrt(task.sharers) / budget_share(task, len(weight_names(first)))
         power = water_filling(variance, noise, 1 - self.pilot_power)
         gain = (power / variance).sqrt()
-        # What the units measure must be sent, be it ever so faintly.
+        # The coefficients that units measure must be sent, if only at a small gain.
         directions = torch.zeros(len(first.tensors["directions"]), len(gain))
         directions[:, first.tensors["index"]] = first.tensors["directions"] * first.tensors["gain"]
         measured = (directions != 0).any(dim=0)
@@ -167,29 +174,29 @@ class Feedback:
     def update_knowledge(
         self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
     ) -> Knowledge:
-        """Kalman's update of every victim's coefficients by its row, at the scale that the pilots suggest."""
+        """Kalman's update of every victim's coefficients by its row, at the scale that the pilots indicate."""
         shipped, own = payload.tensors, knowledge.units >= 0
         inputs, pilot, std = released_rows(update, replace(task, rounds=1), payload)
         sign = knowledge.scales[own].sign()[:, None]
         inputs, pilot = sign * inputs.cpu(), sign * pilot.cpu()[:, None]
         level, index, gain = float(shipped["constants"][0]), shipped["index"], shipped["gain"]
-        energies = gain**2 * _believed(task, knowledge)[own][:, index]
+        energies = gain**2 * _corrected_variance(task, knowledge)[own][:, index]
         expected = energies.sum(dim=1, keepdim=True)
         power = torch.cat([energies.mean(dim=0), energies.new_tensor([level**2])])
         distorted = distortion(power / power.sum(), len(weight_names(payload))) / math.sqrt(task.sharers)
         noise = max(math.hypot(std, distorted), 1e-7)
-        # The scale S for every mismatch, and what the pilot c/S says of it. Clipped alone, a victim's S is the norm of
+        # The scale S for every mismatch, and the pilot's evidence c/S on it. Clipped alone, a victim's S is the norm of
         # its own residual; under one clip the others' count as well, and the mismatch is that of S itself.
         if task.granularity == "sample":
             scales = (expected * _MISMATCH / _mismatch(knowledge)[own, None] + level**2).sqrt()
         else:
             scales = knowledge.scales[own].abs()[:, None] * (_MISMATCH * (expected + level**2)).sqrt()
         belief = knowledge.belief.clone()
-        faded = _STRANGENESS + _MEMORY * (belief[own] - _STRANGENESS)
+        faded = _LOG_PRIOR + _MEMORY * (belief[own] - _LOG_PRIOR)
         belief[own] = faded - (pilot - level / scales) ** 2 / (2 * noise**2)
         updated = replace(knowledge, belief=belief)
         scale = (torch.softmax(belief[own], dim=1) * scales).sum(dim=1, keepdim=True)
-        variance = _believed(task, updated)[own][:, index]
+        variance = _corrected_variance(task, updated)[own][:, index]
         kept = variance / (variance + (noise * scale / gain) ** 2)
         mean, remaining = knowledge.mean.clone(), knowledge.variance.clone()
         rows, columns = torch.nonzero(own), index[None]
@@ -199,14 +206,14 @@ class Feedback:
         remaining = remaining.maximum(_EXACT * knowledge.prior_variance.flatten(1))
         return replace(updated, mean=mean, variance=remaining)
 
-    def conclude(self, task: Task, knowledge: Knowledge, guess: Decoded) -> Decoded:
-        """The pictures as they are known after the last round."""
+    def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
+        """The posterior mean images after the last round."""
         statistics, shape = self.statistics(task), knowledge.prior_variance.shape
         mean = knowledge.mean.view(shape)
         variance = knowledge.variance.view(shape)
         variance = variance.clamp(min=1e-12 * knowledge.prior_variance, max=knowledge.prior_variance)
-        pictures = synthesise(mean, statistics.mean, statistics.colour).clamp(0, 1)
-        return replace(guess, pictures=pictures, posterior=Posterior(mean, variance, knowledge.prior_variance))
+        images = statistics.transform.synthesise(mean).clamp(0, 1)
+        return replace(decoded, images=images, refinement=Posterior(mean, variance, knowledge.prior_variance))
 
 
 def _mismatch(knowledge: Knowledge) -> Tensor:
@@ -214,6 +221,6 @@ def _mismatch(knowledge: Knowledge) -> Tensor:
     return torch.softmax(knowledge.belief, dim=1) @ _MISMATCH
 
 
-def _believed(task: Task, knowledge: Knowledge) -> Tensor:
-    """Posterior variances, shape (V, n), corrected by what the pilots said of them."""
+def _corrected_variance(task: Task, knowledge: Knowledge) -> Tensor:
+    """Posterior variances, shape (V, n), corrected by the evidence of the pilots."""
     return knowledge.variance * (_mismatch(knowledge)[:, None] if task.granularity == "sample" else 1.0)

@@ -26,7 +26,7 @@ def class_code(classes: int) -> Tensor:
 
 
 def balanced_code(logits: Tensor) -> Tensor:
-    """Head weights for each picture under which every label gives about the same gradient weight.
+    """Head weights for each image under which every label gives about the same gradient weight.
 
     With Σ p u = 0 the gradient weight of label y is exactly −u_y. So the classes are parted into two sets of
     probability P and Q, as equal as can be, which get the weights 1 and −P/Q. A network that gives the likeliest class

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.coding.hadamard_spreading import gather
+from lightning_recon.structure.layer_spec import LayerSpec
 
-# How many standard deviations the measured noise may differ from the announced one.
+# Standard deviations by which the measured noise may differ from the announced one.
 _NULL_REACH = 4.0
 
 
@@ -27,17 +28,17 @@ def budget_share(task: Task, blocks: int) -> float:
 
 def weight_names(payload: ServerPayload) -> list[str]:
     """The structure's tensors in an update, in the order of its blocks."""
-    blocks = int(payload.settings.get("blocks", 1))
+    blocks = LayerSpec.of(payload).blocks
     return ["structure.weight"] if blocks == 1 else [f"structure.weight.{block}" for block in range(blocks)]
 
 
 def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> tuple[Tensor, Tensor, float]:
-    """Split the structure's gradient into what came through its picture inputs, its pilot and its zeros.
+    """Split the structure's gradient into what came through its image inputs, its pilot and its zeros.
 
     Args:
         update: Privatised, or the mean of `task.rounds` such; the tensors of `weight_names` are read, together of
             shape (K, m + 1 + nulls) before they were spread.
-        task: What was announced; without clipping the gradient's own norm stands for the budget.
+        task: What was announced; without clipping the norm of the gradient takes the place of the budget.
         payload: What was shipped; its constants are one pilot and the nulls.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robbing the Fed: cumulative brightness bins whose neighbours differ by the pictures between them."""
+"""Robbing the Fed: cumulative brightness bins whose neighbours differ by the images between them."""
 
 import math
 from typing import Literal
@@ -11,23 +11,24 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.head_weights import class_code
 
-# A structure without a twin must not move the logits, or half of the victims' δ vanish: small weights, strong head.
+# A structure without a cancelling copy must not move the logits, or half of the victims' δ vanish: small weights and a
+# large factor of the head.
 STRENGTH, FOOTPRINT = 1e3, 0.01
 _SYNTHETIC_COUNT, _SYNTHETIC_SIZE = 4096, 32
-# Below every brightness: all images activate the first bin.
+# Below every brightness, so that all images activate the first bin.
 _BELOW_BLACK = -1.0
-# float32 sums over a batch leave this share of the largest gradient weight in rows that nobody excites.
+# float32 sums over a batch leave this share of the largest gradient weight in rows that no victim activates.
 _ROUNDING = 1e-5
 
 
-class RobbingTheFed:
+class RobbingTheFed(Structure):
     """Robbing the Fed: ReLU units that all measure brightness, each with a higher threshold than the one before.
 
-    A picture excites every unit whose threshold it exceeds, so the difference of neighbouring rows holds the pictures
-    between their thresholds, and δ · x divided by δ, the same difference of the biases, is the picture. One clip over
+    An image activates every unit whose threshold it exceeds, so the difference of neighbouring rows holds the images
+    between their thresholds, and δ · x divided by δ, the same difference of the biases, is the image. One clip over
     all those rows is what makes the attack weak against local differential privacy.
 
     Corrections, as for the seed paper: a head with class-dependent weights beside the network, and weights so small
@@ -70,11 +71,11 @@ class RobbingTheFed:
         return "robbing_the_fed"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the thresholds are chosen from, and the estimate for a victim without a row."""
+        """Public statistics, for the thresholds and as the estimate of a victim without a row."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
-        """Thresholds at the quantiles of a normal distribution fitted to the brightness of public pictures."""
+        """Thresholds at the quantiles of a normal distribution fitted to the brightness of public images."""
         brightness = synthetic_pictures(self.statistics(task), _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).mean(dim=(1, 2, 3))
         law = stats.norm(float(brightness.mean()), float(brightness.std()))
         quantiles = torch.from_numpy(law.ppf(torch.arange(1, self.units).numpy() / self.units)).float()
@@ -99,7 +100,7 @@ class RobbingTheFed:
             update: Privatised, or the mean of several such; "structure.weight" (K, pixels + 1) is read.
 
         Returns:
-            The pictures.
+            The images.
         """
         weight = update.gradient["structure.weight"]
         rows = weight.clone()
@@ -114,8 +115,8 @@ class RobbingTheFed:
             spread[-1] = 1.0
             detected = rows_above_noise(inputs / spread[:, None], weights / spread, self.false_alarm)
             chosen = detected[: task.victims]
-        pictures = (inputs[chosen] / weights[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
-        return Decoded(pictures, unresolved=0, rows={"structure.weight": None}, posterior=None)
+        images = (inputs[chosen] / weights[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+        return Decoded(images, unresolved=0, rows={"structure.weight": None})
 
 
 def relu_payload(
@@ -163,13 +164,13 @@ def rows_above_noise(inputs: Tensor, weights: Tensor, false_alarm: float) -> Ten
 
 
 def lowest_row_std(inputs: Tensor) -> float:
-    """Noise standard deviation from the quietest of many rows, of which at least one should be empty.
+    """Noise standard deviation from the weakest of many rows, of which at least one should be empty.
 
     Args:
         inputs: Shape (K, pixels).
 
     Returns:
-        Root mean square of the quietest row, corrected for being the quietest of K.
+        Root mean square of the weakest row, corrected for being the weakest of K.
     """
     lowest = float(inputs.norm(dim=1).nan_to_num(torch.inf).min()) / math.sqrt(inputs.shape[1])
     # The root mean square of n normals scatters by 1/√(2n); this is the median of the lowest of K of them.

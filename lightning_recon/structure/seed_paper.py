@@ -10,22 +10,23 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
-from lightning_recon.structure.base import Decoded
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.coding.leaked_moments import MOMENTS
 from lightning_recon.structure.head_weights import class_code
+from lightning_recon.structure.refinement import LeakedMoments
 
-_WEIGHT, _WEIGHT_SIZE = 1e-5, 224  # brightness weight, and the picture size it was chosen for
+_WEIGHT, _WEIGHT_SIZE = 1e-5, 224  # brightness weight, and the image size it was chosen for
 _LAPLACE = stats.laplace(loc=0.003, scale=0.003 / math.sqrt(2))
 _COPIES, _BIAS_INPUTS = 100, 500
 _CONFIDENCE = 0.99
 
 
-class SeedPaper:
+class SeedPaper(Structure):
     """The seed paper's attack: brightness units, artificial zero gradients, interval filter.
 
-    One fully connected unit per brightness interval; a 1 x 1 convolution copies the picture and adds three all-zero
+    One fully connected unit per brightness interval; a 1 x 1 convolution copies the image and adds three all-zero
     channels whose gradients are pure noise; a layer of 500 inputs, 100 of them 1, carries copies of δ. Row = δ · x, so
-    the picture is row / δ; pixels inside the confidence interval of the noise are set to 0.
+    the image is row / δ; pixels inside the confidence interval of the noise are set to 0.
 
     Two corrections make it a fair baseline: the head has class-dependent weights (with equal ones the true gradient is
     zero) and the thresholds are 100 times the quantiles (the bias layer adds up 100 inputs of 1).
@@ -116,7 +117,7 @@ class SeedPaper:
                 "structure.weight" are read.
 
         Returns:
-            The pictures, largest gradient weight first.
+            The images, largest gradient weight first.
         """
         pixels = payload.tensors["index"].numel()
         bias, weight = update.gradient["structure.bias"], update.gradient["structure.weight"]
@@ -126,25 +127,25 @@ class SeedPaper:
         strongest = weights.abs().argsort(descending=True)[: task.victims]
         chosen = strongest[weights.abs()[strongest] > threshold]
         rows, weights = weight[chosen], weights[chosen, None]
-        pictures = rows[:, :pixels] / weights
+        images = rows[:, :pixels] / weights
         noise = half_normal_std(rows[:, -pixels:]) if len(rows) else noise
         if self.interval_filter:
-            pictures = interval_filtered(pictures, noise / weights.abs())
+            images = interval_filtered(images, noise / weights.abs())
         ratio = self._usual_ratio(task) if task.per_layer and task.max_grad_norm is not None else 1.0
-        pictures = (ratio * pictures).view(-1, *task.image_shape).clamp(0, 1)
-        leaked = (ratio * rows[:, pixels:-pixels] / weights).view(-1, len(MOMENTS), 3) if self.moments else None
+        images = (ratio * images).view(-1, *task.image_shape).clamp(0, 1)
+        values = ratio * rows[:, pixels:-pixels] / weights
+        leaked = LeakedMoments(values.view(-1, len(MOMENTS), 3)) if self.moments else None
         return Decoded(
-            pictures=pictures,
+            images=images,
             unresolved=0,
             rows={"structure.bias": None, "structure.weight": chosen},
-            posterior=None,
-            moments=leaked,
+            refinement=leaked,
         )
 
     def _usual_ratio(self, task: Task) -> float:
-        """By how much clipping weight and bias each by itself shrinks the weight more, for photographs in general.
+        """Factor by which per-layer clipping shrinks the weight more than the bias, for photographs in general.
 
-        Both come back with the same norm: the bias held δ in 100 copies, the weight δ times the picture.
+        Both are released with the same norm: the bias holds δ in 100 copies, the weight δ times the image.
         """
         statistics = self.statistics(task)
         energy = float(statistics.mean.double().square().sum() + statistics.variance.double().sum())
@@ -160,15 +161,15 @@ def half_normal_std(noise: Tensor) -> float:
     return float(-negative.mean()) * math.sqrt(math.pi / 2) if negative.numel() else 0.0
 
 
-def interval_filtered(pictures: Tensor, std: Tensor) -> Tensor:
+def interval_filtered(images: Tensor, std: Tensor) -> Tensor:
     """Set pixels that noise alone explains to 0.
 
     Args:
-        pictures: Shape (M, pixels).
-        std: Noise standard deviation of each picture's pixels, shape (M, 1).
+        images: Shape (M, pixels).
+        std: Noise standard deviation of each image's pixels, shape (M, 1).
 
     Returns:
         Shape (M, pixels): pixels within the 99 % interval of the noise are 0.
     """
     reach = float(stats.norm.isf((1 - _CONFIDENCE) / 2))
-    return torch.where(pictures.abs() <= reach * std, 0.0, pictures)
+    return torch.where(images.abs() <= reach * std, 0.0, images)

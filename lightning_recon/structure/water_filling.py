@@ -2,7 +2,6 @@
 """Our structure: water-filled coefficients through gated, cancelling units, decoded without an oracle."""
 
 import math
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -10,40 +9,41 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.priors.dct import synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.ranges import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, SIZE, SIZE_OR_NONE, check_ranges
-from lightning_recon.structure.base import Decoded, Posterior
+from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.clipping_budget import structure_share
-from lightning_recon.structure.coding.gating import intervals, measurement_directions, scale_down_measurements
+from lightning_recon.structure.coding.gating import intervals, layout, measurement_directions, scale_down_measurements
 from lightning_recon.structure.coding.hadamard_spreading import block_count, distortion
 from lightning_recon.structure.coding.power_allocation import water_filling
-from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import separate
-from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
+from lightning_recon.structure.detection.wiener import decode_row
 from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
 from lightning_recon.structure.readout import budget_share, released_rows, weight_names
+from lightning_recon.structure.row_model import (
+    budget_sharers,
+    combined_rows,
+    in_coefficients,
+    row_prior,
+    rows_of,
+)
 
-# Spread of log S when one clip covers the batch: caused by the gradient weights of all victims.
-_LOG_SCALE_STD = 0.4
-# Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip whoever
-# it is: |δ| is 30 (1 − p) for a picture that the network is sure of, so for a clip of 10 over 16 pictures this suffices
-# down to 1 − p = 1e-11. The network's own gradient, where it is not detached, was up to 1e11 (RegNet-Y 400MF,
+# Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip for
+# every victim: |δ| is 30 (1 − p) for an image that the network is sure of, so for a clip of 10 over 16 images this
+# suffices down to 1 − p = 1e-11. The network's own gradient, where it is not detached, was up to 1e11 (RegNet-Y 400MF,
 # batch normalisation over two numbers). More than about 1e14 would overflow a client's float32, in which norms are
-# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the strangest pictures, 700 for pixels far outside of [0, 1].
+# squared: |δ| is at most 60, and ‖e‖ was at most 60 for the most unusual images, 700 for pixels far outside of [0, 1].
 STRENGTH = 1e12
-# How far units without a twin may move the logits.
+# How far units without a cancelling copy may move the logits.
 _FOOTPRINT = 0.01
-# Units: so many a picture, but at least so many, and so many times more where there is only one direction.
-_UNITS_A_PICTURE, _FEWEST_UNITS, _LONE_DIRECTION = 8, 64, 8
 
 
-class WaterFilling:
+class WaterFilling(Structure):
     """The noise-optimal linear structure.
 
-    Each picture is expressed in decorrelated cosine coefficients; each coefficient gets the share of the clipping
-    budget that minimises the mean squared error at the announced noise; every unit is paired with a frozen twin, so
-    the network's output does not change at all.
+    Each image is expressed in decorrelated cosine coefficients; each coefficient gets the share of the clipping
+    budget that minimises the mean squared error at the announced noise; every unit is paired with a frozen copy of
+    opposite sign, so the network's output does not change at all.
 
     Source: Lee & Petersen (1976) for the code; the combination is ours.
     """
@@ -65,20 +65,20 @@ class WaterFilling:
         statistics: str | None = None,
         detach_logits: bool = True,
     ) -> None:
-        """Choose the server's parameters; the defaults need no tuning, the rest shows what each part is worth.
+        """Choose the server's parameters; the defaults need no tuning, the other values are for ablations.
 
         Args:
             subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
                 preprocessing.
-            units: Rows of the structure, shared among the directions. Default: 1 for a single picture, else 8 a
-                picture and at least 64; eight times as many where high noise makes rows short, see `layout`. The
-                upload grows with it. A single unit for several pictures takes the gating away: all collide.
+            units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 8 a
+                image and at least 64; eight times as many where high noise makes rows short, see `layout`. The
+                upload grows with it. With a single unit for several images there is no gating: all collide.
             directions: Measurement directions; each image is measured once in each. Default: 3, which at random
                 occupancy leaves about one victim in a thousand unresolved; 1 for a single unit, and where high noise
                 makes rows short.
             pilot_power: Share of the power spent on the constant input that reveals scale and sign, in [0, 1). Without
                 a pilot the sign stays unknown, and the mean over both signs is the mean image.
-            nulls: Inputs that are always zero, from which the noise is measured. With 0 it is believed as announced.
+            nulls: Inputs that are always zero, from which the noise is measured. With 0 the announced noise is used.
             strength: Factor of the structure's gradient, with which it exceeds the clipping norm and the network's own
                 gradient, whatever the network. Above 1e14 norms may overflow float32.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
@@ -89,12 +89,12 @@ class WaterFilling:
                 images; victims that the network classifies confidently then get small gradients. "flattened": the
                 network's logits are set to zero, which every client can notice.
             power_allocation: "water_filling", or "flat": the same power for every coefficient.
-            cancel: Whether frozen twins cancel the structure's output exactly. Without them it moves the logits by up
-                to 0.01, and pictures far outside of what is usual excite no unit.
+            cancel: Whether frozen copies cancel the structure's output exactly. Without them it moves the logits by up
+                to 0.01, and images far outside of what is usual excite no unit.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             detach_logits: Whether the shipped model detaches the network's logits, so that the network's own gradient
                 is exactly zero and the structure has the whole clipping budget. The output does not change, but a
-                client who looks can notice zero gradients, see `lightning_recon.defense`.
+                client can notice the zero gradients, see `lightning_recon.defense`.
         """
         check_ranges(
             "--model.structure.",
@@ -107,7 +107,7 @@ class WaterFilling:
             false_alarm=(false_alarm, PROBABILITY),
         )
         if pilot_power == 1:
-            raise UserError("--model.structure.pilot_power is 1: leave the pictures a share of the power")
+            raise UserError("--model.structure.pilot_power is 1: leave the images a share of the power")
         if units is not None and directions is not None and units < directions:
             raise UserError(
                 f"--model.structure.units is {units}, fewer than its {directions} directions: give each at least one"
@@ -133,7 +133,7 @@ class WaterFilling:
         return "water_filling"
 
     def statistics(self, task: Task) -> PublicStatistics:
-        """What the server takes for granted about pictures of the task's size."""
+        """Public statistics of images of the task's size."""
         return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
@@ -208,95 +208,21 @@ class WaterFilling:
             update: Privatised, or the mean of several such; "structure.weight" of shape (K, m + 1 + nulls) is read.
 
         Returns:
-            The pictures and their posterior.
+            The images and their posterior.
         """
-        statistics, shipped = self.statistics(task), payload.tensors
+        statistics, level = self.statistics(task), float(payload.tensors["constants"][0])
         inputs, pilot, noise = released_rows(update, task, payload)
-        level = float(shipped["constants"][0])
-        count = len(shipped["directions"])
-        # Without a clip the whole update's norm stands for the budget, which all victims share.
-        sharers = task.victims if task.max_grad_norm is None else task.sharers
-        scale = math.sqrt(count * sharers)
-        power = shipped["gain"] ** 2 * statistics.variance.flatten()[shipped["index"]]
-        rows = Rows(
-            inputs=inputs,
-            pilot=pilot,
-            noise=math.hypot(noise, distortion(self._with_pilot(power), len(weight_names(payload))) / scale),
-            directions=shipped["directions"],
-            unit_direction=shipped["unit_direction"],
-            lower=shipped["lower"],
-            upper=shipped["upper"],
-        )
-        prior = RowPrior(
-            power=power,
-            pilot_level=level,
-            log_contrast_std=statistics.log_contrast_std,
-            scale=scale,
-            log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
-        )
+        prior = row_prior(payload, task, statistics)
+        distorted = distortion(self._with_pilot(prior.power), len(weight_names(payload))) / prior.scale
+        rows = rows_of(inputs, pilot, math.hypot(noise, distorted), payload)
         # Clipped alone, a victim has the whole budget, spread evenly over its rows.
-        bound = 1 / count if sharers == 1 else None
+        bound = 1 / len(payload.tensors["directions"]) if budget_sharers(task) == 1 else None
         found = separate(rows, prior, task.victims, self.false_alarm, bound)
-        combined, pilots = found.combine.to(inputs) @ inputs, found.combine.to(pilot) @ pilot
-        noises = rows.noise * found.combine.norm(dim=1)
-        decoded = [
-            decode_row(row, float(pilot_value), float(std), prior)
-            for row, pilot_value, std in zip(combined, pilots, noises, strict=True)
-        ]
-        posterior = in_coefficients(decoded, shipped, statistics)
-        pictures = synthesise(posterior.mean, statistics.mean, statistics.colour).clamp(0, 1)
-        # Without a pilot both signs are alike, and their mean is no picture.
+        decoded = [decode_row(*row, prior) for row in combined_rows(rows, found)]
+        posterior = in_coefficients(decoded, payload.tensors, statistics)
+        images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
+        # Without a pilot both signs are equally likely, and their mean is no image.
         evident = found.evident and level > 0
         share = structure_share(inputs, pilot, noise, prior, task, payload)
         rows_read = dict.fromkeys(weight_names(payload))
-        return Decoded(pictures, found.unresolved, rows_read, posterior, evident=evident, share=share)
-
-
-def layout(
-    batch: int, inputs: int, coefficients: int, units: int | None = None, directions: int | None = None
-) -> tuple[int, int]:
-    """How many units to share among how many directions, for almost no collisions at a bounded upload.
-
-    A victim's energy is spread over its D rows, and with it the evidence that it is there at all. So at high noise a
-    single direction is best, and collisions are avoided by many rows: few inputs are worth sending then, and rows of
-    few inputs are cheap. At low noise rows are long and evidence is plenty: three directions, in which the victims
-    that collide in one are told apart by the others, need an eighth of the rows.
-
-    Victims that cannot be told apart even without noise: with three directions at most 0.1 % at random occupancy (10⁵
-    simulated), and none of 80 000 in random batches of 64 photographs; with one direction 1 − (1 − 1/K)^(B − 1) of
-    them, at most 1.6 %, and up to 3 % of those photographs, which fill the intervals less evenly.
-
-    Args:
-        batch: Pictures in an update.
-        inputs: How many coefficients are sent.
-        coefficients: How many there are.
-        units: How many units the user wants, if he cares.
-        directions: How many directions the user wants, if he cares.
-
-    Returns:
-        Units and directions: one unit for a single picture; 64 a picture and one direction, where that is no more
-        upload than 8 full-length ones; else 8 a picture, at least 64, and three directions. What the user wants is
-        kept; of the defaults, three directions suit any number of units.
-    """
-    few = max(_FEWEST_UNITS, _UNITS_A_PICTURE * batch)
-    if units is not None or directions is not None:
-        units = units or few
-        return units, directions or min(3, units)
-    if batch == 1:
-        return 1, 1
-    return (_LONE_DIRECTION * few, 1) if _LONE_DIRECTION * inputs <= coefficients else (few, 3)
-
-
-def in_coefficients(
-    decoded: list[RowPosterior], shipped: Mapping[str, Tensor], statistics: PublicStatistics
-) -> Posterior:
-    """Undo the encoder's scaling; coefficients that were not sent keep their prior, at the contrast that was found."""
-    shape = (len(decoded), *statistics.variance.shape)
-    prior = torch.stack([row.contrast * statistics.variance for row in decoded]) if decoded else torch.zeros(shape)
-    mean, variance = torch.zeros(shape).flatten(1), prior.flatten(1).clone()
-    for victim, row in enumerate(decoded):
-        mean[victim, shipped["index"]] = row.inputs.cpu() / shipped["gain"]
-        variance[victim, shipped["index"]] = row.variance.cpu() / shipped["gain"] ** 2
-    # Nothing is known without any doubt, nor less than before: keeps every precision finite and non-negative.
-    variance = variance.view(shape).clamp(min=1e-12 * prior, max=prior)
-    return Posterior(mean.view(shape), variance, prior)
+        return Decoded(images, found.unresolved, rows_read, posterior, evident=evident, share=share)

@@ -44,9 +44,7 @@ def test_lightened_layers_compute_the_same(batch: int) -> None:
     plain, light = layers(), copy.deepcopy(layers())
     matmul_layers.lighten(light)
     pictures = torch.rand(2, batch, 3, 16, 16, dtype=torch.float64)
-    assert [type(one) is type(other) for one, other in zip(plain, light, strict=True)] == [
-        False, True, False, True, True, False, False, True,
-    ]  # fmt: skip
+    assert ["forward" in vars(layer) for layer in light] == [True, False, True, False, False, True, True, False]
     torch.testing.assert_close(light(pictures[0]), plain(pictures[0]))
     torch.testing.assert_close(second(light, pictures), second(plain, pictures))
 

@@ -17,7 +17,8 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import find_head
-from lightning_recon.networks.construction import build_network, math_attention, twice_differentiable
+from lightning_recon.networks.construction import build_network
+from lightning_recon.networks.differentiability import math_attention, twice_differentiable
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.regularizers import Regularization
 

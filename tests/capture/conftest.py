@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates of real Opacus steps, on the pictures that the tiny config attacks."""
+"""Updates of real Opacus steps on the images of the tiny config."""
 
 import json
 import warnings
@@ -64,7 +64,7 @@ def step(pictures: ClientBatch, payload: ServerPayload) -> Step:
     def run(
         seed: int = 0, noise: float = NOISE, reduction: str = "mean", prepare: Callable[..., None] | None = None
     ) -> tuple[DPOptimizer, nn.Module]:
-        """A real Opacus step on the pictures, as far as the noised gradient."""
+        """A real Opacus step on the images, as far as the noised gradient."""
         model = TamperedNetwork(build_network("convnet", 16), InferenceStructure(payload))
         module, optimizer, loader = PrivacyEngine().make_private(
             module=GradSampleModule(model, strict=False, loss_reduction=reduction),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole program on an update that it did not make: with the truth, without it, again, and refused."""
+"""The command line on a captured update: with and without true images, resumed, replayed, and refused."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def test_without_a_truth_there_are_pictures_and_no_scores(blind: Path) -> None:
+def test_without_a_truth_there_are_images_and_no_scores(blind: Path) -> None:
     record = json.loads((blind / "results.json").read_text())
     assert len(record["victims"]) == 4
     assert all((blind / victim["image"]).is_file() for victim in record["victims"])
@@ -90,7 +90,7 @@ def test_a_captured_update_shows_what_share_of_the_budget_it_holds(
     assert record["summary"]["structure_share"] == pytest.approx(1, abs=0.1)
     assert record["summary"]["low_shares"] == 0
     assert "clipping budget" not in caplog.text
-    # As if each picture's gradient had filled half of the clip: the noise stays what was announced.
+    # As if each image's gradient had filled half of the clip: the noise stays what was announced.
     good, structure = load_captured(single / "update-d0.safetensors"), "structure.weight"
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(good.tensors[structure].shape, generator=generator) * 10.0 * 0.01 / 4
@@ -154,7 +154,7 @@ def test_an_unknown_network_is_remarked_on(
     assert "no network 'mine' is known here" in caplog.text
 
 
-def test_a_captured_update_has_no_rival_but_a_comparison(
+def test_a_captured_update_has_a_comparison_and_no_second_attack(
     single: Path, truth: Path, attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = ["--data", "CapturedPictures", "--data.root", str(truth), "--trainer.max_steps", "0"]
@@ -231,7 +231,7 @@ def test_one_of_client_and_update(refused: Callable[..., str], single: Path, tin
     assert "not both (--model.client null)" in refused(single, "--model.client", "lightning_recon.client.VictimClient")
 
 
-def test_pictures_are_needed_where_somebody_trains(refused: Callable[..., str], single: Path) -> None:
+def test_a_simulated_client_needs_images(refused: Callable[..., str], single: Path) -> None:
     line = refused(single, "--model.update", "null", "--model.client", "lightning_recon.client.VictimClient")
     assert "there are no pictures: give --data" in line
     assert "there are no pictures" in refused(single, "--model.update", "null")
@@ -254,16 +254,16 @@ def test_a_damaged_update_is_refused_before_anything_is_attacked(
     save_captured(tmp_path / "u.safetensors", replace(good, tensors=good.tensors | spoilt))
     assert "classifier.bias holds NaN" in refused(tmp_path / "u.safetensors")
     (tmp_path / "u.safetensors").write_bytes(b"nothing")
-    assert "truncated or no safetensors file" in refused(tmp_path / "u.safetensors")
+    assert "truncated or not a safetensors file" in refused(tmp_path / "u.safetensors")
     assert "there is no captured update" in refused(tmp_path / "missing.safetensors")
 
 
-def test_anybody_elses_pictures_are_refused(refused: Callable[..., str], single: Path) -> None:
+def test_other_images_are_refused(refused: Callable[..., str], single: Path) -> None:
     line = refused(single, "--data", "ClientDataModule", "--data.batch_size", "3", "--data.image_size", "24")
     assert "have shape (3, 3, 24, 24), the update is about (4, 3, 24, 24)" in line
 
 
-def test_the_same_pictures_serve_a_simulated_client(truth: Path, finished: Path, tmp_path: Path) -> None:
+def test_the_same_images_serve_a_simulated_client(truth: Path, finished: Path, tmp_path: Path) -> None:
     usual = json.loads((finished / "results.json").read_text())["victims"]
     with_truth = tmp_path / "tiny.yaml"
     config = yaml.safe_load(CONFIG.read_text()) | {"data": {"class_path": "CapturedPictures"}}

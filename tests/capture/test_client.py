@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file, or a folder of them, answers like a client: the right one, or not at all."""
+"""Captured files answer like a client, and only what they hold."""
 
 import shutil
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def test_every_round_and_client_has_its_own_file(good: CapturedUpdate, payload: 
             lambda root, good: saved(root, replace(good, task=replace(good.task, clients=2))),
             "clients 0, .* announces 2",
         ),
-        (lambda root, good: saved(root, good, good), "both hold update-c000-d000-r0000: leave one out"),
+        (lambda root, good: saved(root, good, good), "both hold update-c000-d000-r0000: remove one of them"),
         (
             lambda root, good: saved(root, good, replace(good, draw=1, task=replace(good.task, noise_multiplier=1.0))),
             "another task than the files beside it",
@@ -81,5 +81,5 @@ def test_what_is_wrong_with_a_file_names_it(
     with pytest.raises(UserError, match=r"mine.safetensors: this update answers the payload"):
         CapturedClient(tmp_path).share(ServerPayload(), 0, 0, 0)
     save_captured(tmp_path / "mine.safetensors", replace(good, convention="delta"))
-    with pytest.raises(UserError, match=r"mine.safetensors: convention delta goes with granularity update"):
+    with pytest.raises(UserError, match=r"mine.safetensors: convention delta needs granularity update"):
         CapturedClient(tmp_path).check(payload, None)

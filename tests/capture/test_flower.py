@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Flower app is audited: what its LocalDpMod does, what leaves its client, and what can be seen in that."""
+"""A real Flower app is audited: what LocalDpMod does, what its client sends, and what can be reconstructed."""
 
 import json
 import logging
@@ -110,7 +110,7 @@ def captured(run: Path, folder: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ours(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """Mean PSNR of the same attack on the same pictures when our own client clips and adds the same noise."""
+    """Mean PSNR of the same attack on the same images when our own client clips and adds the same noise."""
     noise = 10 * np.sqrt(2 * np.log(1.25e5)) / 2e4 / 10
     options = (
         f"--data.image_size 64 --data.batch_size 8 --model.draws 3 --model.client.privacy.noise_multiplier {noise}"
@@ -225,14 +225,14 @@ def tiny_network() -> nn.Module:
 def test_a_mod_after_the_protection_is_refused(tmp_path: Path) -> None:
     audit = audit_of(tiny_network(), LocalDpMod(1.0, 1.0, 10.0, 1e-5))
     arrays = {name: array.numpy() for name, array in audit.arrays().items()}
-    loud = {name: value + 1 for name, value in arrays.items()}
+    unclipped = {name: value + 1 for name, value in arrays.items()}
     capture = audit.capture(tmp_path)
 
     def inside(message: Message, place: Context, call_next: Any) -> Message:  # noqa: ANN401 - the app
         return audit.protection(message, place, lambda *both: capture(*both, call_next))
 
     with pytest.raises(UserError, match=r"before the LocalDpMod, mods=\[audit.capture"):
-        through(inside, arrays, loud)
+        through(inside, arrays, unclipped)
     assert not list(tmp_path.iterdir())
 
 

@@ -76,7 +76,7 @@ def test_validate_looks_for_the_weights(plain: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as stop:
         main(["validate", *main_configs, "--trainer.default_root_dir", str(tmp_path)])
     assert stop.value.code == 2
-    assert "answers an honest server, which ships its network alone" in capsys.readouterr().err
+    assert "answers an honest server, which sends its network only" in capsys.readouterr().err
 
 
 def test_an_opacus_step_is_attacked(pictures: ClientBatch, tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def swapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (lambda t: {k: v for k, v in t.items() if k != FIRST}, "the update lacks network.features.0.weight"),
         (lambda t: t | {FIRST: t[FIRST][:1]}, "has shape (1, 3, 3, 3) in the update and (32, 3, 3, 3)"),
         (swapped, "the client trained another model, or the arrays are out of order"),
-        (lambda t: t | {"network.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalisation"),
+        (lambda t: t | {"network.bn.running_mean": torch.zeros(3)}, "is a buffer of batch normalization"),
         (lambda t: t | {"network.extra": torch.zeros(3)}, "the update has network.extra"),
-        (lambda t: {k: -v for k, v in t.items()}, "its sign is the opposite one, so say convention delta"),
-        (lambda t: {k: v + 0.5 * v.roll(5, 0) - 0.5 * v.roll(9, 0) for k, v in t.items()}, "neither momentum nor"),
+        (lambda t: {k: -v for k, v in t.items()}, "its sign is reversed, so set convention delta"),
+        (lambda t: {k: v + 0.5 * v.roll(5, 0) - 0.5 * v.roll(9, 0) for k, v in t.items()}, "without momentum"),
     ],
     ids=["missing", "shape", "order", "buffers", "unknown", "sign", "momentum"],
 )
@@ -172,7 +172,7 @@ def test_the_weights_that_were_shipped_are_needed(
 
 
 class Own(nn.Module):
-    """A network as users have them: pictures in [0, 1], no normalisation, no wrapper."""
+    """A network as users have them: images in [0, 1], no normalisation, no wrapper."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Opacus releases is what our own client does, and is attacked as well."""
+"""What Opacus releases equals what the simulated client releases, and is attacked as well."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +12,8 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from lightning_recon.capture import load_captured
+from lightning_recon.capture.noise_check import null_noise
 from lightning_recon.capture.opacus import capture, capture_steps
-from lightning_recon.capture.validator import null_noise
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.errors import UserError
@@ -99,10 +99,10 @@ def test_every_step_is_captured_and_opacus_own_hook_still_called(
 @pytest.mark.parametrize(
     ("announced", "message"),
     [
-        ({"noise_multiplier": 0.02}, r"noise_multiplier is 0.02 in the task, but the optimiser has 0.01"),
-        ({"max_grad_norm": 1.0}, r"max_grad_norm is 1.0 in the task, but the optimiser has 10.0"),
-        ({"batch_size": 8}, r"batch_size is 8 in the task, but the optimiser has 4"),
-        ({"granularity": "update"}, r"granularity is update in the task, but the optimiser has sample"),
+        ({"noise_multiplier": 0.02}, r"noise_multiplier is 0.02 in the task, but the optimizer has 0.01"),
+        ({"max_grad_norm": 1.0}, r"max_grad_norm is 1.0 in the task, but the optimizer has 10.0"),
+        ({"batch_size": 8}, r"batch_size is 8 in the task, but the optimizer has 4"),
+        ({"granularity": "update"}, r"granularity is update in the task, but the optimizer has sample"),
     ],
 )
 def test_what_was_announced_must_be_what_is_done(
@@ -125,7 +125,7 @@ def test_equal_norms_for_each_tensor_are_per_layer_clipping(
 ) -> None:
     optimizer, module = step()
     optimizer.max_grad_norm = [CLIP / 3] * 9
-    with pytest.raises(UserError, match="per_layer is False in the task, but the optimiser has True"):
+    with pytest.raises(UserError, match="per_layer is False in the task, but the optimizer has True"):
         capture(optimizer, module, tmp_path / "update.safetensors", task, payload)
     optimizer.max_grad_norm = [1.0, 2.0]
     with pytest.raises(UserError, match="each tensor to a norm of its own"):

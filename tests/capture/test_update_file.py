@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of a captured update: what goes in comes out, and what is none is refused in one line."""
+"""The file of a captured update: it is read as it was written, and refused in one line otherwise."""
 
 import json
 from collections.abc import Callable
@@ -74,8 +74,8 @@ def test_a_delta_of_dp_sgd_has_no_scale() -> None:
     ("make", "message"),
     [
         (lambda p: p, "there is no captured update"),
-        (lambda p: p.write_bytes(b"PK\x03\x04 something else entirely") and p, "truncated or no safetensors file"),
-        (lambda p: written(p, None), "does not say what it holds.*save_captured"),
+        (lambda p: p.write_bytes(b"PK\x03\x04 something else entirely") and p, "truncated or not a safetensors file"),
+        (lambda p: written(p, None), "has no description in its header.*save_captured"),
         (lambda p: written(p, {"format": "captured 9"}), "format is not 'captured 1'"),
         (lambda p: written(p, {}, drop="convention"), "convention: Field required"),
         (lambda p: written(p, {"mood": "good"}), "mood: Unexpected keyword argument"),
@@ -99,7 +99,7 @@ def test_a_delta_of_dp_sgd_has_no_scale() -> None:
         ),
         (lambda p: written(p, {}, batch_size=0), "batch_size: Input should be greater than or equal to 1"),
         (lambda p: written(p, {}, image_shape=[1, 8, 8]), "1 channels"),
-        (lambda p: written(p, {}, image_shape=[8, 8]), "no captured update"),
+        (lambda p: written(p, {}, image_shape=[8, 8]), "not a captured update"),
         (
             lambda p: written(p, {}, granularity="layer"),
             "granularity: Input should be .*, not 'layer'",
@@ -120,7 +120,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 4, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="truncated or no safetensors file"):
+        with pytest.raises(UserError, match="truncated or not a safetensors file"):
             load_captured(path)
 
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can be wrong with an update is told before it is attacked, with its likely reason."""
+"""Faults of a captured update are reported before it is attacked, with the likely cause."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_recon.callbacks.capture_check import known_network
-from lightning_recon.capture import CapturedUpdate, Declared, load_captured, name_arrays
-from lightning_recon.capture.validator import check_update, remarks_of
+from lightning_recon.capture import CapturedUpdate, Declared, load_captured
+from lightning_recon.capture.sensitivity import remarks_of
+from lightning_recon.capture.validator import check_update
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure import WaterFilling
@@ -59,11 +59,11 @@ def test_a_good_update_passes(good: CapturedUpdate, payload: ServerPayload, shap
         (lambda t: {f"_module.{name}": tensor for name, tensor in t.items()}, "wrapper's prefix such as _module."),
         (lambda t: t | {BIAS: torch.zeros(7)}, r"has shape \(7,\) in the update and \(16,\)"),
         (lambda t: t | {"structure.weight": t["structure.weight"].T}, "trained another model"),
-        (lambda t: t | {"network.extra": torch.zeros(2)}, "has network.extra, which the server's model"),
-        (lambda t: t | {"network.bn.running_mean": torch.zeros(2)}, "is a buffer of batch normalisation"),
+        (lambda t: t | {"network.extra": torch.zeros(2)}, "has network.extra, which is not in the server's model"),
+        (lambda t: t | {"network.bn.running_mean": torch.zeros(2)}, "is a buffer of batch normalization"),
         (with_nan, "structure.weight holds NaN or infinity"),
         (lambda t: t | {BIAS: torch.full((16,), torch.inf)}, "bias holds NaN or infinity"),
-        (lambda t: t | {BIAS: torch.zeros(16, dtype=torch.int8)}, "holds int8, and a gradient is floating point"),
+        (lambda t: t | {BIAS: torch.zeros(16, dtype=torch.int8)}, "holds int8, but gradients are floating point"),
     ],
 )
 def test_wrong_tensors_are_named(
@@ -113,8 +113,8 @@ def scaled(good: CapturedUpdate, factor: float, **changes: Any) -> CapturedUpdat
         (4.0, {}, "z = 0.04.*batch size 4, so the convention is likely gradient_sum"),
         (2.294, {}, "z = 0.023.*likely a momentum buffer"),
         (0.1, {}, "likely a running mean with weight 0.1"),
-        (1.5, {}, "z = 0.015.*another clip, a learning rate, or momentum"),
-        (0.3, {"declared": Declared(sensitivity=3.0)}, "its noise goes with the sensitivity 3, not with the clip 10"),
+        (1.5, {}, "z = 0.015.*another clipping norm, a learning rate, or momentum"),
+        (0.3, {"declared": Declared(sensitivity=3.0)}, "the noise is scaled by the sensitivity 3, not the clip 10"),
         (0.0, {}, "standard deviation 0, but z.C = 0.1 is announced"),
     ],
 )
@@ -136,7 +136,7 @@ def test_noise_within_five_percent_passes_and_the_sign_cannot_be_told(
 
 def test_noise_that_was_not_announced_is_refused(good: CapturedUpdate, payload: ServerPayload) -> None:
     silent = replace(good, task=replace(good.task, noise_multiplier=0.0))
-    with pytest.raises(UserError, match="state the noise multiplier that the client really used"):
+    with pytest.raises(UserError, match="announce the noise multiplier that the client really used"):
         check_update(silent, payload, None)
 
 
@@ -151,36 +151,7 @@ def test_a_sensitivity_that_does_not_fit_is_remarked_on(good: CapturedUpdate) ->
     assert remarks_of(replace(good, declared=None)) == []
     assert remarks_of(replace(good, declared=Declared(epsilon=8.0))) == []
     # Two updates clipped to 10 differ by up to 20: local differential privacy takes that, and no more.
-    for sensitivity, parts in {20.0: [], 10.0: ["takes sensitivity 20"], 5.0: ["2 times too small", "20"]}.items():
+    for sensitivity, parts in {20.0: [], 10.0: ["needs sensitivity 20"], 5.0: ["2 times too small", "20"]}.items():
         remarks = remarks_of(replace(good, declared=Declared(sensitivity=sensitivity)))
         assert len(remarks) == len(parts)
         assert all(part in remark for part, remark in zip(parts, remarks, strict=True))
-
-
-SHAPES = {"conv.weight": (4, 3), "conv.bias": (4,), "norm.running_mean": (5,)}
-
-
-def test_arrays_get_the_names_of_the_state_dict() -> None:
-    arrays = [np.full(shape, index, dtype=np.float32) for index, shape in enumerate(SHAPES.values())]
-    named = name_arrays(arrays, SHAPES)
-    assert list(named) == list(SHAPES)
-    assert all(bool((tensor == index).all()) for index, tensor in enumerate(named.values()))
-
-
-@pytest.mark.parametrize(
-    ("order", "message"),
-    [
-        ([1, 0, 2], r"array 0 has shape \(4,\), .* is conv.weight with \(4, 3\); it would fit conv.bias"),
-        ([0, 1], r"2 arrays for the model's 3 tensors \(1 of them are buffers of batch normalisation\)"),
-        ([0, 1, 2, 2], "4 arrays for the model's 3 tensors"),
-    ],
-)
-def test_arrays_out_of_order_are_named(order: list[int], message: str) -> None:
-    arrays = [np.zeros(shape, dtype=np.float32) for shape in SHAPES.values()]
-    with pytest.raises(UserError, match=message):
-        name_arrays([arrays[index] for index in order], SHAPES)
-
-
-def test_an_array_that_fits_nowhere_is_named() -> None:
-    with pytest.raises(UserError, match="it fits no tensor of the model"):
-        name_arrays([np.zeros((9, 9), dtype=np.float32)], SHAPES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of a few parameters, and clients that train them on random pictures."""
+"""Networks of a few parameters, and clients that train them on random images."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -35,7 +35,7 @@ class WithDropout(Linear):
     """A network that draws random numbers in its forward pass."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of pictures with half the pixels missing."""
+        """Logits of images with half the pixels missing."""
         return super().forward(F.dropout(images, 0.5, self.training))
 
 
@@ -76,7 +76,7 @@ def networks() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def a_batch() -> Callable[[int], ClientBatch]:
-    """Three random pictures, one for each seed."""
+    """Three random images, one for each seed."""
     return random_batch
 
 

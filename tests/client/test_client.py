@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client announces, accepts and refuses, and whether it takes part."""
+"""What a client announces, accepts and refuses, and whose batch it answers on."""
 
 from collections.abc import Callable
 
@@ -57,14 +57,14 @@ def test_flags_reach_the_client() -> None:
         parse("--client.participation", "0")
 
 
-def test_an_absent_client_answers_on_other_pictures(a_client: Clients, a_payload: Payloads) -> None:
+def test_an_absent_client_answers_on_other_images(a_client: Clients, a_payload: Payloads) -> None:
     payload, name, rounds = a_payload(), "structure.weight", range(60)
     whole, partly = (a_client("linear", clients=3, participation=share) for share in (1.0, 0.3))
     own = [whole.share(payload, client, 0, 0).gradient[name] for client in range(3)]
     answers = [partly.share(payload, 1, 0, number).gradient[name] for number in rounds]
     owners = [next(index for index, one in enumerate(own) if torch.equal(one, answer)) for answer in answers]
     assert abs(owners.count(1) - 0.3 * 60) < 4 * (60 * 0.3 * 0.7) ** 0.5
-    assert {0, 2} <= set(owners)  # whoever stands in, too, is drawn anew
+    assert {0, 2} <= set(owners)  # the replacement is drawn again in each round
     assert all(torch.equal(whole.share(payload, 1, 0, number).gradient[name], own[1]) for number in rounds[:3])
     again = [
         a_client("linear", clients=3, participation=0.3).share(payload, 1, 0, n).gradient[name] for n in rounds[:5]
@@ -73,6 +73,6 @@ def test_an_absent_client_answers_on_other_pictures(a_client: Clients, a_payload
     assert partly.share(payload, 1, 0, 0).client == 1
 
 
-def test_somebody_must_stand_in_for_an_absent_client(a_client: Clients) -> None:
+def test_an_absent_client_needs_a_replacement(a_client: Clients) -> None:
     with pytest.raises(UserError, match=r"--data\.clients"):
         a_client(participation=0.5)

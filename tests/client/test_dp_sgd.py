@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Brightness(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures whose brightness is their class, one by one or by lists of indices."""
+    """Images whose brightness is their class, one by one or by lists of indices."""
 
     def __init__(self) -> None:
         self.labels = torch.arange(COUNT) % CLASSES

@@ -15,7 +15,8 @@ from lightning_recon.client.gradients import (
     per_sample_gradients,
 )
 from lightning_recon.errors import UserError
-from lightning_recon.networks.construction import build_network, without_batch_norm
+from lightning_recon.networks.batch_norm import without_batch_norm
+from lightning_recon.networks.construction import build_network
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.privacy.clipping import Clip
 
@@ -126,7 +127,7 @@ def test_batch_normalisation_is_refused_where_it_mixes() -> None:
     images, labels = batch()
     assert find_batch_coupling_layer(model) == "bn1"
     for chunk_size in (1, 3):
-        with pytest.raises(UserError, match=r"layer bn1 is a batch normalisation"):
+        with pytest.raises(UserError, match=r"layer bn1 is batch normalization"):
             clipped_sum(model, F.cross_entropy, images, labels, Clip(1.0), chunk_size)
     with pytest.raises(UserError, match="mixes the samples"):
         per_sample_gradients(model, F.cross_entropy, images, labels)

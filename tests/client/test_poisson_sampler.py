@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poisson sampling: independent draws of the stated rate, the same on all ranks, and for a step the same always."""
+"""Poisson sampling: independent draws with the stated rate, equal on all ranks and for equal steps."""
 
 import math
 
@@ -13,7 +13,7 @@ def sampler(count: int = 50, expected: int = 5, first: int = 0, rank: int = 0, r
     return PoissonSampler(count, expected, 0, lambda: first, rank, ranks)
 
 
-def test_every_picture_is_drawn_with_the_stated_rate_independently() -> None:
+def test_every_image_is_drawn_with_the_stated_rate_independently() -> None:
     one, steps = sampler(), 4000
     taken = torch.zeros(steps, 50)
     for step in range(steps):
@@ -40,6 +40,6 @@ def test_ranks_share_one_sample() -> None:
         assert sorted(index for share in shares for index in share) == whole
 
 
-def test_no_more_than_all_pictures_are_expected() -> None:
+def test_no_more_than_all_images_are_expected() -> None:
     everything = sampler(count=3, expected=4)
     assert (everything.rate, everything.expected, list(everything)) == (1.0, 3, [[0, 1, 2]])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `recon validate` tells a client about its release is what it would release."""
+"""What `recon validate` says about a client's release is what the client would release."""
 
 import math
 from collections.abc import Callable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches are dealt reproducibly and bound to the client; the attack itself gets no picture."""
+"""Batches are reproducible and handed to the client; the attack itself gets no image."""
 
 import logging
 from pathlib import Path
@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve pictures of three classes, each of one colour."""
+    """Twelve images of three classes, each of one colour."""
     for index in range(12):
         path = tmp_path / "data" / f"class{index % 3}" / f"{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def test_a_batch_is_what_it_says() -> None:
     assert 0 < batch.masks.float().mean() < 1
 
 
-def test_names_and_labels_belong_to_the_pictures(folder: Path) -> None:
+def test_names_and_labels_belong_to_the_images(folder: Path) -> None:
     for batch in batches(root=str(folder), batch_size=5, clients=2):
         for name, label, photograph in zip(batch.names, batch.labels, batch.photographs, strict=True):
             index = int(Path(name).stem)
@@ -102,7 +102,7 @@ def test_damaged_files_are_named_once_and_replaced(folder: Path, caplog: pytest.
     assert len([message for message in messages if whole[0] in message]) == 1
     assert len([message for message in messages if "notes.txt" in message]) == 1
     assert len(messages) == 2
-    with pytest.raises(UserError, match=r"11 readable pictures, 12 are needed.*--data\.batch_size"):
+    with pytest.raises(UserError, match=r"11 readable images, 12 are needed.*--data\.batch_size"):
         batches(root=str(folder), batch_size=12)
 
 
@@ -137,7 +137,7 @@ def test_masks_are_found_in_prepare_data_only(folder: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="prepare_data"):
         data.setup()
     data.prepare_data()
-    monkeypatch.setattr(GrabCutMasks, "_grabcut", None)  # whoever looks again fails
+    monkeypatch.setattr(GrabCutMasks, "_grabcut", None)  # another search fails
     data.prepare_data()
     data.setup()
     assert len(data.client_batches) == 1
@@ -246,7 +246,7 @@ def trainer(tmp_path: Path) -> Trainer:
     )
 
 
-def test_the_attack_is_handed_steps_and_its_client_the_pictures(trainer: Trainer, folder: Path) -> None:
+def test_the_attack_is_handed_steps_and_its_client_the_images(trainer: Trainer, folder: Path) -> None:
     attack = RecordingAttack()
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=4, clients=2, masks=NoMasks())
     trainer.fit(attack, data)
@@ -259,7 +259,7 @@ def test_the_attack_is_handed_steps_and_its_client_the_pictures(trainer: Trainer
     assert [batch.images.shape for batch in attack.remembering.batches] == [(4, 3, 16, 16)] * 2
 
 
-def test_a_target_is_trained_on_pictures_that_no_attacked_client_holds(trainer: Trainer, folder: Path) -> None:
+def test_a_target_is_trained_on_images_that_no_attacked_client_holds(trainer: Trainer, folder: Path) -> None:
     target = Target()
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=2, masks=GrabCutMasks())
     trainer.fit(target, data)
@@ -278,11 +278,11 @@ def test_a_target_is_trained_on_pictures_that_no_attacked_client_holds(trainer: 
     assert labels.dtype == torch.int64
 
 
-def test_a_damaged_training_picture_is_replaced_by_the_next(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_training_image_is_replaced_by_the_next(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=2, masks=NoMasks())
     rest = data._rest()
     before = rest[1][0]
-    (folder / rest.pictures.names[rest.order[0]]).write_bytes(b"gone")
+    (folder / rest.source.names[rest.order[0]]).write_bytes(b"gone")
     assert torch.equal(rest[0][0], before)
     assert len(list(rest.readable())) == len(rest) - 1
     assert len(caplog.records) == 1
@@ -306,7 +306,7 @@ class Drawing(Target):
 def test_a_target_may_draw_its_own_batches(trainer: Trainer, folder: Path) -> None:
     target, data = Drawing(), ClientDataModule(root=str(folder), image_size=16, batch_size=2, masks=NoMasks())
     rest = data._rest()
-    (folder / rest.pictures.names[rest.order[3]]).write_bytes(b"gone")
+    (folder / rest.source.names[rest.order[3]]).write_bytes(b"gone")
     expected = rest[0][0], rest[1][0]
     trainer.fit(target, data)
     drawn = [images for images, _ in target.received["train"]]
@@ -318,9 +318,9 @@ def test_a_target_may_draw_its_own_batches(trainer: Trainer, folder: Path) -> No
     assert torch.equal(drawn[2][0], expected[1])
 
 
-def test_too_few_pictures_to_train_on(folder: Path, trainer: Trainer) -> None:
+def test_too_few_images_to_train_on(folder: Path, trainer: Trainer) -> None:
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=12, masks=NoMasks())
-    with pytest.raises(UserError, match="too few pictures to train on"):
+    with pytest.raises(UserError, match="too few images to train on"):
         trainer.fit(Target(), data)
 
 

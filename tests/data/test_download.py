@@ -10,7 +10,7 @@ import pytest
 from torchvision.datasets import utils
 
 from lightning_recon.data import ClientDataModule, NoMasks
-from lightning_recon.data.download import DOWNLOADABLE, PATIENCE, opened, patience
+from lightning_recon.data.download import DOWNLOADABLE, TIMEOUT, opened, timeout
 from lightning_recon.errors import UserError
 
 
@@ -56,7 +56,9 @@ def test_torchvision_looks_where_we_say(source: str, tmp_path: Path, monkeypatch
 
 
 def test_without_download_both_ways_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cifar100 is not complete in .*: add --data.download true, or fetch https://"):
+    with pytest.raises(
+        UserError, match=r"cifar100 is not complete in .*: add --data.download true, or download https://"
+    ):
         opened("cifar100", tmp_path / "missing", download=False)
 
 
@@ -79,8 +81,8 @@ def test_download_works_alone(
 
 def test_a_silent_server_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        with patience():
-            assert socket.getdefaulttimeout() == PATIENCE
+        with timeout():
+            assert socket.getdefaulttimeout() == TIMEOUT
             socket.setdefaulttimeout(0.2)
             started = time.monotonic()
             with pytest.raises(OSError, match="timed out"):

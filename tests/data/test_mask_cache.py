@@ -14,7 +14,7 @@ from lightning_recon.errors import UserError
 
 
 class Bright(SubjectMasks):
-    """Every bright pixel; counts its pictures."""
+    """Every bright pixel; counts its images."""
 
     def __init__(self, threshold: int = 128) -> None:
         self.threshold, self.seen = threshold, 0
@@ -46,7 +46,7 @@ def test_masks_are_found_once_and_come_back_the_same(images: Tensor, tmp_path: P
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
-def test_the_same_picture_twice_is_found_once(images: Tensor, tmp_path: Path) -> None:
+def test_the_same_image_twice_is_found_once(images: Tensor, tmp_path: Path) -> None:
     assert fill_cache(images[[0, 0, 1, 0]], 4, Bright(), tmp_path) == 2
 
 
@@ -58,7 +58,7 @@ def test_other_settings_are_other_masks(images: Tensor, tmp_path: Path) -> None:
         read_mask(images[0], Bright(50), tmp_path)
 
 
-def test_pictures_of_equal_bytes_and_other_shape_are_told_apart(images: Tensor, tmp_path: Path) -> None:
+def test_images_of_equal_bytes_and_other_shape_are_told_apart(images: Tensor, tmp_path: Path) -> None:
     fill_cache([images[0], images[0].reshape(3, 12, 9)], 2, Bright(), tmp_path)
     assert read_mask(images[0], Bright(), tmp_path).shape == (1, 9, 12)
     assert read_mask(images[0].reshape(3, 12, 9), Bright(), tmp_path).shape == (1, 12, 9)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each check says what is true of models whose answer is known, and does not see what its docstring says it misses."""
+"""Each check finds what its docstring says, and misses what it says, on models with a known answer."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.defense.checks import (
-    awake,
     constant_inputs,
     energy_share,
     false_gradient,
-    gradient_of,
     linear_gradient,
     repeated_rows,
     silent_layer,
     zero_gradient,
 )
+from lightning_recon.defense.probes import gradient_of, randomize_zero_weights
 from lightning_recon.networks.construction import ConvNet
 
 CLASSES, PIXELS = 5, 3 * 12 * 12
@@ -26,14 +25,14 @@ LABELS = torch.arange(4)
 
 
 class Beside(nn.Module):
-    """A loud layer beside a small network; `twin` says how its output is cancelled."""
+    """A layer with large gradients beside a small network; `copy` says how its output is cancelled."""
 
-    twin_weight: Tensor
+    copied_weight: Tensor
 
-    def __init__(self, twin: str, strength: float = 100.0, encode: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, copy: str, strength: float = 100.0, encode: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.network, self.added = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, CLASSES)), nn.Module()
-        self.added = Added(twin, strength, encode or (lambda pictures: pictures))
+        self.added = Added(copy, strength, encode or (lambda pictures: pictures))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images) + self.added(images)
@@ -41,19 +40,19 @@ class Beside(nn.Module):
 
 
 class Added(nn.Module):
-    twin_weight: Tensor
+    copied_weight: Tensor
 
-    def __init__(self, twin: str, strength: float, encode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, copy: str, strength: float, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.twin, self.strength, self.encode = twin, strength, encode
+        self.copy, self.strength, self.encode = copy, strength, encode
         self.weight = nn.Parameter(0.01 * torch.randn(3, PIXELS, generator=torch.Generator().manual_seed(2)))
-        self.register_buffer("twin_weight", self.weight.detach().clone())
+        self.register_buffer("copied_weight", self.weight.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.encode(images.flatten(1))
-        twin = {"hidden": self.weight.detach(), "frozen": self.twin_weight, "none": torch.zeros_like(self.weight)}
-        heard = (inputs @ self.weight.T - inputs @ twin[self.twin].T).sum(dim=1, keepdim=True)
-        return self.strength * heard * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]).to(heard)
+        copy = {"hidden": self.weight.detach(), "frozen": self.copied_weight, "none": torch.zeros_like(self.weight)}
+        output = (inputs @ self.weight.T - inputs @ copy[self.copy].T).sum(dim=1, keepdim=True)
+        return self.strength * output * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]).to(output)
 
 
 @pytest.fixture
@@ -109,15 +108,15 @@ def test_the_false_part_of_a_gradient_is_its_share_of_the_energy(strength: float
     assert false_gradient(model, IMAGES, LABELS).value == pytest.approx(share, abs=1e-5)
 
 
-@pytest.mark.parametrize("twin", ["frozen", "none"])
-def test_a_gradient_that_is_one_is_not_called_false(twin: str, convnet: nn.Module) -> None:
-    assert false_gradient(Beside(twin), IMAGES, LABELS).value < 1e-4
+@pytest.mark.parametrize("copy", ["frozen", "none"])
+def test_a_gradient_that_is_one_is_not_called_false(copy: str, convnet: nn.Module) -> None:
+    assert false_gradient(Beside(copy), IMAGES, LABELS).value < 1e-4
     assert false_gradient(convnet, IMAGES, LABELS).value < 1e-6
 
 
-@pytest.mark.parametrize("twin", ["hidden", "frozen"])
-def test_a_layer_that_only_its_gradient_betrays_is_silent(twin: str) -> None:
-    model = Beside(twin)
+@pytest.mark.parametrize("copy", ["hidden", "frozen"])
+def test_a_layer_that_only_its_gradient_betrays_is_silent(copy: str) -> None:
+    model = Beside(copy)
     reading = silent_layer(model, IMAGES, gradient_of(model, IMAGES, LABELS))
     assert reading.where == "added"
     assert reading.value > 0.99
@@ -128,7 +127,7 @@ def test_layers_that_count_are_not_silent(convnet: nn.Module) -> None:
         assert silent_layer(model, IMAGES, gradient_of(model, IMAGES, LABELS)) == (0, "")
 
 
-def test_a_copy_of_the_picture_is_linear_in_it_and_features_are_not(convnet: nn.Module) -> None:
+def test_a_copy_of_the_image_is_linear_in_it_and_features_are_not(convnet: nn.Module) -> None:
     found = linear_gradient(Beside("hidden"), IMAGES, LABELS)
     assert found.where == "added.weight"
     assert found.value > 0.99
@@ -141,18 +140,18 @@ def test_an_encoding_that_bends_is_not_seen() -> None:
     assert linear_gradient(bent, IMAGES, LABELS).value < 0.01
 
 
-def test_only_weights_of_zeros_are_woken_and_only_in_a_copy(convnet: nn.Module) -> None:
+def test_only_weights_of_zeros_are_randomized_and_only_in_a_copy(convnet: nn.Module) -> None:
     assert isinstance(convnet, ConvNet)
     with torch.no_grad():
         convnet.classifier.weight.zero_()
         convnet.classifier.bias.zero_()
-    woken = awake(convnet)
+    randomized = randomize_zero_weights(convnet)
     assert not convnet.classifier.weight.any()
-    changed = {name for name, value in woken.state_dict().items() if not value.equal(convnet.state_dict()[name])}
+    changed = {name for name, value in randomized.state_dict().items() if not value.equal(convnet.state_dict()[name])}
     assert changed == {"classifier.weight"}
     assert (
         energy_share(gradient_of(convnet, IMAGES, LABELS)).value
-        > energy_share(gradient_of(woken, IMAGES, LABELS)).value
+        > energy_share(gradient_of(randomized, IMAGES, LABELS)).value
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every structure of the package raises an alarm, the networks that it is added to do not."""
+"""Every structure of the package raises an alarm, and the networks without a structure do not."""
 
 import csv
 import math
@@ -17,12 +17,13 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.defense import THRESHOLDS, Finding, inspect_model
-from lightning_recon.defense.checks import energy_share, gradient_of
+from lightning_recon.defense.checks import energy_share
+from lightning_recon.defense.probes import gradient_of
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import TamperedNetwork
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 SIZE, CLASSES = 24, 16
 Count = Literal[1, 4]
@@ -147,14 +148,14 @@ class Rows(nn.Module):
         return (inputs @ self.weight.T).sum(dim=1, keepdim=True)
 
 
-class Sly(nn.Module):
-    """By a server that knows the checks: random rows, a twin elsewhere, a bent encoding, a little less strength."""
+class Evasive(nn.Module):
+    """From a server that knows the checks: random rows, a copy elsewhere, a nonlinear encoding, less strength."""
 
     def __init__(self, network: nn.Module, strength: float) -> None:
         super().__init__()
         rows = torch.rand(3, 3 * SIZE**2, generator=torch.Generator().manual_seed(0))
         self.network, self.strength = network, strength
-        self.heard, self.twin = Rows(rows, frozen=False), Rows(rows, frozen=True)
+        self.added, self.copy = Rows(rows, frozen=False), Rows(rows, frozen=True)
 
     @staticmethod
     def encode(images: Tensor) -> Tensor:
@@ -164,23 +165,23 @@ class Sly(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.encode(images)
         code = torch.where(torch.arange(CLASSES) % 2 == 0, self.strength, -self.strength).to(inputs)
-        logits: Tensor = self.network(images) + (self.heard(inputs) - self.twin(inputs)) * code
+        logits: Tensor = self.network(images) + (self.added(inputs) - self.copy(inputs)) * code
         return logits
 
 
-def test_a_server_that_knows_the_checks_passes_them_and_still_gets_the_picture(batches: dict[int, ClientBatch]) -> None:
+def test_a_server_that_knows_the_checks_passes_them_and_still_gets_the_image(batches: dict[int, ClientBatch]) -> None:
     batch = batches[1]
     network = client_of(batch).network
     energies = {
         name: float(tensor.square().sum())
-        for name, tensor in gradient_of(Sly(network, 1.0), batch.images, batch.labels).items()
+        for name, tensor in gradient_of(Evasive(network, 1.0), batch.images, batch.labels).items()
     }
-    rest = sum(energies.values()) - energies["heard.weight"]
-    sly = Sly(network, math.sqrt(0.95 / 0.05 * rest / energies["heard.weight"]))
-    assert alarms(sly, batch) == set()
-    gradient = gradient_of(sly, batch.images, batch.labels)
+    rest = sum(energies.values()) - energies["added.weight"]
+    evasive = Evasive(network, math.sqrt(0.95 / 0.05 * rest / energies["added.weight"]))
+    assert alarms(evasive, batch) == set()
+    gradient = gradient_of(evasive, batch.images, batch.labels)
     assert energy_share(gradient).value == pytest.approx(0.95, abs=0.01)
-    copy = torch.cosine_similarity(gradient["heard.weight"][:1], Sly.encode(batch.images)).abs()
+    copy = torch.cosine_similarity(gradient["added.weight"][:1], Evasive.encode(batch.images)).abs()
     assert float(copy) == pytest.approx(1)
 
 
@@ -197,12 +198,12 @@ def test_looking_changes_nothing(batches: dict[int, ClientBatch]) -> None:
 
 @pytest.mark.parametrize("check", THRESHOLDS)
 def test_a_finding_says_what_it_found(check: str) -> None:
-    loud, quiet = Finding(check, 0.999, THRESHOLDS[check], "layer"), Finding(check, 0.0, THRESHOLDS[check], "")
-    assert loud.alarm
-    assert "layer" in loud.sentence or check == "false_gradient"
-    assert any(number in loud.sentence for number in ("99.9%", "100%", "1 inputs"))
+    alarming, quiet = Finding(check, 0.999, THRESHOLDS[check], "layer"), Finding(check, 0.0, THRESHOLDS[check], "")
+    assert alarming.alarm
+    assert "layer" in alarming.sentence or check == "false_gradient"
+    assert any(number in alarming.sentence for number in ("99.9%", "100%", "1 inputs"))
     assert not quiet.alarm
-    assert "nothing conspicuous" in quiet.sentence
+    assert "nothing suspicious" in quiet.sentence
 
 
 def test_the_committed_table_is_what_the_thresholds_were_chosen_by() -> None:
@@ -211,6 +212,6 @@ def test_the_committed_table_is_what_the_thresholds_were_chosen_by() -> None:
         rows = list(csv.DictReader(file))
     assert {row["kind"] for row in rows} == {"ordinary", "leaks honestly", "structure"}
     for row in rows:
-        loud = {check for check, threshold in THRESHOLDS.items() if float(row[check]) > threshold}
-        assert loud == set(row["alarms"].split()) - {"none"}
-        assert bool(loud) == (row["kind"] != "ordinary"), row
+        alarming = {check for check, threshold in THRESHOLDS.items() if float(row[check]) > threshold}
+        assert alarming == set(row["alarms"].split()) - {"none"}
+        assert bool(alarming) == (row["kind"] != "ordinary"), row

@@ -17,7 +17,7 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure import InferenceStructure
 from lightning_recon.structure.readout import weight_names
 
-OTHER_LAYERS = 3  # parameter tensors of the imagined target network; their gradient is drowned by the structure's
+OTHER_LAYERS = 3  # parameter tensors of the imagined target network; their gradient is far smaller than the structure's
 
 
 @pytest.fixture(autouse=True)
@@ -63,21 +63,23 @@ def task() -> Callable[..., Task]:
 
 @pytest.fixture(scope="session")
 def release() -> Callable[..., ClientUpdate]:
-    def share(payload: ServerPayload, task: Task, images: Tensor, voices: Tensor | None = None) -> ClientUpdate:
+    def share(
+        payload: ServerPayload, task: Task, images: Tensor, gradient_weights: Tensor | None = None
+    ) -> ClientUpdate:
         """What a client releases whose network is undecided: the gradient of an excited unit is δ · e(x).
 
-        `voices` scales the victims' δ, as confident predictions do.
+        `gradient_weights` scales the victims' δ, as confident predictions do.
         """
         structure = InferenceStructure(payload)
         inputs = structure.encode(images)
         measured = inputs @ structure.matrix.detach().T
         excited = ((structure.lower <= measured) & (measured < structure.upper)).float()
         labels = torch.arange(len(images)) % task.num_classes
-        delta = structure.strength * (structure.code.mean() - structure.code[labels])
-        if voices is not None:
-            delta = delta * voices
+        delta = structure.spec.strength * (structure.code.mean() - structure.code[labels])
+        if gradient_weights is not None:
+            delta = delta * gradient_weights
         whole = torch.einsum("b,bk,bm->bkm", delta, excited, inputs)
-        widths = [tensor.shape[1] for tensor in (structure.weight if structure.blocks > 1 else [structure.weight])]
+        widths = [tensor.shape[1] for tensor in (structure.weight if structure.spec.blocks > 1 else [structure.weight])]
         single = dict(zip(weight_names(payload), whole.split(widths, dim=2), strict=True))
         if structure.bias is not None:
             single["structure.bias"] = torch.einsum("b,bk,p->bkp", delta, excited, structure.bias_constants)
@@ -100,9 +102,9 @@ def release() -> Callable[..., ClientUpdate]:
 
 @pytest.fixture(scope="session")
 def matched_psnr() -> Callable[[Tensor, Tensor], Tensor]:
-    def score(pictures: Tensor, truth: Tensor) -> Tensor:
-        """PSNR of each picture against the nearest truth, in dB; no truth may serve twice."""
-        errors = torch.stack([(truth - picture).square().mean(dim=(1, 2, 3)) for picture in pictures])
+    def score(images: Tensor, truth: Tensor) -> Tensor:
+        """PSNR of each image against the nearest truth, in dB; no truth may serve twice."""
+        errors = torch.stack([(truth - image).square().mean(dim=(1, 2, 3)) for image in images])
         nearest = errors.argmin(dim=1)
         assert len(nearest.unique()) == len(nearest)
         return -10 * errors.min(dim=1).values.log10()

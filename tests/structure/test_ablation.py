@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our structure with one part taken away at a time: each does what is said of it, and nothing false is reported."""
+"""Our structure with one part taken away at a time: each does what is message of it, and nothing false is reported."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ SIZE = 16
 
 
 @pytest.mark.parametrize(("granularity", "batch"), CASES)
-def test_without_twins_the_output_moves_a_little_and_the_pictures_stay(
+def test_without_copies_the_output_moves_a_little_and_the_images_stay(
     task: MakeTask,
     release: Release,
     photographs: Photographs,
@@ -38,9 +38,9 @@ def test_without_twins_the_output_moves_a_little_and_the_pictures_stay(
         assert (footprint == 0) == structure.cancel
         assert footprint <= 0.01 * len(payload.tensors["directions"])
         torch.manual_seed(0)
-        guess = structure.decode(payload, announced, release(payload, announced, images))
-        assert (len(guess.pictures), guess.unresolved) == (batch, 0)
-        found.append(float(matched_psnr(guess.pictures, images).mean()))
+        decoded = structure.decode(payload, announced, release(payload, announced, images))
+        assert (len(decoded.images), decoded.unresolved) == (batch, 0)
+        found.append(float(matched_psnr(decoded.images, images).mean()))
     assert abs(found[0] - found[1]) < 0.1
 
 
@@ -51,10 +51,10 @@ def test_without_gating_all_victims_collide(
 ) -> None:
     structure, announced = WaterFilling(units=1, directions=1), task(SIZE, 16, noise, granularity)
     payload = structure.payload(announced)
-    guess = structure.decode(payload, announced, release(payload, announced, photographs(SIZE)))
-    assert len(guess.pictures) == 0
-    # Where noise drowns even sixteen voices, nothing is seen at all.
-    assert guess.unresolved == (noise < 1)
+    decoded = structure.decode(payload, announced, release(payload, announced, photographs(SIZE)))
+    assert len(decoded.images) == 0
+    # Where noise hides even sixteen victims, nothing is seen at all.
+    assert decoded.unresolved == (noise < 1)
 
 
 @pytest.mark.parametrize("granularity", CLIPS)
@@ -70,22 +70,22 @@ def test_flat_power_loses_against_water_filling(
         )
         assert float(power.sum()) == pytest.approx(0.92, rel=1e-4)
         assert (float(power.max()) < 1.001 * float(power.min())) == (structure.power_allocation == "flat")
-        guess = structure.decode(payload, announced, release(payload, announced, images))
-        found.append(float(matched_psnr(guess.pictures, images).mean()))
+        decoded = structure.decode(payload, announced, release(payload, announced, images))
+        found.append(float(matched_psnr(decoded.images, images).mean()))
     assert found[0] + 3 < found[1]
 
 
 @pytest.mark.parametrize(("granularity", "batch"), CASES)
-def test_without_a_pilot_pictures_shrink_to_the_mean_image(
+def test_without_a_pilot_images_shrink_to_the_mean_image(
     task: MakeTask, release: Release, photographs: Photographs, granularity: str, batch: int
 ) -> None:
     structure, announced = WaterFilling(pilot_power=0.0), task(SIZE, batch, 1e-3, granularity)
     payload = structure.payload(announced)
-    guess = structure.decode(payload, announced, release(payload, announced, photographs(SIZE)[:batch]))
+    decoded = structure.decode(payload, announced, release(payload, announced, photographs(SIZE)[:batch]))
     # Victims are still found by what their rows have in common; only the sign of each stays open.
-    assert (len(guess.pictures), guess.unresolved, guess.evident) == (batch, 0, False)
+    assert (len(decoded.images), decoded.unresolved, decoded.evident) == (batch, 0, False)
     mean = structure.statistics(announced).mean
-    assert float((guess.pictures - mean).abs().max()) < 1e-3
+    assert float((decoded.images - mean).abs().max()) < 1e-3
 
 
 def test_feedback_needs_a_pilot() -> None:
@@ -102,14 +102,14 @@ def test_without_nulls_the_announced_noise_is_believed(
     payload, bare_payload = whole.payload(announced), bare.payload(announced)
     update = release(payload, announced, images)
     bare_update = replace(update, gradient={name: part[:, : -whole.nulls] for name, part in update.gradient.items()})
-    guess = whole.decode(payload, announced, update)
-    assert (len(guess.pictures), guess.unresolved) == (batch, 0)
-    assert torch.equal(bare.decode(bare_payload, announced, bare_update).pictures, guess.pictures)
+    decoded = whole.decode(payload, announced, update)
+    assert (len(decoded.images), decoded.unresolved) == (batch, 0)
+    assert torch.equal(bare.decode(bare_payload, announced, bare_update).images, decoded.images)
     # With nulls, a wrong announcement is found out.
     wrong = replace(announced, noise_multiplier=1e-2)
-    torch.testing.assert_close(whole.decode(payload, wrong, update).pictures, guess.pictures, rtol=0, atol=0.01)
-    misled = bare.decode(bare_payload, wrong, bare_update).pictures
-    assert len(misled) < batch or float((misled - guess.pictures).abs().max()) > 0.03
+    torch.testing.assert_close(whole.decode(payload, wrong, update).images, decoded.images, rtol=0, atol=0.01)
+    misled = bare.decode(bare_payload, wrong, bare_update).images
+    assert len(misled) < batch or float((misled - decoded.images).abs().max()) > 0.03
 
 
 @pytest.mark.parametrize(("granularity", "batch", "factor"), [("sample", 1, 4.0), ("update", 16, 0.25)])
@@ -133,14 +133,14 @@ def test_a_wrong_idea_of_the_noise_costs_little(
     for structure, announced in cases:
         payload = structure.payload(announced)
         torch.manual_seed(0)
-        guess = structure.decode(payload, announced, release(payload, true, images))
-        assert (len(guess.pictures), guess.unresolved) == (batch, 0)
-        found.append(float(matched_psnr(guess.pictures, images).mean()))
+        decoded = structure.decode(payload, announced, release(payload, true, images))
+        assert (len(decoded.images), decoded.unresolved) == (batch, 0)
+        found.append(float(matched_psnr(decoded.images, images).mean()))
     assert found[0] - 3 < found[1] < found[0] + 0.5
     assert found[2] == pytest.approx(found[1], abs=0.1)
 
 
-def test_a_picture_without_evidence_is_said_to_be_one(
+def test_an_image_without_evidence_is_said_to_be_one(
     task: MakeTask, release: Release, photographs: Photographs
 ) -> None:
     image, structure, alarms = photographs(SIZE)[:1], WaterFilling(), 0
@@ -148,8 +148,8 @@ def test_a_picture_without_evidence_is_said_to_be_one(
         announced = task(SIZE, 1, noise)
         payload = structure.payload(announced)
         for _ in range(20 if silent else 3):
-            guess = structure.decode(payload, announced, release(payload, announced, image))
-            assert len(guess.pictures) == 1
-            assert guess.evident or silent
-            alarms += guess.evident and silent
+            decoded = structure.decode(payload, announced, release(payload, announced, image))
+            assert len(decoded.images) == 1
+            assert decoded.evident or silent
+            alarms += decoded.evident and silent
     assert alarms <= 2

@@ -25,7 +25,7 @@ SIZE = 16
 
 
 def client_of(images: Tensor, aggregated: int, privacy: Privacy) -> VictimClient:
-    """Clients with four pictures each."""
+    """Clients with four images each."""
     client = VictimClient("convnet", num_classes=16, privacy=privacy, aggregated=aggregated, noise_share="distributed")
     labels = torch.arange(len(images))
     size = len(images) if aggregated == 1 else 4
@@ -46,13 +46,13 @@ def attack(client: VictimClient, structure: Structure) -> Decoded:
     ("norm", "granularity", "per_layer"),
     [(1.0, "sample", False), (1.0, "update", False), (1.0, "update", True), (None, "update", False)],
 )
-def test_without_noise_all_pictures_of_all_clients_come_back(
+def test_without_noise_all_images_of_all_clients_come_back(
     photographs: Photographs, matched_psnr: Score, norm: float | None, granularity: Granularity, per_layer: bool
 ) -> None:
     images = photographs(SIZE)[:12]
-    guess = attack(client_of(images, 3, Privacy(norm, 0.0, granularity, per_layer)), WaterFilling())
-    assert (len(guess.pictures), guess.unresolved) == (12, 0)
-    assert float(matched_psnr(guess.pictures, images).min()) > 50
+    decoded = attack(client_of(images, 3, Privacy(norm, 0.0, granularity, per_layer)), WaterFilling())
+    assert (len(decoded.images), decoded.unresolved) == (12, 0)
+    assert float(matched_psnr(decoded.images, images).min()) > 50
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_each_sample_clipped_alone_a_sum_is_one_large_batch(photographs: Photogr
     assert structure.payload(summed.task).digest() == structure.payload(large.task).digest()
     quiet = replace(noisy, noise_multiplier=0.0)
     one, other = (attack(client_of(images, count, quiet), structure) for count in (1, 4))
-    assert len(one.pictures) == len(other.pictures) > 4  # more than any client has
-    torch.testing.assert_close(other.pictures, one.pictures, rtol=0, atol=1e-3)
+    assert len(one.images) == len(other.images) > 4  # more than any client has
+    torch.testing.assert_close(other.images, one.images, rtol=0, atol=1e-3)
 
 
 def test_full_noise_of_every_client_is_what_the_server_designs_for(task: MakeTask) -> None:
@@ -80,7 +80,7 @@ def test_full_noise_of_every_client_is_what_the_server_designs_for(task: MakeTas
     shared = replace(summed, noise_share="distributed")
     assert structure.payload(shared).digest() == structure.payload(replace(louder, noise_multiplier=0.01)).digest()
     far = replace(summed, noise_multiplier=0.1, rounds=300)
-    assert feedback.opening_rounds(far) == feedback.opening_rounds(replace(far, aggregated=1, noise_multiplier=0.2)) > 1
+    assert feedback.rounds(far) == feedback.rounds(replace(far, aggregated=1, noise_multiplier=0.2)) > 1
 
 
 @pytest.mark.parametrize("granularity", ["sample", "update"])
@@ -89,6 +89,6 @@ def test_feedback_gains_on_every_victim_of_a_sum(
 ) -> None:
     images = photographs(SIZE)[:8]
     client = client_of(images, 2, Privacy(1.0, 0.02 if granularity == "sample" else 0.006, granularity, rounds=8))
-    averaged, fed_back = (matched_psnr(attack(client, one).pictures, images) for one in (WaterFilling(), Feedback()))
+    averaged, fed_back = (matched_psnr(attack(client, one).images, images) for one in (WaterFilling(), Feedback()))
     assert len(averaged) == len(fed_back) == 8
     assert float(fed_back.mean() - averaged.mean()) > 3

@@ -21,7 +21,7 @@ from lightning_recon.structure.coding.channel_code import (
 INPUTS = 12_000
 
 
-def heard(bits: Tensor, rung: int, snr: float) -> Tensor:
+def detected(bits: Tensor, rung: int, snr: float) -> Tensor:
     """Beliefs about the codeword of a message after a channel of this signal-to-noise ratio."""
     noise = torch.randn(INPUTS, generator=torch.Generator().manual_seed(rung))
     received = math.sqrt(snr) * (1.0 - 2.0 * encode(bits, rung, INPUTS)) + noise
@@ -36,11 +36,11 @@ def message(rung: int) -> Tensor:
 def test_a_message_gets_through_at_the_stated_need_and_not_below_capacity(rung: int) -> None:
     sent = message(rung)
     # A quarter of a decibel more than is needed nearly always.
-    through = decode(heard(sent, rung, 1.06 * needed_snr(rung, INPUTS)), rung)
+    through = decode(detected(sent, rung, 1.06 * needed_snr(rung, INPUTS)), rung)
     assert through is not None
     assert torch.equal(through, sent)
     below = 10 ** ((LADDER[rung].capacity_db - 0.3) / 10)
-    assert decode(heard(sent, rung, below), rung, iterations=50) is None
+    assert decode(detected(sent, rung, below), rung, iterations=50) is None
 
 
 def test_capacities_are_those_of_binary_inputs() -> None:
@@ -60,7 +60,7 @@ def test_capacities_are_those_of_binary_inputs() -> None:
 def test_giving_up_early_loses_no_message(rung: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = message(rung)
     # Around what half of such short codewords need: some get through, some do not.
-    channels = [heard(sent, rung, gain * needed_snr(rung, INPUTS)) for gain in (0.9, 1.0)]
+    channels = [detected(sent, rung, gain * needed_snr(rung, INPUTS)) for gain in (0.9, 1.0)]
     early = [decode(beliefs, rung) is not None for beliefs in channels]
     monkeypatch.setattr(channel_code, "_PATIENCE", 200)
     assert early == [decode(beliefs, rung) is not None for beliefs in channels]
@@ -68,7 +68,7 @@ def test_giving_up_early_loses_no_message(rung: int, monkeypatch: pytest.MonkeyP
 
 
 def test_the_hopeless_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    beliefs, sweeps = heard(message(5), 5, 10 ** (LADDER[5].capacity_db / 10 - 0.1)), []
+    beliefs, sweeps = detected(message(5), 5, 10 ** (LADDER[5].capacity_db / 10 - 0.1)), []
     ahead = channel_code._before
     monkeypatch.setattr(channel_code, "_before", lambda *about: (sweeps.append(about[2]), ahead(*about))[1])
     assert decode(beliefs, 5) is None

@@ -17,14 +17,13 @@ from lightning_recon.structure.coding.channel_code import LADDER, message_bits, 
 from lightning_recon.structure.coding.code_plan import (
     HEADER,
     WORTHWHILE,
-    channel_code_name,
     digital_plan,
-    shipped_plan,
     sketch_share,
 )
 from lightning_recon.structure.coding.modulation import word
 from lightning_recon.structure.detection.successive_decoding import read_victims
 from lightning_recon.structure.layer import structure_bytes
+from lightning_recon.structure.layer_spec import LayerSpec, channel_code_name
 
 Photographs = Callable[[int], Tensor]
 
@@ -42,25 +41,25 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     announced = task(32, 3, 5e-4, granularity)
     structure = Digital()
     payload = structure.payload(announced)
-    assert shipped_plan(payload) is not None
-    guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert guess.evident
-    assert guess.unresolved == 0
-    assert guess.files is not None
-    for file in guess.files:
+    assert LayerSpec.of(payload).digital is not None
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert decoded.evident
+    assert decoded.unresolved == 0
+    assert decoded.files is not None
+    for file in decoded.files:
         assert file is not None
         assert file.codec == "webp"
-        assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw picture: the least rate
+        assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw image: the least rate
         assert 0.99 * 24 * 32 * 32 < file.bits < file.capacity
-    same = (guess.pictures[:, None] == images).flatten(2).all(dim=2)
+    same = (decoded.images[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
 
 
 def test_a_noise_at_which_a_batch_would_not_be_told_apart_takes_the_linear_code(task: Callable[..., Task]) -> None:
     for granularity, alone in (("update", 0.25), ("sample", 1.0)):
         crowded = task(32, 16, alone * 0.016, granularity)
-        assert shipped_plan(Digital().payload(crowded)) is None
-        assert shipped_plan(Digital().payload(replace(crowded, noise_multiplier=alone * 0.012))) is not None
+        assert LayerSpec.of(Digital().payload(crowded)).digital is None
+        assert LayerSpec.of(Digital().payload(replace(crowded, noise_multiplier=alone * 0.012))).digital is not None
 
 
 def test_sixteen_pictures_under_one_clip_are_told_apart_and_read(
@@ -68,10 +67,10 @@ def test_sixteen_pictures_under_one_clip_are_told_apart_and_read(
 ) -> None:
     images, announced, structure = small(photographs, 16), task(32, 16, 2.5e-3, "update"), Digital()
     payload = structure.payload(announced)
-    guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert len(guess.pictures) <= 16
-    assert sum(file is not None for file in guess.files or ()) >= 15
-    errors = (guess.pictures[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert len(decoded.images) <= 16
+    assert sum(file is not None for file in decoded.files or ()) >= 15
+    errors = (decoded.images[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
     assert float(errors.median()) < 10**-2.6  # the linear code has 10^-2.2
 
 
@@ -82,20 +81,20 @@ def test_a_lost_codeword_leaves_the_sketch(
     announced = task(32, 1, 4e-3)
     payload = structure.payload(announced)
     arrived = structure.decode(payload, announced, release(payload, announced, images))
-    exact = arrived.pictures
+    exact = arrived.images
     assert arrived.files is not None
     assert arrived.files[0] is not None
     assert arrived.files[0].bits < arrived.files[0].capacity < math.log2(math.e) / (2 * announced.noise_multiplier**2)
     noisier = replace(announced, noise_multiplier=2 * announced.noise_multiplier)
-    guess = structure.decode(payload, noisier, release(payload, noisier, images))
-    assert guess.files == (None,)
+    decoded = structure.decode(payload, noisier, release(payload, noisier, images))
+    assert decoded.files == (None,)
     # It is what a linear code makes of so small a share of the power.
-    louder = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
-    scale_down_measurements = replace(noisier, noise_multiplier=louder * noisier.noise_multiplier)
-    linear = WaterFilling(assumed_noise=louder * announced.noise_multiplier)
-    alone = linear.payload(scale_down_measurements)
-    expected = linear.decode(alone, scale_down_measurements, release(alone, scale_down_measurements, images)).pictures
-    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (guess.pictures, expected, exact))
+    factor = 1 / math.sqrt(sketch_share(announced.noise_multiplier))
+    scaled = replace(noisier, noise_multiplier=factor * noisier.noise_multiplier)
+    linear = WaterFilling(assumed_noise=factor * announced.noise_multiplier)
+    alone = linear.payload(scaled)
+    expected = linear.decode(alone, scaled, release(alone, scaled, images)).images
+    lost, usual, none = (float((pictures - images).square().mean()) for pictures in (decoded.images, expected, exact))
     assert none < 0.1 * lost
     assert lost == pytest.approx(usual, rel=0.15)
 
@@ -104,7 +103,7 @@ def test_a_lost_codeword_leaves_the_sketch(
 def test_a_linear_code_is_sent_where_it_is_better(task: Callable[..., Task], noise: float, digital: bool) -> None:
     announced = task(32, 1, noise)
     payload = Digital().payload(announced)
-    assert (shipped_plan(payload) is not None) == digital
+    assert (LayerSpec.of(payload).digital is not None) == digital
     assert channel_code_name(payload) == ("irregular repeat-accumulate" if digital else None)
     if not digital:
         assert payload.digest() == WaterFilling().payload(announced).digest()
@@ -130,7 +129,7 @@ def test_the_rate_stays_below_capacity_and_near_it(noise: float, shared: bool) -
     assert total == pytest.approx(1)
 
 
-def test_higher_rates_are_louder_under_one_clip_and_too_loud_ones_are_not_used() -> None:
+def test_higher_rates_get_more_power_under_one_clip_and_too_expensive_ones_are_not_used() -> None:
     plan = digital_plan(1.5e-3, 224 * 224, 400_000, shared=True, margin_db=0.2)
     assert plan is not None
     used = [amplitude for amplitude in plan.amplitudes if amplitude > 0]
@@ -151,17 +150,17 @@ def test_the_break_even_is_a_number_of_bits_a_pixel() -> None:
 def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> None:
     plan = digital_plan(2e-3, 32 * 32, 400_000, shared=True, margin_db=0.2)
     assert plan is not None
-    words = torch.stack([word(picture, plan) for picture in small(photographs, 3)])
+    words = torch.stack([word(image, plan) for image in small(photographs, 3)])
     noise = 2e-3 / math.sqrt(2)
-    # The second collides with the first in its only row, and nobody knows of the third.
+    # The second collides with the first in its only row, and nothing knows of the third.
     holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]])
     rows = holds @ words + noise * torch.randn(6, words.shape[1])
     members = holds.T[:2].bool()
     found, others = read_victims(rows, noise, members, 1.0, plan, (32, 32), victims=3)
-    pictures = [one.picture.float() / 255 for one in (*found, *others) if one is not None]
+    pictures = [one.image.float() / 255 for one in (*found, *others) if one is not None]
     assert len(pictures) == 3
-    for picture, truth in zip(pictures, small(photographs, 3), strict=True):
-        assert torch.equal(picture, truth)
+    for image, truth in zip(pictures, small(photographs, 3), strict=True):
+        assert torch.equal(image, truth)
 
 
 def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Photographs) -> None:
@@ -169,12 +168,12 @@ def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Phot
     assert plan is not None
     images = small(photographs, 3)
     holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
-    words = holds @ torch.stack([word(picture, plan) for picture in images])
+    words = holds @ torch.stack([word(image, plan) for image in images])
     rows = words + 1e-3 / math.sqrt(2) * torch.randn(5, words.shape[1])
-    nobody = torch.zeros(0, 5, dtype=torch.bool)
-    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nobody, 1.0, plan, (32, 32), victims=3)
+    nothing = torch.zeros(0, 5, dtype=torch.bool)
+    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nothing, 1.0, plan, (32, 32), victims=3)
     assert found == []
-    read = torch.stack([one.picture.float() / 255 for one in others])
+    read = torch.stack([one.image.float() / 255 for one in others])
     assert (read[:, None] == images).flatten(2).all(dim=2).sum(dim=0).tolist() == [1, 1, 1]
 
 
@@ -182,15 +181,15 @@ def test_payloads_of_another_code_are_refused(task: Callable[..., Task]) -> None
     payload = Digital().payload(task(32, 1, 1e-2))
     older = replace(payload, settings={**payload.settings, "digital_code": 1})
     with pytest.raises(UserError, match="another digital code"):
-        shipped_plan(older)
+        LayerSpec.of(older)
 
 
-def test_empty_rows_hold_nobody(photographs: Photographs) -> None:
+def test_empty_rows_hold_nothing(photographs: Photographs) -> None:
     plan = digital_plan(5e-3, 32 * 32, 400_000, shared=False, margin_db=0.2)
     assert plan is not None
     rows = 5e-3 * torch.randn(4, HEADER + plan.inputs)
-    nobody = torch.zeros(0, 4, dtype=torch.bool)
-    assert read_victims(rows, 5e-3, nobody, 1.0, plan, (32, 32), victims=2) == ([], [])
+    nothing = torch.zeros(0, 4, dtype=torch.bool)
+    assert read_victims(rows, 5e-3, nothing, 1.0, plan, (32, 32), victims=2) == ([], [])
 
 
 def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..., Task]) -> None:
@@ -198,15 +197,15 @@ def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..
     layer = InferenceStructure(Digital().payload(task(32, 2, 1e-2)))
     weights = {"weight": layer.weight.detach()}
 
-    def said(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+    def message(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(layer, parameters, (image[None],))[0, 0]
 
-    mapped = vmap(grad(said), in_dims=(None, 0))(weights, images)["weight"]
+    mapped = vmap(grad(message), in_dims=(None, 0))(weights, images)["weight"]
     for image, gradient in zip(images, mapped, strict=True):
-        torch.testing.assert_close(grad(said)(weights, image)["weight"], gradient)
+        torch.testing.assert_close(grad(message)(weights, image)["weight"], gradient)
 
 
 def test_the_upload_is_kept(task: Callable[..., Task]) -> None:
     payload = Digital(upload_limit=20_000_000).payload(task(64, 8, 1e-4, "update"))
-    assert shipped_plan(payload) is not None
+    assert LayerSpec.of(payload).digital is not None
     assert 19_000_000 < structure_bytes(payload) <= 20_000_000

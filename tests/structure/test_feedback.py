@@ -43,10 +43,10 @@ def attack(client: VictimClient, structure: Structure) -> Decoded:
     return run_protocol(client, structure, structure.payload(client.task), 0, 0, None)
 
 
-def scores(guess: Decoded, images: Tensor) -> Tensor:
-    owner = match(images, guess.pictures)
+def scores(decoded: Decoded, images: Tensor) -> Tensor:
+    owner = match(images, decoded.images)
     assert bool((owner >= 0).all())
-    return psnr_per_image(guess.pictures[owner], images)
+    return psnr_per_image(decoded.images[owner], images)
 
 
 def test_feedback_tells_more_than_averaging(photographs: Photographs) -> None:
@@ -78,21 +78,21 @@ def test_every_tensor_clipped_by_itself_leaves_feedback_its_gain(photographs: Ph
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_nothing_overflows_once_everything_is_known(photographs: Photographs, noise: float) -> None:
     images = photographs(16)[:2]
-    guess = attack(client_of(images, noise, rounds=12), Feedback())
-    assert bool(guess.pictures.isfinite().all())
-    assert float(scores(guess, images).min()) > 60
+    decoded = attack(client_of(images, noise, rounds=12), Feedback())
+    assert bool(decoded.images.isfinite().all())
+    assert float(scores(decoded, images).min()) > 60
 
 
 def test_a_single_round_is_the_opening(photographs: Photographs) -> None:
     images = photographs(32)[:1]
     client = client_of(images, noise=0.05, rounds=1)
     opening = WaterFilling(pilot_power=0.2)
-    assert torch.equal(attack(client, Feedback()).pictures, attack(client, opening).pictures)
+    assert torch.equal(attack(client, Feedback()).images, attack(client, opening).images)
 
 
 def test_noise_that_hides_the_sign_takes_a_longer_opening(photographs: Photographs) -> None:
     task = client_of(photographs(32)[:1], noise=0.1, rounds=300).task
-    rounds = [Feedback().opening_rounds(replace(task, noise_multiplier=z)) for z in (0.01, 0.1, 0.6, 10.0)]
+    rounds = [Feedback().rounds(replace(task, noise_multiplier=z)) for z in (0.01, 0.1, 0.6, 10.0)]
     assert rounds == [1, 1, 29, 300]
 
 
@@ -112,11 +112,11 @@ def test_an_offset_leaves_no_footprint_and_is_taken_off_the_gradient(
     structure, images = InferenceStructure(payload).to(dtype), photographs(16)[:5].to(dtype)
     output = structure(images)
     assert not bool(output.any())
-    # A loss whose gradient at the logits is the code: δ = strength · ‖code‖² for every picture.
+    # A loss whose gradient at the logits is the code: δ = strength · ‖code‖² for every image.
     output.mul(class_code(10).to(dtype)).sum().backward()
     inputs = structure.encode(images)
     measured = inputs @ structure.weight.detach().T
     excited = ((structure.lower <= measured) & (measured < structure.upper)).to(dtype)
     assert structure.offset is not None
-    expected = (excited[..., None] * (inputs[:, None] - structure.offset)).sum(dim=0) * structure.strength * 10
+    expected = (excited[..., None] * (inputs[:, None] - structure.offset)).sum(dim=0) * structure.spec.strength * 10
     torch.testing.assert_close(structure.weight.grad, expected, rtol=1e-4, atol=1e-2)

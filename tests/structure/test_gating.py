@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every picture excites one unit per direction, and public pictures fill the units evenly."""
+"""Every image excites one unit per direction, and public images fill the units evenly."""
 
 from collections.abc import Callable
 
@@ -12,29 +12,29 @@ from lightning_recon.priors.dct import analyse
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
 from lightning_recon.structure.coding.gating import intervals, measurement_directions
 
-# `intervals` chooses its edges from as many synthetic pictures; later ones are new to it.
+# `intervals` chooses its edges from as many synthetic images; later ones are new to it.
 USED = 4096
 
 
-def excited(pictures: Tensor, statistics: PublicStatistics, count: int, units: int) -> tuple[Tensor, Tensor]:
-    """Which units each picture excites, shape (B, K), and each unit's direction, shape (K,)."""
+def excited(images: Tensor, statistics: PublicStatistics, count: int, units: int) -> tuple[Tensor, Tensor]:
+    """Which units each image excites, shape (B, K), and each unit's direction, shape (K,)."""
     directions = measurement_directions(statistics, count)
     lower, upper, owner = intervals(statistics, directions, units)
-    measured = analyse(pictures, statistics.mean, statistics.colour).flatten(1) @ directions.flatten(1).T
+    measured = analyse(images, statistics.mean, statistics.colour).flatten(1) @ directions.flatten(1).T
     values = measured[:, owner]
     return (lower <= values) & (values < upper), owner
 
 
 @pytest.mark.parametrize("subjects", [False, True])
 @pytest.mark.parametrize(("count", "units"), [(1, 7), (2, 64), (3, 50)])
-def test_every_picture_excites_exactly_one_unit_per_direction(
+def test_every_image_excites_exactly_one_unit_per_direction(
     photographs: Callable[[int], Tensor], count: int, units: int, subjects: bool
 ) -> None:
     statistics = public_statistics(32, 32, subjects)
     outliers = torch.stack([torch.full((3, 32, 32), value) for value in (0.0, 1.0, -50.0, 50.0)])
     checkerboard = ((torch.arange(32)[:, None] // 8 + torch.arange(32) // 8) % 2).expand(1, 3, 32, 32).float()
-    pictures = torch.cat([synthetic_pictures(statistics, 500, 32), photographs(32), outliers, checkerboard])
-    hits, owner = excited(pictures, statistics, count, units)
+    images = torch.cat([synthetic_pictures(statistics, 500, 32), photographs(32), outliers, checkerboard])
+    hits, owner = excited(images, statistics, count, units)
     for direction in range(count):
         assert bool((hits[:, owner == direction].sum(dim=1) == 1).all())
 
@@ -52,7 +52,7 @@ def test_a_single_unit_hears_everyone() -> None:
 
 
 @pytest.mark.parametrize("subjects", [False, True])
-def test_new_pictures_fill_the_units_evenly(subjects: bool) -> None:
+def test_new_images_fill_the_units_evenly(subjects: bool) -> None:
     statistics = public_statistics(32, 32, subjects)
     new = 1024
     hits, owner = excited(synthetic_pictures(statistics, USED + new, 32)[USED:], statistics, 2, 32)
@@ -63,12 +63,12 @@ def test_new_pictures_fill_the_units_evenly(subjects: bool) -> None:
         assert statistic < stats.chi2.isf(1e-4, 15) * (1 + new / USED)
 
 
-def test_finer_pictures_fill_the_same_units(photographs: Callable[[int], Tensor]) -> None:
+def test_finer_images_fill_the_same_units(photographs: Callable[[int], Tensor]) -> None:
     used = []
     for size in (32, 64):
         hits, _ = excited(photographs(size), public_statistics(size, size, subjects=False), 3, 48)
         used.append(hits)
-    # The low frequencies of a picture do not depend on its size: nearly all land in the same units.
+    # The low frequencies of an image do not depend on its size: nearly all land in the same units.
     assert float((used[0] == used[1]).float().mean()) > 0.97
 
 

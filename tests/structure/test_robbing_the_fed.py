@@ -63,9 +63,9 @@ def test_without_noise_isolated_pictures_come_back(
     # float32 gradients of a real network, as any client computes them.
     model = TamperedNetwork(ConvNet(10), InferenceStructure(payload))
     gradient, _ = mean_gradient(model, F.cross_entropy, images, torch.arange(len(images)) % 10)
-    guess = attack.decode(payload, announced, ClientUpdate(0, 0, 0, gradient))
-    assert len(guess.pictures) == len(images)
-    assert float(matched_psnr(guess.pictures, images).min()) > 50
+    decoded = attack.decode(payload, announced, ClientUpdate(0, 0, 0, gradient))
+    assert len(decoded.images) == len(images)
+    assert float(matched_psnr(decoded.images, images).min()) > 50
 
 
 @pytest.mark.parametrize("granularity", ["sample", "update"])
@@ -77,29 +77,29 @@ def test_the_error_is_the_noise_of_two_rows_and_two_biases_over_delta(
     images = isolated(photographs(SIZE), attack, task(SIZE, 16, noise))
     announced = task(SIZE, len(images), noise, granularity)
     payload = attack.payload(announced)
-    delta, heard = signs(announced, len(images)), excited(images, attack, announced).float()
+    delta, detected = signs(announced, len(images)), excited(images, attack, announced).float()
     inputs = F.pad(images.flatten(1), (0, 1), value=1.0)
     if granularity == "sample":
-        norm = heard.sum(dim=1).sqrt() * inputs.norm(dim=1)
+        norm = detected.sum(dim=1).sqrt() * inputs.norm(dim=1)
     else:
-        norm = torch.einsum("b,bk,bm->km", delta, heard, inputs).norm() / delta.abs()
+        norm = torch.einsum("b,bk,bm->km", delta, detected, inputs).norm() / delta.abs()
     # (δ x + n) / (δ + m) is off by (n − m x)/δ, and n and m come from two rows each, but for the last bin's.
-    rows = torch.where(heard[:, -1] > 0, 1.0, 2.0)
+    rows = torch.where(detected[:, -1] > 0, 1.0, 2.0)
     law = rows * (noise * norm) ** 2 * (1 + images.square().mean(dim=(1, 2, 3)))
     ratios = []
     for _ in range(DRAWS):
-        pictures = attack.decode(payload, announced, release(payload, announced, images)).pictures
+        pictures = attack.decode(payload, announced, release(payload, announced, images)).images
         assert len(pictures) == len(images)
         errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
         ratios.append(errors / law)
-    # The bias's noise m moves a whole picture, so single errors scatter; their mean does not.
+    # The bias's noise m moves a whole image, so single errors scatter; their mean does not.
     assert 10 * abs(math.log10(float(torch.stack(ratios).mean()))) < 0.5
 
 
 def test_one_clip_over_cumulative_rows_costs_what_theory_says(task: MakeTask, photographs: Photographs) -> None:
     attack, images = photographs_only(1024), photographs(SIZE)
-    heard = excited(images, attack, task(SIZE, 16, 0.0)).float()
-    rows = heard.T @ images.flatten(1)
+    detected = excited(images, attack, task(SIZE, 16, 0.0)).float()
+    rows = detected.T @ images.flatten(1)
     cost = 10 * math.log10(float(rows.square().sum() / images.square().sum()))
     # With n_k of B victims above threshold k, all of one sign: Σ n_k² pairs of pictures, against B private rows.
     directions = F.normalize(images.flatten(1), dim=1)
@@ -121,7 +121,7 @@ def test_upstream_takes_the_emptiest_rows_for_pictures_under_any_noise(
     psnr = {}
     choices: list[RowSelection] = ["upstream", "noise_aware"]
     for row_selection in choices:
-        pictures = photographs_only(row_selection=row_selection).decode(payload, announced, update).pictures
+        pictures = photographs_only(row_selection=row_selection).decode(payload, announced, update).images
         errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
         psnr[row_selection] = -10 * errors.log10()
     assert float(psnr["upstream"].max()) < 15
@@ -134,7 +134,7 @@ def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> 
     trials, alarms = 400, 0
     for _ in range(trials):
         update = ClientUpdate(0, 0, 0, {"structure.weight": torch.randn(64, 193)})
-        alarms += len(attack.decode(payload, announced, update).pictures) > 0
+        alarms += len(attack.decode(payload, announced, update).images) > 0
     # Differences of neighbours share a row, and the estimate of the noise scatters: no more than half as many again.
     assert stats.binom.ppf(1e-3, trials, 0.025) <= alarms <= stats.binom.isf(1e-3, trials, 0.075)
 
@@ -152,11 +152,11 @@ def test_thresholds_are_quantiles_of_public_brightness(task: MakeTask) -> None:
     pictures = synthetic_pictures(public_statistics(SIZE, SIZE, False), 2000, SIZE)
     extremes = torch.stack([torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)])
     measured = torch.cat([pictures, extremes]).flatten(1) @ tensors["directions"][0]
-    heard = (measured[:, None] > tensors["lower"]).sum(dim=1)
-    # Nobody is too dark for the first bin; a white picture excites all.
-    assert heard[-2:].tolist() == [1, 8]
-    assert int(heard.min()) == 1
-    assert heard[:-2].bincount(minlength=9)[1:] / 2000 == pytest.approx([0.125] * 8, abs=0.05)
+    detected = (measured[:, None] > tensors["lower"]).sum(dim=1)
+    # Nobody is too dark for the first bin; a white image excites all.
+    assert detected[-2:].tolist() == [1, 8]
+    assert int(detected.min()) == 1
+    assert detected[:-2].bincount(minlength=9)[1:] / 2000 == pytest.approx([0.125] * 8, abs=0.05)
 
 
 def test_the_logits_hardly_move_but_the_network_hardly_counts(task: MakeTask, photographs: Photographs) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import SeedPaper, Structure
 from lightning_recon.structure.coding.leaked_moments import moments
+from lightning_recon.structure.refinement import LeakedMoments
 from lightning_recon.structure.seed_paper import half_normal_std, interval_filtered
 
 MakeTask = Callable[..., Task]
@@ -31,7 +32,7 @@ def isolated(images: Tensor, structure: SeedPaper, task: Task) -> Tensor:
 
 def nearest(pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error against the nearest truth, shape (M,), and which truth that is."""
-    errors = torch.stack([(truth - picture).square().mean(dim=(1, 2, 3)) for picture in pictures])
+    errors = torch.stack([(truth - image).square().mean(dim=(1, 2, 3)) for image in pictures])
     return errors.min(dim=1).values, errors.argmin(dim=1)
 
 
@@ -45,7 +46,7 @@ def test_raw_decoding_obeys_the_noise_law(
     announced = task(SIZE, len(images), noise, granularity)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    errors, match = nearest(guess.pictures, images)
+    errors, match = nearest(guess.images, images)
     assert sorted(match.tolist()) == list(range(len(images)))
     energy = images.square().sum(dim=(1, 2, 3)) + 100  # the copies of δ take their share of the budget
     std = noise * (energy if granularity == "sample" else energy.sum().expand_as(energy)).sqrt()
@@ -67,7 +68,7 @@ def test_without_noise_isolated_pictures_come_back(
     announced = task(SIZE, len(images), 0.0, granularity)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    errors, match = nearest(guess.pictures, images)
+    errors, match = nearest(guess.images, images)
     assert sorted(match.tolist()) == list(range(len(images)))
     assert float(errors.max()) < 1e-5
 
@@ -79,8 +80,8 @@ def test_clipping_by_layer_leaves_the_usual_brightness(
     images = isolated(photographs(SIZE), structure, task(SIZE, 16, 0.0))
     announced = task(SIZE, len(images), 0.0, "update", per_layer=True)
     payload = structure.payload(announced)
-    # What comes back is the picture times a factor that the batch has in common: near 1, since photographs are alike.
-    pictures = structure.decode(payload, announced, release(payload, announced, images)).pictures
+    # What comes back is the image times a factor that the batch has in common: near 1, since photographs are alike.
+    pictures = structure.decode(payload, announced, release(payload, announced, images)).images
     _, match = nearest(pictures, images)
     factors = pictures.flatten(1).norm(dim=1) / images[match].flatten(1).norm(dim=1)
     assert float(factors.min()) > 0.75
@@ -96,7 +97,7 @@ def test_only_excited_rows_are_read(task: MakeTask, release: Release, photograph
     rows = guess.rows["structure.weight"]
     assert rows is not None
     assert set(rows.tolist()) <= set(excited.tolist())
-    assert len(rows) == len(guess.pictures)
+    assert len(rows) == len(guess.images)
 
 
 def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> None:
@@ -105,7 +106,7 @@ def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> 
     trials, alarms = 400, 0
     for _ in range(trials):
         gradient = {"structure.weight": torch.zeros(64, 2 * 192), "structure.bias": torch.randn(64, 500)}
-        alarms += len(structure.decode(payload, announced, ClientUpdate(0, 0, 0, gradient)).pictures) > 0
+        alarms += len(structure.decode(payload, announced, ClientUpdate(0, 0, 0, gradient)).images) > 0
     assert stats.binom.ppf(1e-3, trials, 0.05) <= alarms <= stats.binom.isf(1e-3, trials, 0.05)
 
 
@@ -144,7 +145,7 @@ def test_the_noise_estimate_is_unbiased(std: float) -> None:
     assert half_normal_std(torch.zeros(5)) == 0
 
 
-def test_the_filter_removes_99_per_cent_of_pure_noise_and_nothing_louder() -> None:
+def test_the_filter_removes_99_per_cent_of_pure_noise_and_nothing_stronger() -> None:
     std = torch.tensor([[0.1], [2.0]])
     noise = std * torch.randn(2, 50_000)
     filtered = interval_filtered(noise, std)
@@ -163,7 +164,7 @@ def test_the_filter_turns_a_black_background_black(task: MakeTask, release: Rele
         structure = SeedPaper(16, interval_filter=filtering)
         payload = structure.payload(announced)
         torch.manual_seed(0)
-        decoded[filtering] = structure.decode(payload, announced, release(payload, announced, images)).pictures
+        decoded[filtering] = structure.decode(payload, announced, release(payload, announced, images)).images
     black = decoded[True][..., : SIZE // 2]
     assert float((black == 0).float().mean()) > 0.985
     assert float((decoded[False][..., : SIZE // 2] == 0).float().mean()) < 0.6
@@ -178,19 +179,18 @@ def test_leaked_moments_are_those_of_the_pictures(
     announced = task(SIZE, len(images), noise)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, images))
-    _, match = nearest(guess.pictures, images)
-    assert guess.moments is not None
+    _, match = nearest(guess.images, images)
+    assert isinstance(guess.refinement, LeakedMoments)
     assert sorted(match.tolist()) == list(range(len(images)))
     tolerance = max(1e-5, 6 * noise * float(images.square().sum(dim=(1, 2, 3)).max().sqrt()))
-    torch.testing.assert_close(guess.moments, moments(images)[match], rtol=0.01, atol=tolerance)
+    torch.testing.assert_close(guess.refinement.values, moments(images)[match], rtol=0.01, atol=tolerance)
 
 
 def test_moments_are_left_out_unless_wanted(task: MakeTask, release: Release, photographs: Photographs) -> None:
     structure, announced = SeedPaper(16), task(SIZE, 2, 0.0)
     payload = structure.payload(announced)
     guess = structure.decode(payload, announced, release(payload, announced, photographs(SIZE)[:2]))
-    assert guess.moments is None
-    assert guess.posterior is None
+    assert guess.refinement is None
 
 
 def test_it_is_a_structure_whose_mean_image_knows_of_subjects(task: MakeTask) -> None:

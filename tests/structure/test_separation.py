@@ -21,7 +21,7 @@ UNITS = 6
 
 
 def released(
-    places: list[tuple[int, ...]], noise: float, voices: list[float] | None = None
+    places: list[tuple[int, ...]], noise: float, gradient_weights: list[float] | None = None
 ) -> tuple[Rows, Tensor, Tensor]:
     """Rows of victims that excite the given unit of every direction.
 
@@ -30,20 +30,20 @@ def released(
     """
     count = len(places[0])
     basis = torch.linalg.qr(torch.randn(INPUTS, count)).Q.T
-    voices = voices or [1.0] * len(places)
+    gradient_weights = gradient_weights or [1.0] * len(places)
     inputs, pilot = torch.zeros(count * UNITS, INPUTS), torch.zeros(count * UNITS)
     contributions = torch.zeros(len(places), INPUTS)
     membership = torch.zeros(len(places), count * UNITS)
-    for victim, (place, voice) in enumerate(zip(places, voices, strict=True)):
+    for victim, (place, gradient_weight) in enumerate(zip(places, gradient_weights, strict=True)):
         encoded = 0.05 * torch.randn(INPUTS)
         # The direction's unit interval is centred on 0.5 + its place; energies are those of clipped rows, about 1.
         measured = torch.tensor(place) + 0.5 + 0.4 * (torch.rand(count) - 0.5)
         encoded += basis.T @ (0.1 * (measured - UNITS / 2) - basis @ encoded)
-        contributions[victim] = voice * encoded
+        contributions[victim] = gradient_weight * encoded
         for direction, unit in enumerate(place):
             row = direction * UNITS + unit
-            inputs[row] += voice * encoded
-            pilot[row] += voice * LEVEL
+            inputs[row] += gradient_weight * encoded
+            pilot[row] += gradient_weight * LEVEL
             membership[victim, row] = 1
     edges = 0.1 * (torch.arange(1, UNITS) - UNITS / 2)
     infinity = torch.tensor([torch.inf])
@@ -69,9 +69,9 @@ def order(combined: Tensor, contributions: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.01])
-@pytest.mark.parametrize("voices", [None, [1.0, -1.0, 0.5, -0.7]])
-def test_isolated_victims_are_found_in_their_rows(noise: float, voices: list[float] | None) -> None:
-    rows, contributions, membership = released([(0, 5, 1), (1, 4, 2), (3, 3, 0), (5, 0, 4)], noise, voices)
+@pytest.mark.parametrize("gradient_weights", [None, [1.0, -1.0, 0.5, -0.7]])
+def test_isolated_victims_are_found_in_their_rows(noise: float, gradient_weights: list[float] | None) -> None:
+    rows, contributions, membership = released([(0, 5, 1), (1, 4, 2), (3, 3, 0), (5, 0, 4)], noise, gradient_weights)
     found = search(rows, 6)
     combined = found.combine @ rows.inputs
     victims = order(combined, contributions)
@@ -106,7 +106,7 @@ def test_collisions_are_resolved_by_peeling(case: str, noise: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.01])
-def test_a_cycle_without_an_end_is_reported_and_not_passed_off_as_pictures(noise: float) -> None:
+def test_a_cycle_without_an_end_is_reported_and_not_passed_off_as_images(noise: float) -> None:
     # Rows 0 and 1 of both directions hold two victims each, all four of them in a ring; the fifth stands alone.
     rows, contributions, _ = released([(0, 0), (0, 1), (1, 0), (1, 1), (4, 4)], noise)
     found = search(rows, 5)
@@ -147,7 +147,7 @@ def test_empty_rows_show_no_victim_whatever_the_directions(count: int) -> None:
     assert alarms <= stats.binom.isf(1e-3, trials, 0.05)
 
 
-def test_rows_that_noise_drowns_one_by_one_are_found_together() -> None:
+def test_rows_below_the_noise_are_found_together() -> None:
     found, single, trials = 0, 0, 20
     noise = 0.12
     for _ in range(trials):
@@ -166,23 +166,23 @@ def test_rows_that_noise_drowns_one_by_one_are_found_together() -> None:
 def test_a_pair_in_all_its_rows_is_reported_by_its_energy(noise: float, count: int) -> None:
     places = [(2, 3, 1), (2, 3, 1), (4, 4, 4), (1, 0, 0)]
     rows, contributions, _ = released([place[:count] for place in places], noise)
-    # Clipped alone, no victim is louder than the loudest.
+    # Clipped alone, no victim has more energy than the clip allows.
     bound = float(contributions.square().sum(dim=1).max()) + LEVEL**2
-    found = separate(rows, PRIOR, 4, 0.01, lone_energy=bound)
+    found = separate(rows, PRIOR, 4, 0.01, single_energy=bound)
     assert sorted(order(found.combine @ rows.inputs, contributions)) == [2, 3]
     assert found.unresolved == count
-    # Where nobody is missing, there is no room for a pair.
-    assert len(separate(rows, PRIOR, 3, 0.01, lone_energy=bound).combine) == 3
+    # Where nothing is missing, there is no room for a pair.
+    assert len(separate(rows, PRIOR, 3, 0.01, single_energy=bound).combine) == 3
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.01])
-def test_a_pair_in_all_its_rows_is_reported_by_its_voice_under_one_clip(noise: float) -> None:
+def test_a_pair_in_all_its_rows_is_reported_by_its_gradient_weight_under_one_clip(noise: float) -> None:
     places = [(2, 3, 1), (2, 3, 1), (4, 4, 4), (1, 0, 0), (3, 1, 3), (5, 5, 5)]
     rows, contributions, _ = released(places, noise, [1.0, 1.05, -0.97, 1.02, -1.0, 0.95])
     found = search(rows, 6)
     assert sorted(order(found.combine @ rows.inputs, contributions)) == [2, 3, 4, 5]
     assert found.unresolved == 3
-    # Where nobody is missing, there is no room for a pair.
+    # Where nothing is missing, there is no room for a pair.
     assert len(search(rows, 5).combine) == 5
 
 
@@ -191,18 +191,20 @@ def test_a_lone_victim_is_seldom_taken_for_a_pair() -> None:
     places = [(2, 3), (4, 4), (1, 0), (3, 1), (0, 5)]
     for _ in range(trials):
         rows, contributions, _ = released(places, 0.02)
-        loudest = float(contributions.square().sum(dim=1).max()) + LEVEL**2
-        found = separate(rows, PRIOR, 6, 0.05, lone_energy=loudest)
+        largest = float(contributions.square().sum(dim=1).max()) + LEVEL**2
+        found = separate(rows, PRIOR, 6, 0.05, single_energy=largest)
         flagged += 5 - len(found.combine)
-    # At most the loudest of each batch is at its bound.
+    # At most the largest of each batch is at its bound.
     assert flagged <= stats.binom.isf(1e-3, trials, 0.05)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.01])
-@pytest.mark.parametrize("voices", [(1.0, 1.0), (1.0, 0.6), (0.6, 1.0), (1.0, -0.7)])
-def test_victims_that_share_two_rows_of_three_are_not_blended(noise: float, voices: tuple[float, float]) -> None:
+@pytest.mark.parametrize("gradient_weights", [(1.0, 1.0), (1.0, 0.6), (0.6, 1.0), (1.0, -0.7)])
+def test_victims_that_share_two_rows_of_three_are_not_blended(
+    noise: float, gradient_weights: tuple[float, float]
+) -> None:
     for _ in range(5):
-        rows, contributions, membership = released([(2, 2, 2), (2, 2, 3), (4, 0, 5)], noise, [*voices, 1.0])
+        rows, contributions, membership = released([(2, 2, 2), (2, 2, 3), (4, 0, 5)], noise, [*gradient_weights, 1.0])
         found = search(rows, 3)
         victims = order(found.combine @ rows.inputs, contributions)
         assert (sorted(victims), found.unresolved) == ([0, 1, 2], 0)
@@ -252,7 +254,7 @@ def test_victims_are_separated_without_a_pilot_too(noise: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_with_one_direction_active_rows_are_victims_loudest_first(noise: float) -> None:
+def test_with_one_direction_active_rows_are_victims_strongest_first(noise: float) -> None:
     rows, contributions, _ = released([(1,), (3,), (4,)], noise, [0.5, -1.5, 1.0])
     found = search(rows, 5)
     assert order(found.combine @ rows.inputs, contributions) == [1, 2, 0]

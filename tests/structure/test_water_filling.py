@@ -14,7 +14,8 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.dct import analyse, synthesise
 from lightning_recon.structure import InferenceStructure, Structure, WaterFilling
-from lightning_recon.structure.water_filling import layout
+from lightning_recon.structure.coding.gating import layout
+from lightning_recon.structure.refinement import Posterior
 
 MakeTask = Callable[..., Task]
 Release = Callable[..., ClientUpdate]
@@ -28,7 +29,7 @@ def mean_image_psnr(structure: WaterFilling, task: Task, images: Tensor) -> Tens
 
 
 @pytest.mark.parametrize(("granularity", "per_layer"), SETTINGS)
-def test_without_noise_every_picture_comes_back(
+def test_without_noise_every_image_comes_back(
     task: MakeTask,
     release: Release,
     photographs: Photographs,
@@ -38,21 +39,21 @@ def test_without_noise_every_picture_comes_back(
 ) -> None:
     images, structure, announced = photographs(32), WaterFilling(), task(32, 16, 0.0, granularity, per_layer)
     payload = structure.payload(announced)
-    guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert (len(guess.pictures), guess.unresolved) == (16, 0)
-    assert float(matched_psnr(guess.pictures, images).min()) > 50
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert (len(decoded.images), decoded.unresolved) == (16, 0)
+    assert float(matched_psnr(decoded.images, images).min()) > 50
 
 
 @pytest.mark.parametrize("granularity", ["sample", "update"])
-def test_a_single_picture_needs_a_single_unit(
+def test_a_single_image_needs_a_single_unit(
     task: MakeTask, release: Release, photographs: Photographs, matched_psnr: Score, granularity: str
 ) -> None:
     structure, announced = WaterFilling(), task(32, 1, 0.0, granularity)
     payload = structure.payload(announced)
     assert len(payload.tensors["lower"]) == 1
     for image in photographs(32)[:4].split(1):
-        guess = structure.decode(payload, announced, release(payload, announced, image))
-        assert float(matched_psnr(guess.pictures, image)) > 50
+        decoded = structure.decode(payload, announced, release(payload, announced, image))
+        assert float(matched_psnr(decoded.images, image)) > 50
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -68,10 +69,10 @@ def test_hopeless_noise_gives_nothing_better_than_the_mean_image(
     payload = structure.payload(announced)
     trivial = mean_image_psnr(structure, announced, images)
     for _ in range(5):
-        guess = structure.decode(payload, announced, release(payload, announced, images))
-        for picture in guess.pictures:
-            # Whichever picture it is held against.
-            psnr = -10 * (images - picture).square().mean(dim=(1, 2, 3)).log10()
+        decoded = structure.decode(payload, announced, release(payload, announced, images))
+        for image in decoded.images:
+            # Whichever image it is held against.
+            psnr = -10 * (images - image).square().mean(dim=(1, 2, 3)).log10()
             assert bool((psnr <= trivial + 0.1).all())
 
 
@@ -89,24 +90,24 @@ def test_blind_decoding_is_near_the_oracle_with_private_rows(
     noise = 1e-3
     images, structure, announced = photographs(64)[:batch], WaterFilling(), task(64, batch, noise, granularity)
     payload, statistics = structure.payload(announced), structure.statistics(announced)
-    guess = structure.decode(payload, announced, release(payload, announced, images))
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
     # The oracle knows every victim's rows, sign and scale; its noise is that of the channel, nothing else.
     truth = analyse(images, statistics.mean, statistics.colour).flatten(1)[:, payload.tensors["index"]]
     gain = payload.tensors["gain"]
     inputs = truth * gain
     energy = inputs.square().sum(dim=1, keepdim=True) + structure.pilot_power
     scale = (energy if granularity == "sample" else energy.sum(dim=0, keepdim=True)).sqrt()
-    heard = inputs + noise * scale * torch.randn_like(inputs)
+    detected = inputs + noise * scale * torch.randn_like(inputs)
     power = gain**2 * statistics.variance.flatten()[payload.tensors["index"]]
     contrast = inputs.square().sum(dim=1, keepdim=True) / power.sum()
-    estimate = heard * contrast * power / (contrast * power + (noise * scale) ** 2)
+    estimate = detected * contrast * power / (contrast * power + (noise * scale) ** 2)
     known = torch.zeros_like(images).flatten(1)
     known[:, payload.tensors["index"]] = estimate / gain
     pictures = synthesise(known.view_as(images), statistics.mean, statistics.colour).clamp(0, 1)
     oracle = -10 * (images - pictures).square().mean(dim=(1, 2, 3)).log10()
-    assert len(guess.pictures) == batch
+    assert len(decoded.images) == batch
     # Undoing collisions costs some noise, and 16 victims have several.
-    assert abs(float(matched_psnr(guess.pictures, images).mean() - oracle.mean())) < loss
+    assert abs(float(matched_psnr(decoded.images, images).mean() - oracle.mean())) < loss
 
 
 def test_quiet_victims_are_decoded_too_under_one_clip(
@@ -114,10 +115,10 @@ def test_quiet_victims_are_decoded_too_under_one_clip(
 ) -> None:
     images, structure, announced = photographs(32)[:8], WaterFilling(), task(32, 8, 2e-4, "update")
     payload = structure.payload(announced)
-    voices = torch.tensor([0.4, 1, 1.4, 1, 0.7, 1, 1, 1.2])
-    guess = structure.decode(payload, announced, release(payload, announced, images, voices))
-    assert len(guess.pictures) == 8
-    assert float(matched_psnr(guess.pictures, images).min()) > 35
+    gradient_weights = torch.tensor([0.4, 1, 1.4, 1, 0.7, 1, 1, 1.2])
+    decoded = structure.decode(payload, announced, release(payload, announced, images, gradient_weights))
+    assert len(decoded.images) == 8
+    assert float(matched_psnr(decoded.images, images).min()) > 35
 
 
 def test_less_noise_is_better_pictures(
@@ -128,8 +129,8 @@ def test_less_noise_is_better_pictures(
     for noise in (1e-2, 1e-3, 1e-4):
         announced = task(32, 8, noise)
         payload = structure.payload(announced)
-        guess = structure.decode(payload, announced, release(payload, announced, images))
-        means.append(float(matched_psnr(guess.pictures, images).mean()))
+        decoded = structure.decode(payload, announced, release(payload, announced, images))
+        means.append(float(matched_psnr(decoded.images, images).mean()))
     # A linear code gains nearly 10 dB for a tenth of the noise, less where that opens more coefficients.
     assert means[0] + 10 < means[1] < means[2] - 10
 
@@ -137,14 +138,14 @@ def test_less_noise_is_better_pictures(
 def test_the_posterior_describes_the_error(task: MakeTask, release: Release, photographs: Photographs) -> None:
     images, structure, announced = photographs(32)[:8], WaterFilling(), task(32, 8, 3e-3)
     payload, statistics = structure.payload(announced), structure.statistics(announced)
-    guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert guess.posterior is not None
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert isinstance(decoded.refinement, Posterior)
     truth = analyse(images, statistics.mean, statistics.colour)
-    match = torch.cdist(guess.posterior.mean.flatten(1), truth.flatten(1)).argmin(dim=1)
-    error = (guess.posterior.mean - truth[match]).square().sum()
-    assert float(error) == pytest.approx(float(guess.posterior.variance.sum()), rel=0.4)
-    assert bool((guess.posterior.variance > 0).all())
-    assert bool((guess.posterior.variance <= guess.posterior.prior_variance).all())
+    match = torch.cdist(decoded.refinement.mean.flatten(1), truth.flatten(1)).argmin(dim=1)
+    error = (decoded.refinement.mean - truth[match]).square().sum()
+    assert float(error) == pytest.approx(float(decoded.refinement.variance.sum()), rel=0.4)
+    assert bool((decoded.refinement.variance > 0).all())
+    assert bool((decoded.refinement.variance <= decoded.refinement.prior_variance).all())
 
 
 def test_the_noise_is_designed_for_as_it_will_be_shared() -> None:
@@ -190,7 +191,7 @@ def test_the_payload_survives_the_wire(
     payload.save(tmp_path, "payload")
     loaded = ServerPayload.load(tmp_path, "payload")
     here, there = structure.decode(payload, announced, update), structure.decode(loaded, announced, update)
-    assert torch.equal(here.pictures, there.pictures)
+    assert torch.equal(here.images, there.images)
 
 
 def test_an_unclipped_update_is_decoded_as_well(
@@ -201,14 +202,14 @@ def test_an_unclipped_update_is_decoded_as_well(
         announced = task(32, 4, 0.0, "update", per_layer)
         payload = structure.payload(announced)
         update = release(payload, announced, images)
-        loud = replace(
+        magnitudes = replace(
             update,
             gradient={name: 123 * gradient for name, gradient in update.gradient.items()},
             # Nothing is clipped, so it does not matter how many layers there are.
             omitted={f"network.{index}": {"shape": [1], "sha256": ""} for index in range(300)},
         )
-        guess = structure.decode(payload, replace(announced, max_grad_norm=None), loud)
-        assert float(matched_psnr(guess.pictures, images).min()) > 50
+        decoded = structure.decode(payload, replace(announced, max_grad_norm=None), magnitudes)
+        assert float(matched_psnr(decoded.images, images).min()) > 50
 
 
 @pytest.mark.parametrize(("granularity", "noise"), [("sample", 0.1), ("update", 0.0125)])
@@ -220,8 +221,8 @@ def test_victims_are_found_at_high_noise_without_an_oracle(
     trivial = mean_image_psnr(structure, announced, images)
     found, gains = 0, 0.0
     for _ in range(4):
-        guess = structure.decode(payload, announced, release(payload, announced, images))
-        errors = torch.stack([(images - picture).square().mean(dim=(1, 2, 3)) for picture in guess.pictures])
+        decoded = structure.decode(payload, announced, release(payload, announced, images))
+        errors = torch.stack([(images - image).square().mean(dim=(1, 2, 3)) for image in decoded.images])
         best = -10 * errors.min(dim=0).values.log10()
         found += len(set(errors.argmin(dim=1).tolist()))
         gains += float((best - trivial).clamp(min=0).mean())
@@ -230,7 +231,7 @@ def test_victims_are_found_at_high_noise_without_an_oracle(
 
 
 @pytest.mark.parametrize("noise", [0.01, 1e-3])
-def test_a_pair_is_not_passed_off_as_a_picture(
+def test_a_pair_is_not_passed_off_as_an_image(
     task: MakeTask, release: Release, photographs: Photographs, noise: float
 ) -> None:
     images = photographs(32)[:8]
@@ -238,12 +239,12 @@ def test_a_pair_is_not_passed_off_as_a_picture(
     structure = WaterFilling(units=1 + 8 * 9, directions=3)
     announced = task(32, 9, noise)
     payload = structure.payload(announced)
-    # All of two victims' measurements are made equal by listening only to what a mirror does not change.
+    # All of two victims' measurements are made equal by measuring only what a mirror does not change.
     even = payload.tensors["index"] % 32 % 2 == 0
     payload.tensors["directions"] = payload.tensors["directions"] * even
-    guess = structure.decode(payload, announced, release(payload, announced, images))
-    assert len(guess.pictures) <= 7
-    assert guess.unresolved >= 3
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert len(decoded.images) <= 7
+    assert decoded.unresolved >= 3
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_impossible_parameters_are_refused(arguments: dict[str, int]) -> None:
         WaterFilling(**arguments)
 
 
-def test_an_open_interval_needs_the_twin(task: MakeTask) -> None:
+def test_an_open_interval_needs_the_copy(task: MakeTask) -> None:
     payload = WaterFilling().payload(task(16, 4, 1e-3))
     with pytest.raises(UserError, match="infinite"):
         InferenceStructure(replace(payload, settings={**payload.settings, "cancel": False}))

@@ -5,7 +5,6 @@ import logging
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.attack.inversion.distances import announced_std
 from lightning_recon.attack.inversion.forward_model import Update
@@ -13,6 +12,7 @@ from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.label_recovery import expected_share, label_counts
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
+from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.classifier_head import Head
 from lightning_recon.priors.dct import synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics
@@ -46,7 +46,7 @@ def public_predictions(model: FunctionalModel, images: Tensor, batch_size: int) 
             predictions depend on it, so the public images are then passed in batches of this size.
     """
     device = next(iter(model.parameters.values())).device
-    mixing = any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in model.network.modules())
+    mixing = any(isinstance(layer, BatchNorm) and layer.running_mean is None for layer in model.network.modules())
     parts = torch.split(images.to(device), max(batch_size, 1) if mixing else len(images))
     with torch.no_grad():
         return torch.cat([model.network(part).softmax(-1) for part in parts if len(part) == len(parts[0])])

@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from lightning_recon.networks.torch_internals import will_execute
+
 # ruff: noqa: ANN401 - the arguments of these hooks have no type of their own
 
 Numbers = tuple[int, int]
-# Private to PyTorch; without it every gradient is computed.
-_goes_on = getattr(torch._C, "_will_engine_execute_node", lambda node: True)
 
 
 def _asked(ctx: Any) -> list[bool]:
     """For each input of a node of the graph, whether the present backward pass needs its gradient."""
     nodes = [node for node, _ in ctx.next_functions]
     # The engine cannot be asked about leaves, which have no next function: their gradient is always computed.
-    return [node is not None and (not node.next_functions or _goes_on(node)) for node in nodes]
+    return [node is not None and (not node.next_functions or will_execute(node)) for node in nodes]
 
 
 class _Convolution(Function):

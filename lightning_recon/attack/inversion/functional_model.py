@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from lightning_recon.attack.inversion.matmul_layers import lighten
+from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.construction import copied
+from lightning_recon.networks.torch_internals import Place, call_with, places_of
 
 # Named here, since `torch.compile` cannot trace inner functions whose annotations subscript a type.
 Inputs = tuple[Tensor, ...]
@@ -24,25 +25,17 @@ class FunctionalModel:
         network: images (B, 3, H, W) in [0, 1] to logits (B, classes), in the mode in which clients differentiate.
         parameters: by name, without gradients.
         running: running mean and variance of each batch normalisation layer, by the layer's name.
-        places: every place at which a module refers to a parameter (shared parameters have several): the module, the
-            attribute there, the parameter, and its name in the network.
+        places: where the network refers to its parameters, see `torch_internals.places_of`.
     """
 
     network: nn.Module
     parameters: Mapping[str, Tensor]
     running: Mapping[str, tuple[Tensor, Tensor]]
-    places: tuple[tuple[nn.Module, str, nn.Parameter, str], ...]
+    places: tuple[Place, ...]
 
     def at(self, values: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits with other parameters: as `torch.func.functional_call`, with less overhead per call."""
-        try:
-            for module, attribute, _, name in self.places:
-                module._parameters[attribute] = values[name]  # type: ignore[assignment]
-            logits: Tensor = self.network(images)
-        finally:
-            for module, attribute, own, _ in self.places:
-                module._parameters[attribute] = own
-        return logits
+        return call_with(self.network, self.places, values, images)
 
 
 def functionalize(network: nn.Module, batch_statistics: bool) -> FunctionalModel:
@@ -56,7 +49,7 @@ def functionalize(network: nn.Module, batch_statistics: bool) -> FunctionalModel
     own = copied(network).eval().requires_grad_(False)
     running = {}
     for name, layer in own.named_modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, BatchNorm):
             if layer.running_mean is not None and layer.running_var is not None:
                 running[name] = (layer.running_mean.clone(), layer.running_var.clone())
             if batch_statistics:
@@ -64,14 +57,7 @@ def functionalize(network: nn.Module, batch_statistics: bool) -> FunctionalModel
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     lighten(own)
     parameters = {name: parameter.detach() for name, parameter in own.named_parameters()}
-    names = {parameter: name for name, parameter in own.named_parameters()}
-    places = tuple(
-        (module, attribute, parameter, names[parameter])
-        for module in own.modules()
-        for attribute, parameter in module._parameters.items()
-        if parameter is not None
-    )
-    return FunctionalModel(own, parameters, running, places)
+    return FunctionalModel(own, parameters, running, places_of(own))
 
 
 @contextmanager
@@ -99,7 +85,7 @@ def exact_normalisation(network: nn.Module) -> Iterator[None]:
     def widen(module: nn.Module, given: Inputs) -> Inputs:
         return tuple(tensor.float() for tensor in given)
 
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
     handles = [layer.register_forward_pre_hook(widen) for layer in layers]
     try:
         yield

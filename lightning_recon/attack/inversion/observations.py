@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_recon.attack.inversion.distances import noise_std, signal_weights
 from lightning_recon.attack.inversion.forward_model import Update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel
-from lightning_recon.capture.validator import NETWORK, check_tensors
+from lightning_recon.capture.tensor_check import NETWORK, check_tensors
 from lightning_recon.exchange import Client, ServerPayload, Task, update_name
 from lightning_recon.networks.normalization import without_wrapper
 

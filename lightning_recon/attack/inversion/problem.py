@@ -20,7 +20,7 @@ from lightning_recon.attack.inversion.settings import InversionSettings
 from lightning_recon.attack.likelihood_ratio import is_evident
 from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import Head, find_head
-from lightning_recon.networks.construction import twice_differentiable
+from lightning_recon.networks.differentiability import twice_differentiable
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.priors.regularizers import Regularization
 

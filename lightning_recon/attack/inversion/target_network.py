@@ -15,8 +15,9 @@ from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import LABELS
 from lightning_recon.files.schema import NETWORK as NETWORK_RECORD
 from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
-from lightning_recon.networks.construction import copied, is_class_path, load_weights
+from lightning_recon.networks.construction import copied, is_class_path
 from lightning_recon.networks.target_network import TargetNetwork
+from lightning_recon.networks.weights_file import load_weights
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 """A channel code within half a decibel of capacity: irregular repeat-accumulate codes and belief propagation.
 
 Message bits are repeated, some often and most seldom, shuffled, and added up in small groups; the running sum of the
-groups is the parity. Whole pictures are one long codeword, and long random codes of this kind come close to capacity at
+groups is the parity. Whole images are one long codeword, and long random codes of this kind come close to capacity at
 every rate.
 
 Parities are decoded in layers, each of which uses the messages of the layer before it at once; the sweeps run up and
@@ -64,23 +64,23 @@ NAME = "irregular repeat-accumulate"
 
 # Decibels above capacity at which long codewords get through, and what short ones need more, by the root of their bits.
 _LONG_GAP, _SHORT_GAP = 0.45, 25.0
-# Every so manieth parity is in the same layer. A layer of half a million inputs is then too small to be split among
-# threads: they would spend their time waiting for one another.
+# Every `_LAYERS`-th parity bit belongs to the same layer. A layer of half a million inputs is then too small to be
+# split among threads, which would spend their time waiting for one another.
 _LAYERS = 80
-# Repeated bits that meet in one group cancel: so many rounds of swapping take them apart.
+# Repeated bits that meet in one group cancel; this many rounds of swapping separate them.
 _SWAPS = 20
-# tanh(L/2) of a bit that is certain, or as good as; and what keeps it off 0, to be divided by.
+# Limits of tanh(L/2): of a bit that is as good as certain, and away from 0, since it is divided by.
 _MOST, _LEAST = 1 - 1e-7, 1e-12
 # Points of Gauss's quadrature for the capacity: six digits.
 _POINTS = 100
-# With more than this share of parities violated, it is not worth looking whether the message is there.
+# With more than this share of parities violated, the message is not checked.
 _NEARLY = 0.01
-# Given up when so many sweeps together did not take away this share of the violated parities.
+# Decoding stops when this many sweeps together did not reduce the violated parities by this share.
 _PATIENCE, _PROGRESS = 25, 0.005
 
 
 def message_bits(rung: int, inputs: int) -> int:
-    """How many bits a codeword of so many inputs carries: what whole layers of parities leave."""
+    """Number of message bits of a codeword; the number of parities is a multiple of the layers."""
     return inputs - _LAYERS * round((1 - LADDER[rung].rate) * inputs / _LAYERS)
 
 
@@ -137,28 +137,28 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
     Args:
         beliefs: Shape (inputs,), float32: log-likelihood of 0 against 1 for each bit of the codeword.
         rung: Place on the ladder.
-        iterations: After so many the codeword is given up; sooner, if they no longer bring it nearer.
+        iterations: Most iterations; decoding stops sooner if they bring no more progress.
 
     Returns:
-        The message, shape (`message_bits`,), int64; None if the parities did not come to hold.
+        The message, shape (`message_bits`,), int64; None if the parities are not satisfied.
     """
     groups = _groups(rung, len(beliefs)).to(beliefs.device)
     layers, size, lanes = groups.shape
     # Half log-likelihoods, as tanh takes them: `total` of message bits, `sums` of the running sum, by layer.
     total, parity = torch.split(beliefs / 2, [len(beliefs) - layers * lanes, layers * lanes])
     total, sums = total.clone(), parity.view(lanes, layers).T.contiguous()
-    # What parities said of the members of their group, of the running sum before them, and of the one after them.
-    said = beliefs.new_zeros(layers, size + 2, lanes)
+    # Messages from parities to the members of their group, to the running sum before them, and to the one after them.
+    sent = beliefs.new_zeros(layers, size + 2, lanes)
     incoming = beliefs.new_empty(size + 2, lanes)
     best, since = math.inf, 0
     for iteration in range(iterations):
         violated = torch.zeros((), dtype=torch.int64, device=beliefs.device)
         for layer in range(layers) if iteration % 2 == 0 else reversed(range(layers)):
-            members, mine = groups[layer].flatten(), said[layer]
+            members, mine = groups[layer].flatten(), sent[layer]
             torch.index_select(total, 0, members, out=incoming[:size].view(-1))
             incoming[:size] -= mine[:size]
-            incoming[size] = _before(sums, said, layer)
-            incoming[size + 1] = sums[layer] + _ahead(said, layer)
+            incoming[size] = _before(sums, sent, layer)
+            incoming[size + 1] = sums[layer] + _ahead(sent, layer)
             factors = incoming.tanh_().add_(_LEAST)
             product = factors.prod(dim=0)
             outgoing = torch.div(product, factors, out=factors).clamp_(-_MOST, _MOST).atanh_()
@@ -168,7 +168,7 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
         # Incoming messages can violate a parity that the decoded word satisfies: re-encode to decide.
         if int(violated) <= _NEARLY * layers * lanes:
             bits: Tensor = (total < 0).long()
-            known = torch.stack([sums[layer] + said[layer, -1] + _ahead(said, layer) for layer in range(layers)])
+            known = torch.stack([sums[layer] + sent[layer, -1] + _ahead(sent, layer) for layer in range(layers)])
             if torch.equal(encode(bits, rung, len(beliefs))[len(bits) :], (known < 0).long().T.flatten()):
                 return bits
         if int(violated) < (1 - _PROGRESS) * best:
@@ -178,24 +178,24 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
     return None
 
 
-def _before(sums: Tensor, said: Tensor, layer: int) -> Tensor:
-    """What is believed of the sums before a layer, but for what it said itself: shape (lanes,). The first is 0."""
-    known = sums[layer - 1] + said[layer - 1, -1]
+def _before(sums: Tensor, sent: Tensor, layer: int) -> Tensor:
+    """Belief in the running sums before a layer, without the layer's own messages: (lanes,). The first sum is 0."""
+    known = sums[layer - 1] + sent[layer - 1, -1]
     if layer > 0:
         return known
     return known.roll(1).index_fill_(0, torch.zeros(1, dtype=torch.int64, device=sums.device), math.inf)
 
 
-def _ahead(said: Tensor, layer: int) -> Tensor:
-    """What the next layer said of a layer's sums: shape (lanes,). Nobody comes after the last."""
-    if layer < len(said) - 1:
-        return said[layer + 1, -2]
-    return torch.nn.functional.pad(said[0, -2, 1:], (0, 1))
+def _ahead(sent: Tensor, layer: int) -> Tensor:
+    """Messages from the next layer to a layer's sums: shape (lanes,); none after the last."""
+    if layer < len(sent) - 1:
+        return sent[layer + 1, -2]
+    return torch.nn.functional.pad(sent[0, -2, 1:], (0, 1))
 
 
 @lru_cache(maxsize=len(LADDER))
 def _groups(rung: int, inputs: int) -> Tensor:
-    """Which message bits each parity adds up: drawn at random, always the same.
+    """The message bits that each parity adds up: random, but always the same.
 
     Parities along the running sum go to the layers in turn.
 
@@ -208,7 +208,7 @@ def _groups(rung: int, inputs: int) -> Tensor:
     nodes = torch.tensor([code.repetitions[int(times)] for times in often]) / often
     last = (nodes.cumsum(0) / nodes.sum() * messages).round().long()
     degree = often.repeat_interleave(last.diff(prepend=last.new_zeros(1)))
-    # The sockets must come out even: the bits repeated often take what rounding left.
+    # The number of sockets must be exact: the bits that are repeated often absorb the rounding.
     excess, busiest = parities * code.group - int(degree.sum()), int((degree > often[0]).sum())
     degree[-busiest:] += excess // busiest
     degree[len(degree) - excess % busiest :] += 1

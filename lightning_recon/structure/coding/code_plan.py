@@ -4,24 +4,20 @@
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from lightning_recon.errors import UserError
-from lightning_recon.exchange import ServerPayload
-from lightning_recon.structure.coding.channel_code import LADDER, NAME, message_bits, needed_snr
+from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 
-# Inputs that say which rate was chosen, and their energy in units of the noise variance: words that differ by twice
-# that are confused once in 10¹¹ times.
+# Inputs that name the chosen rate, and their energy in units of the noise variance: words that differ by twice that
+# energy are confused once in 10¹¹ times.
 HEADER = 512
 _HEADER_ENERGY = 100.0
-# The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable picture; but
-# at least so much that the victims are told apart by it, and no more than costs the code 0.7 dB.
+# The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
+# at least so much that it separates the victims, and at most what costs the code 0.7 dB.
 _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
-# One clip for all: the largest files may have so many times the power of an equal share, and no more than the smallest
-# can have left.
+# One clip for all: the largest files may have this multiple of the power of an equal share, but no more than the
+# smallest files can leave.
 _BORROWED = 2.0
-# Bits a pixel below which a linear code makes the better picture.
+# Bits a pixel below which a linear code makes the better image.
 WORTHWHILE = 0.2
 # One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
 # completely.
@@ -30,9 +26,9 @@ _RAW_BITS = 24
 # Shorter codewords are no long random codes any more.
 _SHORTEST = 1000
 # Of the channel code and its header: payloads of another one cannot be read.
-_VERSION = 2
-# Quieter than rounding in float32 no row ever is.
-_QUIETEST = 1e-6
+VERSION = 2
+# Rounding in float32 leaves at least this noise in every row.
+_LEAST_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Plan:
         inputs: ±1 inputs of the codeword (n).
         header: Amplitude of each of the `HEADER` inputs before them, where all inputs have norm 1.
         amplitudes: Amplitude of each ±1 input at every rung of the ladder, 0 where the rung is not to be used.
-        fair: The rung for pictures that no rung takes losslessly.
+        fair: The rung for images that no rung takes losslessly.
         sketch: Share of the power for the linear sketch and its pilot.
         shared: Whether all victims share one clip. If not, the amplitude of an image's digital inputs follows
             that of its sketch, so that clipping leaves both their shares.
@@ -61,10 +57,10 @@ class Plan:
         usable = self.amplitudes[rung] > 0
         return max(0, message_bits(rung, self.inputs) // 8 - OVERHEAD) if usable else 0
 
-    def settings(self) -> dict[str, bool | int | float]:
+    def settings(self) -> dict[str, bool | int | float | str]:
         """The plan in a payload's settings."""
         return {
-            "digital_code": _VERSION,
+            "digital_code": VERSION,
             "digital_inputs": self.inputs,
             "digital_header": self.header,
             "digital_fair": self.fair,
@@ -73,54 +69,32 @@ class Plan:
         }
 
 
-def shipped_plan(payload: ServerPayload) -> Plan | None:
-    """The plan in a payload; None if the payload has no digital part."""
-    settings, tensors = payload.settings, payload.tensors
-    if "digital_amplitudes" not in tensors:
-        return None
-    if settings.get("digital_code") != _VERSION:
-        raise UserError("the payload uses another digital code than this version of the package: create it again")
-    return Plan(
-        inputs=int(settings["digital_inputs"]),
-        header=float(settings["digital_header"]),
-        amplitudes=tuple(_floats(tensors["digital_amplitudes"])),
-        fair=int(settings["digital_fair"]),
-        sketch=float(settings["digital_sketch"]),
-        shared=bool(settings["digital_shared"]),
-    )
-
-
-def channel_code_name(payload: ServerPayload) -> str | None:
-    """Name of the channel code that a payload uses; None if it has no digital part."""
-    return NAME if shipped_plan(payload) else None
-
-
 def digital_plan(
     noise: float, pixels: int, most_inputs: int, shared: bool, margin_db: float, always_digital: bool = False
 ) -> Plan | None:
     """Choose the code.
 
     Inputs cost nothing but upload, power is all there is: so there are as many inputs as the lowest rate can fill with
-    the power at hand, at most as many as a raw picture needs at that rate, and at most as many as the upload allows;
+    the available power, at most as many as a raw image needs at that rate, and at most as many as the upload allows;
     then a higher rate makes up for it.
 
-    Clipped alone, a victim always has its whole power, and a file that leaves bits free gains nothing by speaking more
-    softly: one amplitude fits all. Under one clip the victims share the power, and who needs less leaves it to the
-    others: the amplitude is what the rate of the file needs, and large files may borrow what small ones leave. Then
-    all have the same margin. A picture too large for that is sent lossily at the rate of an equal share.
+    Clipped alone, a victim always has its whole power, and a file that leaves bits free gains nothing from a smaller
+    amplitude: one amplitude fits all. Under one clip the victims share the power, and a victim that needs less leaves
+    it to the others: the amplitude is what the rate of the file needs, and large files may borrow what small ones
+    leave. Then all have the same margin. An image too large for that is sent lossily at the rate of an equal share.
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
-        pixels: Of one picture, H · W.
+        pixels: Of one image, H · W.
         most_inputs: What the upload allows.
         shared: Whether all victims share one clip.
         margin_db: By how many decibels the noise may exceed what is assumed.
         always_digital: Whether to send digitally at any noise.
 
     Returns:
-        The plan; None where a linear code makes the better picture, and for fewer than 1000 inputs.
+        The plan; None where a linear code makes the better image, and for fewer than 1000 inputs.
     """
-    noise = max(noise, _QUIETEST)
+    noise = max(noise, _LEAST_NOISE)
     header, sketch = min(0.05, _HEADER_ENERGY * noise**2), sketch_share(noise)
     spare = margin_db + (_NEIGHBOURS_DB if shared else 0.0)
     energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
@@ -142,17 +116,13 @@ def digital_plan(
 
 
 def sketch_share(noise: float) -> float:
-    """Share of the power for the linear sketch, which remains of a lost codeword's victim and tells who is where.
+    """Share of the power for the linear sketch, which replaces a lost codeword, and shows which rows hold which victim.
 
     It gets the power that makes it recognisable: 6 % at z_e = 0.01, where it costs the code 0.3 dB, and at low noise
-    the 3 % by which victims are told apart, 0.1 dB. More would be wasted: up to z_e = 0.005 hardly a
+    the 3 % that separate the victims, 0.1 dB. More would be wasted: up to z_e = 0.005 hardly a
     codeword is lost as long as the noise is what was assumed.
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
     """
     return min(_SKETCH_MOST, max(_SKETCH_LEAST, (noise / _SKETCH_NOISE) ** 2))
-
-
-def _floats(values: Tensor) -> list[float]:
-    return [float(value) for value in values]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where every tensor is clipped by itself: spread each row over many tensors, so that the structure gets most budgets.
+"""Spreading against per-layer clipping: each row is spread over many tensors, which together get most of the budget.
 
 Per-layer clipping gives each of the L tensors of an update the budget C/√L. A structure of one tensor among many gets
 1/L of the power; spread over M tensors of its own it gets M/(M + L'), with L' the network's: nearly all of it. Each
-tensor is clipped to the same norm, whatever it holds, so every one has to hold about the same energy: a Hadamard
-transform deals a share of each input to each tensor. What then still differs counts as noise.
+tensor is clipped to the same norm, so every one has to hold about the same energy: a Hadamard transform gives each
+tensor a share of each input. The remaining differences count as noise.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 # Tensors of the structure for each one of the network: 8 keep 8/9 of the power, half a decibel short of one clip.
 _TENSORS_FOR_ONE = 8
-# Energies of blocks of fewer entries differ too much; few inputs are padded up to so many.
+# Energies of blocks of fewer entries differ too much; fewer inputs are padded to this width.
 _LEAST_WIDTH = 16
 
 
@@ -43,12 +43,12 @@ def block_count(network_tensors: int, power: Tensor, noise: float) -> int:
 
 
 def block_width(inputs: int, blocks: int) -> int:
-    """Entries of each block, when so many inputs are spread over so many blocks."""
+    """Entries of each block, for a number of inputs that is spread over a number of blocks."""
     return max(math.ceil(inputs / blocks), min(inputs, _LEAST_WIDTH))
 
 
 def spread(inputs: Tensor, blocks: int) -> Tensor:
-    """Deal inputs to blocks of almost equal energy.
+    """Distribute inputs over blocks of almost equal energy.
 
     Args:
         inputs: Shape (..., n), the strongest first.
@@ -101,10 +101,15 @@ def _mixed(columns: Tensor) -> Tensor:
     return torch.einsum("kl,...ilw->...ikw", _hadamard(minor).to(columns), grid).flatten(-3)
 
 
-@lru_cache(maxsize=8)
-def _hadamard(order: int) -> Tensor:
-    """Orthonormal symmetric Hadamard matrix of Sylvester's construction, shape (order, order)."""
+def hadamard_matrix(order: int) -> Tensor:
+    """Symmetric ±1 matrix with orthogonal rows (Sylvester's construction), of an order that is a power of two."""
     matrix = torch.ones(1, 1)
     while len(matrix) < order:
         matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
-    return matrix / math.sqrt(order)
+    return matrix
+
+
+@lru_cache(maxsize=8)
+def _hadamard(order: int) -> Tensor:
+    """Orthonormal symmetric Hadamard matrix, shape (order, order)."""
+    return hadamard_matrix(order) / math.sqrt(order)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture as few bytes: lossless WebP where that fits, else AVIF at the best quality that does.
+"""Image compression: lossless WebP where that fits, else AVIF at the best quality that does.
 
-Pillow writes whole files, with containers that cost more than a small picture itself. Both sides know the picture's
+Pillow writes whole files, with containers that cost more than a small image itself. Both sides know the image's
 size and the settings, so the container is left out and put back.
 """
 
@@ -23,30 +23,30 @@ OVERHEAD = _HEAD + _CHECK
 _LOSSLESS = 1 << 23
 # What precedes the data of a lossless WebP: "RIFF", length, "WEBPVP8L", length.
 _RIFF = 20
-# Pictures whose files are kept.
+# Images whose files are kept.
 _REMEMBERED = 64
 
 
-def lossless(picture: Tensor) -> bytes:
-    """The picture as lossless WebP without container.
+def lossless(image: Tensor) -> bytes:
+    """The image as lossless WebP without container.
 
     Args:
-        picture: Shape (3, H, W), uint8.
+        image: Shape (3, H, W), uint8.
     """
-    return _lossless(picture.cpu().numpy().tobytes(), *picture.shape[1:])
+    return _lossless(image.cpu().numpy().tobytes(), *image.shape[1:])
 
 
-def lossy(picture: Tensor, most: int) -> bytes:
-    """The picture as AVIF without container, at the best quality of at most `most` bytes.
+def lossy(image: Tensor, most: int) -> bytes:
+    """The image as AVIF without container, at the best quality of at most `most` bytes.
 
     Args:
-        picture: Shape (3, H, W), uint8.
+        image: Shape (3, H, W), uint8.
         most: Bytes.
 
     Returns:
         The data; nothing, if not even the worst quality fits.
     """
-    return _lossy(picture.cpu().numpy().tobytes(), *picture.shape[1:], most)
+    return _lossy(image.cpu().numpy().tobytes(), *image.shape[1:], most)
 
 
 def framed(data: bytes, exact: bool, bits: int) -> Tensor:
@@ -68,15 +68,15 @@ def framed(data: bytes, exact: bool, bits: int) -> Tensor:
 
 
 def unframed(bits: Tensor, height: int, width: int) -> tuple[Tensor, bool] | None:
-    """The picture that bits hold.
+    """The image that bits hold.
 
     Args:
         bits: Shape (bits,), int64, as `framed` gave them.
-        height: Of the picture.
+        height: Of the image.
         width: Likewise.
 
     Returns:
-        The picture, shape (3, H, W), uint8, and whether it is the original itself; None if the checksum fails.
+        The image, shape (3, H, W), uint8, and whether it is the original itself; None if the checksum fails.
     """
     content = np.packbits((bits ^ _whitening(len(bits))).to(torch.uint8).numpy()).tobytes()
     length = int.from_bytes(content[:_HEAD], "big")
@@ -95,19 +95,19 @@ def unframed(bits: Tensor, height: int, width: int) -> tuple[Tensor, bool] | Non
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), exact
 
 
-# Every noise draw sends the same pictures again, and nothing here takes as long as writing their files.
+# Every noise draw sends the same images again, and nothing here takes as long as writing their files.
 @lru_cache(maxsize=_REMEMBERED)
 def _lossless(pixels: bytes, height: int, width: int) -> bytes:
-    return _saved(_picture(pixels, height, width), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
+    return _saved(_image(pixels, height, width), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def _lossy(pixels: bytes, height: int, width: int, most: int) -> bytes:
-    picture, start = _picture(pixels, height, width), len(_container(height, width))
+    image, start = _image(pixels, height, width), len(_container(height, width))
     best, low, high = b"", 0, 100
     while low <= high:
         quality = (low + high) // 2
-        data = _avif(picture, quality)[start:]
+        data = _avif(image, quality)[start:]
         if len(data) <= most:
             best, low = data, quality + 1
         else:
@@ -115,33 +115,33 @@ def _lossy(pixels: bytes, height: int, width: int, most: int) -> bytes:
     return best
 
 
-def _picture(pixels: bytes, height: int, width: int) -> Tensor:
+def _image(pixels: bytes, height: int, width: int) -> Tensor:
     return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(3, height, width)
 
 
-def _saved(picture: Tensor, kind: str, **options: object) -> bytes:
+def _saved(image: Tensor, kind: str, **options: object) -> bytes:
     if not features.check(kind.lower()):
         raise UserError(f"this Pillow writes no {kind}: install the wheel from PyPI, 11.3 or later")
     file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(file, kind, **options)
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, kind, **options)
     return file.getvalue()
 
 
-def _avif(picture: Tensor, quality: int) -> bytes:
-    # One thread, or the same picture may give other bytes.
+def _avif(image: Tensor, quality: int) -> bytes:
+    # One thread, or the same image may give other bytes.
     options = {"subsampling": "4:4:4", "speed": 4, "max_threads": 1, "advanced": {"tune": "psnr"}}
-    return _saved(picture, "AVIF", quality=quality, **options)
+    return _saved(image, "AVIF", quality=quality, **options)
 
 
 @lru_cache(maxsize=8)
 def _container(height: int, width: int) -> bytes:
-    """What precedes the data of every AVIF of this size, but for the data's length."""
+    """The bytes before the data of every AVIF of this size, apart from the data's length."""
     file = _avif(torch.zeros(3, height, width, dtype=torch.uint8), 0)
     return file[: file.index(b"mdat") + 4]
 
 
 def _refilled(container: bytes, length: int) -> bytes:
-    """The container of data of the given length: that length stands before "mdat", and in the table of items."""
+    """The container of data of the given length: that length precedes "mdat", and in the table of items."""
     place = container.index(b"iloc")
     # One item with one extent: its length is the last entry of the box.
     end = place - 4 + int.from_bytes(container[place - 4 : place], "big")

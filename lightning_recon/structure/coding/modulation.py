@@ -13,16 +13,14 @@ from torch.autograd.function import FunctionCtx
 
 from lightning_recon.structure.coding.channel_code import LADDER, encode, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.hadamard_spreading import hadamard_matrix
 from lightning_recon.structure.coding.image_codec import framed, lossless, lossy
 
 
 @lru_cache(maxsize=1)
 def header_words() -> Tensor:
     """A ±1 word for every rung, shape (rungs, HEADER): rows of a Hadamard matrix, hence orthogonal."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < HEADER:
-        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
-    return matrix[1 : len(LADDER) + 1]
+    return hadamard_matrix(HEADER)[1 : len(LADDER) + 1]
 
 
 def symbols(bits: Tensor, rung: int, inputs: int) -> Tensor:
@@ -30,34 +28,34 @@ def symbols(bits: Tensor, rung: int, inputs: int) -> Tensor:
     return 1.0 - 2.0 * encode(bits, rung, inputs)
 
 
-def chosen_file(picture: Tensor, plan: Plan) -> tuple[int, bytes, bool]:
-    """The rung for a picture, its file, and whether that is the picture itself.
+def chosen_file(image: Tensor, plan: Plan) -> tuple[int, bytes, bool]:
+    """The rung for an image, its file, and whether that is the image itself.
 
     Losslessly at the lowest rate that takes it, which needs the least power; if none does, as well as the rate of an
     equal share allows.
 
     Args:
-        picture: Shape (3, H, W), uint8.
+        image: Shape (3, H, W), uint8.
         plan: What the server shipped.
     """
-    data = lossless(picture)
+    data = lossless(image)
     for rung in range(len(LADDER)):
         if len(data) <= plan.bytes_of(rung):
             return rung, data, True
-    return plan.fair, lossy(picture, plan.bytes_of(plan.fair)), False
+    return plan.fair, lossy(image, plan.bytes_of(plan.fair)), False
 
 
-def word(picture: Tensor, plan: Plan) -> Tensor:
-    """The digital inputs of one picture.
+def word(image: Tensor, plan: Plan) -> Tensor:
+    """The digital inputs of one image.
 
     Args:
-        picture: Shape (3, H, W), values in [0, 1].
+        image: Shape (3, H, W), values in [0, 1].
         plan: What the server shipped.
 
     Returns:
         Shape (HEADER + inputs,), float32.
     """
-    pixels = (picture.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = (image.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
     rung, data, exact = chosen_file(pixels, plan)
     bits = framed(data, exact, message_bits(rung, plan.inputs))
     codeword = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
@@ -65,16 +63,16 @@ def word(picture: Tensor, plan: Plan) -> Tensor:
 
 
 class DigitalWords(torch.autograd.Function):
-    """`word` of each picture; under `vmap`, which cannot map over a file format, of all of them one by one."""
+    """`word` of each image; under `vmap`, which cannot map over a file format, of all of them one by one."""
 
     @staticmethod
     def forward(images: Tensor, plan: Plan) -> Tensor:
         """Shape (B, 3, H, W) to (B, HEADER + inputs)."""
-        return torch.stack([word(picture, plan) for picture in images]).to(images)
+        return torch.stack([word(image, plan) for image in images]).to(images)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Plan], output: Tensor) -> None:
-        """Nothing to keep: there is no gradient."""
+        """Save nothing: there is no gradient."""
         ctx.mark_non_differentiable(output)
 
     @staticmethod

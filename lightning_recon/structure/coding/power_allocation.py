@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much clipping budget each coefficient of a picture deserves: water-filling for a linear code."""
+"""Allocation of the clipping budget to the coefficients of an image: water-filling for a linear code."""
 
 import torch
 from torch import Tensor

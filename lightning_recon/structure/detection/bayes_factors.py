@@ -2,7 +2,7 @@
 """Bayes factors for "these rows hold one common image", computed from inner products of rows.
 
 A victim's energy is spread over D rows. Where each row is below the noise, the signal-to-noise ratio of their mean is
-still larger by √D. Rows are therefore tested jointly. The evidence for "these D rows hold one picture" against "they
+still larger by √D. Rows are therefore tested jointly. The evidence for "these D rows hold one image" against "they
 hold nothing, or each something of its own" is a Bayes factor, whose false alarms Markov's inequality bounds without
 further assumptions.
 """
@@ -18,15 +18,15 @@ from lightning_recon.structure.detection.wiener import RowPrior
 
 # float32 gradients carry rounding of this share of a row's energy even without noise.
 _ROUNDING = 1e-6
-# Two tuples of rows are as different as their evidence; only so many are carried along while tuples are built.
+# Most partial tuples that are kept while tuples are built, by their evidence.
 _CARRIED = 8192
-# Only so many of them are held against the intervals.
+# Most tuples that are compared with the intervals.
 _JUDGED = 2048
-# A part of a tuple may be so many standard deviations fainter than what the whole needs.
-_FAINTER = 5.0
-# A tuple whose own measurements belong outside its intervals with more certainty than this holds no single picture.
+# A part of a tuple may be this many standard deviations below the energy that the whole needs.
+_PART_REACH = 5.0
+# A tuple whose own measurements belong outside its intervals with more certainty than this holds no single image.
 _CONTRADICTION = 1e-6
-# Scales within this many standard deviations of what the pilot says are weighed.
+# Scales within this many standard deviations of the pilot's estimate are weighed.
 _PILOT_REACH = 5.0
 _PILOT_POINTS = 65
 
@@ -36,7 +36,7 @@ class Rows:
     """The released rows as a decoder sees them, divided by the clipping norm.
 
     Args:
-        inputs: Shape (K, m): what came through the picture inputs.
+        inputs: Shape (K, m): what came through the image inputs.
         pilot: Shape (K,): what came through the constant input.
         noise: Noise standard deviation of every entry.
         directions: Shape (D, m): the units' measurement directions.
@@ -56,7 +56,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Residual:
-    """What is left of the rows once victims are subtracted: row i is Σ_k mix_ik · released row k.
+    """The rows after victims were subtracted: row i is Σ_k mix_ik · released row k.
 
     Args:
         mix: Shape (K, K), float64.
@@ -94,7 +94,7 @@ class Evidence:
         self.count = len(rows.directions)
         strongest = float(rows.inputs.square().sum(dim=1).max())
         self.variance = rows.noise**2 + _ROUNDING * max(strongest, 1e-12) / rows.inputs.shape[1]
-        # How much each input tells signal from noise, once the rows of a victim are averaged.
+        # Weight of each input in the test of signal against noise, once the rows of a victim are averaged.
         expected = torch.cat(
             [prior.power.to(rows.inputs), prior.power.new_tensor([prior.pilot_level**2]).to(rows.inputs)]
         )
@@ -118,7 +118,7 @@ class Evidence:
     def released(self) -> Residual:
         """The released rows themselves."""
         power = self.prior.power.to(self.rows.inputs) / self.prior.scale**2
-        # Different pictures are orthogonal where every coefficient counts by its power, however alike their broad
+        # Different images are orthogonal where every coefficient counts by its power, however alike their broad
         # strokes are.
         gain = power / (power + self.variance) ** 2
         same = torch.eye(len(self.pilot), dtype=torch.float64)
@@ -126,7 +126,7 @@ class Evidence:
         return Residual(same, self.gram, same, overlap - float(gain.sum()) * self.variance * same)
 
     def single(self) -> Tensor:
-        """Log Bayes factor of each row holding one picture, against noise, where there is one direction; shape (K,)."""
+        """Log Bayes factor of each row holding one image, against noise, where there is one direction; shape (K,)."""
         energy = (self.extended.square() @ self.weights).double().cpu()
         score = 0.5 * (energy / self.variance - self.surprise)
         best = score.topk(min(_JUDGED, len(score))).indices
@@ -148,12 +148,12 @@ class Evidence:
 
         Args:
             residual: The rows.
-            misfit: Weighted energy, in units of the noise variance, by which D rows of one picture may scatter.
+            misfit: Weighted energy, in units of the noise variance, by which D rows of one image may scatter.
             least: Log Bayes factors below this are of no interest.
 
         Returns:
             Rows of each tuple, shape (N, D), int64, and the logarithm of how much more likely the rows are if they hold
-            one common picture than if each holds noise, or something of its own; shape (N,).
+            one common image than if each holds noise, or something of its own; shape (N,).
         """
         inner, doubt = residual.energy, residual.doubt
         ways = sum(math.log(len(group)) for group in self.groups())
@@ -165,7 +165,7 @@ class Evidence:
         bound = misfit * self.variance / (self.count - 1)
         most = bound * self.count * float(doubt.diagonal().max())
         found = torch.zeros(1, 0, dtype=torch.int64)
-        # Energy and noise of the tuple's sum, the same summed over its rows, and what each row says on its own.
+        # Energy and noise of the tuple's sum, the same summed over its rows, and the evidence of each row on its own.
         energy, share, energies, shares, alternatives, score = torch.zeros(6, 1, dtype=torch.float64)
         for size, units in enumerate(self.groups(), start=1):
             group = units[candidates[units]]
@@ -205,11 +205,11 @@ class Evidence:
         noise, squares = float(self.weights.sum()), float(self.weights.square().sum())
         # The energy of one image's rows above the noise grows with their number.
         excess = energy_ratio - noise
-        excess = excess + _FAINTER * (2 * squares + 4 * excess.clamp(min=0)).sqrt()
+        excess = excess + _PART_REACH * (2 * squares + 4 * excess.clamp(min=0)).sqrt()
         return noise + excess * (self.count / size) >= needed
 
     def cell(self, combine: Tensor, held: Tensor) -> Tensor:
-        """Log-probability that the picture in each combination belongs into the intervals of the given rows.
+        """Log-probability that the image in each combination belongs into the intervals of the given rows.
 
         Args:
             combine: Shape (N, K): weights of the released rows.
@@ -230,7 +230,7 @@ class Evidence:
         value = (combine @ self.measured)[:, None] / weight[..., None]
         slack = (self.reach * noise[:, None])[:, None] / weight[..., None].abs()
         slack = torch.hypot(slack, 1e-4 * value)
-        # Measurements are worth as much as their noise allows against what is usual.
+        # Wiener weights of the measurements: their usual variance against that of their noise.
         trust = self.usual / (self.usual + slack**2)
         value, slack = trust * value, slack * trust.sqrt()
         lower, upper = self.lower[held][:, None], self.upper[held][:, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From rows to files: each victim's codeword is decoded, checked, and taken out of all rows exactly.
+"""From rows to files: each victim's codeword is decoded, checked, and subtracted from all rows.
 
 Which rows hold which victim is known already. Their amplitudes follow from inner products of rows, which are
 almost free of noise over so many inputs. Each codeword is estimated as in a receiver with several antennas, with the
@@ -24,32 +24,32 @@ from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.image_codec import unframed
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
-# A header is read if it stands out from noise by so many standard deviations.
+# A header counts as readable if it exceeds the noise by this many standard deviations.
 _READABLE = 4.0
-# A row still holds somebody if its energy exceeds the noise's by so many standard deviations of the latter.
+# A row still holds a victim if its energy exceeds the noise's by this many standard deviations of the latter.
 _BUSY = 6.0
 # Two rows hold the same codeword if their inner product is this share of one's energy.
 _SAME = 0.6
-# A codeword this many decibels below what its rate can carry at all is not worth the iterations.
+# A codeword this many decibels below the capacity of its rate is not decoded.
 _HOPELESS_DB = -0.3
-# A victim that failed is tried again once subtracting others improves its signal-to-noise ratio by so many decibels.
+# A victim that failed is tried again once subtracting others improves its signal-to-noise ratio by this many decibels.
 _BETTER_DB = 0.02
-# Float32 leaves rows no quieter than this share of what they held.
+# Rounding in float32 leaves this share of what rows held.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Received:
-    """A picture that passed its checksum.
+    """An image that passed its checksum.
 
     Args:
-        picture: Shape (3, H, W), uint8.
+        image: Shape (3, H, W), uint8.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
         snr: Power of its inputs by the variance of their noise, after filtering.
     """
 
-    picture: Tensor
+    image: Tensor
     exact: bool
     rung: int
     snr: float
@@ -73,12 +73,12 @@ def read_victims(
         members: Shape (V, K), bool: which rows hold which victim.
         weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
-        size: Height and width of the pictures.
+        size: Height and width of the images.
         victims: How many there are at most.
-        progress: Called with the number of pictures received so far.
+        progress: Called with the number of images received so far.
 
     Returns:
-        For each of the V victims its picture, or None; and pictures of victims that `members` lacks. Together
+        For each of the V victims its image, or None; and images of victims that `members` lacks. Together
         no more than `victims`.
     """
     remaining = _RemainingRows(rows, noise, plan, size)
@@ -89,11 +89,11 @@ def read_victims(
     while len(found) - len(waiting) + len(others) < victims:
         filters = remaining.filters(members[waiting], weight)
         received, place = None, -1
-        for one in sorted(range(len(filters)), key=lambda one: -filters[one].clarity):
+        for one in sorted(range(len(filters)), key=lambda one: -filters[one].margin):
             place = waiting[one]
-            if filters[one].clarity < max(_HOPELESS_DB, tried[place] + _BETTER_DB):
+            if filters[one].margin < max(_HOPELESS_DB, tried[place] + _BETTER_DB):
                 continue
-            tried[place] = filters[one].clarity
+            tried[place] = filters[one].margin
             received = remaining.receive(filters[one])
             if received is not None:
                 break
@@ -104,7 +104,8 @@ def read_victims(
                     break
             else:
                 break
-            # Whose rows were told wrong is taken for the one it shares most rows with, if there is no room for both.
+            # A victim whose rows were identified wrongly takes the place of the one it shares most rows with, if there
+            # is no room for both.
             place = -1
             if len(found) + len(others) == victims:
                 place = max(waiting, key=lambda victim: int((members[victim] & alone).sum()))
@@ -126,14 +127,14 @@ class _Filter:
         amplitude: Signed amplitude of ±1 after filtering.
         deviation: Standard deviation of noise and interference after filtering.
         rung: The rung that its header names.
-        clarity: Signal-to-noise margin over what its rate needs at least, in dB; -inf without a header.
+        margin: Signal-to-noise margin over what its rate needs at least, in dB; -inf without a header.
     """
 
     weights: Tensor
     amplitude: float
     deviation: float
     rung: int
-    clarity: float
+    margin: float
 
 
 class _RemainingRows:
@@ -160,7 +161,7 @@ class _RemainingRows:
         # Least squares: what victims' powers, each in all pairs of its rows, come nearest to these inner products?
         power = torch.linalg.pinv((held @ held.T) ** 2) @ ((held @ signal) * held).sum(dim=1)
         weights, variance = self._mixed(held, power.clamp(min=1e-30), self.noise**2)
-        # Neighbours that say the same header are not averaged out by its length: they have to be told apart first.
+        # Victims with the same header do not average out over its length: they have to be separated first.
         usual = torch.full_like(power, (weight * self.plan.header) ** 2)
         mixed, blur = self._mixed(held, usual, self.noise**2 / HEADER)
         match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
@@ -170,23 +171,21 @@ class _RemainingRows:
         readable = match.abs() > _READABLE * blur.sqrt()
         found = []
         for one in range(len(held)):
-            clarity = (
-                10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
-            )
+            margin = 10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
             found.append(
                 _Filter(
                     weights[one],
                     float(power[one].clamp(min=1e-30).sqrt() * match[one].sign()),
                     float(variance[one].sqrt()),
                     int(rung[one]),
-                    clarity if bool(readable[one]) else -math.inf,
+                    margin if bool(readable[one]) else -math.inf,
                 )
             )
         return found
 
     @staticmethod
     def _mixed(held: Tensor, power: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-        """Weights of the rows, shape (V, K), under which each victim comes through as it is, and what else does.
+        """Weights of the rows, shape (V, K), under which each victim has gain 1, and the variance of everything else.
 
         Args:
             held: Shape (V, K), zeros and ones.
@@ -203,7 +202,7 @@ class _RemainingRows:
 
     def receive(self, filter_: _Filter) -> Received | None:
         """Decode one victim and take it out of the rows; None if it does not come through."""
-        if filter_.clarity < _HOPELESS_DB:
+        if filter_.margin < _HOPELESS_DB:
             return None
         mixed = filter_.weights.to(self.words) @ self.words
         bits = decode(mixed * (2 * filter_.amplitude / filter_.deviation**2), filter_.rung)
@@ -220,7 +219,7 @@ class _RemainingRows:
         return Received(*content, filter_.rung, (filter_.amplitude / filter_.deviation) ** 2)
 
     def unexplained(self) -> list[Tensor]:
-        """Rows that still hold somebody, each with those like it, the strongest first: shapes (K,), bool."""
+        """Rows that still hold a victim, each with those like it, the strongest first: shapes (K,), bool."""
         energy = self.gram.diagonal() - self.noise**2
         busy = energy > _BUSY * math.sqrt(2 / self.plan.inputs) * self.noise**2
         groups: list[Tensor] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a victim's row to its picture: sign and scale from the pilot, contrast from the energy, then Wiener's filter."""
+"""From a victim's row to its image: sign and scale from the pilot, contrast from the energy, then Wiener's filter."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,27 +10,27 @@ from torch import Tensor
 # Scales are searched this many standard deviations of their prior to either side, at this many points.
 _GRID_REACH = 5.0
 _GRID_POINTS = 401
-# Powers are tabulated at so many rungs, from the strongest down to this share of it, and pooled by so many.
+# Number of tabulated powers, the least of them as a share of the greatest, and how many of them are pooled.
 _RUNGS = 1024
-_FAINTEST = 1e-12
+_LEAST_POWER = 1e-12
 _POOLED = 8
-# Scales less likely than this, compared with the best, are left out.
+# Scales less likely than this, relative to the best, are left out.
 _NEGLIGIBLE = 1e-9
-# A row this many standard deviations quieter than the budget shows that the structure had only a part of it.
-_QUIET = 3.0
+# A row whose energy is this many standard deviations below the budget shows that the structure had only a part of it.
+_BELOW_BUDGET = 3.0
 
 
 @dataclass(frozen=True)
 class RowPrior:
-    """What the server expects of a row before it arrives.
+    """The prior of a row.
 
     Args:
-        power: Shape (m,): expected energy of each picture input, Σ = 1 − c².
+        power: Shape (m,): expected energy of each image input, Σ = 1 − c².
         pilot_level: The constant c.
-        log_contrast_std: Standard deviation of the logarithm of a picture's energy factor κ.
+        log_contrast_std: Standard deviation of the logarithm of an image's energy factor κ.
         scale: Typical S: the row is ± e(x)/S.
-        log_scale_std: Spread of log S; 0 if S follows from the picture, S = scale · √(κ(1 − c²) + c²), as it does when
-            each sample is clipped alone and the structure takes the whole budget. A row that is clearly quieter shows
+        log_scale_std: Spread of log S; 0 if S follows from the image, S = scale · √(κ(1 − c²) + c²), as it does when
+            each sample is clipped alone and the structure takes the whole budget. A row of clearly less energy shows
             what share of it the structure got.
     """
 
@@ -43,7 +43,7 @@ class RowPrior:
 
 @dataclass(frozen=True)
 class RowPosterior:
-    """What is known of a picture's inputs once its row is decoded.
+    """The posterior of an image's inputs given its row.
 
     Args:
         inputs: Shape (m,): posterior mean of e(x) = gain · coefficient.
@@ -64,7 +64,7 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     ê = ± S · p τ/(p τ + σ²) · y shrinks to the mean image by itself where the noise hides the sign.
 
     Args:
-        row: Shape (m,): the row's picture inputs, divided by the clipping norm.
+        row: Shape (m,): the row's image inputs, divided by the clipping norm.
         pilot: The row's pilot, likewise.
         noise: Noise standard deviation of every entry, in [0, inf).
         prior: What was expected.
@@ -108,7 +108,7 @@ def _scale_from_energy(row: Tensor, pilot: float, noise: float, scale: float) ->
     entries = row.numel() + 1
     energy = float(row.double().square().sum()) + pilot**2 - entries * noise**2
     deviation = math.sqrt(2 * entries * noise**4 + 4 * max(energy, 0.0) * noise**2)
-    if 0 < energy < 1 / scale**2 - _QUIET * deviation:
+    if 0 < energy < 1 / scale**2 - _BELOW_BUDGET * deviation:
         return 1 / math.sqrt(energy)
     return scale
 
@@ -145,7 +145,7 @@ class _Levels:
 
 def _levels(power: Tensor) -> _Levels:
     ends = power.aminmax()
-    low = max(float(ends.min), _FAINTEST * float(ends.max))
+    low = max(float(ends.min), _LEAST_POWER * float(ends.max))
     # A margin, so that a spectrum of a single power has a ladder too.
     span = math.log(float(ends.max) / low) + 1e-6
     place = (power.clamp(min=low) / low).log() * ((_RUNGS - 1) / span)

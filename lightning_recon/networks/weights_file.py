@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network's weights from a file: a state dict, or a checkpoint of a trained client."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.errors import UserError
+from lightning_recon.files.faults import FAULTS, reason_of
+from lightning_recon.files.serialization import read_safetensors
+
+# Prefixes of a network's own names in a file of weights.
+_PREFIXES = ("", "network.", "model.", "network.model.")
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load a state dict into the network, every tensor of it.
+
+    Args:
+        network: network to fill.
+        path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint of a trained `VictimClient`.
+            Reading it executes no code.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or belongs to another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights {path} do not exist: give the path of a state dict (.safetensors or .pt)")
+    try:
+        content = _state_dict(path)
+    except FAULTS as error:
+        reason = reason_of(error)[:300]
+        raise UserError(f"weights {path} cannot be read ({reason}): give a .safetensors or .pt state dict") from error
+    except UnpicklingError as error:
+        raise UserError(f"weights {path} hold more than plain tensors: save them as .safetensors") from error
+    for name, value in content.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
+    # Names as in the user's own model, in a client's checkpoint, or as when a wrapper normalised the images.
+    own = network.state_dict().keys()
+    prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
+    content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+    try:
+        network.load_state_dict(content)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
+            "classes, running statistics included; granularity sample replaces batch normalisation"
+        ) from error
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    content: object = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it holds no state dict")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"its entry {str(name)[:50]!r} is no tensor with a name")
+    return content

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prior of a linear code's rows, and the posterior of image coefficients given the decoded rows."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.priors.image_statistics import PublicStatistics
+from lightning_recon.structure.detection.bayes_factors import Rows
+from lightning_recon.structure.detection.separation import Separation
+from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior
+from lightning_recon.structure.refinement import Posterior
+
+# Spread of log S when one clip covers the batch: caused by the gradient norms of the other victims and of this one.
+_LOG_SCALE_STD = 0.4
+
+
+def budget_sharers(task: Task) -> int:
+    """Number of victims that share one clipping budget; without a clip, the norm of the update takes its place."""
+    return task.victims if task.max_grad_norm is None else task.sharers
+
+
+def row_prior(payload: ServerPayload, task: Task, statistics: PublicStatistics) -> RowPrior:
+    """The prior of a victim's row, without a digital code.
+
+    Args:
+        payload: What was shipped.
+        task: What was announced.
+        statistics: Public statistics of images.
+    """
+    shipped, sharers = payload.tensors, budget_sharers(task)
+    return RowPrior(
+        power=shipped["gain"] ** 2 * statistics.variance.flatten()[shipped["index"]],
+        pilot_level=float(shipped["constants"][0]),
+        log_contrast_std=statistics.log_contrast_std,
+        scale=math.sqrt(len(shipped["directions"]) * sharers),
+        log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
+    )
+
+
+def rows_of(inputs: Tensor, pilot: Tensor, noise: float, payload: ServerPayload) -> Rows:
+    """Released rows together with the measurements of their units.
+
+    Args:
+        inputs: Shape (K, m), from `released_rows`.
+        pilot: Shape (K,), likewise.
+        noise: Standard deviation of every entry, with everything that counts as noise.
+        payload: What was shipped.
+    """
+    shipped = payload.tensors
+    return Rows(
+        inputs=inputs,
+        pilot=pilot,
+        noise=noise,
+        directions=shipped["directions"],
+        unit_direction=shipped["unit_direction"],
+        lower=shipped["lower"],
+        upper=shipped["upper"],
+    )
+
+
+def combined_rows(rows: Rows, found: Separation) -> Iterator[tuple[Tensor, float, float]]:
+    """Each victim's rows combined into one: its inputs, shape (m,), its pilot, and the noise of every entry."""
+    inputs, pilots = found.combine.to(rows.inputs) @ rows.inputs, found.combine.to(rows.pilot) @ rows.pilot
+    noises = rows.noise * found.combine.norm(dim=1)
+    for row, pilot, noise in zip(inputs, pilots, noises, strict=True):
+        yield row, float(pilot), float(noise)
+
+
+def in_coefficients(
+    decoded: list[RowPosterior], shipped: Mapping[str, Tensor], statistics: PublicStatistics
+) -> Posterior:
+    """Undo the encoder's scaling; coefficients that were not sent keep their prior, at the contrast that was found."""
+    shape = (len(decoded), *statistics.variance.shape)
+    prior = torch.stack([row.contrast * statistics.variance for row in decoded]) if decoded else torch.zeros(shape)
+    mean, variance = torch.zeros(shape).flatten(1), prior.flatten(1).clone()
+    for victim, row in enumerate(decoded):
+        mean[victim, shipped["index"]] = row.inputs.cpu() / shipped["gain"]
+        variance[victim, shipped["index"]] = row.variance.cpu() / shipped["gain"] ** 2
+    # Nothing is known without any doubt, nor less than before: keeps every precision finite and non-negative.
+    variance = variance.view(shape).clamp(min=1e-12 * prior, max=prior)
+    return Posterior(mean.view(shape), variance, prior)
