@@ -23,7 +23,7 @@ _WILL_EXECUTE = getattr(torch._C, "_will_engine_execute_node", None)
 _KEEPS_PARAMETERS = isinstance(vars(nn.Linear(1, 1)).get("_parameters"), dict)
 # `Tensor._version`, which every in-place change increments. Without it nothing counts as unchanged, so every update is
 # computed anew; a hash over the parameters, the public way, costs more than a small network's gradient.
-_COUNTS_VERSIONS = hasattr(torch.zeros(()), "_version")
+_COUNTS_VERSIONS = hasattr(torch.Tensor, "_version")
 
 _serial = itertools.count()
 
