@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prior of your own: OpenCV's bilateral filter as the denoiser of the refinement."""
+"""Your own denoiser: OpenCV's bilateral filter as the prior of the refinement.
+
+A denoiser is a module called with images (M, 3, H, W) in [0, 1] and the standard deviation of the noise of each, (M,).
+
+    recon fit --config quickstart.yaml --config attack/linear.yaml --model.denoiser bilateral.Bilateral
+"""
 
 import cv2
 import numpy as np

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An encoder of your own: more of the clipping budget for luminance, less for colour."""
+"""Your own encoder: more of the clipping budget for luminance, less for colour.
+
+`WaterFilling` decodes by the tensors of its payload, so an encoder of your own only changes these tensors.
+
+    recon fit --config quickstart.yaml --model.structure luminance_first.LuminanceFirst
+"""
 
 from dataclasses import replace
 

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An attack of your own: a single unit that every image activates, so the row of a single image is that image."""
+"""Your own attack: a single unit that every image activates, so the row of a single image is that image.
+
+It returns no posterior, so there is nothing to refine: `--trainer.max_steps 0`.
+
+    recon fit -c quickstart.yaml --model.structure plain_pixels.PlainPixels --data.batch_size 1 --trainer.max_steps 0
+"""
 
 import math
 

@@ -150,7 +150,7 @@ def nearby(announced: Any) -> Iterator[tuple[str, type]]:  # noqa: ANN401 - any 
         if not (inspect.isclass(base) and home.startswith("lightning_recon.")) or is_dataclass(base):
             continue
         for name, one in known_classes().items():
-            beside = one.__module__.split(".")[:2] == home.split(".")[:2] or home == "lightning_recon.exchange"
+            beside = one.__module__.split(".")[:2] == home.split(".")[:2] or home.startswith("lightning_recon.exchange")
             if one is not base and beside and _fits(one, base):
                 yield name, one
 
@@ -159,4 +159,6 @@ def _fits(one: type, base: type) -> bool:
     if not getattr(base, "_is_protocol", False):
         return issubclass(one, base) and not inspect.isabstract(one)
     methods = [name for name, member in vars(base).items() if not name.startswith("_") and inspect.isroutine(member)]
-    return bool(methods) and not getattr(one, "_is_protocol", False) and all(hasattr(one, name) for name in methods)
+    if not methods or getattr(one, "_is_protocol", False):
+        return False
+    return all(callable(getattr(one, name, None)) for name in methods)
