@@ -239,7 +239,7 @@ def test_a_simulated_client_needs_images(refused: Callable[..., str], single: Pa
 
 def test_other_structure_settings_are_refused(refused: Callable[..., str], single: Path) -> None:
     line = refused(single, "--model.structure.pilot_power", "0.3")
-    assert "the settings under which the payload was made" in line
+    assert "the settings with which the payload was made" in line
 
 
 def test_more_draws_than_captured_are_refused(refused: Callable[..., str], single: Path) -> None:

@@ -48,7 +48,7 @@ def test_every_round_and_client_has_its_own_file(good: CapturedUpdate, payload: 
     ("make", "message"),
     [
         (lambda root, good: root, "holds no captured update"),
-        (lambda root, good: saved(root, replace(good, round=1)), r"holds rounds 1, and the task announces 1"),
+        (lambda root, good: saved(root, replace(good, round=1)), r"holds rounds 1, but the task announces 1"),
         (lambda root, good: saved(root, replace(good, task=replace(good.task, rounds=3))), "rounds 0, .* announces 3"),
         (
             lambda root, good: saved(root, replace(good, task=replace(good.task, clients=2))),

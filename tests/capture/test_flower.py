@@ -239,7 +239,7 @@ def test_a_mod_after_the_protection_is_refused(tmp_path: Path) -> None:
 def test_a_client_that_trains_another_model_is_refused(tmp_path: Path) -> None:
     audit = audit_of(tiny_network(), LocalDpMod(1.0, 1.0, 1.0, 1e-5))
     own = dict(tiny_network().state_dict())
-    with pytest.raises(UserError, match=r"lack network\.1\.weight: ship FlowerAudit\.arrays\(\)"):
+    with pytest.raises(UserError, match=r"lack network\.1\.weight: send FlowerAudit\.arrays\(\)"):
         captured_update(audit, own, own, client=0, round=0)
 
 

@@ -54,7 +54,7 @@ def test_a_good_update_passes(good: CapturedUpdate, payload: ServerPayload, shap
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: without(t, BIAS), r"lacks network.classifier.bias, shape \(16,\): 8 of 9 parameter tensors"),
+        (lambda t: without(t, BIAS), r"lacks network.classifier.bias, shape \(16,\): it has 8 of 9 parameter tensors"),
         (lambda t: without(t, "structure.weight"), "holds no structure tensors.*named_parameters|server's model"),
         (lambda t: {f"_module.{name}": tensor for name, tensor in t.items()}, "wrapper's prefix such as _module."),
         (lambda t: t | {BIAS: torch.zeros(7)}, r"has shape \(7,\) in the update and \(16,\)"),
@@ -90,7 +90,7 @@ def test_a_name_in_a_file_runs_no_code(task: Task, name: str) -> None:
 
 def test_another_payload_is_refused(good: CapturedUpdate, task: Task) -> None:
     other = WaterFilling(pilot_power=0.3).payload(task)
-    with pytest.raises(UserError, match="to the settings under which the payload was made"):
+    with pytest.raises(UserError, match="to the settings with which the payload was made"):
         check_update(good, other, None)
 
 
