@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `recon` command: finds out what is asked for, and imports no more than that needs.
+"""The `recon` command, which imports only what the given command needs.
 
-PyTorch and Lightning take seconds to import. Help, names and versions do without, and a run says at once that it loads.
+PyTorch and Lightning take seconds to import: help, lists and versions do without them, and a run announces that it is
+loading.
 """
 
 import importlib.util
@@ -15,15 +16,16 @@ from typing import Any
 from lightning_recon import __version__, console
 from lightning_recon.command_line.cli_arguments import user_error
 from lightning_recon.command_line.commands import COMMANDS, RUNS, help_of, overview, unknown_command
+from lightning_recon.command_line.config_files import read_config
+from lightning_recon.command_line.library_output import quieten
 from lightning_recon.command_line.shipped_configs import (
     configs_first,
     configs_in,
     listing,
     printed,
-    read_config,
     with_shipped_configs,
 )
-from lightning_recon.deprecated import modernized_arguments
+from lightning_recon.deprecated import classes_given, modernized_arguments
 from lightning_recon.interrupts import stoppable
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -34,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `recon` command.
 
     Args:
-        args: Command line without the program's name; None for that of the process.
+        args: Command line without the name of the program; None for the command line of the process.
     """
     typed = list(sys.argv[1:] if args is None else args)
     console.configure(quiet="--quiet" in typed)
@@ -51,16 +53,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def answered(given: Sequence[str]) -> bool:
-    """Answer what asks about the program; whatever else is a run.
+    """Handle commands that only print information about the program.
 
     Args:
         given: Command line.
 
     Returns:
-        Whether it was answered.
+        Whether the command line was such a command.
 
     Raises:
-        UserError: There is no such command or config.
+        UserError: The command or the config does not exist.
     """
     command, rest = (given[0], list(given[1:])) if given else ("--help", [])
     if command in ("help", "--help", "-h"):
@@ -81,23 +83,24 @@ def answered(given: Sequence[str]) -> bool:
 
 
 def run(given: list[str], typed: Sequence[str]) -> None:
-    """Run a command that takes its time.
+    """Run a command that needs PyTorch and Lightning.
 
     Args:
-        given: Command line, names of shipped configs resolved.
-        typed: The same as it was typed, for the record.
+        given: Command line in which names of shipped configs are replaced by paths.
+        typed: The command line as it was typed, for the record.
 
     Raises:
         UserError: For every mistake of the user.
     """
-    given = modernized_arguments(given)
+    classes = classes_given(given)
+    contents = [read_config(name, classes) for name in configs_in(given) if not name.lstrip().startswith("{")]
+    given = modernized_arguments(given, classes)
     command, rest = given[0], given[1:]
-    contents = [read_config(name) for name in configs_in(given) if not name.lstrip().startswith("{")]
     find_modules_here([*rest, *_words(contents)])
     console.sign_of_life(f"recon {command}: loading PyTorch and Lightning, a few seconds …")
     from lightning_recon.command_line import lightning_cli  # takes seconds
 
-    lightning_cli.quieten()
+    quieten()
     if command in RUNS:
         words = ["--help" if word in ("--help_all", "--help-all") else word for word in given]
         lightning_cli.run_cli(words, command=typed)
@@ -119,13 +122,13 @@ def run(given: list[str], typed: Sequence[str]) -> None:
 
 
 def find_modules_here(words: Sequence[str]) -> None:
-    """Let class paths name modules of the current folder, after everything that is installed.
+    """Make modules of the current folder importable, with lower precedence than installed ones.
 
-    The folder becomes importable only if a class path that the user gives names a module that lies there and nowhere
-    else: a file in a folder that happens to be the current one replaces no library, and is not executed unasked.
+    This happens only if a given class path names a module that exists in the current folder and nowhere else. A file
+    that happens to be in the current folder therefore never replaces a library, and is not executed unasked.
 
     Args:
-        words: Command line, and what configs say.
+        words: The words of the command line and all texts of the configs.
     """
     for word in words:
         name = word.rpartition("=")[2]

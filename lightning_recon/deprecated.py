@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of earlier versions, which still work for one release, and the names that replaced them."""
 
+import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
+
+import yaml
 
 # Import paths in configs, old to new.
 CLASS_PATHS: Final = {
@@ -32,49 +37,67 @@ KEYS: Final[dict[str, dict[str, str]]] = {
     "comparison": {"noise_times": "noise_factor"},
     "Comparison": {"noise_times": "noise_factor"},
 }
-# Sections whose entries have names that the user chose; `KEYS` lists their keys under "section.*".
-_NAMED: Final = ("attacks", "interventions")
-# Options that may have a deprecated name begin so: data, trainer and callbacks have none.
-_SECTIONS: Final = ("--model.", "--comparison.", "--audit.")
+# Sections inside a section or a class; "*" is an entry whose name the user chose.
+_INNER: Final = {
+    ("root", "audit"): "audit",
+    ("root", "comparison"): "comparison",
+    ("audit", "attacks"): "attacks",
+    ("audit", "interventions"): "interventions",
+    ("attacks", "*"): "attacks.*",
+    ("interventions", "*"): "interventions.*",
+    ("GradientInversion", "regularization"): "regularization",
+}
 # Values by the class or the section and its (new) key, old to new.
 VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {
     "GradientInversion": {"labels": {"known": "oracle"}, "signed": {"no": "none"}},
     "VictimClient": {"noise_share": {"full": "local", "shared": "distributed"}},
 }
 
+# The place of a value in a config: its keys from the outside in, without init_args.
+Place = tuple[str, ...]
+# The owner of a key is a class or section of `KEYS`, or ROOT: the config itself; FOREIGN: a class of the user or of a
+# library; ANY: a class that is not known; "": none of them.
+ROOT: Final = "root"
+FOREIGN: Final = "foreign"
+ANY: Final = "any"
+
+_CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*")
 _reported: Final[set[str]] = set()
 log = logging.getLogger("lightning_recon")
 
 
-def modernized(config: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+def modernized(config: Any, classes: Mapping[Place, str] | None = None) -> Any:  # noqa: ANN401 - whatever YAML holds
     """A config in which current names stand for deprecated ones; each deprecated name is reported once.
 
     Args:
-        config: A whole config or a part of it, as read from YAML. It is not changed.
+        config: A whole config, as read from YAML, or a list of them. It is not changed.
+        classes: Class paths by their place in the config, for an overlay that does not name the classes that it sets.
+            Options of classes that are not this package's are left alone; those of unknown classes are translated.
     """
-    return _translated(config, None)
+    return _translated(config, (), ROOT, dict(classes or {}) | classes_in(config))
 
 
-def modernized_arguments(args: Sequence[str]) -> list[str]:
+def modernized_arguments(args: Sequence[str], classes: Mapping[Place, str] | None = None) -> list[str]:
     """A command line with current names for deprecated options, values and class paths; see `modernized`.
 
     Args:
-        args: The command line. Options of the model, the comparison and the audit are recognised by their last name,
-            whatever class has them.
+        args: The command line; mappings, also whole configs, may be given inline as JSON or YAML.
+        classes: Class paths that the configs set, by their place.
     """
+    known = dict(classes or {}) | classes_given(args)
     found: list[str] = []
-    option = ""  # the option to which a word that begins with no dash belongs
+    path: Place = ()
+    owner, option = "", ""  # those of the option to which the next word belongs
     for word in args:
         if not word.startswith("--"):
-            found.append(_value_of(option, word))
+            found.append(_value_of(word, path, owner, option, known))
             continue
         name, equals, value = word.partition("=")
-        path, dot, option = name.rpartition(".")
-        if name.startswith(_SECTIONS):
-            option = _replaced(_all_keys(), option)
-        if path.startswith("--model."):  # inner parts of an audit's options are names that the user chose
-            path = ".".join(_replaced(_all_keys(), part) for part in path.split("."))
-        found.append(f"{path}{dot}{option}{equals}{_value_of(option, value) if equals else ''}")
+        parts = name.removeprefix("--").split(".")
+        current, path, owner = _walked(parts, known)
+        option = current[-1]
+        text = _value_of(value, path, owner, option, known) if equals else ""
+        found.append(f"--{'.'.join(current)}{equals}{text}")
     return found
 
 
@@ -90,46 +113,135 @@ def modernized_option(word: str, old: str, new: str) -> str:
     return f"{_replaced({f'--{old}': f'--{new}'}, name)}{equals}{value}"
 
 
-def _translated(part: Any, owner: str | None) -> Any:  # noqa: ANN401 - likewise
-    """Translate a part of a config that belongs to a class or section; None if that is unknown."""
-    if isinstance(part, str):
-        return _replaced(CLASS_PATHS, part)
-    if isinstance(part, list):
-        return [_translated(item, owner) for item in part]
-    if not isinstance(part, dict):
-        return part
-    path = part.get("class_path")
-    inner = str(_translated(path, None)).rpartition(".")[2] if path else None
-    found = {}
-    for key, value in part.items():
-        new = _replaced(_keys_of(owner), key) if isinstance(key, str) else key
-        values = _values_of(new) if owner == "*" else VALUES.get(owner or "", {}).get(new, {})
-        if isinstance(value, str) and value in values:
-            found[new] = _replaced(values, value)
-        else:
-            entry = f"{owner}.*" if owner in _NAMED else new
-            found[new] = _translated(value, inner or "*" if key == "init_args" else entry)
+def classes_in(config: Any, path: Place = ()) -> dict[Place, str]:  # noqa: ANN401 - likewise
+    """The class paths in a config by their place.
+
+    Args:
+        config: A config, or a part of it.
+        path: The place of that part.
+    """
+    found: dict[Place, str] = {}
+    if isinstance(config, str) and "." in config and _CLASS_PATH.fullmatch(config):
+        found[path] = config
+    elif isinstance(config, dict):
+        for key, value in config.items():
+            inner = path if key in ("init_args", "class_path") else (*path, str(key))
+            found |= {path: value} if key == "class_path" and isinstance(value, str) else classes_in(value, inner)
     return found
 
 
-def _keys_of(owner: str | None) -> Mapping[str, str]:
-    """The deprecated keys of a class or section; those of all classes for an overlay that does not name its class."""
-    return _all_keys() if owner == "*" else KEYS.get(owner or "", {})
+def classes_given(args: Sequence[str]) -> dict[Place, str]:
+    """The class paths on a command line by their place in the config.
+
+    Args:
+        args: The command line.
+    """
+    found: dict[Place, str] = {}
+    pairs = [(word, after) for word, after in zip(args, [*args[1:], ""], strict=True) if word.startswith("--")]
+    for word, after in pairs:
+        name, equals, value = word.partition("=")
+        value = value if equals else after
+        path = tuple(part for part in name.removeprefix("--").split(".") if part not in ("init_args", "class_path"))
+        if _CLASS_PATH.fullmatch(value):
+            found[path] = value
+        elif (content := _mapping_in(value)) is not None:
+            found |= classes_in(content, () if path == ("config",) else path)
+    return found
 
 
-def _all_keys() -> dict[str, str]:
-    return {old: new for keys in KEYS.values() for old, new in keys.items()}
+def _translated(part: Any, path: Place, owner: str, classes: Mapping[Place, str]) -> Any:  # noqa: ANN401 - likewise
+    """Translate a part of a config at a path, whose keys belong to an owner."""
+    if isinstance(part, str):
+        return _replaced(CLASS_PATHS, part)
+    if isinstance(part, list):
+        return [_translated(item, path, owner, classes) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if isinstance(part.get("class_path"), str):
+        classes = {**classes, path: part["class_path"]}
+    found = {}
+    for key, value in part.items():
+        if key == "init_args":
+            found[key] = _translated(value, path, _owner_at(path, classes), classes)
+            continue
+        new = _replaced(_keys_of(owner), key) if isinstance(key, str) else key
+        values = _values_of(owner, new)
+        if isinstance(value, str) and value in values:
+            found[new] = _replaced(values, value)
+        else:
+            inner = path if new == "class_path" else (*path, str(new))
+            found[new] = _translated(value, inner, _inner(owner, str(new)), classes)
+    return found
 
 
-def _value_of(option: str, value: str) -> str:
-    """The current word for a deprecated value of an option that is given on the command line."""
-    bare = _bare_names() if option.removeprefix("--") == "optimizer" else {}
-    return _replaced(_values_of(option) | CLASS_PATHS | bare, value)
+def _walked(parts: Sequence[str], classes: Mapping[Place, str]) -> tuple[list[str], Place, str]:
+    """Translate the parts of an option's name; return them, their path, and the owner of the last one."""
+    found: list[str] = []
+    path: Place = ()
+    owner, inside = "", ROOT
+    for part in parts:
+        if part in ("init_args", "class_path", "dict_kwargs"):
+            found.append(part)
+            continue
+        owner = inside
+        new = _replaced(_keys_of(owner), part)
+        found.append(new)
+        path = (*path, new)
+        inside = _inner(owner, new)
+        if path in classes:
+            inside = _owner_at(path, classes)
+        elif not inside and path[0] in ("model", "comparison"):
+            inside = ANY
+    return found, path, owner
 
 
-def _values_of(option: str) -> dict[str, str]:
-    """The deprecated values of an option, whatever class has it."""
+def _owner_at(path: Place, classes: Mapping[Place, str]) -> str:
+    """The class at a place of a config."""
+    if path not in classes:
+        return ANY
+    current = CLASS_PATHS.get(classes[path], classes[path])
+    ours = "." not in current or current.startswith("lightning_recon.")
+    return current.rpartition(".")[2] if ours else FOREIGN
+
+
+def _inner(owner: str, key: str) -> str:
+    """The section of a key; inside a foreign class everything is foreign."""
+    if owner == FOREIGN:
+        return FOREIGN
+    owners = {"GradientInversion"} if owner == ANY else {owner}
+    return next((name for (outer, inner), name in _INNER.items() if outer in owners and inner in (key, "*")), "")
+
+
+def _keys_of(owner: str) -> Mapping[str, str]:
+    """The deprecated keys of a class or section."""
+    return {old: new for keys in KEYS.values() for old, new in keys.items()} if owner == ANY else KEYS.get(owner, {})
+
+
+def _values_of(owner: str, option: str) -> Mapping[str, str]:
+    """The deprecated values of an option."""
+    if owner != ANY:
+        return VALUES.get(owner, {}).get(option, {})
     return {old: new for keys in VALUES.values() for old, new in keys.get(option, {}).items()}
+
+
+def _value_of(value: str, path: Place, owner: str, option: str, classes: Mapping[Place, str]) -> str:
+    """The current word for a deprecated value on the command line."""
+    content = _mapping_in(value)
+    if content is not None:
+        whole = path == ("config",)
+        new = _translated(content, () if whole else path, ROOT if whole else _inner(owner, option), classes)
+        return value if new == content else json.dumps(new)
+    bare = _bare_names() if option == "optimizer" else {}
+    return _replaced({**_values_of(owner, option), **CLASS_PATHS, **bare}, value)
+
+
+def _mapping_in(value: str) -> dict[str, Any] | None:
+    """A mapping that is given inline; None if the value is anything else."""
+    if value.lstrip().startswith("{"):
+        with suppress(yaml.YAMLError, RecursionError):  # the parser reports the mistake
+            content = yaml.safe_load(value)
+            return content if isinstance(content, dict) else None
+    return None
 
 
 def _bare_names() -> dict[str, str]:

@@ -34,7 +34,7 @@ class Reconstruction:
     Args:
         client: Index of the update.
         draw: Index of the noise draw.
-        pictures: Shape (M, 3, H, W), values in [0, 1], at most as many as the update has victims.
+        images: Shape (M, 3, H, W), values in [0, 1], at most as many as the update has victims.
         initial: The same before refinement.
         unresolved: Rows whose content no single image explains.
         evident: Whether the images explain more of the update than its noise does.
@@ -46,7 +46,7 @@ class Reconstruction:
 
     client: int
     draw: int
-    pictures: Tensor
+    images: Tensor
     initial: Tensor
     unresolved: int
     evident: bool = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure one cell of a table, a `recon fit` of its own, and turn what it recorded into one row a noise draw."""
+"""Measure one cell of a table by a `recon fit`, and convert its record to one row per noise draw."""
 
 import csv
 import hashlib
@@ -17,6 +17,7 @@ import yaml
 from collisions import lost_share
 
 from lightning_recon.cli import main as recon
+from lightning_recon.deprecated import KEYS, VALUES
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 
 COLUMNS = [
@@ -26,19 +27,19 @@ COLUMNS = [
     "black_psnr", "mean_image_psnr", "victims", "max_grad_norm", "network", "subject_fraction", "units", "directions",
     "lost_in_theory", "structure_bytes", "seconds", "options",
 ]  # fmt: skip
-SUMS = ("epsilon_of_one_client", "epsilon_of_sum")  # stated where secure aggregation is what the table is about
-LABELS = ("label_accuracy", "steps")  # of all draws together, where an attack reads labels
+SUMS = ("epsilon_of_one_client", "epsilon_of_sum")  # stated in tables about secure aggregation
+LABELS = ("label_accuracy", "steps")  # over all draws, for attacks that recover labels
 PACKAGES = ("lightning_recon", "torch", "torchvision", "lightning", "torchmetrics", "opacus")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What to measure.
+    """One measurement.
 
     Args:
-        options: of `recon fit`.
-        attack: what the row is called, if not what the run calls its attack.
-        pictures: "root": the photographs that were given; "labelled": the same with ImageNet's own labels; "bundled".
+        options: options of `recon fit`.
+        attack: name of the attack in the table; None for the name that the run records.
+        pictures: "root": the given photographs; "labelled": the same with ImageNet's own labels; "bundled".
         columns: further columns and their values.
     """
 
@@ -49,15 +50,40 @@ class Cell:
 
 
 def folder_of(cell: Cell, root: Path, runs: Path) -> Path:
-    """Where a cell's run is kept: the same for the same options and photographs, another for any others."""
+    """The run folder of a cell, which is determined by its options and photographs.
+
+    A cell that was measured under the deprecated names of its options has the folder that these names determine.
+    """
     photographs = "bundled" if cell.pictures == "bundled" else str(root.resolve())
-    key = hashlib.sha256(f"{photographs}\n{cell.pictures}\n{cell.options}".encode()).hexdigest()[:12]
-    end = "".join(letter if letter.isalnum() else "_" for letter in cell.options.replace("--", ""))[-80:]
-    return runs / f"{key}_{end}"
+    folders = []
+    for options in (deprecated_options(cell.options), cell.options):
+        key = hashlib.sha256(f"{photographs}\n{cell.pictures}\n{options}".encode()).hexdigest()[:12]
+        end = "".join(letter if letter.isalnum() else "_" for letter in options.replace("--", ""))[-80:]
+        folders.append(runs / f"{key}_{end}")
+    return next((folder for folder in folders if (folder / "results.json").exists()), folders[-1])
+
+
+def deprecated_options(options: str) -> str:
+    """Options of `recon fit` with the deprecated names that runs of the previous release were started with.
+
+    Args:
+        options: options with current names, in one line.
+    """
+    names = {new: old for keys in KEYS.values() for old, new in keys.items()}
+    words: list[str] = []
+    option = ""
+    for word in options.split(" "):
+        if word.startswith("--model."):
+            *_, option = parts = word.split(".")
+            words.append(".".join(names.get(part, part) for part in parts))
+        else:
+            values = [values[option] for values in VALUES.values() if option in values]
+            words.append(next((old for known in values for old, new in known.items() if new == word), word))
+    return " ".join(words)
 
 
 def measured(cell: Cell, root: Path, runs: Path) -> Path:
-    """Run a cell, unless its results are there already; returns its folder."""
+    """Run a cell unless it has results already; return its folder."""
     folder = folder_of(cell, root, runs)
     print(f"recon fit {cell.options}", flush=True)
     if not (folder / "results.json").exists():
@@ -76,11 +102,11 @@ def measured(cell: Cell, root: Path, runs: Path) -> Path:
 
 
 def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
-    """One row a noise draw.
+    """One row per noise draw.
 
     Args:
-        folder: Of the finished run: `results.json` and `config.yaml` are read.
-        cell: What it measured.
+        folder: Folder of the finished run, with `results.json` and `config.yaml`.
+        cell: The measured cell.
     """
     record: dict[str, Any] = json.loads((folder / "results.json").read_text())
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -133,7 +159,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
 
 
 def _files(victims: list[dict[str, Any]]) -> dict[str, object]:
-    """How many pictures' files arrived, and their mean length in bits."""
+    """The share of victims whose image file was decoded, and the mean length of these files in bits."""
     bits = [victim["bits_sent"] for victim in victims if victim["codec"]]
     return {
         "received_share": round(len(bits) / len(victims), 4),
@@ -142,11 +168,11 @@ def _files(victims: list[dict[str, Any]]) -> dict[str, object]:
 
 
 def rows_and_losses(folder: Path, batch: int) -> dict[str, object]:
-    """Rows and directions of the structure that was shipped, and the share of victims that collisions alone must cost.
+    """Rows and directions of the structure, and the share of victims that collisions lose in expectation.
 
     Args:
-        folder: Of the finished run; nothing is known where the exchange was not recorded, or a unit measures otherwise.
-        batch: Pictures in an update.
+        folder: Folder of the finished run; without a recorded payload, or for other structures, nothing is returned.
+        batch: Images in an update.
     """
     shipped = folder / "exchange" / "payload-r0000.json"
     tensors = json.loads(shipped.read_text())["tensors"] if shipped.exists() else {}
@@ -157,17 +183,17 @@ def rows_and_losses(folder: Path, batch: int) -> dict[str, object]:
 
 
 def mean(victims: Iterable[Mapping[str, float]], field: str) -> float:
-    """Mean of a field over victims, to four digits after the point."""
+    """Mean of a field over victims, rounded to four decimals."""
     return round(statistics.fmean(victim[field] for victim in victims), 4)
 
 
 def write_table(path: Path, command: str, rows: list[dict[str, object]]) -> None:
-    """Write a table whose first line says how it was made.
+    """Write a table; its first line holds the command and the versions of the packages.
 
     Args:
         path: CSV file.
-        command: That makes it.
-        rows: By column; columns beside `COLUMNS` go to the end.
+        command: The command that makes the table.
+        rows: Rows by column; columns that `COLUMNS` does not list are appended.
     """
     further = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
@@ -180,7 +206,7 @@ def write_table(path: Path, command: str, rows: list[dict[str, object]]) -> None
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a table, by column."""
+    """Read the rows of a table by column."""
     with path.open(newline="") as file:
         next(file)
         return list(csv.DictReader(file))

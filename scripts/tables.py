@@ -266,7 +266,7 @@ def honest() -> Iterator[Cell]:
     for name in ("likelihood", "inverting_gradients"):
         yield searched(name, several, SAMPLE, z=0, client="batch")
         yield searched(name, averaged, z=0, client="FedAvg")
-    yield searched("likelihood", averaged, "--model.labels known", z=0, client="FedAvg")
+    yield searched("likelihood", averaged, "--model.labels oracle", z=0, client="FedAvg")
     rough = f"{RESNET} --data.batch_size 1 --data.clients 10 {ALIKE}"
     for name, options in (("likelihood", FIRST_ORDER), ("inverting_gradients", "")):
         yield searched(name, rough, options, "--trainer.max_steps 100", z=0, client="ResNet-18")

@@ -2,6 +2,7 @@
 """Names of the previous release still work, each with one warning that gives the name that replaced it."""
 
 import importlib
+import json
 import logging
 import shutil
 import sys
@@ -13,8 +14,8 @@ import pytest
 import yaml
 
 from lightning_recon import client, deprecated
-from lightning_recon.audit.commands import _modernized_value
 from lightning_recon.cli import main
+from lightning_recon.command_line.config_files import with_current_names
 from lightning_recon.command_line.replay_config import is_allowed
 from lightning_recon.deprecated import CLASS_PATHS, KEYS, VALUES, modernized, modernized_arguments, modernized_option
 
@@ -133,6 +134,57 @@ def test_keys_of_an_audit() -> None:
     assert modernized({"comparison": {"noise_times": 5}}) == {"comparison": {"noise_factor": 5}}
     assert modernized_arguments(["audit", "--audit.records", "5"]) == ["audit", "--audit.population_size", "5"]
     assert modernized_option("--records=5", "records", "population_size") == "--population_size=5"
+
+
+def test_every_part_of_an_audits_option() -> None:
+    old = ["audit", "--audit.changes.x.noise_times", "2", "--audit.attacks.changes.least_rounds=3"]
+    new = ["audit", "--audit.interventions.x.noise_factor", "2", "--audit.attacks.changes.min_rounds=3"]
+    assert modernized_arguments(old) == new
+    assert modernized_arguments(new) == new
+    named = ["audit", "--audit.interventions.records.cost", "records"]  # names and values that the user chose
+    assert modernized_arguments(named) == named
+
+
+def test_mappings_on_the_command_line() -> None:
+    structure = {"class_path": "lightning_recon.structure.WaterFilling", "init_args": {"voices": "fixed"}}
+    config = json.dumps({"model": {"init_args": {"structure": structure}}, "comparison": {"noise_times": 5}})
+    typed = modernized_arguments(["fit", "--config", config, f"--model.structure={json.dumps(structure)}"])
+    structure["init_args"] = {"head_weights": "fixed"}
+    assert json.loads(typed[2]) == {
+        "model": {"init_args": {"structure": structure}},
+        "comparison": {"noise_factor": 5},
+    }
+    assert json.loads(typed[3].removeprefix("--model.structure=")) == structure
     mapping = '{"x": {"noise_times": 2}}'
-    assert yaml.safe_load(_modernized_value("--audit.interventions", mapping)) == {"x": {"noise_factor": 2}}
-    assert _modernized_value("--output", mapping) == mapping
+    assert json.loads(modernized_arguments(["--audit.interventions", mapping])[1]) == {"x": {"noise_factor": 2}}
+    others = ["--output", mapping, "--audit.interventions", '{"noise_times": {"cost": "x"}}', "--config", "{broken"]
+    assert modernized_arguments(others) == others
+
+
+@pytest.mark.parametrize("given", ["option", "config", "inline"])
+def test_options_of_other_classes_keep_their_names(given: str, tmp_path: Path) -> None:
+    """An own attack and an own structure may have options named `start` and `force`; a library's class as well."""
+    own = {"class_path": "mine.Attack", "init_args": {"start": 1, "structure": {"class_path": "mine.WaterFilling"}}}
+    own["init_args"]["regularization"] = {"consensus": 1}
+    if given == "option":
+        classes = ["--model", "mine.Attack", "--model.structure=mine.WaterFilling"]
+    else:
+        text = json.dumps({"model": own})
+        (tmp_path / "own.yaml").write_text(text)
+        classes = ["--config", str(tmp_path / "own.yaml") if given == "config" else text]
+    (tmp_path / "overlay.yaml").write_text(json.dumps({"model": {"init_args": {"start": 2}}}))
+    flags = ["--model.start", "0", "--model.structure.force", "full", "--model.penalties.consensus", "1"]
+    typed = ["fit", *classes, "--config", str(tmp_path / "overlay.yaml"), *flags]
+    assert with_current_names(typed) == typed
+    assert modernized({"model": own}) == {"model": own}
+
+
+def test_options_of_this_package_have_their_new_names_beside_others(tmp_path: Path) -> None:
+    classes = ["--model", "GradientInversion", "--model.optimizer", "torch.optim.Adam"]
+    (tmp_path / "overlay.yaml").write_text(json.dumps({"model": {"init_args": {"start": "mean"}}}))
+    flags = ["--model.start", "mean", "--model.penalties.consensus", "1", "--model.optimizer.force", "1"]
+    found = with_current_names(["fit", *classes, "--config", str(tmp_path / "overlay.yaml"), *flags])
+    assert json.loads(found[6]) == {"model": {"init_args": {"init": "mean"}}}
+    assert found[7:] == [
+        *("--model.init", "mean", "--model.regularization.group_consistency", "1", "--model.optimizer.force", "1")
+    ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_recon.cli import main
+from lightning_recon.deprecated import modernized_arguments
 from lightning_recon.privacy.clipping import Clip
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,36 @@ def test_a_committed_table_names_its_command_and_has_five_draws_of_every_cell(pa
     assert draws
     least = 1 if path.stem in ONE_DRAW else 5
     assert all(found == set(range(max(found) + 1)) and len(found) >= least for found in draws.values())
+
+
+def test_rows_of_committed_tables_keep_their_runs() -> None:
+    """Options with current names have the run folders of the deprecated names with which the rows were measured."""
+    from measuring import deprecated_options, read_table
+
+    renamed = 0
+    for path in TABLES:
+        for options in {row["options"] for row in read_table(path)}:
+            current = " ".join(modernized_arguments(options.split(" ")))
+            assert deprecated_options(current) == options
+            renamed += current != options
+    assert renamed > 10
+
+
+def test_a_cell_is_not_measured_again_under_the_new_names_of_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import measuring
+
+    monkeypatch.setattr(measuring, "recon", lambda words: pytest.fail("measured again"))
+    start = "--config quickstart.yaml --model.structure."
+    before, now = measuring.Cell(f"{start}voices fixed"), measuring.Cell(f"{start}head_weights fixed")
+    other = measuring.Cell(f"{start}head_weights flattened")
+    folder = measuring.folder_of(before, tmp_path, tmp_path)
+    assert measuring.folder_of(now, tmp_path, tmp_path) != folder  # nothing was measured yet: the new names count
+    folder.mkdir()
+    (folder / "results.json").write_text("{}")
+    assert measuring.measured(now, tmp_path, tmp_path) == folder
+    assert measuring.folder_of(other, tmp_path, tmp_path) != folder
 
 
 def test_matching_keeps_to_the_bound_and_to_theory() -> None:

@@ -168,10 +168,10 @@ def test_the_update_is_all_that_reaches_the_attack(tmp_path: Path) -> None:
         attack = ReconstructionAttack(spy, WaterFilling())
         trainer(tmp_path / str(forget)).fit(attack)
         (found,) = attack.reconstructions()
-        results.append((found.initial, found.pictures))
+        results.append((found.initial, found.images))
         assert len(spy.updates) == 1
         assert set(spy.updates[0].gradient) >= {"structure.weight"}
-        assert not (found.pictures == found.initial).all()
+        assert not (found.images == found.initial).all()
     assert all(torch.equal(honest, blind) for honest, blind in zip(*results, strict=True))
 
 
@@ -192,8 +192,8 @@ def test_the_update_is_all_that_reaches_an_honest_server(tmp_path: Path, monkeyp
         attack = GradientInversion(bound_client(), distance="likelihood", basis="spectrum", init="mean", boxed=False)
         trainer(tmp_path / door.__name__).fit(attack)
         (found,) = attack.reconstructions()
-        assert not torch.equal(found.pictures, found.initial)
-        results.append((found.pictures, found.labels))
+        assert not torch.equal(found.images, found.initial)
+        results.append((found.images, found.labels))
     assert all(torch.equal(seeing, blind) for seeing, blind in zip(*results, strict=True))
 
 
@@ -221,7 +221,7 @@ def test_a_recording_serves_as_well_as_the_client(tmp_path: Path) -> None:
     again = ReconstructionAttack(RecordedClient(tmp_path / "live" / "exchange"), WaterFilling())
     trainer(tmp_path / "replayed").fit(again)
     (live,), (replayed,) = attack.reconstructions(), again.reconstructions()
-    assert torch.equal(live.pictures, replayed.pictures)
+    assert torch.equal(live.images, replayed.images)
     assert torch.equal(live.initial, replayed.initial)
 
 
@@ -258,7 +258,7 @@ run, output = map(Path, sys.argv[1:])
 attack = ReconstructionAttack(RecordedClient(run / "exchange"), WaterFilling())
 off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 Trainer(accelerator="cpu", max_steps=4, default_root_dir=output, **off).fit(attack)
-pictures = {f"client{o.client:03d}-draw{o.draw:03d}": o.pictures.contiguous() for o in attack.reconstructions()}
+pictures = {f"client{o.client:03d}-draw{o.draw:03d}": o.images.contiguous() for o in attack.reconstructions()}
 save_file(pictures, output / "mine.safetensors")
 """
 

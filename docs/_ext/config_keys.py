@@ -13,8 +13,9 @@ import yaml
 
 from lightning_recon.audit import config as audit_config
 from lightning_recon.command_line.completion import _CHOSEN
-from lightning_recon.command_line.lightning_cli import Parser, ReconCLI, run_cli
+from lightning_recon.command_line.lightning_cli import ReconCLI, run_cli
 from lightning_recon.command_line.options import choices_of, nearby
+from lightning_recon.command_line.parser import Parser
 from lightning_recon.priors.denoisers import TotalVariation
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
 

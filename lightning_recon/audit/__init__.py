@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many attacks under many protections, and what they come to for the people who choose the parameters."""
+"""Audits: attacks under a sweep of privacy parameters, and a report for the people who choose them."""

@@ -28,15 +28,15 @@ class BitExactCount:
     @property
     def sentence(self) -> str:
         """The count in words."""
-        plural = "picture" if self.pictures == 1 else "pictures"
-        return f"{self.came} of {self.pictures} {plural} came back bit for bit{self._how_often()}"
+        were = "image was" if self.pictures == 1 else "images were"
+        return f"{self.came} of {self.pictures} {were} reconstructed bit for bit{self._draws_in_words()}"
 
-    def _how_often(self) -> str:
+    def _draws_in_words(self) -> str:
         if self.draws == 1:
             return ""
         if self.always == self.came:
-            return f" in every one of {self.draws} noise draws"
-        return f" in at least one of {self.draws} noise draws ({self.always} in every one)"
+            return f" in each of {self.draws} noise draws"
+        return f" in at least one of {self.draws} noise draws ({self.always} in all of them)"
 
 
 def exact_of(point: Point) -> BitExactCount | None:
@@ -61,9 +61,7 @@ def most_exact(points: Sequence[Point]) -> tuple[Point, BitExactCount] | None:
     return max(counted, key=lambda pair: (pair[1].came, pair[1].always), default=None)
 
 
-def share_sentence(exact: BitExactCount) -> str:
-    """The confidence interval of the bit-exact share, in words."""
+def share_interval(exact: BitExactCount) -> str:
+    """The confidence interval of the share of bit-exact images, in words."""
     low, high = binomial_interval(exact.came, exact.pictures, CONFIDENCE)
-    if not exact.came:
-        return f"seen on so few, up to {100 * high:.0f} % of such pictures might still (95 % interval)."
-    return f"So few prove little: of such pictures, {100 * low:.0f} to {100 * high:.0f} % would (95 % interval)."
+    return f"95 % confidence interval of the share of such images: {100 * low:.0f} to {100 * high:.0f} %"

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_recon.audit.wording import Protection
+from lightning_recon.audit.verdict import Protection
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.reconstruction_robustness import sampled_rero_gamma
 from lightning_recon.privacy.subsampled_accounting import training_epsilon

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PSNR and SSIM against accounted epsilon, with yardsticks and baselines: a drawing for one setting."""
+"""Chart of one setting: PSNR and SSIM against accounted epsilon, with reference curves and baselines."""
 
 import base64
 import io
@@ -11,22 +11,22 @@ from lightning_recon.audit.aggregate import Point
 from lightning_recon.printable import printable
 
 _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#0e7490", "#4d4d4d")
-_LONGEST = 44  # characters of a name in the legend
-_MARKS = "osD^vPX*"
+_NAME_LENGTH = 44  # characters of a name in the legend
+_MARKERS = "osD^vPX*"
 
 
 def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
-    """Draw one setting.
+    """Draw the chart of one setting.
 
     Args:
-        points: All attacks under all noises of the setting.
+        points: All attacks under all noise multipliers of the setting.
         colours: Colour of each attack, see `colours_of`.
 
     Returns:
-        SVG as a data URI; empty where no noise gives a finite epsilon.
+        SVG as a data URI; empty if no noise multiplier gives a finite epsilon.
     """
-    names = {attack: shorten(printable(attack), width=_LONGEST, placeholder=" …") for attack in colours}
-    # Imported here: half a second that only reports need.
+    names = {attack: shorten(printable(attack), width=_NAME_LENGTH, placeholder=" …") for attack in colours}
+    # Imported here because it takes half a second, which only reports need.
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -38,12 +38,12 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
         figure = Figure(figsize=(9.2, 3.9 + 0.09 * len(names)), layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        for place, attack in enumerate(colours):
+        for position, attack in enumerate(colours):
             curve = sorted((p for p in shown if p.attack == attack), key=_epsilon)
             if not curve:
                 continue
-            at, mark = [_epsilon(p) for p in curve], _MARKS[place % len(_MARKS)]
-            line = {"color": colours[attack], "marker": mark, "markersize": 4, "linewidth": 1.6}
+            at, marker = [_epsilon(p) for p in curve], _MARKERS[position % len(_MARKERS)]
+            line = {"color": colours[attack], "marker": marker, "markersize": 4, "linewidth": 1.6}
             left.plot(at, [p.psnr.mean for p in curve], label=names[attack], **line)
             right.plot(at, [p.ssim for p in curve], **line)
             ends = [(p.psnr.mean if p.psnr.low is None else p.psnr.low, p.psnr.high or p.psnr.mean) for p in curve]
@@ -63,11 +63,11 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
         right.set_ylim(0, 1)
         for axes, label in ((left, "PSNR, dB"), (right, "SSIM")):
             axes.set_xscale("log")
-            axes.set_xlabel("accounted ε of all rounds (less noise to the right)")
+            axes.set_xlabel("accounted ε over all rounds (less noise to the right)")
             axes.set_ylabel(label)
             axes.grid(alpha=0.25, linewidth=0.5)
             axes.spines[["top", "right"]].set_visible(False)
-        # Below both: inside, it would cover curves. Names are text, whatever they look like to TeX.
+        # Below both axes, so that it covers no curve. Names of attacks are not parsed as TeX.
         lines, labels = left.get_legend_handles_labels()
         legend = figure.legend(lines, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=3)
         for text in legend.get_texts():
@@ -78,8 +78,8 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
 
 
 def colours_of(attacks: Sequence[str]) -> dict[str, str]:
-    """A colour for each attack, the same in all drawings."""
-    return {attack: _COLOURS[place % len(_COLOURS)] for place, attack in enumerate(dict.fromkeys(attacks))}
+    """A colour for each attack, the same in all charts."""
+    return {attack: _COLOURS[position % len(_COLOURS)] for position, attack in enumerate(dict.fromkeys(attacks))}
 
 
 def _epsilon(point: Point) -> float:

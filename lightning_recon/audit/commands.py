@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`recon audit` and `recon report`: from the command line to the files."""
+"""The commands `recon audit` and `recon report`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,19 +11,20 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_recon.audit.config import Sweep
+from lightning_recon.audit.config import ReportOptions, Sweep
 from lightning_recon.audit.load import read_audit, read_runs, write_plan
 from lightning_recon.audit.plan import Plan, base_path, plan_of
-from lightning_recon.audit.report import Judgement, remarks_of, write_report
+from lightning_recon.audit.remarks import remarks_of
+from lightning_recon.audit.report import write_report
 from lightning_recon.audit.run import cell_folder
 from lightning_recon.audit.runner import Runner, failure
 from lightning_recon.audit.table import write_hparams
 from lightning_recon.client import Privacy
+from lightning_recon.command_line.config_files import read_config
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
-from lightning_recon.command_line.shipped_configs import read_config
 from lightning_recon.console import say
-from lightning_recon.deprecated import modernized, modernized_option
+from lightning_recon.deprecated import Place, modernized_option
 from lightning_recon.errors import UserError
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.locking import claimed
@@ -36,16 +37,15 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
 
     Args:
         args: Command line after the subcommand.
-        resolve: Gives the whole config that `recon fit` would run with, from its command line.
+        resolve: Returns the complete config of `recon fit` for its command line.
 
     Returns:
         Whether all cells finished.
 
     Raises:
-        UserError: For whatever can be told before the first cell runs, or where files cannot be written.
+        UserError: A mistake in the options, found before the first cell runs; or files cannot be written.
     """
     configs, flags, own = split(args)
-    own = [_modernized_value(own[place - 1] if place else "", word) for place, word in enumerate(own)]
     sections, bases = read_configs(configs)
     given = ["audit", *(word for name in configs for word in ("--config", name)), *own]
     with explaining(audit_options, given):
@@ -67,16 +67,16 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     try:
         runner.run(cells)
     except KeyboardInterrupt as stop:
-        stop.add_note("stopped; the same command goes on where this one was")
+        stop.add_note("stopped; run the same command again to continue")
         raise
 
     runs, reasons = read_audit(output), {cell: failure(cell_folder(output, cell.name)) for cell in cells}
     failed = [(cell, reason) for cell, reason in reasons.items() if reason]
-    judgement = Judgement(sweep.tolerance, sweep.population_size, sweep.sampling_rate)
+    options = ReportOptions(sweep.tolerance, sweep.population_size, sweep.sampling_rate)
     with claimed(output / "locks" / "report"):
-        rows = write_report(output / "report.html", output / "results.csv", runs, failed, judgement)
+        rows = write_report(output / "report.html", output / "results.csv", runs, options, failed)
         write_hparams(output, rows)
-    for remark in remarks_of(runs.outcomes, judgement):
+    for remark in remarks_of(runs.outcomes, options):
         say(f"warning: {remark}")
     done = f"{len(runs.outcomes)} of {len(cells)} cells finished: {output / 'report.html'}, {output / 'results.csv'}; "
     say(f"{done}tensorboard --logdir {output / 'hparams'}")
@@ -89,29 +89,30 @@ def report(args: Sequence[str]) -> None:
     Args:
         args: Command line after the subcommand.
     """
-    with explaining(lambda: options_of(Judgement) | {"output": str, "help": bool, "quiet": bool}, ["report", *args]):
+    known = options_of(ReportOptions) | {"output": str, "help": bool, "quiet": bool}
+    with explaining(lambda: known, ["report", *args]):
         parser = ArgumentParser(prog="recon report", exit_on_error=False, allow_abbrev=False)
         parser.add_argument("runs", nargs="+", help="folders of finished runs, or of an audit")
         parser.add_argument("--output", required=True, help="HTML file; a table (.csv) and JSON go beside it")
-        parser.add_class_arguments(Judgement)
+        parser.add_class_arguments(ReportOptions)
         chosen = parser.parse_args([modernized_option(word, "records", "population_size") for word in args])
     page = Path(chosen.output)
     if page.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--output {page} is no HTML file: give a name that ends in .html")
+        raise UserError(f"--output {page} is not an HTML file: give a name that ends in .html")
     runs = read_runs([Path(run) for run in chosen.runs])
-    judgement = Judgement(chosen.tolerance, chosen.population_size, chosen.sampling_rate)
-    write_report(page, page.with_suffix(".csv"), runs, judgement=judgement)
+    options = ReportOptions(chosen.tolerance, chosen.population_size, chosen.sampling_rate)
+    write_report(page, page.with_suffix(".csv"), runs, options)
     say(f"{len(runs.outcomes)} runs: {page}")
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Part a command line of `recon audit`.
+    """Split a command line of `recon audit`.
 
     Args:
-        args: Without the subcommand.
+        args: Command line after the subcommand.
 
     Returns:
-        Names of configs; arguments of `recon fit`; arguments of the audit itself.
+        Paths of configs; arguments of `recon fit`; arguments of the audit itself.
     """
     configs: list[str] = []
     flags: list[str] = []
@@ -135,22 +136,6 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return configs, flags, own
 
 
-def _modernized_value(option: str, word: str) -> str:
-    """A word of the command line; deprecated keys in a mapping given to an audit option are translated."""
-    name, equals, value = word.partition("=") if word.startswith("--") else (option, "", word)
-    if not name.startswith("--audit") or not value.lstrip().startswith("{"):
-        return word
-    with suppress(yaml.YAMLError):  # the parser explains what is wrong with it
-        content = yaml.safe_load(value)
-        for key in reversed(name.removeprefix("--").split(".")):
-            content = {key: content}
-        content = modernized(content)
-        for _ in name.split("."):
-            content = next(iter(content.values()))
-        value = json.dumps(content)
-    return f"{name}={value}" if equals else value
-
-
 def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read configs, each of which may have a section `audit` beside those of `recon fit`.
 
@@ -158,19 +143,20 @@ def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, A
         names: Files.
 
     Returns:
-        The section `audit`, later files winning entry by entry; and what `recon fit` gets, file by file.
+        The section `audit`, in which later files override earlier ones entry by entry; and the rest, file by file.
 
     Raises:
         UserError: A file cannot be read.
     """
     sections: dict[str, Any] = {}
+    classes: dict[Place, str] = {}
     bases = []
     for name in names:
-        content = read_config(name)
+        content = read_config(name, classes)
         section = content.pop("audit", None) or {}
         if not isinstance(section, dict):
             raise UserError(
-                f"config {name}: audit is no section: write its settings below it, as in recon configs audit"
+                f"config {name}: audit is not a section: write its settings below it, as in recon configs audit"
             )
         sections |= section
         if content:
@@ -179,20 +165,20 @@ def read_configs(names: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, A
 
 
 def audit_options() -> dict[str, Any]:
-    """The options of `recon audit` for messages and completion."""
+    """The options of `recon audit`, for error messages and completion."""
     single = {"config": str, "output": str, "help": bool, "help_all": bool, "quiet": bool}
     return single | {"audit": options_of(Sweep)} | {name.removeprefix("--"): Any for name in _FIT}
 
 
 def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]]) -> None:
-    """Find out before the first cell what would stop all of them, or all of one attack or change.
+    """Check before the first cell what would make all cells, or all of one attack or intervention, fail.
 
     Args:
         plan: The cells.
-        resolve: Gives the whole config that `recon fit` would run with, from its command line.
+        resolve: Returns the complete config of `recon fit` for its command line.
 
     Raises:
-        UserError: A config is wrong, a protection impossible, or there is no GPU where one is asked for.
+        UserError: A config is wrong, privacy parameters are out of range, or a requested GPU is missing.
     """
     configs: dict[str, dict[str, Any]] = {}
     for cell in plan.cells:
@@ -206,7 +192,7 @@ def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]]) -
                 f"trainer.accelerator is {accelerator}, but there is no GPU here: use --trainer.accelerator auto"
             )
     for cell in plan.cells:
-        with suppress(LookupError, TypeError):  # a client of another kind
+        with suppress(LookupError, TypeError):  # a client class of the user
             privacy = configs[cell.attack]["model"]["init_args"]["client"]["init_args"]["privacy"]
             own = {"noise_multiplier": cell.noise_multiplier, "granularity": cell.granularity, "rounds": cell.rounds}
             Privacy(**(privacy | own))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an audit is asked to do: attacks, protections, and the changes of one protection whose worth is measured."""
+"""Options of an audit and of its report: attacks, privacy parameters to sweep, and interventions to compare."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,9 +16,9 @@ class AuditedAttack:
     """One attack of an audit.
 
     Args:
-        configs: overlays of `recon fit` that make it, in their order; none for what the audit's own config says.
-        min_rounds: it is left out where clients take part in fewer rounds.
-        max_noise_multiplier: it is left out where the noise multiplier, divided by the root of the rounds, is larger.
+        configs: overlays of `recon fit` that select the attack, in their order; none for the audit's own config.
+        min_rounds: skip the attack where clients take part in fewer rounds.
+        max_noise_multiplier: skip the attack where z / sqrt(rounds) is larger.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -36,12 +36,12 @@ class AuditedAttack:
 
 @dataclass(frozen=True)
 class Reference:
-    """The one protection of an audit that changes are tried on; what is null is the first that the sweep lists.
+    """The privacy setting to which interventions are applied; a null entry takes the sweep's first value.
 
     Args:
-        noise_multiplier: noise multiplier z; null: the middle one of the sweep's, the lower of two.
-        granularity: what is clipped, "sample" or "update".
-        batch_size: pictures in a client's batch.
+        noise_multiplier: noise multiplier z; null takes the median of the sweep's values, the lower of two.
+        granularity: unit of clipping, "sample" or "update".
+        batch_size: images in a client's batch.
         rounds: rounds with the same batch.
     """
 
@@ -62,13 +62,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Change:
-    """One change of the reference protection, whose worth the report states in decibels.
+    """An intervention: a change of the reference setting, whose effect the report states in decibels.
 
     Args:
-        noise_factor: the noise multiplier becomes so many times as large.
-        batch_factor: the batch becomes so many times as large.
+        noise_factor: factor by which the noise multiplier is multiplied.
+        batch_factor: factor by which the batch size is multiplied.
         flags: further arguments of `recon fit` by name without dashes, such as model.client.privacy.per_layer.
-        cost: what it costs, in words for the report.
+        cost: the cost of the change in words, for the report.
     """
 
     noise_factor: float = 1.0
@@ -85,26 +85,28 @@ class Change:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What an audit varies, and how its report judges.
+    """Options of `recon audit`: what is swept, and how its report classifies the results.
 
     Args:
-        attacks: attacks by the names that the report gives them.
-        noise_multiplier: noise multipliers z (scale of the noise / clipping norm); or give epsilon.
-        epsilon: accounted epsilons of all rounds together, from which the noise follows; or give noise_multiplier.
-        granularity: what is clipped, each "sample" or the whole "update".
-        batch_size: pictures in a client's batch.
-        rounds: rounds that a client takes part in with the same batch.
-        seeds: each one means other pictures, another untrained network and other noise.
-        delta: delta at which epsilon is accounted.
-        adjacency: neighbours of the epsilon that is asked for and named first: "add_remove" or "replace_one".
+        attacks: attacks by their names in the report.
+        noise_multiplier: noise multipliers z (scale of the noise / clipping norm); alternative to epsilon.
+        epsilon: accounted epsilons over all rounds, which determine the noise; alternative to noise_multiplier.
+        granularity: units of clipping, each "sample" or "update".
+        batch_size: numbers of images in a client's batch.
+        rounds: numbers of rounds in which a client takes part with the same batch.
+        seeds: each seed selects other images, another untrained network and other noise.
+        delta: delta of the accounted epsilon.
+        adjacency: neighbouring relation of the epsilon that is requested and stated first, "add_remove" or
+            "replace_one".
         mechanism: "gaussian", "laplace", or the class path of a `privacy.mechanism.Mechanism`.
-        interventions: changes of one protection by the names that the report gives them, each attacked like the sweep.
-        reference: the protection that is changed; null: the first of each list above, the middle one of the noises.
-        sampling_rate: probability with which a round uses a record, if you announce Poisson sampling: the report then
-            states beside every epsilon what it would be if the server honours that; null: it does not.
-        population_size: how many people's data the protection is about, to judge delta by; null: not known.
-        tolerance: PSNR in dB above a mean image that still counts as nothing seen.
-        jobs: cells that run at a time on this machine.
+        interventions: changes of the reference setting by their names in the report, each attacked like the sweep.
+        reference: the setting to which interventions are applied; null takes the first entry of each list above and the
+            median noise multiplier.
+        sampling_rate: sampling probability of a record per round, if Poisson sampling is announced; the report then
+            also states every epsilon with amplification by sampling. null: no sampling is announced.
+        population_size: number of people whose data are protected, to which delta is compared; null: unknown.
+        tolerance: gain in PSNR over the mean image, in dB, that still counts as no leakage.
+        jobs: number of cells that run in parallel on this machine.
     """
 
     attacks: dict[str, AuditedAttack]
@@ -158,3 +160,27 @@ class Sweep:
                 raise UserError(
                     f"audit.interventions: “{name}” changes nothing: give noise_factor, batch_factor or flags"
                 )
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of a report.
+
+    Args:
+        tolerance: gain in PSNR over the mean image, in dB, that still counts as no leakage.
+        population_size: number of people whose data are protected, to which delta is compared; null: unknown.
+        sampling_rate: sampling probability of a record per round, if Poisson sampling is announced; null: none is.
+    """
+
+    tolerance: float = 0.5
+    population_size: int | None = None
+    sampling_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_ranges(
+            "--",
+            tolerance=(self.tolerance, POSITIVE),
+            population_size=(self.population_size, COUNT),
+            sampling_rate=(self.sampling_rate, SHARE),
+        )

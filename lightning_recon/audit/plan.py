@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an audit will do, as a list of cells: each one an independent `recon fit`, known by a name of its own."""
+"""The plan of an audit: a list of cells, each an independent `recon fit` with a unique name."""
 
 import hashlib
 import itertools
@@ -14,7 +14,8 @@ from typing import Any
 
 from lightning_recon import __version__
 from lightning_recon.audit.config import AuditedAttack, Reference, Sweep
-from lightning_recon.command_line.shipped_configs import read_config, with_shipped_configs
+from lightning_recon.command_line.config_files import read_config
+from lightning_recon.command_line.shipped_configs import with_shipped_configs
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -24,14 +25,14 @@ class Cell:
     """One independent run of an audit.
 
     Args:
-        name: Of its folder: readable, and different for whatever would give other results.
+        name: Name of its folder: readable, and with a digest of everything that affects the results.
         attack: Name of the attack in this audit.
         noise_multiplier: z.
         granularity: "sample" or "update".
-        batch_size: Pictures a client.
+        batch_size: Images per client.
         rounds: Rounds with the same batch.
-        seed: Of pictures, network and noise.
-        arguments: Command line of `recon fit`, but for the output folder.
+        seed: Seed of images, network and noise.
+        arguments: Command line of `recon fit` without the output folder.
     """
 
     name: str
@@ -46,12 +47,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of an audit, and what each is there for; a cell may be there for several things.
+    """All cells of an audit by their purpose; a cell may serve several purposes.
 
     Args:
         sweep: Cells of the sweep.
-        reference: Cells of the protection that is changed; none without changes.
-        changes: Cells of each change.
+        reference: Cells of the reference setting; none without interventions.
+        changes: Cells of each intervention.
     """
 
     sweep: list[Cell]
@@ -60,22 +61,22 @@ class Plan:
 
     @property
     def cells(self) -> list[Cell]:
-        """Every cell once, in the order in which they run and stand in the tables."""
+        """Every cell once, in the order in which they run and appear in tables."""
         groups = [self.sweep, self.reference, *self.changes.values()]
         return list({cell.name: cell for group in groups for cell in group}.values())
 
 
 def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: Sequence[str] = ()) -> Plan:
-    """All cells of an audit: pictures of one protection together, attacks side by side.
+    """List the cells of an audit, grouped by privacy setting.
 
     Args:
-        sweep: What is varied.
+        sweep: Options of the audit.
         bases: Configs of `recon fit` that all cells share, in their order.
-        folder: Where the bases are kept, see `base_path`.
+        folder: Folder in which the bases are kept, see `base_path`.
         flags: Further arguments of `recon fit` for all cells.
 
     Returns:
-        Cells of different names; two that would give the same results are one.
+        Cells with unique names; cells that would give the same results are merged.
 
     Raises:
         UserError: A config is missing, a flag contradicts the sweep, or no cell is left.
@@ -109,7 +110,7 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
             found += cells(z, granularity, batch_size, rounds)
     if not found:
         raise UserError(
-            "the sweep is empty: every attack asks for more rounds (min_rounds) or less noise (max_noise_multiplier) "
+            "the sweep is empty: every attack needs more rounds (min_rounds) or less noise (max_noise_multiplier) "
             "than the audit has"
         )
     chosen = sweep.reference or Reference()
@@ -119,7 +120,7 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
     reference = cells(z, granularity, batch, rounds) if sweep.interventions else []
     if sweep.interventions and not reference:
         raise UserError(
-            f"no attack of this audit takes {rounds} round(s) at z = {z:.3g}: give another audit.reference.rounds "
+            f"no attack of this audit runs with {rounds} round(s) at z = {z:.3g}: give another audit.reference.rounds "
             "or .noise_multiplier"
         )
     changes = {
@@ -130,12 +131,12 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
 
 
 def base_path(folder: Path, base: dict[str, Any]) -> Path:
-    """Where a shared config is kept: other content, other name."""
+    """The path of a shared config, named by a digest of its content."""
     return folder / f"{hashlib.sha256(json.dumps(base, sort_keys=True, default=str).encode()).hexdigest()[:8]}.yaml"
 
 
 def _words(flags: dict[str, bool | int | float | str]) -> dict[str, str]:
-    """Flags as a command line has them, as YAML reads them."""
+    """Flags as words of a command line, with values in YAML."""
     return {f"--{name}": value if isinstance(value, str) else json.dumps(value) for name, value in flags.items()}
 
 
@@ -167,7 +168,7 @@ def _check_flags(flags: Sequence[str], own: dict[str, str]) -> None:
         name = flag.partition("=")[0].replace(".init_args", "")
         if name in own or name == "--trainer.default_root_dir":
             place = "--output" if name == "--trainer.default_root_dir" else f"--audit.{_axis(name)}"
-            raise UserError(f"{name} is set by the audit itself, for every cell: use {place}")
+            raise UserError(f"{name} is set by the audit for every cell: use {place}")
 
 
 def _axis(flag: str) -> str:
@@ -176,7 +177,7 @@ def _axis(flag: str) -> str:
 
 
 def _overlays(attack: AuditedAttack) -> dict[str, Any]:
-    """Content of an attack's overlays by the paths that `recon fit` finds them at."""
+    """The content of an attack's overlays by their paths."""
     found = {}
     for name in attack.configs:
         path = with_shipped_configs(["--config", name])[1]

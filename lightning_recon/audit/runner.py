@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells run as processes of their own: what one does to its memory, or fails by, is no other's business.
+"""Run the cells of an audit as separate processes, so that the failure of one does not affect the others.
 
-A cell is claimed by a lock of the operating system, which ends with the process that holds it, and its run holds its
-own folder. So any number of audits (a SLURM array, say) may share one output folder, and none waits for one that was
-killed, unless its run goes on.
+A cell is claimed by a lock of the operating system, which is released when the process that holds it ends. The run of
+the cell also locks its own folder. Several audits (for example a SLURM array) can therefore share one output folder.
+An audit waits for the cells of another only while that audit, or a run that outlived it, is alive.
 """
 
 import os
@@ -27,25 +27,25 @@ from lightning_recon.errors import UserError
 from lightning_recon.files.locking import claimed
 from lightning_recon.files.run_folder import LOCK
 
-# Isolated from the current folder (-P), which `recon` takes modules from only where a class path names one.
+# -P keeps the current folder off the import path; `recon` adds it only if a class path needs it.
 PROGRAM = (sys.executable, "-P", "-m", "lightning_recon", "fit")
 
 
 class Runner:
-    """Runs the cells of an audit, a few at a time."""
+    """Runs the cells of an audit, several in parallel."""
 
     def __init__(self, output: Path, jobs: int) -> None:
-        """Prepare the folder.
+        """Prepare the output folder.
 
         Args:
             output: Folder of the audit.
-            jobs: Cells at a time.
+            jobs: Number of cells that run in parallel.
         """
         self.output, self.jobs = output, jobs
         self.locks = output / "locks"
         self.started = time.time()
         self._children: set[subprocess.Popen[str]] = set()
-        # Cells that run side by side share the cores.
+        # Parallel cells share the cores.
         self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
         try:
             self.locks.mkdir(parents=True, exist_ok=True)
@@ -53,14 +53,14 @@ class Runner:
             raise UserError(f"cannot write to {output} ({error.strerror}): choose another --output") from None
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Run all cells that are not finished yet; returns when every cell is finished or has failed.
+        """Run all unfinished cells; return when every cell has finished or failed.
 
         Args:
             cells: The plan, or a part of it.
         """
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         left = [cell for cell in cells if not is_finished(cell_folder(self.output, cell.name))]
-        # Time left is judged by all cells so far: they take seconds or hours.
+        # The remaining time is estimated from all cells so far, because their durations differ widely.
         watched = rich.get_console().is_terminal and not is_quiet()
         with Progress(
             *columns,
@@ -71,7 +71,7 @@ class Runner:
             disable=not watched,
         ) as progress:
             task = progress.add_task("Auditing", total=len(cells), completed=len(cells) - len(left))
-            # What others have claimed comes last: it is looked at once they have let go of it.
+            # Cells that other audits have claimed come last: they are checked once they are released.
             for wait in (False, True):
                 taken: list[Cell] = []
                 with ThreadPoolExecutor(self.jobs) as pool:
@@ -98,20 +98,20 @@ class Runner:
                 left = taken
 
     def settle(self, cell: Cell, wait: bool = True) -> bool:
-        """Run one cell unless it is finished, or failed since this audit began.
+        """Run one cell unless it has finished, or has failed since this audit began.
 
         Args:
             cell: The cell.
-            wait: Whether to wait for another audit that runs it.
+            wait: Whether to wait for another audit that runs the cell.
 
         Returns:
-            Whether it is settled; otherwise another audit runs it.
+            Whether the cell has finished or failed; otherwise another audit runs it.
         """
         folder = cell_folder(self.output, cell.name)
         with claimed(self.locks / cell.name, wait) as mine:
             if not mine:
                 return False
-            # A run that has outlived its killed audit still holds its own folder.
+            # A run that has outlived its killed audit still holds the lock of its folder.
             with claimed(_made(folder) / LOCK, wait) as idle:
                 if not idle:
                     return False
@@ -123,12 +123,12 @@ class Runner:
                 if not idle:
                     return False
                 if not is_finished(folder):
-                    with suppress(OSError):  # a full disk: the cell is missing all the same
+                    with suppress(OSError):  # a full disk: the cell counts as failed anyway
                         (folder / FAILED).write_text(said + f"\nexit status {status}\n", encoding="utf-8")
         return True
 
     def _fit(self, cell: Cell, folder: Path) -> tuple[str, int]:
-        """Run one cell to its end; what it printed, and its exit status."""
+        """Run one cell; return its output and its exit status."""
         command = [*PROGRAM, *cell.arguments]
         command += ["--results.show", "false", "--results.inspect", "true", "--trainer.default_root_dir", str(folder)]
         with subprocess.Popen(
@@ -149,7 +149,7 @@ def _made(folder: Path) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a stopped or failed cell has left, all but its lock, which is held."""
+    """Remove the files of a stopped or failed cell, except its lock, which is held."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -158,7 +158,7 @@ def _clear(folder: Path) -> None:
 
 
 def failure(folder: Path) -> str:
-    """Why a cell failed, in one line without absolute paths; empty if it did not."""
+    """The reason why a cell failed, in one line without absolute paths; empty if it finished."""
     if is_finished(folder):
         return ""
     try:
@@ -167,8 +167,8 @@ def failure(folder: Path) -> str:
         said = []
     lines = [line.strip() for line in said if line.strip()]
     if not lines:
-        return "not run, or no room was left to say why it failed"
-    last = lines[-2] if len(lines) > 1 else lines[-1]  # the last of all is the exit status
+        return "not run, or no disk space was left to record the reason"
+    last = lines[-2] if len(lines) > 1 else lines[-1]  # the last line is the exit status
     return re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "…/", last.removeprefix("recon: error: "))
 
 

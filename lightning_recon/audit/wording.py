@@ -1,258 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict in plain words: only what was measured, with the protection that it was measured under."""
+"""The verdict in sentences: each one states a measurement and the privacy parameters under which it was made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from lightning_recon.audit.aggregate import CONFIDENCE, Point, smallest_noise
-from lightning_recon.audit.bit_exact import exact_of, most_exact, share_sentence
-from lightning_recon.audit.run import Setting, recorded_epsilon
-from lightning_recon.evaluation.formatting import in_words
+from lightning_recon.audit.bit_exact import exact_of, most_exact, share_interval
+from lightning_recon.audit.formatting import batch_of, enumerated, guarantee_of, noise_of
+from lightning_recon.audit.verdict import LEVELS, Level, Protection
 from lightning_recon.privacy.reconstruction_robustness import binomial_interval
-
-Level = Literal["recognisable", "something", "nothing", "open"]
-NAMES: dict[Level, str] = {
-    "recognisable": "recognisable",
-    "something": "more than a mean image",
-    "nothing": "no better than a mean image",
-    "open": "undecided",
-}
-_ORDER: tuple[Level, ...] = ("recognisable", "something", "open", "nothing")
-
-
-@dataclass(frozen=True, eq=False)
-class Protection:
-    """One setting under one noise, with the attack that got furthest.
-
-    Args:
-        level: What that attack saw.
-        best: That attack.
-        points: All attacks under this protection.
-    """
-
-    level: Level
-    best: Point
-    points: tuple[Point, ...]
-
-    @property
-    def noise(self) -> float:
-        """The noise multiplier."""
-        return self.best.noise
-
-
-def level_of(point: Point, tolerance: float) -> Level:
-    """What an attack saw, by its gain over a mean image.
-
-    Args:
-        point: The attack under one protection.
-        tolerance: Gain in dB that still counts as nothing.
-
-    Returns:
-        "nothing" only if the whole confidence interval of the mean gain keeps within the tolerance; "open" if the mean
-        does and the interval does not, or if there is no interval.
-    """
-    if point.recognisable:
-        return "recognisable"
-    if point.gain.mean > tolerance:
-        return "something"
-    return "open" if point.gain.high is None or point.gain.high > tolerance else "nothing"
-
-
-def protections_of(points: Sequence[Point], tolerance: float) -> list[Protection]:
-    """The points of one setting by noise, the least noise first."""
-    found = []
-    for noise in sorted({point.noise for point in points}):
-        here = tuple(point for point in points if point.noise == noise)
-        best = min(here, key=lambda point: (_ORDER.index(level_of(point, tolerance)), -point.gain.mean))
-        found.append(Protection(level_of(best, tolerance), best, here))
-    return found
 
 
 def summary_sentence(protections: Sequence[Protection], tolerance: float) -> str:
-    """The whole audit in one sentence.
+    """The result of the whole audit in one or two sentences.
 
     Args:
         protections: At least one.
-        tolerance: Gain in dB over a mean image that still counts as nothing seen.
+        tolerance: Gain in dB over the mean image that still counts as no leakage.
     """
-    count = {level: sum(one.level == level for one in protections) for level in _ORDER}
+    count = {level: sum(one.level == level for one in protections) for level in LEVELS}
     parts = []
     if count["recognisable"]:
-        parts.append(f"pictures came back recognisable under {count['recognisable']}")
+        parts.append(f"reconstructions were recognisable under {count['recognisable']}")
     if count["something"]:
-        parts.append(f"more than a mean image, but not a recognisable picture, under {count['something']}")
+        something = "reconstructions were better than the mean image, but not recognisable,"
+        parts.append(f"{something} under {count['something']}")
     if count["nothing"]:
-        parts.append(f"no attack beat a mean image by more than {tolerance:g} dB under {count['nothing']}")
+        parts.append(f"no attack exceeded the mean image by more than {tolerance:g} dB under {count['nothing']}")
     if count["open"]:
-        parts.append(f"these pictures are too few to say under {count['open']}")
-    plural = "protection was" if len(protections) == 1 else "protections were"
-    text = f"{len(protections)} {plural} audited: {'; '.join(parts)}."
+        parts.append(f"there were too few images to decide under {count['open']}")
+    audited = "privacy setting was" if len(protections) == 1 else "privacy settings were"
+    text = f"{len(protections)} {audited} audited: {'; '.join(parts)}."
     if exact := sum(bool((most := most_exact(one.points)) and most[1].came) for one in protections):
-        # Not one of the parts: what came back bit for bit counts there too.
-        of = "it" if len(protections) == 1 else f"{exact} of them"
-        text += f" Under {of}, pictures came back bit for bit."
+        # Not a level of its own: these settings are already counted among the recognisable ones.
+        settings = "it" if len(protections) == 1 else f"{exact} of them"
+        text += f" Under {settings}, images were reconstructed bit for bit."
     return text
 
 
 def sentences_of(protections: Sequence[Protection], tolerance: float) -> list[tuple[Level, str]]:
-    """What is worth saying of one setting: where pictures come back, and where nothing was seen.
+    """Describe the settings where the level changes: recognisable images, and the onset of no leakage.
 
     Args:
-        protections: Of one setting, the least noise first.
-        tolerance: Gain in dB over a mean image that still counts as nothing.
+        protections: Of one setting, the smallest noise multiplier first.
+        tolerance: Gain in dB over the mean image that still counts as no leakage.
 
     Returns:
         Levels with sentences.
     """
-    seen = [one for one in protections if one.level == "recognisable"]
-    told = list(dict.fromkeys([*seen[:1], *seen[-1:]]))
-    quiet: list[Protection] = []
-    for one in reversed(protections):  # from the most noise down, as long as nothing is seen
+    recognisable = [one for one in protections if one.level == "recognisable"]
+    chosen = list(dict.fromkeys([*recognisable[:1], *recognisable[-1:]]))
+    smallest_without_leakage: list[Protection] = []
+    for one in reversed(protections):
         if one.level != "nothing":
-            told += [one] if one not in told else []
+            chosen += [one] if one not in chosen else []
             break
-        quiet = [one]
-    told += quiet
-    return [(one.level, _sentence(one, tolerance)) for one in sorted(told, key=lambda one: one.noise)]
+        smallest_without_leakage = [one]
+    chosen += smallest_without_leakage
+    return [(one.level, _sentence(one, tolerance)) for one in sorted(chosen, key=lambda one: one.noise)]
 
 
 def exact_sentences(protections: Sequence[Protection]) -> list[tuple[Level | Literal[""], str]]:
-    """Where pictures came back bit for bit, and where not one did.
+    """State where images were reconstructed bit for bit, and where none was.
 
     Args:
-        protections: Of one setting, the least noise first.
+        protections: Of one setting, the smallest noise multiplier first.
 
     Returns:
-        Levels with sentences; none where no run looked.
+        Levels with sentences; none where no run compared bit for bit.
     """
-    told: list[tuple[Level | Literal[""], str]] = []
-    never = []
+    sentences: list[tuple[Level | Literal[""], str]] = []
+    none_exact = []
     for one in protections:
         most = most_exact(one.points)
         if most is None:
             continue
         point, exact = most
         if not exact.came:
-            never.append((one.noise, exact))
+            none_exact.append((one.noise, exact))
             continue
-        batch = _batch(point.setting)
-        start = f"At {promise(point)}, z = {one.noise:.3g}, {batch}"
-        told.append(("recognisable", f"{start}: {exact.sentence}, by “{point.attack}”. {share_sentence(exact)}"))
-    if never:
-        fewest = min((exact for _, exact in never), key=lambda exact: exact.pictures)
-        at = _listed([f"{noise:.3g}" for noise, _ in never])
-        of = "the only picture" if fewest.pictures == 1 else f"one of {fewest.pictures} pictures"
-        told.append(("", f"At z = {at}, not {of} came back bit for bit from any attack; {share_sentence(fewest)}"))
-    return told
-
-
-def setting_name(setting: Setting) -> str:
-    """A setting in words, but for the network and the pictures."""
-    clip = "every picture's gradient clipped alone" if setting.granularity == "sample" else "one clip for each update"
-    batch = _batch(setting)
-    rounds = "one round" if setting.rounds == 1 else f"{setting.rounds} rounds with the same pictures"
-    layers = ", each tensor by itself" if setting.per_layer else ""
-    text = f"{clip}{layers}; {batch}; {rounds}"
-    if setting.aggregated > 1:
-        noise = "each with all of the noise" if setting.noise_share == "local" else "the noise shared among them"
-        text += f"; the sum of {setting.aggregated} clients, {noise}"
-    return text if setting.participation in (1, None) else f"{text} with probability {setting.participation:g}"
+        start = f"At {guarantee_of(point)}, z = {one.noise:.3g}, {batch_of(point.setting)}"
+        sentences.append(("recognisable", f"{start}: {exact.sentence}, by “{point.attack}” ({share_interval(exact)})."))
+    if none_exact:
+        fewest = min((exact for _, exact in none_exact), key=lambda exact: exact.pictures)
+        at = enumerated([f"{noise:.3g}" for noise, _ in none_exact])
+        images = "the only image" if fewest.pictures == 1 else f"any of {fewest.pictures} images"
+        sentences.append(("", f"At z = {at}, no attack reconstructed {images} bit for bit ({share_interval(fewest)})."))
+    return sentences
 
 
 def noise_sentence(points: Sequence[Point], tolerance: float) -> str:
-    """The smallest audited noise that keeps every attack within the tolerance, with what the intervals allow."""
+    """State the smallest audited noise that keeps every attack within the tolerance, and how certain that is."""
     found = smallest_noise(points, tolerance)
-    start = f"Smallest audited noise that keeps every attack within {tolerance:g} dB of a mean image"
+    start = f"Smallest audited noise that keeps every attack within {tolerance:g} dB of the mean image"
     if found is None:
-        return f"{start}: cannot be told, which takes noise, two pictures or more, and their originals at hand."
+        return f"{start}: not determined. This needs noise, at least two images, and the true images."
     if found.mean is None:
-        return f"{start}: none. More noise than z = {max(point.noise for point in points):.3g} was not tried."
-    text = f"{start}: {_noise(found.mean, points)}."
+        return f"{start}: none. No noise multiplier above z = {max(point.noise for point in points):.3g} was tried."
+    text = f"{start}: {noise_of(found.mean, points)}."
     if found.sure is None:
-        text += " The intervals over pictures and draws reach further up under every noise: more pictures would tell."
+        text += " The 95 % confidence interval exceeds the tolerance at every noise multiplier: use more images."
     elif found.sure > found.mean:
-        text += f" With the whole 95 % interval over pictures and draws: {_noise(found.sure, points)}."
+        text += f" With the whole 95 % confidence interval within the tolerance: {noise_of(found.sure, points)}."
     elif any(point.detects for point in points if point.noise >= found.sure):
-        text += " The whole 95 % interval over pictures and draws keeps within it too."
+        text += " The whole 95 % confidence interval is within the tolerance, too."
     else:
-        pictures = min(point.psnr.pictures for point in points)
-        rare = binomial_interval(0, pictures, CONFIDENCE)[1]
+        images = min(point.psnr.pictures for point in points)
+        share = binomial_interval(0, images, CONFIDENCE)[1]
         text += (
-            f" No attack detected any of the {pictures} pictures there; seen on so few, up to {100 * rare:.0f} % of "
-            "such pictures might still be (95 % interval)."
+            f" No attack detected any of the {images} images there; with so few images, the share that can be detected "
+            f"may still be up to {100 * share:.0f} % (95 % confidence interval)."
         )
-    below = [point.noise for point in points if 0 < point.noise < found.mean]
-    if not below:
-        return text + " Less noise was not tried."
+    if not any(0 < point.noise < found.mean for point in points):
+        return text + " No smaller noise multiplier was tried."
     if found.exceeded is None:
-        return text + " No smaller noise that was tried exceeds it with the whole interval."
-    return text + f" With the whole interval it is exceeded up to z = {found.exceeded:.3g}: the threshold lies between."
-
-
-def promise(point: Point) -> str:
-    """What a protection promises, in a few words."""
-    privacy = point.privacy
-    if privacy["epsilon_accounted"] is None:
-        return "without noise (no finite ε)"
-    rounds = "" if privacy["rounds"] == 1 else f", {privacy['rounds']} rounds together"
-    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}, δ = {number(privacy['delta'])}{rounds}"
-    if privacy["adjacency"] == "replace_one":
-        text += ", one record replaced"
-    nominal = privacy["epsilon_nominal"]
-    if 0.1 <= nominal <= 100 and privacy["epsilon_accounted"] > 100 * nominal:
-        return f"{text} (the seed paper's formula calls this noise ε = {nominal:.3g})"
-    return text
-
-
-def number(value: float | None) -> str:
-    """A number as people read it: 8, 0.333, 970, 1.2e7, 1e-5."""
-    if value is None:
-        return "–"
-    if value == 0 or 0.01 <= abs(value) < 1e4:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
-def _batch(setting: Setting) -> str:
-    return "one picture a client" if setting.batch_size == 1 else f"{setting.batch_size} pictures a client"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _noise(noise: float, points: Sequence[Point]) -> str:
-    privacy = points[0].privacy
-    epsilon = recorded_epsilon(privacy, noise, privacy["rounds"], privacy["adjacency"])
-    return f"z = {noise:.3g} (accounted ε = {in_words(epsilon)})"
+        return text + " At no smaller noise multiplier does the whole interval lie above the tolerance."
+    at = f" At z = {found.exceeded:.3g}, the whole interval lies above the tolerance"
+    return f"{text}{at}, so the threshold lies between these values of z."
 
 
 def _sentence(one: Protection, tolerance: float) -> str:
     best = one.best
-    between = "" if best.gain.low is None else f" (95 % interval {best.gain.low:+.1f} to {best.gain.high:+.1f} dB)"
-    start = f"At {promise(best)}, z = {one.noise:.3g}: "
+    low, high = best.gain.low, best.gain.high
+    interval = "" if low is None else f" (95 % confidence interval {low:+.1f} to {high:+.1f} dB)"
+    start = f"At {guarantee_of(best)}, z = {one.noise:.3g}: "
     if not any(point.detects for point in one.points):
-        return (
-            f"{start}no attack in this audit detected any of {best.psnr.pictures} pictures; the best estimate left to "
-            "them is the mean image."
-        )
+        images = f"any of the {best.psnr.pictures} images"
+        return f"{start}no attack detected {images}; the mean image remains the best estimate."
+    within = f"{start}no attack exceeds the mean image by more than {tolerance:g} dB on average"
     if one.level == "nothing":
-        return (
-            f"{start}no attack in this audit beats a mean image by more than {tolerance:g} dB on average; the best, "
-            f"“{best.attack}”, is at {best.gain.mean:+.1f} dB{between}."
-        )
+        return f"{within}; the best, “{best.attack}”, is at {best.gain.mean:+.1f} dB{interval}."
     if one.level == "open":
         return (
-            f"{start}no attack's mean gain exceeds {tolerance:g} dB, but the pictures are too few to be sure: "
-            f"“{best.attack}” is at {best.gain.mean:+.1f} dB{between}."
+            f"{within}, but there are too few images to be certain: “{best.attack}” is at "
+            f"{best.gain.mean:+.1f} dB{interval}."
         )
-    what = "subjects are recognisable" if one.level == "recognisable" else "more than a mean image comes back"
+    recovered = "recognisable" if one.level == "recognisable" else "better than the mean image, but not recognisable"
     exact = exact_of(best)
-    clearest = "came back bit for bit" if exact and exact.came else f"{best.best:.1f} dB"
-    oracles = f", told {' and '.join(best.oracles)}" if best.oracles else ""
+    single = "is bit-exact" if exact and exact.came else f"has {best.best:.1f} dB"
+    oracles = f", given {' and '.join(best.oracles)} as oracle information," if best.oracles else ""
     return (
-        f"{start}{what}. “{best.attack}”{oracles} reaches {best.psnr.mean:.1f} dB, {best.gain.mean:.1f} dB above a "
-        f"mean image{between}; the clearest single picture {clearest}."
+        f"{start}reconstructions are {recovered}. “{best.attack}”{oracles} reaches {best.psnr.mean:.1f} dB, "
+        f"{best.gain.mean:.1f} dB above the mean image{interval}; the best single image {single}."
     )

@@ -22,6 +22,7 @@ from lightning_recon.evaluation.scoring import Scored, Truth, score
 from lightning_recon.files.atomic import write
 from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
 from lightning_recon.structure import Structure
+from lightning_recon.structure.base import Decoded
 
 NOTE = "Every reconstruction is from a release of its own: the same images, independent noise."
 
@@ -105,7 +106,7 @@ class Comparison(Callback):
         except UserError as error:  # the run itself is fine, and must not be lost
             warn(f"no comparison with {name}: {error}")
             return None
-        found = Reconstruction(0, draw, decoded.images, decoded.images, decoded.unresolved, decoded.evident)
+        found = _unrefined(decoded, draw)
         return name, score(truth, found, structure.statistics(client.task).mean)
 
     def _harder(self, module: Attack) -> VictimClient | None:
@@ -146,7 +147,7 @@ def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> I
     """The attack on the first client under more noise, before refinement and after each step."""
     structure, draw = module.structure, module.draws + 1  # a draw of neither the run nor the second structure
     decoded = run_protocol(harder, structure, structure.payload(harder.task), 0, draw, None)
-    first = Reconstruction(0, draw, decoded.images, decoded.images, decoded.unresolved, decoded.evident)
+    first = _unrefined(decoded, draw)
     if decoded.refinement is None:
         yield first
         return
@@ -155,7 +156,12 @@ def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> I
         decoded.images.to(device), transform.to(device), module.denoiser.to(device)
     )
     for step, pictures in enumerate(objective.iterates(steps)):
-        yield first if step == 0 else replace(first, pictures=pictures.cpu())
+        yield first if step == 0 else replace(first, images=pictures.cpu())
+
+
+def _unrefined(decoded: Decoded, draw: int) -> Reconstruction:
+    """The first client's reconstruction before refinement."""
+    return Reconstruction(0, draw, decoded.images, decoded.images, decoded.unresolved, decoded.evident)
 
 
 def _chosen(trainer: Trainer) -> Callback:
@@ -171,7 +177,7 @@ def _baseline(module: Attack, truth: Truth) -> tuple[str, Scored]:
 
 
 def _version(name: str, scored: Scored) -> Version:
-    return Version(name, scored.pictures, [caption(victim.psnr, victim.bit_exact) for victim in scored.victims])
+    return Version(name, scored.images, [caption(victim.psnr, victim.bit_exact) for victim in scored.victims])
 
 
 def _mean_psnr(scored: Scored) -> float:

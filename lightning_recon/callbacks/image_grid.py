@@ -127,14 +127,14 @@ def versions_of(
     """
     first = "mean image: before the search" if searched else "decoded: first estimate"
     if truth is None or scored is None:
-        return [Version(first, found.initial), Version("refined: present state", found.pictures)]
+        return [Version(first, found.initial), Version("refined: present state", found.images)]
     before = [caption(victim.psnr_initial, victim.psnr_initial >= _EXACT) for victim in scored.victims]
     after = [caption(victim.psnr, victim.bit_exact) for victim in scored.victims]
     return [
         Version("photograph", truth.photographs),
         Version("subject: what the client trained on", truth.images),
         Version(first, scored.initial, before),
-        Version("refined: present state", scored.pictures, after),
+        Version("refined: present state", scored.images, after),
     ]
 
 

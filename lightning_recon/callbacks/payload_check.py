@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The alarms of a client that checks the model before it answers."""
 
+import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
@@ -27,8 +28,9 @@ def alarms_of(trainer: Trainer, module: Attack) -> list[str]:
     client, payload, truths = module.client, module.payload, truths_of(trainer)
     if not isinstance(client, VictimClient) or payload is None or not isinstance(truths[0], ClientBatch):
         raise UserError("--results.inspect true needs a client's own network and images: leave it out here")
-    model: nn.Module = client.network
-    if payload.settings or payload.tensors:
-        model = TamperedNetwork(model, build_layer(payload).to(client.device))
-    images, labels = truths[0].images.to(client.device), truths[0].labels.to(client.device)
-    return [finding.check for finding in inspect_model(model, images, labels) if finding.alarm]
+    with torch.inference_mode(False), torch.enable_grad():  # `recon test` runs in inference mode
+        model: nn.Module = client.network
+        if payload.settings or payload.tensors:
+            model = TamperedNetwork(model, build_layer(payload).to(client.device))
+        images, labels = truths[0].images.to(client.device), truths[0].labels.to(client.device)
+        return [finding.check for finding in inspect_model(model, images, labels) if finding.alarm]

@@ -31,7 +31,7 @@ def write_reconstructions(root: Path, found: Sequence[Reconstruction]) -> dict[s
     Returns:
         The images by the name of their update and draw.
     """
-    pictures = {key_of(one): one.pictures.contiguous() for one in found}
+    pictures = {key_of(one): one.images.contiguous() for one in found}
     beliefs: dict[str, Any] = {}
     for one in found:
         labels = None if one.labels is None else one.labels.tolist()
@@ -74,7 +74,7 @@ def refined(root: Path, decoded: Sequence[Reconstruction]) -> list[Reconstructio
     final, kept = finished(root)
     if fault := _misfit(decoded, final):
         raise UserError(f"{root / PICTURES}.safetensors does not belong to this run ({fault}): run recon fit again")
-    return [replace(one, pictures=final[key_of(one)], **kept.get(key_of(one), {})) for one in decoded]
+    return [replace(one, images=final[key_of(one)], **kept.get(key_of(one), {})) for one in decoded]
 
 
 def export(pictures: Mapping[str, Tensor], folder: Path) -> list[str]:
@@ -105,6 +105,6 @@ def _misfit(decoded: Sequence[Reconstruction], final: Mapping[str, Tensor]) -> s
     for one in decoded:
         if (stored := final.get(key_of(one))) is None:
             return f"it lacks {key_of(one)}"
-        if stored.shape != one.pictures.shape:
-            return f"{key_of(one)} has shape {tuple(stored.shape)}, not {tuple(one.pictures.shape)}"
+        if stored.shape != one.images.shape:
+            return f"{key_of(one)} has shape {tuple(stored.shape)}, not {tuple(one.images.shape)}"
     return ""

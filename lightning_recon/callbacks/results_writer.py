@@ -156,7 +156,7 @@ class ResultsWriter(Callback):
         if self.inspect and run.payload_alarms is None:
             run = replace(run, payload_alarms=alarms_of(trainer, module))
         run = replace(run, lpips_mean=mean_lpips(scored, found, truths, module))
-        pictures = [picture for one in scored for picture in one.pictures]
+        pictures = [picture for one in scored for picture in one.images]
         images = [f"images/{number:03d}.png" for number in range(len(pictures))]
         record = results_record(run, found, scored, images)
         for name, picture in zip(images, pictures, strict=True):

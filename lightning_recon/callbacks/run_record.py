@@ -96,7 +96,7 @@ def mean_lpips(
         module: The attack.
     """
     distances = [
-        lpips_per_image(one.pictures, truth_of(truths, update.client, module).images.cpu())
+        lpips_per_image(one.images, truth_of(truths, update.client, module).images.cpu())
         for update, one in zip(found, scored, strict=True)
     ]
     known = [distance for distance in distances if distance is not None]

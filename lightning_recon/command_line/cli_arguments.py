@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is checked before any work is done, and which exceptions are the user's mistakes."""
+"""Checks before a run starts, and the conversion of exceptions into messages for the user."""
 
 import errno
 import tempfile
@@ -9,10 +9,10 @@ from lightning_recon.errors import UserError
 
 
 def writable(folder: Path) -> None:
-    """Check, before any work is done, that a run folder can be written.
+    """Check that a run folder can be written.
 
     Raises:
-        UserError: If it cannot.
+        UserError: The folder cannot be written.
     """
     try:
         str(folder).encode()
@@ -28,16 +28,16 @@ def writable(folder: Path) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Check, before any work is done, that a file is a checkpoint; reading it executes no code.
+    """Check that a file is a checkpoint; reading it executes no code.
 
     Raises:
-        UserError: If it is not there or something else.
+        UserError: The file does not exist, is not a checkpoint, or is damaged.
     """
     if not path.is_file():
         raise UserError(
             f"there is no checkpoint {path}: leave out --ckpt_path, or give a file from checkpoints/ of a run"
         )
-    import torch  # takes seconds, which the help of a command should not
+    import torch  # takes seconds, and the help of a command does without
 
     from lightning_recon.files.checkpoints import checkpoint_fault
 
@@ -53,7 +53,7 @@ def check_checkpoint(path: Path) -> None:
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The `UserError` that an exception is, was caused by, or replaced; None if the fault is not the user's."""
+    """The `UserError` in the chain of an exception, or one for a known mistake; None for a fault of the program."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):
@@ -63,7 +63,7 @@ def user_error(error: BaseException) -> UserError | None:
         return UserError(
             "the checkpoint belongs to another model: give --ckpt_path a file from checkpoints/ of this run"
         )
-    # Library code, which takes seconds to import: the help of a command does without.
+    # These libraries take seconds to import, and the help of a command does without them.
     import torch
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

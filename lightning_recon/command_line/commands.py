@@ -12,8 +12,8 @@ class Command:
     """One command.
 
     Args:
-        usage: What is typed.
-        summary: What it does, in one line.
+        usage: Its usage line.
+        summary: A description in one line.
         help: Further text of `--help`.
     """
 
@@ -24,12 +24,12 @@ class Command:
 
 _RUN_OPTIONS = """
 What is attacked (--data ClientDataModule)
-  --data.root DIR                                your own images; without it the bundled photographs
+  --data.root DIR                                your own images; default: the bundled photographs
   --data.source NAME                             samples, folder, imagenet, cifar100, caltech256, flowers102
   --data.download true                           fetch a data set that torchvision knows
-  --data.image_size N                            pixels a side
+  --data.image_size N                            width and height in pixels
   --data.batch_size N                            images in a client's batch
-  --data.clients N                               clients that are attacked
+  --data.clients N                               number of attacked clients
 
 How it is protected (--model.client VictimClient)
   --model.client.network NAME                    torchvision or timm name, convnet, or a class path
@@ -39,16 +39,16 @@ How it is protected (--model.client VictimClient)
   --model.client.privacy.rounds N                rounds with the same images
 
 How it is attacked (--model ReconstructionAttack, a malicious server; GradientInversion, an honest one)
-  --config attack/NAME.yaml                      an attack that ships: `recon configs`
+  --config attack/NAME.yaml                      a shipped attack, see `recon configs`
   --model.structure NAME                         Digital, WaterFilling, Feedback, SeedPaper, RobbingTheFed, TrapWeights
   --model.draws N                                independent draws of the noise
-  --model.update PATH                            attack an update that your own program captured
+  --model.update PATH                            attack an update captured from another program
 
 How it runs
-  --trainer.default_root_dir DIR                 folder of the run, runs/recon unless it is given
-  --trainer.max_steps N                          steps of refinement; 0: the decoding alone
+  --trainer.default_root_dir DIR                 folder of the run, by default runs/recon
+  --trainer.max_steps N                          refinement steps; 0: decoding only
   --trainer.accelerator NAME                     auto, cpu, gpu, mps
-  --seed_everything N                            seed of the attack; --data.seed chooses the images
+  --seed_everything N                            seed of the attack; --data.seed selects the images
   --ckpt_path last                               resume a run that was stopped
   --results.show false                           no table at the end
   --quiet                                        errors and warnings only
@@ -89,7 +89,7 @@ OPTIONS = "[--config FILE]... [--OPTION VALUE]..."
 
 RUNS = {
     "fit": "attack the configured clients: reconstruct their images, score them, write the run's folder",
-    "validate": "attack nothing: show what each client would release, clipped and noised, and what it promises",
+    "validate": "show what each client would release, and its privacy guarantee, without an attack",
     "test": "score the reconstructions of a finished run again",
     "predict": "write the reconstructions of a finished run as PNG files",
 }
@@ -106,9 +106,9 @@ COMMANDS = {
   RUN                the folder of a finished run, with config.yaml and exchange/
   --output DIR       folder for the reconstructions and their images
   --overwrite        replace a run that is in that folder
-  --trust_config true  run code that its config.yaml names from outside this package: only if you know it
+  --trust_config true  run code outside this package that its config.yaml names; only for configs that you trust
 
-At the end it says whether they equal the run's own reconstructions bit for bit.
+The command reports whether they equal the run's own reconstructions bit for bit.
 
 Examples
   recon replay runs/quickstart --output replayed
@@ -116,19 +116,19 @@ Examples
     ),
     "audit": Command(
         "recon audit --config FILE --output DIR [--audit.OPTION VALUE]... [--OPTION VALUE]...",
-        "attack under many protections, and write a report",
+        "attack under many privacy settings, and write a report",
         """
-Every cell of the sweep is a `recon fit` of its own, kept in OUTPUT/cells. The same command goes on where it was
-stopped, and several may share one OUTPUT. All options of `recon fit` can be given too; they hold for all cells.
+Every cell of the sweep is a separate `recon fit`, kept in OUTPUT/cells. The same command resumes a stopped audit, and
+several audits may share one OUTPUT. All options of `recon fit` are accepted; they apply to all cells.
 
-  --config FILE                     of an audit (a section `audit`) or of `recon fit`; may be repeated
+  --config FILE                     config with a section `audit`, or of `recon fit`; may be repeated
   --output DIR                      cells, results.csv and report.html
   --audit.noise_multiplier [Z,...]  noise multipliers; or --audit.epsilon [E,...]
   --audit.granularity [G,...]       update, sample
   --audit.batch_size [N,...]        images per client
   --audit.rounds [N,...]            rounds with the same batch
-  --audit.seeds [N,...]             images, network and noise of each
-  --audit.jobs N                    cells that run at a time
+  --audit.seeds [N,...]             seeds of images, network and noise
+  --audit.jobs N                    number of cells that run in parallel
   --quiet                           errors and warnings only
 
 All options: recon audit --help_all; the shipped config, commented: recon configs audit.yaml
@@ -144,9 +144,9 @@ Examples
         """
   RUN...                  folders of finished runs, or of an audit
   --output FILE.html      the report; a table (.csv) and JSON go beside it
-  --tolerance DB          PSNR in dB above a mean image that still counts as nothing seen
-  --records N             how many people's data are protected, to judge delta by
-  --sampling_rate Q       what you announce of Poisson sampling: epsilon if the server honours it
+  --tolerance DB          gain in PSNR over the mean image that still counts as no leakage
+  --population_size N     number of people whose data are protected, to which delta is compared
+  --sampling_rate Q       announced probability of Poisson sampling: also state epsilon with amplification
 
 Examples
   recon report runs/quickstart --output quickstart.html
@@ -177,7 +177,7 @@ Examples
 
 
 def overview() -> str:
-    """The help of the program: every command in one line."""
+    """The help of the program, with one line for every command."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
     return f"""Measure what a server can reconstruct of its users' images despite clipping and noise.
@@ -194,7 +194,7 @@ def help_of(name: str) -> str:
     """The help of a command.
 
     Args:
-        name: Of `COMMANDS`.
+        name: A key of `COMMANDS`.
     """
     command = COMMANDS[name]
     summary = command.summary[0].upper() + command.summary[1:]
@@ -205,7 +205,7 @@ def unknown_command(word: str) -> UserError:
     """The error for a first argument that is not a command.
 
     Args:
-        word: What was typed.
+        word: The first argument.
     """
     if near := closest(word, ("--help", "--version")):
         return UserError(f"there is no option {word}: did you mean {near}?")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion for shells: a script that knows every command, option and word, so that a Tab imports nothing."""
+"""Shell completion: a static script of all commands, options and values, so that completing imports nothing."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_recon.attack import GradientInversion, ReconstructionAttack
 from lightning_recon.audit.commands import audit_options
-from lightning_recon.audit.report import Judgement
+from lightning_recon.audit.config import ReportOptions
 from lightning_recon.command_line.commands import COMMANDS, RUNS
 from lightning_recon.command_line.lightning_cli import roots
 from lightning_recon.command_line.options import choices_of, group_of, nearby, options_of
@@ -17,7 +17,7 @@ from lightning_recon.errors import UserError
 
 SHELLS = ("bash", "zsh", "tcsh")
 
-# What a user chooses first; other attacks and sources come from outside.
+# Classes whose options are completed before a class is given; user classes are not known here.
 _CHOSEN: dict[str, dict[str, Any]] = {
     "model": {"ReconstructionAttack": ReconstructionAttack, "GradientInversion": GradientInversion},
     "data": {"ClientDataModule": ClientDataModule, "CapturedPictures": CapturedPictures},
@@ -27,13 +27,13 @@ _FOLDERS = ("default_root_dir", "root", "output", "mask_cache")
 
 
 def script(args: Sequence[str]) -> str:
-    """The script of a shell.
+    """Generate the completion script of a shell.
 
     Args:
-        args: Command line of `recon completion` without the command: the shell's name.
+        args: Command line of `recon completion` without the command: the name of the shell.
 
     Raises:
-        UserError: It is none of `SHELLS`, or shtab is not installed.
+        UserError: The shell is none of `SHELLS`, or shtab is not installed.
     """
     if len(args) != 1 or args[0] not in SHELLS:
         raise UserError(f"for which shell? {COMMANDS['completion'].usage}")
@@ -48,11 +48,11 @@ def script(args: Sequence[str]) -> str:
 
 
 def _parser(file: Mapping[str, Any], folder: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """A parser that parses nothing, and lists everything.
+    """Build a parser that only lists the options, for shtab.
 
     Args:
-        file: How shtab completes a file.
-        folder: How shtab completes a folder.
+        file: Completion of file names, as shtab describes it.
+        folder: Completion of folder names, likewise.
     """
     parser = argparse.ArgumentParser("recon", add_help=False)
     parser.add_argument("--help", action="store_true")
@@ -66,7 +66,7 @@ def _parser(file: Mapping[str, Any], folder: Mapping[str, Any]) -> argparse.Argu
             one.add_argument("word", choices=words[name])
         if name in ("replay", "report"):
             one.add_argument("run").complete = folder  # type: ignore[attr-defined]
-            options |= {"output": str} | (options_of(Judgement) if name == "report" else {})
+            options |= {"output": str} | (options_of(ReportOptions) if name == "report" else {})
         if name in RUNS:
             options |= roots()
         if name == "audit":
@@ -85,12 +85,12 @@ def _parser(file: Mapping[str, Any], folder: Mapping[str, Any]) -> argparse.Argu
 
 
 def flattened(options: Mapping[str, Any], prefix: str = "", depth: int = 4) -> Iterator[tuple[str, Any]]:
-    """Options with dots, those of the classes that may be chosen too; the type of each.
+    """List options with dotted names and their types, including those of the classes that an option may name.
 
     Args:
-        options: By name; groups are mappings.
+        options: Options by name; groups are mappings.
         prefix: Prefix of every name.
-        depth: Levels of classes to go into.
+        depth: Number of nested classes to descend into.
     """
     for name, announced in options.items():
         full = f"{prefix}{name}"
@@ -103,10 +103,10 @@ def flattened(options: Mapping[str, Any], prefix: str = "", depth: int = 4) -> I
 
 
 def words_of(option: str, announced: Any) -> list[str]:  # noqa: ANN401 - any annotation
-    """What may follow an option, as far as it can be listed.
+    """The values of an option, if they can be enumerated.
 
     Args:
-        option: Its name with dots.
+        option: Dotted name of the option.
         announced: Its type.
     """
     return choices_of(announced) or sorted(_classes(option, announced))

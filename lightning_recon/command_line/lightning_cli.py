@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs: LightningCLI, with everything of a run kept in one folder and mistakes answered in one line."""
+"""The commands that run an attack: LightningCLI with one folder per run and one-line messages for mistakes."""
 
 import io
-import logging
-import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Classes that may be given by their bare names on the command line.
@@ -23,13 +21,14 @@ from lightning_recon.callbacks.truth_writer import TruthWriter
 from lightning_recon.client import VictimClient  # noqa: F401
 from lightning_recon.command_line.cli_arguments import check_checkpoint, writable
 from lightning_recon.command_line.commands import OPTIONS, RUNS
+from lightning_recon.command_line.config_files import check_settings, with_current_names
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.options import options_of
+from lightning_recon.command_line.parser import TITLES, Parser
+from lightning_recon.command_line.save_config import SaveConfig
 from lightning_recon.command_line.shipped_configs import (
-    check_settings,
     configs_first,
     configs_in,
-    with_current_names,
     with_shipped_configs,
 )
 from lightning_recon.command_line.trainer_options import (
@@ -42,45 +41,22 @@ from lightning_recon.command_line.trainer_options import (
     trainer_errors,
     write_whole_checkpoints,
 )
-from lightning_recon.console import is_quiet, log_above_bars
+from lightning_recon.console import is_quiet
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.files.atomic import write
 from lightning_recon.files.run_folder import LAST, RunFolder, check_free
 from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
 
-TITLES = {
-    "model": "The attack, and whom it attacks",
-    "data": "The pictures",
-    "image_grid": "Pictures in TensorBoard",
-    "results": "Results",
-    "comparison": "Comparison with another attack",
-    "trainer": "Lightning's Trainer",
-}
-
-
-class Parser(LightningArgumentParser):
-    """Takes options by their whole names only, those of classes too: a mistyped one is none that it begins."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's signature
-        """Build the parser.
-
-        Args:
-            args: As for Lightning's.
-            kwargs: Likewise.
-        """
-        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False} | kwargs)
-
 
 class ReconCLI(LightningCLI):
-    """LightningCLI whose run folder, `trainer.default_root_dir`, holds config, events, checkpoints and results."""
+    """LightningCLI that keeps config, events, checkpoints and results in `trainer.default_root_dir`."""
 
     def __init__(self, command: Sequence[str], args: ArgsType, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's
         """Parse, build everything, and run the subcommand.
 
         Args:
-            command: What was typed after `recon`, for the record.
+            command: The words typed after `recon`, for the record.
             args: Command line, beginning with the subcommand; or a config.
             **kwargs: Further arguments of LightningCLI.
         """
@@ -89,11 +65,11 @@ class ReconCLI(LightningCLI):
         super().__init__(args=args, **kwargs)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning, called on the instance
-        """The subcommand that was given: setting up the options of all four would take most of the parsing time."""
+        """The given subcommand only: setting up the options of all four takes most of the parsing time."""
         return {name: skipped for name, skipped in super().subcommands().items() if name == self.given_subcommand}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that every run has.
+        """Add the callbacks of every run.
 
         Args:
             parser: The parser of a subcommand.
@@ -110,7 +86,7 @@ class ReconCLI(LightningCLI):
             default=False,
             help="fit: replace the run that trainer.default_root_dir holds, once the new one has been set up",
         )
-        # Help shows what is this program's own before the many options of Lightning's Trainer.
+        # Help lists the options of this program before the many options of Lightning's Trainer.
         groups: Any = parser.groups
         for name, title in TITLES.items():
             groups[name].title = title
@@ -139,34 +115,34 @@ class ReconCLI(LightningCLI):
             check_free(root, self.folder.overwrite, checkpoint)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to run without pictures where somebody needs them: recorded and captured updates need none."""
+        """Refuse to run without images, unless the updates are recorded or captured."""
         arguments = self._get(self.config, "model").get("init_args", {})
         client = arguments.get("client") or {}
         recorded = client.get("class_path", "").rpartition(".")[2] == RecordedClient.__name__
         if self._get(self.config, "data") is None and arguments.get("update") is None and not recorded:
             raise UserError(
-                "there are no pictures: give --data, for instance by a config such as quickstart.yaml, or "
-                "--model.update with an update that was captured"
+                "there are no images: give --data, for instance by a config such as quickstart.yaml, or "
+                "--model.update with a captured update"
             )
-        # What Lightning hands to `save_hyperparameters`; it would check every value once more before it writes them.
+        # Lightning passes this to `save_hyperparameters`; left to it, it would validate every value once more.
         text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, skip_validation=True)
         whole = yaml.safe_load(text)
         self.config_dump = whole[self.subcommand] if self.subcommand else whole
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; a value that one of their constructors refuses is named in one line."""
+        """Build data, model and trainer; a value that a constructor refuses is reported in one line."""
         with buildable():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's signature
-        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder itself.
+        """Build the trainer; unless a logger is configured, TensorBoard's events go to the run folder.
 
-        Only `fit` logs, keeps its config and makes its folder: the other commands look at a run that is there.
+        Only `fit` logs, saves its config and creates the folder; the other commands read an existing run.
         """
         root, options = self.folder.root, self._get(self.config_init, "trainer")
         callbacks: list[Callback] = [*progress_bars(options), TruthWriter(), RunSummary(self.command)]
         if checkpoints_wanted(options):
-            # One file, overwritten: `--ckpt_path last` finds it whatever the logger.
+            # One file, overwritten, which `--ckpt_path last` finds independently of the logger.
             folder = (root / LAST).parent
             callbacks.append(
                 ModelCheckpoint(folder, save_last=True, every_n_train_steps=20, enable_version_counter=False)
@@ -185,56 +161,17 @@ class ReconCLI(LightningCLI):
         check_strategy(trainer.strategy)
         write_whole_checkpoints(trainer)
         if self.subcommand != "validate":
-            # First of all, so that the replaced run is gone before any other callback writes.
+            # First, so that the replaced run is removed before any other callback writes.
             trainer.callbacks.insert(0, self.folder.held_by(trainer))  # type: ignore[attr-defined]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run, and let no other process write to the folder meanwhile."""
+        """Run the subcommand while no other process can write to the folder."""
         if subcommand == "validate":
             super()._run_subcommand(subcommand)
             return
         with self.folder:
             super()._run_subcommand(subcommand)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Keeps the config of the run itself: scoring or exporting it later leaves config.yaml alone."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: the attack may still fail before its first step, and an earlier run's config stay valid.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The model.
-            stage: The trainer's stage.
-        """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write config.yaml before the first step.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The model.
-        """
-        if trainer.is_global_zero and not self.already_saved:
-            # The config repeats this run wherever it is used: without what it was to replace.
-            config = self.config.clone()
-            config.overwrite = False
-            # What the parser has accepted need not be checked again, which takes longer than writing it.
-            text = self.parser.dump(config, skip_unset=False, skip_validation=True)
-            path = Path(trainer.default_root_dir) / self.config_filename
-            write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        self.already_saved = True
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write config.yaml of a run without steps.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The model.
-        """
-        self.on_train_start(trainer, pl_module)
 
 
 def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Sequence[str] | None = None) -> ReconCLI:
@@ -243,7 +180,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
     Args:
         args: Command line without the program's name, or a config.
         run: Whether to run; otherwise there is no subcommand and the objects are only built.
-        command: What was typed after `recon`, for the record. Default: the arguments, unless they are a config.
+        command: The words typed after `recon`, for the record; default: the arguments, unless they are a config.
     """
     parser_texts: dict[str, Any] = {"prog": "recon"}
     if not isinstance(args, dict):
@@ -254,7 +191,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
         return ReconCLI(
             command=command if command is not None else () if isinstance(args, dict) else args,
             model_class=LightningModule,
-            datamodule_class=None,  # optional: recorded and captured updates come without pictures
+            datamodule_class=None,  # optional: recorded and captured updates need no images
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -262,7 +199,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
             parser_class=Parser,
             save_config_callback=SaveConfig,
             trainer_defaults={
-                "max_epochs": -1,  # steps say how far an attack is: one that has ended goes on when given more
+                "max_epochs": -1,  # the number of steps limits an attack; a finished one resumes when given more
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
             },
@@ -273,7 +210,7 @@ def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Seq
 
 
 def roots() -> dict[str, Any]:
-    """The options of `recon fit` and its like, for messages and completion: see `options.options_of`."""
+    """The options of `recon fit` and the other run commands, for messages and completion; see `options.options_of`."""
     groups = {"trainer": Trainer, "image_grid": ImageGrid, "results": ResultsWriter, "comparison": Comparison}
     single = {"config": str, "print_config": str, "seed_everything": bool | int, "ckpt_path": str | None}
     single |= {"weights_only": bool | None, "overwrite": bool, "help": bool, "help_all": bool, "quiet": bool}
@@ -287,7 +224,7 @@ def roots() -> dict[str, Any]:
 
 
 def resolved(arguments: Sequence[str]) -> dict[str, Any]:
-    """The whole config that `recon fit` would run with.
+    """The complete config with which `recon fit` would run.
 
     Args:
         arguments: Command line of `recon fit` without the subcommand.
@@ -297,22 +234,3 @@ def resolved(arguments: Sequence[str]) -> dict[str, Any]:
         run_cli(configs_first(with_shipped_configs(["fit", *arguments, "--print_config"])))
     config: dict[str, Any] = yaml.safe_load(printed.getvalue())
     return config
-
-
-def quieten() -> None:
-    """Silence what libraries say of themselves and a user can do nothing about."""
-    log_above_bars()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "LightningCLI's args parameter is intended",  # the arguments are the command line's, with config names resolved
-        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with newer torch
-        ".*does not have many workers",  # the attack's loader yields step numbers
-        "The number of training batches",  # logging more often than there are steps is meant
-        "Your `IterableDataset` has `__len__` defined",  # the loader of step numbers has no workers
-        "Checkpoint directory .* exists and is not empty",  # as it is when a run is resumed or repeated
-        "The dirpath has changed from",  # a run folder may be moved
-        "You're resuming from a checkpoint that ended before the epoch ended",  # every step carries its own state
-        "Using ModelCheckpoint with manual optimization",  # the state after a step is the one to go on from
-    ):
-        warnings.filterwarnings("ignore", message=message)

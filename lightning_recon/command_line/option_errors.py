@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What jsonargparse refuses, in one line: which option, what is wrong with it, and what to give instead.
+"""Explain a refused option in one line: the option, the mistake, and what to give instead.
 
-jsonargparse reports a mistake as a chain of exceptions, each naming one more part of the option and quoting all that is
-below it. Only the parts and the innermost reason are read here; the rest follows from the classes' own signatures.
+The names and the mistake are those of jsonargparse (see `refusals`); suggestions follow from the signatures of the
+classes.
 """
 
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, get_args, get_origin
 
 from lightning_recon.command_line.commands import COMMANDS, RUNS
+from lightning_recon.command_line.config_files import line_of
 from lightning_recon.command_line.options import (
     choices_of,
     class_at,
@@ -25,19 +25,13 @@ from lightning_recon.command_line.options import (
     parts_of,
     type_of,
 )
-from lightning_recon.command_line.shipped_configs import configs_in, line_of
+from lightning_recon.command_line.refusals import Refusal, refusal_of
+from lightning_recon.command_line.shipped_configs import configs_in
 from lightning_recon.errors import UserError
 from lightning_recon.suggestions import closest
 
 Owner = Callable[..., object] | Mapping[str, Any]
 
-_KEY = re.compile(r'Parser key "([^"]+)"')
-_CLASS = re.compile(
-    r"Problem with given class_path '([^']+)'"
-    r"|Type typing\.Callable.*class_path='([^']+)'"
-    r"|Type typing\.Callable.*Got value: ([\w.]+)$",
-    re.DOTALL,
-)
 _UNKNOWN = re.compile(
     r"Option '(?P<a>.+)' is not accepted|Group '(?P<group>.+)' does not accept option '(?P<b>.+)'"
     r"|Subcommand '.+' does not accept option '(?P<c>.+)'|unrecognized arguments: (?P<d>\S+)"
@@ -49,33 +43,16 @@ _NO_PARTS = re.compile(r"Unable to load config [\"'](.*)[\"']")
 _NO_VALUE = "expected one argument"
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """One refused option.
-
-    Args:
-        path: Its names from the outside in, as far as they were known.
-        owner: The class that the last one belongs to; None where it is the command itself.
-        chosen: Class path that could not be used, if that is what is wrong.
-        reason: What jsonargparse says of it, without what is around.
-    """
-
-    path: tuple[str, ...]
-    owner: str | None
-    chosen: str | None
-    reason: BaseException
-
-
 @contextmanager
 def explaining(roots: Callable[[], Mapping[str, Any]], args: Sequence[str]) -> Iterator[None]:
-    """Within it a mistake on the command line or in a config is a `UserError` of one line.
+    """Turn mistakes on the command line or in a config into a `UserError` of one line.
 
     Args:
-        roots: Gives the command's options by name, groups as mappings.
-        args: The command line, the command's name first.
+        roots: Returns the options of the command by name, groups as mappings.
+        args: The command line, beginning with the command.
 
     Raises:
-        UserError: Something was refused.
+        UserError: An option was refused.
     """
     try:
         yield
@@ -83,37 +60,13 @@ def explaining(roots: Callable[[], Mapping[str, Any]], args: Sequence[str]) -> I
         raise UserError(explained(error, roots(), args)) from error
 
 
-def refusal_of(error: BaseException) -> Refusal:
-    """Read a chain of exceptions from the outside in.
-
-    Args:
-        error: What jsonargparse raised.
-    """
-    path: list[str] = []
-    owner: str | None = None
-    chosen: str | None = None
-    reason, before, seen = error, "", error.__cause__ or error
-    while seen is not None:
-        reason, text = seen, str(seen).strip()
-        if text != before:
-            if key := _KEY.match(text):
-                path += [] if path[-1:] == [key[1]] else [key[1]]
-                owner, chosen = chosen or owner, None
-            elif found := _CLASS.match(text):
-                chosen = found[1] or found[2] or found[3]
-        before, seen = text, seen.__cause__  # type: ignore[assignment]
-    if not isinstance(reason, ImportError | AttributeError) and chosen is not None:
-        owner, chosen = chosen, None
-    return Refusal(tuple(path), owner, chosen, reason)
-
-
 def explained(error: BaseException, roots: Mapping[str, Any], args: Sequence[str] = ()) -> str:
-    """One line for the user.
+    """The mistake in one line.
 
     Args:
-        error: What jsonargparse raised.
-        roots: The command's options by name, groups as mappings.
-        args: The command line, to say whether a config is meant.
+        error: The exception that jsonargparse raised.
+        roots: The options of the command by name, groups as mappings.
+        args: The command line, to find the config that sets the option.
     """
     found = refusal_of(error)
     owner: Owner = roots if found.owner is None else class_at(found.owner) or {}
@@ -176,11 +129,11 @@ def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequ
 
 
 def nearest(owner: Owner, option: str) -> str | None:
-    """The option that a mistyped one most likely means, each part by itself; None if none comes near.
+    """The option closest to a mistyped one, part by part; None if none is similar.
 
     Args:
-        owner: Where the option would belong.
-        option: What was typed, with dots.
+        owner: The class or group that should have the option.
+        option: The typed option, with dots.
     """
     head, _, rest = option.partition(".")
     known = options_of(owner)
@@ -227,7 +180,7 @@ def _no_class(given: str, announced: Any, reason: BaseException, other_kind: boo
 
 
 def _of_kind(announced: Any) -> dict[str, type]:  # noqa: ANN401 - any annotation
-    """Known classes that an option may name, by base class or by what a callable returns."""
+    """Known classes that an option may name, by their base class or by the return type of a callable."""
     bases = [part for part in parts_of(announced) if isinstance(part, type)]
     for part in parts_of(announced):
         inner = get_args(part)
@@ -248,7 +201,7 @@ def _flag(path: Sequence[str]) -> str:
 
 
 def _place(path: Sequence[str], args: Sequence[str]) -> str:
-    """The config and line that set an option; empty if it was given on the command line."""
+    """The config and the line that set an option; empty if the command line sets it."""
     plain = ".".join(path)
     for word in args:
         name = word.partition("=")[0].lstrip("-").replace(".init_args", "").rstrip("+")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which options a command has, read from the signatures of the classes that it builds.
+"""The options of a command, read from the signatures of the classes that it builds.
 
-Suggestions for mistyped options and the completion of shells both need this, beyond what a parser lists: the options of
-a class that is chosen on the command line.
+Suggestions for mistyped options and shell completion need the options of classes that are chosen on the command line,
+which a parser does not list.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-# Where classes that may be given by their bare names come from.
+# Modules whose classes may be given by their bare names.
 MODULES = (
     *(
         f"lightning_recon.{part}"
@@ -28,10 +28,10 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def options_of(owner: Callable[..., object] | Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name, with the types that are announced for them; what has no announced type has `Any`.
+    """Options by name with their annotated types; `Any` without an annotation.
 
     Args:
-        owner: A class, or options themselves.
+        owner: A class, or the options themselves.
     """
     if isinstance(owner, Mapping):
         return dict(owner)
@@ -39,14 +39,14 @@ def options_of(owner: Callable[..., object] | Mapping[str, Any]) -> dict[str, An
     try:
         hints = get_type_hints(owner if is_dataclass(owner) else called)
         parameters = inspect.signature(owner).parameters.values()
-    except (NameError, TypeError, ValueError):  # a foreign class that announces nothing, or what cannot be found
+    except (NameError, TypeError, ValueError):  # a foreign class without annotations, or with unresolvable ones
         return {}
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {one.name: hints.get(one.name, Any) for one in parameters if one.kind in plain and one.name != "self"}
 
 
 def type_of(owner: Callable[..., object] | Mapping[str, Any], option: str) -> Any:  # noqa: ANN401 - any annotation
-    """The announced type of an option; `Any` if it is not known.
+    """The annotated type of an option; `Any` if it is not known.
 
     Args:
         owner: The class, or the options by name.
@@ -61,7 +61,7 @@ def type_of(owner: Callable[..., object] | Mapping[str, Any], option: str) -> An
 
 
 def group_of(announced: Any) -> Callable[..., object] | Mapping[str, Any] | None:  # noqa: ANN401 - any annotation
-    """What an option's own options belong to: a data class, a group; None of others.
+    """The data class or group that an option consists of; None for other options.
 
     Args:
         announced: The type of the option.
@@ -72,7 +72,7 @@ def group_of(announced: Any) -> Callable[..., object] | Mapping[str, Any] | None
 
 
 def parts_of(announced: Any) -> tuple[Any, ...]:  # noqa: ANN401 - any annotation
-    """The alternatives of a type; of `X | None` X and NoneType.
+    """The alternatives of a type; X and NoneType for `X | None`.
 
     Args:
         announced: The type.
@@ -83,7 +83,7 @@ def parts_of(announced: Any) -> tuple[Any, ...]:  # noqa: ANN401 - any annotatio
 
 
 def choices_of(announced: Any) -> list[str]:  # noqa: ANN401 - any annotation
-    """The words that an option accepts, as far as they are few.
+    """The values that an option accepts, if they can be enumerated.
 
     Args:
         announced: Its type.
@@ -94,7 +94,7 @@ def choices_of(announced: Any) -> list[str]:  # noqa: ANN401 - any annotation
 
 
 def described(announced: Any) -> str:  # noqa: ANN401 - any annotation
-    """What an option accepts, in words; empty where nothing can be said.
+    """The values that an option accepts, in words; empty if they are not known.
 
     Args:
         announced: Its type.
@@ -119,7 +119,7 @@ def described(announced: Any) -> str:  # noqa: ANN401 - any annotation
 
 @cache
 def known_classes() -> dict[str, type]:
-    """Classes that may be given by their bare names, of the modules that are loaded."""
+    """Classes that may be given by their bare names, from the loaded modules."""
     found: dict[str, type] = {}
     for name in MODULES:
         if name in sys.modules or name.startswith("lightning_recon"):
@@ -140,7 +140,7 @@ def class_at(path: str) -> type | None:
 
 
 def nearby(announced: Any) -> Iterator[tuple[str, type]]:  # noqa: ANN401 - any annotation
-    """The package's own classes that an option may name: those beside the base class or protocol that is announced.
+    """Classes of this package that an option may name: those in the package of the annotated base class or protocol.
 
     Args:
         announced: Type of the option.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`recon replay`: a run's reconstruction once more, from what crossed the wire, and whether it is the same."""
+"""The command `recon replay`: repeat a reconstruction from recorded payloads and updates, and compare the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def replay_command(args: Sequence[str]) -> None:
         args: Command line after the command.
 
     Raises:
-        UserError: For every mistake on it, and a run that cannot be replayed.
+        UserError: For every mistake, and for a run that cannot be replayed.
     """
     options = {"output": str, "overwrite": bool, "trust_config": bool, "help": bool, "quiet": bool}
     with explaining(lambda: options, ["replay", *args]):
@@ -42,8 +42,8 @@ def replay(run: str, output: str, overwrite: bool = False, trust_config: bool = 
     Args:
         run: Folder of a finished run, with config.yaml and exchange/.
         output: Folder for the reconstructions and their images.
-        overwrite: Whether to replace a run that is there.
-        trust_config: Whether to run code that config.yaml names from outside this package.
+        overwrite: Whether to replace a run in that folder.
+        trust_config: Whether to run code outside this package that config.yaml names.
     """
     folder, target = Path(run), Path(output)
     if target.resolve() == folder.resolve():
@@ -58,7 +58,7 @@ def replay(run: str, output: str, overwrite: bool = False, trust_config: bool = 
 
 
 def sameness(run: Path, again: Path) -> str:
-    """Whether a replay came to the reconstructions of the run, in words.
+    """Whether the reconstructions of a replay equal those of the run, in words.
 
     Args:
         run: Folder of the run.

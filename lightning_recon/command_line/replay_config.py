@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config that repeats a run, made from the run's own: plain values and this package's classes, nothing else.
+"""The config that repeats a run: plain values of the run's own config, and classes of this package.
 
-A run folder may come from anyone, and a config can name any function to be called. So what it names is looked up, not
-trusted: classes of this package, optimizers of torch, and networks that torchvision or timm know by name.
+A run folder may come from an untrusted source, and a config can name any function to be called. Therefore only classes
+of this package, optimizers of torch, and networks that torchvision or timm know by name are accepted.
 """
 
 import logging
@@ -23,7 +23,7 @@ from lightning_recon.networks.construction import is_class_path
 PACKAGE: Final = "lightning_recon"
 FLAG: Final = "--trust_config true"
 
-# What the search itself depends on, all plain values; loggers, profilers, plugins and strategies run code.
+# The options that affect the attack, all plain values; loggers, profilers, plugins and strategies run code.
 TRAINER: Final = (
     *("accelerator", "devices", "precision", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"),
     *("limit_train_batches", "log_every_n_steps", "deterministic", "benchmark", "detect_anomaly", "inference_mode"),
@@ -36,15 +36,15 @@ log = logging.getLogger("lightning_recon")
 
 
 def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any]:
-    """What `recon fit` is to be given to repeat a run from its exchange.
+    """The config with which `recon fit` repeats a run from its recorded exchange.
 
     Args:
         run: folder of the run, with config.yaml and exchange/.
         output: folder for everything that the replay writes.
-        trust: whether to keep what config.yaml names from outside this package, which then runs.
+        trust: whether to keep, and therefore run, code outside this package that config.yaml names.
 
     Raises:
-        UserError: there is no config, it is damaged, or it names code that is not this package's.
+        UserError: the config is missing or damaged, or names code outside this package.
     """
     path = run / "config.yaml"
     if not path.exists():
@@ -56,7 +56,7 @@ def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any
         client = _mapping(own.get("client") or {}, "model.init_args.client")
         if "network" in own and own["network"] is None:
             own["network"] = _mapping(client.get("init_args") or {}, "client.init_args").get("network")
-        own["client"], own["update"] = None, None  # nobody is asked
+        own["client"], own["update"] = None, None  # the recorded exchange replaces them
         kept: dict[str, Any] = {"seed_everything": config["seed_everything"]}
         kept["model"] = {"class_path": model["class_path"], "init_args": own}
         kept |= {name: dict(_mapping(config[name], name)) for name in ("image_grid", "results") if name in config}
@@ -101,7 +101,7 @@ def is_allowed(path: str) -> bool:
 
 
 def _plain_trainer(trainer: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The trainer's plain values that matter, and this package's callbacks; the rest is named in a warning."""
+    """The plain values of the trainer that matter, and callbacks of this package; a warning names the rest."""
     kept = {name: value for name, value in trainer.items() if name in TRAINER and _is_plain(value)}
     if trainer.get("logger") is False:
         kept["logger"] = False
@@ -123,7 +123,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _code(value: object, place: str) -> Iterator[tuple[str, str]]:
-    """Everything in a config that might name code, with its place: all class paths, and all that looks like one."""
+    """All class paths in a config, and all texts that look like one, with their places."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key == "class_path":

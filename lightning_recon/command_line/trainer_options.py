@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of Lightning's Trainer: what a run adds to them, and which of them no run can have."""
+"""Options of Lightning's Trainer: checks of unsupported values, and what a run adds."""
 
 import math
 import re
@@ -25,13 +25,13 @@ _ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuse options of the Trainer that no run can have, before anything is built.
+    """Refuse unsupported options of the Trainer before anything is built.
 
     Args:
         options: The section `trainer` of a config.
 
     Raises:
-        UserError: The first of them.
+        UserError: Names the first of them.
     """
     flag = "--trainer."
     root = options.get("default_root_dir")
@@ -72,17 +72,17 @@ def check_trainer(options: Mapping[str, Any]) -> None:
 
 
 def check_seed(seed: int | bool | None) -> None:
-    """Refuse a seed that Lightning's random generators do not take; true chooses one, false sets none."""
+    """Refuse a seed that Lightning does not accept; true chooses a seed, false sets none."""
     if not isinstance(seed, bool):
         check_ranges("--", seed_everything=(seed, SEED_32))
 
 
 def check_finite(config: object, name: str = "") -> None:
-    """Refuse NaN anywhere in a config, and infinity anywhere but as a clipping norm.
+    """Refuse NaN in a config, and infinity except as a clipping norm.
 
     Args:
-        config: Sections, lists and values as they were parsed.
-        name: Their place in the whole config.
+        config: The parsed config or a part of it.
+        name: Name of the part in the whole config.
 
     Raises:
         UserError: Names the first such number.
@@ -101,10 +101,10 @@ def check_finite(config: object, name: str = "") -> None:
 
 @contextmanager
 def trainer_errors() -> Iterator[None]:
-    """Turn what the Trainer's constructor objects to into one line.
+    """Turn errors of the Trainer's constructor into one line.
 
     Raises:
-        UserError: In the place of whatever was raised.
+        UserError: Replaces the error.
     """
     try:
         yield
@@ -116,10 +116,10 @@ def trainer_errors() -> Iterator[None]:
 
 @contextmanager
 def buildable() -> Iterator[None]:
-    """Turn what the constructors of a config's classes object to into one line.
+    """Turn errors of the constructors of a config's classes into one line.
 
     Raises:
-        UserError: In the place of a value or an argument that a constructor refuses.
+        UserError: Replaces the error about a value or an argument.
     """
     try:
         yield
@@ -131,13 +131,13 @@ def buildable() -> Iterator[None]:
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse ways to run on several devices that an attack is not made for.
+    """Refuse strategies for several devices that attacks do not support.
 
     Args:
         strategy: The trainer's.
 
     Raises:
-        UserError: It splits up the parameters, or starts its ranks as copies of this process.
+        UserError: The strategy shards parameters, or starts its ranks by forking or spawning this process.
     """
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(
         strategy.launcher, _MultiProcessingLauncher
@@ -146,7 +146,7 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """A chain of exceptions, the first that was raised last."""
+    """A chain of exceptions, from the last to the first that was raised."""
     found = [error]
     while later := found[-1].__cause__ or found[-1].__context__:
         found.append(later)
@@ -154,24 +154,24 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def refused_by_library(error: BaseException) -> bool:
-    """Whether Lightning or an optimiser of torch has raised an exception: it objects to what it was given."""
+    """Whether Lightning or an optimizer of torch raised an exception, which concerns its arguments."""
     frames = traceback.extract_tb(error.__traceback__)
     parts = Path(frames[-1].filename).parts if frames else ()
     return "lightning" in parts or ("torch" in parts and "optim" in parts)
 
 
 def first_sentence(error: BaseException) -> str:
-    """What an exception says first, on one line and without the full stop."""
+    """The first sentence of an exception, on one line and without the full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.split(r"(?<=[a-z)`'\"])[.] ", text, maxsplit=1)[0].rstrip(".!")
 
 
 def write_whole_checkpoints(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints atomically and with a digest, unless a plugin of the user's writes them."""
+    """Write checkpoints atomically and with a digest, unless a plugin of the user writes them."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = DigestedCheckpoints()
 
 
 def checkpoints_wanted(options: Mapping[str, Any]) -> bool:
-    """Whether the user has left the run's own checkpoints switched on, in the section `trainer`."""
+    """Whether checkpoints of the run are enabled in the section `trainer`."""
     return options.get("enable_checkpointing") is not False

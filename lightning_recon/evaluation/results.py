@@ -11,12 +11,12 @@ from lightning_recon.evaluation.bounds import (
     Granularity,
     channel_nats,
     gaussian_reference_psnr,
-    noise_law_luck,
+    noise_law_batch_quantile,
     noise_law_psnr,
+    unbiased_psnr,
 )
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.evaluation.scoring import Truth
-from lightning_recon.evaluation.unbiased import unbiased_psnr
 from lightning_recon.exchange import NoiseShare, summed_noise
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
@@ -24,7 +24,7 @@ from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
 
 _KAPPAS = (0.1,)
-_LUCK = 0.05
+_UPPER_TAIL = 0.05
 
 Record = dict[str, object]
 
@@ -136,12 +136,12 @@ def bounds_record(
     nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds, mechanism_named(mechanism))
     law, lawless = (noise_multiplier, energies, granularity), per_layer or not known or not gaussian
     source = None if nats is None else gaussian_reference_psnr(variances, nats, variances.numel())
-    lucky = None if lawless else noise_law_luck(_LUCK, *law, dimension=variances.numel(), rounds=rounds)
+    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=variances.numel(), rounds=rounds)
     return {
         "channel_nats": nats,
         "channel_bits": None if nats is None else nats / math.log(2),
         "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
-        "noise_law_psnr_p95": lucky,
+        "noise_law_psnr_p95": upper,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
         "gaussian_reference_psnr": source,
     }

@@ -144,7 +144,7 @@ def summary_record(run: RunRecord, found: Sequence[Reconstruction], victims: Seq
         "clients": run.clients,
         "draws": draws,
         "victims": count,
-        "detected": _mean(sum(len(one.pictures) for one in found if one.evident), draws),
+        "detected": _mean(sum(len(one.images) for one in found if one.evident), draws),
         **_scores(victims, run.label_accuracy),
         **_files(found, count * draws, run.channel_code),
         "seconds": run.seconds,

@@ -73,12 +73,12 @@ class Scored:
     """One client and draw after matching, in the victims' order.
 
     Args:
-        pictures: Each victim's image, or the public mean image where the attacker has none, shape (B, 3, H, W).
+        images: Each victim's image, or the public mean image where the attacker has none, shape (B, 3, H, W).
         initial: The same before refinement.
         victims: Their scores, B of them.
     """
 
-    pictures: Tensor
+    images: Tensor
     initial: Tensor
     victims: list[VictimScore]
 
@@ -94,12 +94,12 @@ def score(truth: Truth, found: Reconstruction, mean_image: Tensor) -> Scored:
     Returns:
         Images and scores in the victims' order; a victim without a reconstruction scores with the mean image.
     """
-    owner = match(truth.images, found.pictures)
-    pictures, initial = (arrange(part, owner, mean_image).to(truth.images) for part in (found.pictures, found.initial))
+    owner = match(truth.images, found.images)
+    images, initial = (arrange(part, owner, mean_image).to(truth.images) for part in (found.images, found.initial))
     matched = (owner >= 0).cpu()
     detected = matched & found.evident
     collision = ~matched & (found.unresolved > 0)
-    mse = mse_per_image(pictures, truth.images)
+    mse = mse_per_image(images, truth.images)
     baseline = mean_image.to(truth.images).expand_as(truth.images)
     useless = (mse >= mse_per_image(baseline, truth.images)).cpu()
     columns = zip(
@@ -107,10 +107,10 @@ def score(truth: Truth, found: Reconstruction, mean_image: Tensor) -> Scored:
         collision.tolist(),
         (detected & useless).tolist(),
         psnr_from_mse(mse).tolist(),
-        same_in_8_bits(pictures, truth.images).tolist(),
-        ssim_per_image(pictures, truth.images).tolist(),
+        same_in_8_bits(images, truth.images).tolist(),
+        ssim_per_image(images, truth.images).tolist(),
         psnr_from_mse(mse_per_image(initial, truth.images)).tolist(),
-        psnr_from_mse(mse_per_image(pictures, truth.photographs)).tolist(),
+        psnr_from_mse(mse_per_image(images, truth.photographs)).tolist(),
         strict=True,
     )
     files = [*_files(found), None]  # the last for those without a reconstruction, whose owner is -1
@@ -118,7 +118,7 @@ def score(truth: Truth, found: Reconstruction, mean_image: Tensor) -> Scored:
         VictimScore(found.client, index, found.draw, *row, **_file_fields(files[place]))
         for index, (row, place) in enumerate(zip(columns, owner.tolist(), strict=True))
     ]
-    return Scored(pictures=pictures, initial=initial, victims=victims)
+    return Scored(images=images, initial=initial, victims=victims)
 
 
 def entries_without_truth(found: Reconstruction) -> list[dict[str, object]]:
@@ -135,7 +135,7 @@ def entries_without_truth(found: Reconstruction) -> list[dict[str, object]]:
 
 
 def _files(found: Reconstruction) -> Sequence[ReceivedFile | None]:
-    return [None] * len(found.pictures) if found.files is None else found.files
+    return [None] * len(found.images) if found.files is None else found.files
 
 
 def _file_fields(file: ReceivedFile | None) -> dict[str, Any]:

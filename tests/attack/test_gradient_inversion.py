@@ -54,14 +54,14 @@ def test_together_is_alone(
     other = honest(clients=2, privacy=NOISY)
     other._batches[0].images.zero_()
     _, beside = inverted(other, draws=2, chunk_size=chunk_size, root=tmp_path / "other", **settings)
-    assert not torch.equal(beside[0].pictures, together[0].pictures)
+    assert not torch.equal(beside[0].images, together[0].images)
     for one, mine in zip(together[2:], beside[2:], strict=True):
-        assert torch.equal(one.pictures, mine.pictures)
+        assert torch.equal(one.images, mine.images)
     assert len(both.solver.chunks) == (4 if chunk_size == 1 else 1)
     _, alone = inverted(honest(clients=1, privacy=NOISY), draws=1, chunk_size=1, root=tmp_path / "alone", **settings)
     if chunk_size == 1:
-        assert torch.equal(alone[0].pictures, together[0].pictures)
-    assert torch.allclose(alone[0].pictures, together[0].pictures, atol=1e-4)
+        assert torch.equal(alone[0].images, together[0].images)
+    assert torch.allclose(alone[0].images, together[0].images, atol=1e-4)
 
 
 def test_l_bfgs_searches_a_line_for_each_candidate(honest: Honest, inverted: Inverted, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_l_bfgs_searches_a_line_for_each_candidate(honest: Honest, inverted: Inv
     many, together = inverted(honest(clients=2), draws=1, chunk_size=8, **settings)
     assert many.trainer.global_step == 3
     _, alone = inverted(honest(clients=1), root=tmp_path / "alone", **settings)
-    assert torch.equal(alone[0].pictures, together[0].pictures)
+    assert torch.equal(alone[0].images, together[0].images)
     assert (many.search.lowest.isfinite()).all()
     with pytest.raises(UserError, match="along a line for each candidate"):
         inverted(honest(), root=tmp_path / "signed", signed="hard", **settings)
@@ -92,7 +92,7 @@ def test_the_best_iterate_is_chosen_by_the_objective(honest: Honest, inverted: I
     now, _ = attack.search.snapshot()
     last = attack.search.evaluated(attack.problem.evaluate, attack.solver.chunks, now, None, None).value
     assert float(last) > float(values)
-    assert torch.equal(found.pictures, attack.problem.parametrization.images(best[0]).clamp(0, 1))
+    assert torch.equal(found.images, attack.problem.parametrization.images(best[0]).clamp(0, 1))
 
 
 def test_restarts_hand_over_the_best(honest: Honest, inverted: Inverted) -> None:
@@ -100,7 +100,7 @@ def test_restarts_hand_over_the_best(honest: Honest, inverted: Inverted) -> None
     lowest = attack.search.lowest
     images = attack.problem.parametrization.images(attack.search.best[lowest.argmin()])
     assert len(set(lowest.tolist())) == 4
-    assert torch.equal(found.pictures, images.clamp(0, 1))
+    assert torch.equal(found.images, images.clamp(0, 1))
 
 
 def test_nan_harms_only_its_own_candidate(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_nan_harms_only_its_own_candidate(honest: Honest, inverted: Inverted, mo
     monkeypatch.setattr(GradientInversion, "on_train_start", spoil)
     attack, found = inverted(honest(clients=2))
     assert attack.search.lowest.isfinite().tolist() == [False, True]
-    assert torch.equal(found[1].pictures, expected[1].pictures)
+    assert torch.equal(found[1].images, expected[1].images)
 
 
 # --- what the attack knows ---
@@ -142,7 +142,7 @@ def test_known_labels_are_an_oracle_and_others_are_not(honest: Honest, inverted:
     for one in found:
         assert one.labels is not None
         assert torch.equal(one.labels, client.labels(one.client))
-        assert len(one.labels) == len(one.pictures) == 4
+        assert len(one.labels) == len(one.images) == 4
     counted, _ = inverted(client, root=tmp_path / "counted")
     assert counted.oracles == ()
 
@@ -154,7 +154,7 @@ def test_a_replay_needs_the_exchange_alone(honest: Honest, inverted: Inverted, t
     with pytest.raises(UserError, match=r"--model\.network"):
         inverted(recorded, root=tmp_path / "refused", **settings)
     _, again = inverted(recorded, root=tmp_path / "again", network=recorded.task.network, **settings)
-    assert torch.equal(live[0].pictures, again[0].pictures)
+    assert torch.equal(live[0].images, again[0].images)
     (tmp_path / "live" / "exchange" / "labels-c000.json").write_text('{"format": "labels 1", "labels": [0, 5]}')
     with pytest.raises(UserError, match="of classes 0 to 4"):
         inverted(recorded, root=tmp_path / "labels", network=recorded.task.network, **settings)
@@ -168,8 +168,8 @@ def test_half_precision_stays_finite_and_near(honest: Honest, inverted: Inverted
     assert half.search.best.isfinite().all()
     assert half.search.best.dtype == torch.float32
     assert all(tensor.dtype == torch.float32 for tensor in half.observations[0, 0].update.values())
-    assert not torch.equal(found[0].pictures, full[0].pictures)
-    assert torch.allclose(found[0].pictures, full[0].pictures, atol=0.1)
+    assert not torch.equal(found[0].images, full[0].images)
+    assert torch.allclose(found[0].images, full[0].images, atol=0.1)
 
 
 # --- what it reconstructs ---
@@ -206,13 +206,13 @@ def test_the_likelihood_sees_what_there_is_to_see(noise: float, steps: int, hone
     client._batches[0].images.copy_(photographs(1, 24))
     attack, (found,) = inverted(client, steps=steps, **preset("likelihood"))
     truth = client._batches[0].images
-    reached, mean = (float(psnr_per_image(one, truth)) for one in (found.pictures, found.initial))
+    reached, mean = (float(psnr_per_image(one, truth)) for one in (found.images, found.initial))
     if noise == 0:
         assert reached > 25
         assert reached > mean + 10
     else:
         assert abs(reached - mean) < 0.5
-        assert float((found.pictures - attack.mean_image).abs().max()) < 0.1
+        assert float((found.images - attack.mean_image).abs().max()) < 0.1
 
 
 # --- the discrepancy principle ---

@@ -105,4 +105,4 @@ def test_a_malicious_server_finds_nothing_in_zeros(tmp_path: Path, honest: Hones
         Trainer(accelerator="cpu", max_steps=0, default_root_dir=tmp_path / type(structure).__name__, **quiet).fit(
             attack
         )
-        assert not any(one.evident and len(one.pictures) for one in attack.reconstructions())
+        assert not any(one.evident and len(one.images) for one in attack.reconstructions())

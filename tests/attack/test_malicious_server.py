@@ -70,7 +70,7 @@ def matched_psnr(pictures: Tensor, truth: Tensor) -> Tensor:
 def test_refinement_earns_its_place_where_noise_is_strong(attacked: Callable[..., ReconstructionAttack]) -> None:
     truths = batches(1, size=64)
     (found,) = attacked(truths, steps=40, granularity="sample").reconstructions()
-    before, after = (matched_psnr(pictures, truths[0].images) for pictures in (found.initial, found.pictures))
+    before, after = (matched_psnr(pictures, truths[0].images) for pictures in (found.initial, found.images))
     assert after.mean() > before.mean() + 0.05
     assert (after > before - 0.05).all()
 
@@ -79,7 +79,7 @@ def test_refinement_earns_its_place_where_noise_is_strong(attacked: Callable[...
 def test_refinement_never_costs_more_than_it_may(attacked: Callable[..., ReconstructionAttack], noise: float) -> None:
     truths = batches(1)
     (found,) = attacked(truths, steps=40, noise=noise).reconstructions()
-    before, after = (matched_psnr(pictures, truths[0].images) for pictures in (found.initial, found.pictures))
+    before, after = (matched_psnr(pictures, truths[0].images) for pictures in (found.initial, found.images))
     assert after.mean() > before.mean() - 0.05
 
 
@@ -88,8 +88,8 @@ def test_any_denoiser_may_be_plugged_in(attacked: Callable[..., ReconstructionAt
         attacked(batches(1), denoiser=denoiser).reconstructions()[0] for denoiser in (None, TotalVariation())
     )
     assert torch.equal(ours.initial, smooth.initial)
-    assert not torch.allclose(ours.pictures, smooth.pictures, atol=1e-3)
-    roughness = [float(one.diff(dim=-1).abs().mean()) for one in (smooth.initial, smooth.pictures)]
+    assert not torch.allclose(ours.images, smooth.images, atol=1e-3)
+    roughness = [float(one.diff(dim=-1).abs().mean()) for one in (smooth.initial, smooth.images)]
     assert roughness[1] < roughness[0]
 
 
@@ -97,29 +97,29 @@ def test_models_of_deepinv_take_part(attacked: Callable[..., ReconstructionAttac
     from deepinv.models import DRUNet
 
     (found,) = attacked(batches(1), steps=1, denoiser=DRUNet(pretrained=None, nc=[4, 4, 4, 4])).reconstructions()
-    assert found.pictures.isfinite().all()
-    assert not torch.equal(found.pictures, found.initial)
+    assert found.images.isfinite().all()
+    assert not torch.equal(found.images, found.initial)
 
 
 def test_victims_do_not_influence_one_another(attacked: Callable[..., ReconstructionAttack]) -> None:
     alone = attacked(batches(1)).reconstructions()
     among = attacked(batches(2), draws=2).reconstructions()
     assert [(one.client, one.draw) for one in among] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert torch.allclose(among[0].pictures, alone[0].pictures, atol=1e-5)
+    assert torch.allclose(among[0].images, alone[0].images, atol=1e-5)
 
 
 def test_dummies_without_a_picture_stay_where_they_are(attacked: Callable[..., ReconstructionAttack]) -> None:
     module = attacked(batches(1), noise=NOISE_THAT_HIDES_SOME)
     (found,) = module.reconstructions()
-    assert 1 <= len(found.pictures) < 4
+    assert 1 <= len(found.images) < 4
     moved = module.dummies.detach().abs().flatten(1).amax(dim=1) > 0
-    assert moved[: len(found.pictures)].all()
-    assert not moved[len(found.pictures) :].any()
+    assert moved[: len(found.images)].all()
+    assert not moved[len(found.images) :].any()
 
 
 def test_pictures_are_pictures_and_at_most_one_a_victim(attacked: Callable[..., ReconstructionAttack]) -> None:
     for one in attacked(batches(2), noise=NOISE_THAT_HIDES_SOME).reconstructions():
-        for pictures in (one.pictures, one.initial):
+        for pictures in (one.images, one.initial):
             assert 1 <= pictures.shape[0] <= 4
             assert pictures.shape[1:] == (3, 24, 24)
             assert pictures.dtype == torch.float32

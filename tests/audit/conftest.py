@@ -10,7 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from lightning_recon.audit.run import Outcome
 from lightning_recon.evaluation.results import privacy_record
+
+from .pages import outcome
 
 MakeRun = Callable[..., Path]
 
@@ -91,3 +94,24 @@ def make_run(tmp_path: Path) -> MakeRun:
         return folder
 
     return make
+
+
+@pytest.fixture
+def sweep(make_run: MakeRun) -> list[Outcome]:
+    """Two attacks, four noises: recognisable, coarse, undecided, nothing."""
+    clear, coarse, wide, nothing = ((26.0, 27.0),), ((3.0, 3.0),), ((-2.0, -2.0),), ((0.1, 0.1),)
+    curves = {
+        "ours": {
+            2e-4: (clear[0], (25.0, 25.0)),
+            0.1: (coarse[0], (3.1, 3.0)),
+            0.3: (wide[0], (2.5, 2.5)),
+            0.6: nothing * 2,
+        },
+        "weak": {2e-4: (coarse[0], (3.1, 3.0)), 0.1: nothing * 2, 0.3: nothing * 2, 0.6: ((0.0, 0.0),) * 2},
+    }
+    folders = [
+        make_run(f"{attack}{z}", attack, z=z, gains=gains, ssim=0.9 if gains[0][0] > 20 else 0.2)
+        for attack, curve in curves.items()
+        for z, gains in curve.items()
+    ]
+    return [outcome(folder) for folder in folders]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lightning_recon.audit.aggregate import Point, Threshold, interval_of, points_of, smallest_noise
-from lightning_recon.audit.run import Outcome, read_outcome
+
+from .pages import outcome
 
 MakeRun = Callable[..., Path]
 
@@ -34,12 +35,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         assert found.high is not None
         held += found.low <= 0 <= found.high
     assert abs(held / trials - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)
-
-
-def outcome(folder: Path, attack: str | None = None) -> Outcome:
-    found = read_outcome(folder, attack)
-    assert found is not None
-    return found
 
 
 def test_seeds_are_pooled_and_a_picture_counts_once(make_run: MakeRun) -> None:

@@ -179,8 +179,12 @@ def test_what_failed_a_moment_ago_elsewhere_is_not_tried_again(
 
 
 def test_a_cell_that_found_no_room_to_say_why_has_failed_all_the_same(tmp_path: Path) -> None:
-    assert "no room" in runner.failure(tmp_path)
-    for said, told in [("", "no room"), ("\nexit status -9\n", "exit status -9"), ("a\nwhy\n\nexit status 1\n", "why")]:
+    assert "no disk space" in runner.failure(tmp_path)
+    for said, told in [
+        ("", "no disk space"),
+        ("\nexit status -9\n", "exit status -9"),
+        ("a\nwhy\n\nexit status 1\n", "why"),
+    ]:
         (tmp_path / "failed.txt").write_text(said)
         assert told in runner.failure(tmp_path)
 
@@ -232,7 +236,7 @@ def test_a_report_of_finished_runs(config: list[str], tmp_path: Path, capsys: py
     capsys.readouterr()
     for typed, says in [
         ([str(tmp_path), "--output", str(tmp_path / "x.html")], "holds no results.json"),
-        ([str(output), "--output", str(tmp_path / "x.pdf")], "no HTML file"),
+        ([str(output), "--output", str(tmp_path / "x.pdf")], "is not an HTML file"),
         (["--output", str(tmp_path / "x.html")], "RUN is missing"),
     ]:
         assert status("report", *typed) == 2

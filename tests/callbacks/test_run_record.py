@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the callbacks add to the record of a run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lightning_recon.cli import main
 
 Fit = Callable[..., dict[str, Any]]
 
@@ -19,3 +22,13 @@ def test_perceptual_distances_are_recorded_where_they_can_be_had(
         lambda pictures, truth: pictures[:, 0, 0, 0] * 0 + 0.25,
     )
     assert fit(tmp_path / "with", "--trainer.max_steps", "0")["summary"]["lpips_mean"] == 0.25
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_alarms_are_kept_or_found_when_a_run_is_scored_again(fit: Fit, tmp_path: Path, checked: bool) -> None:
+    before = fit(tmp_path, "--trainer.max_steps", "0", "--results.inspect", str(checked).lower())
+    assert (before["payload_alarms"] is not None) == checked
+    main(["test", "--config", str(tmp_path / "config.yaml"), "--results.inspect", "true"])
+    after = json.loads((tmp_path / "results.json").read_text())
+    assert after["payload_alarms"] == after["alarms"]
+    assert after["payload_alarms"]

@@ -233,8 +233,8 @@ def test_one_of_client_and_update(refused: Callable[..., str], single: Path, tin
 
 def test_a_simulated_client_needs_images(refused: Callable[..., str], single: Path) -> None:
     line = refused(single, "--model.update", "null", "--model.client", "lightning_recon.client.VictimClient")
-    assert "there are no pictures: give --data" in line
-    assert "there are no pictures" in refused(single, "--model.update", "null")
+    assert "there are no images: give --data" in line
+    assert "there are no images" in refused(single, "--model.update", "null")
 
 
 def test_other_structure_settings_are_refused(refused: Callable[..., str], single: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Yardsticks against closed forms, limits and a simulated channel."""
+"""Bounds against closed forms, limits and a simulated channel."""
 
 import itertools
 import math
@@ -11,10 +11,11 @@ from lightning_recon.evaluation.bounds import (
     channel_nats,
     gaussian_distortion,
     gaussian_reference_psnr,
-    noise_law_luck,
+    noise_law_batch_quantile,
     noise_law_psnr,
     noise_law_quantile,
     noise_law_tail,
+    unbiased_psnr,
 )
 
 
@@ -154,11 +155,35 @@ def test_luck_of_picture_and_noise_is_what_a_simulated_channel_does(granularity:
     noise = torch.randn(20_000, 4, dimension, generator=generator, dtype=torch.float64).square().mean(-1)
     psnr = -10 * (z**2 / rounds * shared.flatten() * noise).log10()
     for probability in (0.05, 0.4, 0.9):
-        reached = noise_law_luck(probability, z, energies, granularity, dimension, rounds)  # type: ignore[arg-type]
+        reached = noise_law_batch_quantile(probability, z, energies, granularity, dimension, rounds)  # type: ignore[arg-type]
         assert float((psnr >= reached).double().mean()) == pytest.approx(probability, abs=0.01)
 
 
 def test_luck_at_the_limits() -> None:
     same = torch.full((1, 3), 9.0)
-    assert noise_law_luck(0.05, 0.1, same, "sample", 192, 1) == noise_law_quantile(0.05, 0.1, 9.0, 192, 1)
-    assert noise_law_luck(0.05, 0.0, same, "sample", 192, 1) == 100.0
+    assert noise_law_batch_quantile(0.05, 0.1, same, "sample", 192, 1) == noise_law_quantile(0.05, 0.1, 9.0, 192, 1)
+    assert noise_law_batch_quantile(0.05, 0.0, same, "sample", 192, 1) == 100.0
+
+
+def test_unbiased_estimates_by_known_values() -> None:
+    # MSE >= 1 / (4 (exp(4 / z^2) - 1))
+    assert unbiased_psnr(1.0, 1) == pytest.approx(-10 * math.log10(1 / (4 * math.expm1(4.0))))
+    assert unbiased_psnr(1.0, 1) == pytest.approx(23.3, abs=0.05)
+    assert unbiased_psnr(0.5, 1) == pytest.approx(75.5, abs=0.05)
+    assert unbiased_psnr(4.2, 1) == pytest.approx(0.0, abs=0.1)
+    assert unbiased_psnr(2.0, 4) == pytest.approx(unbiased_psnr(1.0, 1))
+
+
+def test_unbiased_estimates_at_the_limits() -> None:
+    for z in (0.0, 1e-6, 0.1):
+        assert unbiased_psnr(z, 1) == 100.0
+    # z -> infinity: MSE -> z^2 / 16
+    assert unbiased_psnr(1e4, 1) == pytest.approx(-10 * math.log10(1e8 / 16), abs=1e-3)
+    values = [unbiased_psnr(z, 3) for z in (0.9, 1.0, 2.0, 5.0, 100.0)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
+
+
+def test_one_pixel_s_best_unbiased_estimate_keeps_to_the_bound() -> None:
+    # A pixel in [0, 1] sent as 2 x - 1 uses the whole clipping norm; halving the noise's mean gives error z^2 / 4.
+    for z in (0.3, 1.0, 3.0):
+        assert unbiased_psnr(z, 1) >= -10 * math.log10(z**2 / 4)

@@ -34,7 +34,7 @@ def attacked(pictures: Tensor, initial: Tensor | None = None) -> Reconstruction:
 def test_a_perfect_attack() -> None:
     truth = batch()
     scored = score(truth, attacked(truth.images.flip(0), truth.images.flip(0) + 0.1), MEAN)
-    assert torch.equal(scored.pictures, truth.images)
+    assert torch.equal(scored.images, truth.images)
     assert [v.index for v in scored.victims] == [0, 1, 2, 3]
     assert all((v.client, v.draw, v.psnr, v.bit_exact, v.detected) == (3, 1, 100.0, True, True) for v in scored.victims)
     assert [v.psnr_initial for v in scored.victims] == pytest.approx([20.0] * 4, rel=1e-5)
@@ -48,7 +48,7 @@ def test_a_victim_without_a_picture_scores_with_the_mean_image() -> None:
     guess = score(truth, attacked(truth.images[:0]), MEAN)
     assert [v.detected for v in scored.victims] == [False, True, False, True]
     assert scored.victims[0].psnr == guess.victims[0].psnr < 20
-    assert torch.equal(scored.pictures[2], MEAN)
+    assert torch.equal(scored.images[2], MEAN)
 
 
 @pytest.mark.parametrize("unresolved", [0, 2])

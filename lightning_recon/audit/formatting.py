@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Privacy parameters and numbers as a report writes them."""
+
+from collections.abc import Sequence
+
+from lightning_recon.audit.aggregate import Point
+from lightning_recon.audit.run import Setting, recorded_epsilon
+from lightning_recon.evaluation.formatting import in_words
+
+
+def number(value: float | None) -> str:
+    """A number with few digits: 8, 0.333, 970, 1.2e7, 1e-5."""
+    if value is None:
+        return "–"
+    if value == 0 or 0.01 <= abs(value) < 1e4:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def setting_name(setting: Setting) -> str:
+    """A setting in words, without the network and the images."""
+    clip = "one clip per image" if setting.granularity == "sample" else "one clip per update"
+    layers = ", each parameter tensor clipped separately" if setting.per_layer else ""
+    rounds = "one round" if setting.rounds == 1 else f"{setting.rounds} rounds with the same images"
+    text = f"{clip}{layers}; {batch_of(setting)}; {rounds}"
+    if setting.aggregated > 1:
+        noise = "each adds the full noise" if setting.noise_share == "local" else "each adds a share of the noise"
+        text += f"; sum over {setting.aggregated} clients, {noise}"
+    return text if setting.participation in (1, None) else f"{text} with probability {setting.participation:g}"
+
+
+def batch_of(setting: Setting) -> str:
+    """The batch size in words."""
+    return "one image per client" if setting.batch_size == 1 else f"{setting.batch_size} images per client"
+
+
+def guarantee_of(point: Point) -> str:
+    """The privacy guarantee under which an attack was measured."""
+    privacy = point.privacy
+    if privacy["epsilon_accounted"] is None:
+        return "no noise (no finite ε)"
+    rounds = "" if privacy["rounds"] == 1 else f" over {privacy['rounds']} rounds"
+    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}, δ = {number(privacy['delta'])}{rounds}"
+    if privacy["adjacency"] == "replace_one":
+        text += ", replace-one adjacency"
+    nominal = privacy["epsilon_nominal"] or 0.0  # none where the formula does not apply
+    if 0.1 <= nominal <= 100 and privacy["epsilon_accounted"] > 100 * nominal:
+        return f"{text} (nominal ε = {nominal:.3g} by the seed paper's formula)"
+    return text
+
+
+def noise_of(noise_multiplier: float, points: Sequence[Point]) -> str:
+    """A noise multiplier with its accounted epsilon.
+
+    Args:
+        noise_multiplier: z.
+        points: Attacks in the same setting; they give rounds, delta and adjacency.
+    """
+    privacy = points[0].privacy
+    epsilon = recorded_epsilon(privacy, noise_multiplier, privacy["rounds"], privacy["adjacency"])
+    return f"z = {noise_multiplier:.3g} (accounted ε = {in_words(epsilon)})"
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """Words separated by commas and a final "and"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
