@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_recon.attack.inversion.settings import InversionSettings
-from lightning_recon.audit.commands import read_config
+from lightning_recon.command_line.config_files import read_config
 from lightning_recon.command_line.shipped_configs import shipped
 from lightning_recon.errors import UserError
 from lightning_recon.priors.regularizers import Regularization
