@@ -14,6 +14,7 @@ from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_json, validated, write_json
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 from lightning_recon.privacy.clipping import Clip
+from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -118,6 +119,11 @@ class Task:
     def update_noise(self) -> float:
         """Standard deviation of the noise in an update, divided by C."""
         return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share) * self.noise.noise_std
+
+    @property
+    def noise_is_normal(self) -> bool:
+        """Whether the mean of all rounds has normal noise, or nearly: means of rounds and sums of clients do."""
+        return isinstance(self.noise, Gaussian) or self.rounds * self.aggregated > 1 or self.noise_multiplier == 0
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into the folder."""

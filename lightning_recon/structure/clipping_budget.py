@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure.detection.wiener import RowPrior
-from lightning_recon.structure.readout import budget_share, weight_names
+from lightning_recon.structure.readout import budget_share, l1_clipped, weight_names
 
 # Below this share the structure loses 0.5 dB and more of its signal-to-noise ratio.
 LOW_SHARE = 0.9
@@ -60,9 +60,9 @@ def structure_share(
         payload: What was shipped.
 
     Returns:
-        The share; None without a clip, where there is no budget.
+        The share; None without a clip, where there is no budget, and under an L1 clip, which does not fix the energy.
     """
-    if task.max_grad_norm is None:
+    if task.max_grad_norm is None or l1_clipped(task):
         return None
     units, entries, parts = len(rows), rows.numel() + pilots.numel(), task.victims / task.sharers
     energy = float(rows.double().square().sum() + pilots.double().square().sum()) - entries * noise**2

@@ -17,10 +17,11 @@ from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
+from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.successive_decoding import Received, read_victims
 from lightning_recon.structure.layer_spec import LayerSpec
-from lightning_recon.structure.readout import released_rows
+from lightning_recon.structure.readout import design_noise, l1_clipped, released_rows
 from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.row_model import budget_sharers, combined_rows, in_coefficients, row_prior, rows_of
 from lightning_recon.structure.sketch import beside, decode_sketch, with_words
@@ -112,6 +113,8 @@ class Digital(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better image."""
+        if l1_clipped(task):
+            return self._l1_payload(task)
         assumed = self.linear.assumed_noise
         announced = 0.0 if task.max_grad_norm is None else task.update_noise
         noise = (announced if assumed is None else assumed) * math.sqrt(budget_sharers(task) / task.rounds)
@@ -123,6 +126,22 @@ class Digital(Structure):
         plan = self._plan(noise, task, room)
         return self.linear.payload(task) if plan is None else beside(sketch, plan)
 
+    def _l1_payload(self, task: Task) -> ServerPayload:
+        """The same under an L1 clip, whose norm sketch and codeword share."""
+        sketch = self._sketch(task, SKETCH_SHARE)
+        ratio, rows = LayerSpec.of(sketch).norm_ratio, len(sketch.tensors["directions"])
+        if task.per_layer or ratio is None:
+            return self.linear.payload(task)
+        noise = design_noise(task, self.linear.assumed_noise) * math.sqrt(rows / task.rounds) * task.sharers
+        taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
+        room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
+        pixels, margin = math.prod(task.image_shape[1:]), self.margin_db
+        plan, whole = l1_plan(noise, pixels, room, task.sharers > 1, margin, self.always_digital, ratio) or (None, 0.0)
+        if plan is None or (task.victims > 1 and noise * whole > _CROWDED and not self.always_digital):
+            return self.linear.payload(task)
+        payload = beside(sketch, plan)
+        return replace(payload, settings={**payload.settings, "norm_ratio": whole})
+
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
         """The code, of at most this many inputs."""
         pixels, shared = math.prod(task.image_shape[1:]), budget_sharers(task) > 1
@@ -131,8 +150,8 @@ class Digital(Structure):
         return digital_plan(noise, pixels, most, shared, self.margin_db, self.always_digital)
 
     def _sketch(self, task: Task, share: float) -> ServerPayload:
-        """A linear structure designed for this share of the power."""
-        assumed, factor = self.linear.assumed_noise, 1 / math.sqrt(share)
+        """A linear structure designed for this share of the power, or of the L1 norm."""
+        assumed, factor = self.linear.assumed_noise, 1 / task.clip.share(share)
         few = 1 if task.victims == 1 else max(_FEWEST_UNITS, _UNITS_PER_IMAGE * task.victims)
         linear = WaterFilling(
             subjects=self.linear.subjects,
@@ -177,6 +196,7 @@ class Digital(Structure):
                 size,
                 task.victims,
                 decoded_so_far,
+                None if task.noise_is_normal else task.noise,
             )
         decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined_rows(rows, found)]
         posterior = in_coefficients(decoded, shipped, statistics)

@@ -14,7 +14,7 @@ from lightning_recon.ranges import PROBABILITY, check_ranges
 from lightning_recon.structure.base import Decoded, FeedbackCode, Knowledge, Structure
 from lightning_recon.structure.coding.hadamard_spreading import distortion
 from lightning_recon.structure.coding.power_allocation import water_filling
-from lightning_recon.structure.readout import budget_share, released_rows, weight_names
+from lightning_recon.structure.readout import budget_share, l1_clipped, released_rows, weight_names
 from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import WaterFilling
 
@@ -76,7 +76,16 @@ class Feedback(Structure):
         return self
 
     def payload(self, task: Task) -> ServerPayload:
-        """The structure of the opening, designed for the mean of its rounds."""
+        """The structure of the opening, designed for the mean of its rounds.
+
+        Raises:
+            UserError: The clip bounds the L1 norm.
+        """
+        if l1_clipped(task):
+            raise UserError(
+                f"Feedback is designed for a Euclidean clip, and the {task.mechanism} mechanism bounds the L1 norm: "
+                "choose --model.structure Digital or WaterFilling"
+            )
         if self._opened is None or self._opened[0] != task:
             self._opened = task, self.opening.payload(replace(task, rounds=self.rounds(task)))
         return self._opened[1]

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.priors.dct import CosineTransform, PixelTransform, Transform
+from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.coding.hadamard_spreading import block_width, spread
+from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE
 from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.coding.modulation import DigitalWords
 from lightning_recon.structure.coding.trap_weights import trap_weights
@@ -104,9 +106,16 @@ class InferenceStructure(ServerLayer):
         extra = [moments(images).flatten(1)] if self.spec.moments else []
         if (plan := self.spec.digital) is not None:
             words = DigitalWords.apply(images, plan)
-            usual = plan.sketch - self.constants[0] ** 2
-            extra.append(words if plan.shared else words * (sent.norm(dim=1, keepdim=True) / usual.sqrt()))
+            extra.append(words if plan.shared else words * self._sketch_level(sent, plan))
         return self._spread(torch.cat([sent, *extra, self.constants.to(sent).expand(len(sent), -1)], dim=1))
+
+    def _sketch_level(self, sent: Tensor, plan: Plan) -> Tensor:
+        """Norm of each image's sketch, in the norm that the clip bounds, by its expected norm; shape (B, 1)."""
+        if self.spec.norm_ratio is not None:
+            norm, expected = sent.abs().sum(1, keepdim=True), SKETCH_SHARE * self.spec.norm_ratio - self.constants[0]
+        else:
+            norm, expected = sent.norm(dim=1, keepdim=True), (plan.sketch - self.constants[0] ** 2).sqrt()
+        return norm / expected
 
     @property
     def matrix(self) -> Tensor:

@@ -40,6 +40,7 @@ class _Settings(TypedDict):
     detach_logits: NotRequired[bool]
     moments: NotRequired[bool]
     blocks: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
+    norm_ratio: NotRequired[schema.Positive]
     trap_scaling: NotRequired[_Finite]
     trap_deviation: NotRequired[_Finite]
     trap_seed: NotRequired[schema.Seed]
@@ -68,6 +69,8 @@ class LayerSpec:
         detach_logits: Whether the network's own gradient is removed, see `TamperedNetwork`.
         moments: Whether the statistics of `leaked_moments` are sent beside the coefficients.
         blocks: Over how many tensors the inputs are spread, a power of two, see `hadamard_spreading`.
+        norm_ratio: Expected ratio of a row's L1 norm to its Euclidean norm, which the server has to know where the
+            clip bounds the L1 norm; None otherwise.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if
             those are there.
         digital: The digital code whose codewords are sent beside the coefficients; None without one.
@@ -81,6 +84,7 @@ class LayerSpec:
     detach_logits: bool = False
     moments: bool = False
     blocks: int = 1
+    norm_ratio: float | None = None
     trap: TrapRecipe | None = None
     digital: Plan | None = None
 
@@ -118,6 +122,7 @@ class LayerSpec:
             detach_logits=settings.get("detach_logits", False),
             moments=settings.get("moments", False),
             blocks=blocks,
+            norm_ratio=settings.get("norm_ratio"),
             trap=trap,
             digital=_digital(settings, payload),
         )

@@ -14,16 +14,48 @@ from lightning_recon.structure.layer_spec import LayerSpec
 _NULL_REACH = 4.0
 
 
+def l1_clipped(task: Task) -> bool:
+    """Whether the clip bounds the L1 norm, as the Laplace mechanism's does."""
+    return task.max_grad_norm is not None and task.clip.order == 1
+
+
 def budget_share(task: Task, blocks: int) -> float:
     """Norm that clipping leaves the structure, as a share of the clipping norm.
 
-    One clip leaves it everything; clipping by layer gives it M of the L equal budgets C/√L, hence √(M/L).
+    One clip leaves it everything; clipping by layer gives it M of the L equal budgets C/√L, hence √(M/L); of the L1
+    norm M of L budgets C/L, hence M/L.
 
     Args:
         task: What was announced.
         blocks: Tensors of the structure, M.
     """
-    return math.sqrt(blocks / (task.parameter_tensors + blocks)) if task.per_layer else 1.0
+    return task.clip.share(blocks / (task.parameter_tensors + blocks)) if task.per_layer else 1.0
+
+
+def euclidean_share(task: Task, payload: ServerPayload) -> float:
+    """Euclidean norm that clipping leaves the structure's gradient, as a share of the clipping norm.
+
+    An L1 clip leaves each of the rows of the victims that share it an equal part of the L1 norm.
+
+    Args:
+        task: What was announced.
+        payload: What was shipped.
+    """
+    spec = LayerSpec.of(payload)
+    share = budget_share(task, spec.blocks)
+    if spec.norm_ratio is None:
+        return share
+    return share / (spec.norm_ratio * math.sqrt(len(payload.tensors["directions"]) * task.sharers))
+
+
+def design_noise(task: Task, assumed: float | None) -> float:
+    """Standard deviation of an update's noise, divided by C, that a structure is designed for.
+
+    Args:
+        task: What was announced.
+        assumed: Noise multiplier to design for; None: the announced one.
+    """
+    return task.update_noise if assumed is None else assumed * task.noise.noise_std
 
 
 def weight_names(payload: ServerPayload) -> list[str]:
@@ -49,7 +81,7 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     names = weight_names(payload)
     weight = torch.cat([update.gradient[name] for name in names], dim=1)
     nulls = payload.tensors["constants"].numel() - 1
-    share = budget_share(task, len(names))
+    share = euclidean_share(task, payload)
     budget = task.max_grad_norm * share if task.max_grad_norm else float(weight.norm())
     entries, zeros = torch.split(weight / budget, [weight.shape[1] - nulls, nulls], dim=1)
     rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))

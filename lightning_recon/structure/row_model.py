@@ -12,15 +12,22 @@ from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import Separation
 from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior
+from lightning_recon.structure.readout import l1_clipped
 from lightning_recon.structure.refinement import Posterior
 
 # Spread of log S when one clip covers the batch: caused by the gradient norms of the other victims and of this one.
+# Under an L1 clip it covers that the ratio of a row's two norms differs between images, too.
 _LOG_SCALE_STD = 0.4
 
 
 def budget_sharers(task: Task) -> int:
     """Number of victims that share one clipping budget; without a clip, the norm of the update takes its place."""
     return task.victims if task.max_grad_norm is None else task.sharers
+
+
+def energy_is_known(task: Task) -> bool:
+    """Whether the energy of a victim's rows follows from the clip: a Euclidean clip that no other victim shares."""
+    return budget_sharers(task) == 1 and not l1_clipped(task)
 
 
 def row_prior(payload: ServerPayload, task: Task, statistics: PublicStatistics) -> RowPrior:
@@ -37,7 +44,7 @@ def row_prior(payload: ServerPayload, task: Task, statistics: PublicStatistics) 
         pilot_level=float(shipped["constants"][0]),
         log_contrast_std=statistics.log_contrast_std,
         scale=math.sqrt(len(shipped["directions"]) * sharers),
-        log_scale_std=0.0 if sharers == 1 else _LOG_SCALE_STD,
+        log_scale_std=0.0 if energy_is_known(task) else _LOG_SCALE_STD,
     )
 
 

@@ -15,14 +15,15 @@ from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.gating import intervals, layout, measurement_directions, scale_down_measurements
 from lightning_recon.structure.coding.hadamard_spreading import block_count, distortion
+from lightning_recon.structure.coding.l1_budget import l1_power, norm_ratio
 from lightning_recon.structure.coding.power_allocation import water_filling
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import decode_row
 from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
-from lightning_recon.structure.readout import budget_share, released_rows, weight_names
+from lightning_recon.structure.readout import budget_share, design_noise, l1_clipped, released_rows, weight_names
 from lightning_recon.structure.row_model import (
-    budget_sharers,
     combined_rows,
+    energy_is_known,
     in_coefficients,
     row_prior,
     rows_of,
@@ -139,12 +140,14 @@ class WaterFilling(Structure):
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""
         statistics = self.statistics(task)
-        noise = task.update_noise if self.assumed_noise is None else self.assumed_noise
-        effective, blocks = noise * math.sqrt(task.sharers / task.rounds), 1
-        if task.per_layer and self.spread:
-            power, index = self._code(statistics, effective)
-            blocks = block_count(task.parameter_tensors, self._with_pilot(power[index]), effective)
-        power, index = self._code(statistics, effective / budget_share(task, blocks))
+        effective, blocks = design_noise(task, self.assumed_noise) * math.sqrt(task.sharers / task.rounds), 1
+        if l1_clipped(task):
+            power, index = self._l1_code(statistics, task)
+        else:
+            if task.per_layer and self.spread:
+                power, index = self._code(statistics, effective)
+                blocks = block_count(task.parameter_tensors, self._with_pilot(power[index]), effective)
+            power, index = self._code(statistics, effective / budget_share(task, blocks))
         sent = (power > 0).view_as(statistics.variance)
         gain = (power / statistics.variance.flatten()).sqrt()[index]
         units, count = layout(task.victims, len(index), sent.numel(), self.units, self.directions)
@@ -170,6 +173,7 @@ class WaterFilling(Structure):
                 "balanced": self.head_weights == "balanced",
                 "blocks": blocks,
                 "detach_logits": self.detach_logits,
+                **({"norm_ratio": norm_ratio(power, self.pilot_power)} if l1_clipped(task) else {}),
             },
             tensors={
                 "mean": statistics.mean,
@@ -195,6 +199,21 @@ class WaterFilling(Structure):
         index = power.argsort(descending=True, stable=True)[: int((power > 0).sum())]
         return power, index
 
+    def _l1_code(self, statistics: PublicStatistics, task: Task) -> tuple[Tensor, Tensor]:
+        """The same under an L1 clip, of which the rows of every direction take their part."""
+        noise = design_noise(task, self.assumed_noise) * task.sharers / math.sqrt(task.rounds) / budget_share(task, 1)
+        flat, count = statistics.variance.flatten(), self.directions or 1
+        while True:
+            if self.power_allocation == "flat":
+                power = torch.full_like(flat, (1 - self.pilot_power) / flat.numel())
+            else:
+                power = l1_power(flat, noise * math.sqrt(count), self.pilot_power)
+            index = power.argsort(descending=True, stable=True)[: int((power > 0).sum())]
+            found = layout(task.victims, len(index), flat.numel(), self.units, self.directions)[1]
+            if found <= count:
+                return power, index
+            count = found
+
     def _with_pilot(self, power: Tensor) -> Tensor:
         """The powers in the order in which the structure has its inputs."""
         return torch.cat([power, power.new_tensor([self.pilot_power])])
@@ -216,7 +235,7 @@ class WaterFilling(Structure):
         distorted = distortion(self._with_pilot(prior.power), len(weight_names(payload))) / prior.scale
         rows = rows_of(inputs, pilot, math.hypot(noise, distorted), payload)
         # Clipped alone, a victim has the whole budget, spread evenly over its rows.
-        bound = 1 / len(payload.tensors["directions"]) if budget_sharers(task) == 1 else None
+        bound = 1 / len(payload.tensors["directions"]) if energy_is_known(task) else None
         found = separate(rows, prior, task.victims, self.false_alarm, bound)
         decoded = [decode_row(*row, prior) for row in combined_rows(rows, found)]
         posterior = in_coefficients(decoded, payload.tensors, statistics)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_recon.attack.inversion.forward_model import Update
 from lightning_recon.exchange import Task
-from lightning_recon.privacy.gaussian import Gaussian
 
 Distance = Literal["cosine", "euclidean", "likelihood"]
 
@@ -62,11 +61,6 @@ def squared_distance(candidate: Update, observed: Update, weights: Update | None
     left, right = _pieces(candidate, observed, weights), _pieces(observed, observed, weights)
     parts = [(one - other).square().sum() for one, other in zip(left, right, strict=True)]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-
-
-def noise_is_normal(task: Task) -> bool:
-    """Whether the noise of the mean of all rounds is normal, or nearly: means of rounds and sums of clients are."""
-    return isinstance(task.noise, Gaussian) or task.rounds * task.aggregated > 1 or announced_std(task) == 0
 
 
 def negative_log_likelihood(candidate: Update, observed: Update, task: Task, weights: Update | None = None) -> Tensor:

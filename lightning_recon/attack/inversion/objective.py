@@ -13,7 +13,6 @@ from lightning_recon.attack.inversion.distances import (
     Distance,
     cosine_distance,
     negative_log_likelihood,
-    noise_is_normal,
     noise_std,
     squared_distance,
 )
@@ -95,7 +94,7 @@ class GradientMatching:
         # The published distances ignore clipping.
         self.task = task if distance == "likelihood" else replace(task, max_grad_norm=None)
         self.scale = 2 * noise_std(task) ** 2 if distance == "likelihood" else 1.0
-        self.normal = distance != "likelihood" or noise_is_normal(task)
+        self.normal = distance != "likelihood" or task.noise_is_normal
         self.model, self.parametrization = model, parametrization
         self.distance, self.regularization, self.priors = distance, regularization, priors
         watch = list(model.running) if regularization.batch_norm else []

@@ -10,7 +10,7 @@ from lightning_recon.structure.coding.image_codec import OVERHEAD
 # Inputs that name the chosen rate, and their energy in units of the noise variance: words that differ by twice that
 # energy are confused once in 10¹¹ times.
 HEADER = 512
-_HEADER_ENERGY = 100.0
+HEADER_ENERGY = 100.0
 # The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
 # at least so much that it separates the victims, and at most what costs the code 0.7 dB.
 _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
@@ -21,10 +21,10 @@ _BORROWED = 2.0
 WORTHWHILE = 0.2
 # One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
 # completely.
-_NEIGHBOURS_DB = 0.3
-_RAW_BITS = 24
+NEIGHBOURS_DB = 0.3
+RAW_BITS = 24
 # Shorter codewords are no long random codes any more.
-_SHORTEST = 1000
+SHORTEST = 1000
 # Of the channel code and its header: payloads of another one cannot be read.
 VERSION = 2
 # Rounding in float32 leaves at least this noise in every row.
@@ -95,16 +95,16 @@ def digital_plan(
         The plan; None where a linear code makes the better image, and for fewer than 1000 inputs.
     """
     noise = max(noise, _LEAST_NOISE)
-    header, sketch = min(0.05, _HEADER_ENERGY * noise**2), sketch_share(noise)
-    spare = margin_db + (_NEIGHBOURS_DB if shared else 0.0)
+    header, sketch = min(0.05, HEADER_ENERGY * noise**2), sketch_share(noise)
+    spare = margin_db + (NEIGHBOURS_DB if shared else 0.0)
     energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
-    most = min(most_inputs, math.ceil(_RAW_BITS * pixels / LADDER[0].rate))
+    most = min(most_inputs, math.ceil(RAW_BITS * pixels / LADDER[0].rate))
     inputs = max(0, most)
     for _ in range(5):  # what a codeword needs depends a little on its length
         inputs = min(max(0, most), int(energy / needed_snr(0, max(inputs, 1))))
     needed = [needed_snr(rung, inputs) for rung in range(len(LADDER))]
     fair = max(rung for rung, snr in enumerate(needed) if rung == 0 or inputs * snr <= energy)
-    if inputs < _SHORTEST or (not always_digital and message_bits(fair, inputs) < WORTHWHILE * pixels):
+    if inputs < SHORTEST or (not always_digital and message_bits(fair, inputs) < WORTHWHILE * pixels):
         return None
     power = (1 - header - sketch) / inputs
     if shared:

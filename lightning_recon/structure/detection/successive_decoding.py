@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.structure.coding.channel_code import LADDER, decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.image_codec import unframed
@@ -36,6 +37,9 @@ _HOPELESS_DB = -0.3
 _BETTER_DB = 0.02
 # Rounding in float32 leaves this share of what rows held.
 _ROUNDING = 1e-6
+
+# A filter is a single row if that row has this share of its squared weights.
+_SINGLE_ROW = 0.99
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def read_victims(
     size: tuple[int, int],
     victims: int,
     progress: Callable[[int], None] = lambda count: None,
+    mechanism: Mechanism | None = None,
 ) -> tuple[list[Received | None], list[Received]]:
     """Decode all victims.
 
@@ -76,12 +81,13 @@ def read_victims(
         size: Height and width of the images.
         victims: How many there are at most.
         progress: Called with the number of images received so far.
+        mechanism: Distribution of the noise of every entry; None for normal noise.
 
     Returns:
         For each of the V victims its image, or None; and images of victims that `members` lacks. Together
         no more than `victims`.
     """
-    remaining = _RemainingRows(rows, noise, plan, size)
+    remaining = _RemainingRows(rows, noise, plan, size, mechanism)
     found: list[Received | None] = [None] * len(members)
     others: list[Received] = []
     waiting = list(range(len(members)))
@@ -140,9 +146,11 @@ class _Filter:
 class _RemainingRows:
     """Rows after the decoded codewords were subtracted."""
 
-    def __init__(self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int]) -> None:
+    def __init__(
+        self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int], mechanism: Mechanism | None = None
+    ) -> None:
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
-        self.plan, self.size = plan, size
+        self.plan, self.size, self.mechanism = plan, size, mechanism
         self.gram = (self.words @ self.words.T).double() / plan.inputs
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
@@ -205,7 +213,7 @@ class _RemainingRows:
         if filter_.margin < _HOPELESS_DB:
             return None
         mixed = filter_.weights.to(self.words) @ self.words
-        bits = decode(mixed * (2 * filter_.amplitude / filter_.deviation**2), filter_.rung)
+        bits = decode(self.beliefs(mixed, filter_), filter_.rung)
         content = None if bits is None else unframed(bits.cpu(), *self.size)
         if bits is None or content is None:
             return None
@@ -217,6 +225,20 @@ class _RemainingRows:
         self.header -= torch.outer(share, header * header_words()[filter_.rung].to(self.header))
         self.gram -= torch.outer(share, share).double()
         return Received(*content, filter_.rung, (filter_.amplitude / filter_.deviation) ** 2)
+
+    def beliefs(self, mixed: Tensor, filter_: _Filter) -> Tensor:
+        """Log-likelihood ratio of every input of a filtered codeword, shape (inputs,).
+
+        A single row holds the mechanism's own noise; a sum of several is nearly normal, as is interference.
+        """
+        weights = filter_.weights.square()
+        if self.mechanism is None or float(weights.max()) < _SINGLE_ROW * float(weights.sum()):
+            return mixed * (2 * filter_.amplitude / filter_.deviation**2)
+        scale = filter_.deviation / self.mechanism.noise_std
+        above, below = (
+            self.mechanism.log_likelihood((mixed - sign * filter_.amplitude) / scale) for sign in (1.0, -1.0)
+        )
+        return above - below
 
     def unexplained(self) -> list[Tensor]:
         """Rows that still hold a victim, each with those like it, the strongest first: shapes (K,), bool."""

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Power allocation under an L1 clip, against brute force and against its own constraints."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
+from lightning_recon.structure.coding.code_plan import HEADER
+from lightning_recon.structure.coding.l1_budget import (
+    SKETCH_SHARE,
+    l1_plan,
+    l1_power,
+    l1_water_filling,
+    norm_ratio,
+)
+
+SPECTRUM = 100.0 / torch.arange(1, 401, dtype=torch.float64) ** 1.5
+
+
+def error(amplitudes: torch.Tensor) -> float:
+    return float((SPECTRUM / (1 + amplitudes.square())).sum())
+
+
+@pytest.mark.parametrize("budget", [0.5, 3.0, 20.0, 500.0])
+def test_allocation_keeps_the_budget_and_nothing_near_is_better(budget: float) -> None:
+    found = l1_water_filling(SPECTRUM, budget)
+    assert float(found.sum()) == pytest.approx(budget)
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.01, 0.1, 0.5):
+        for _ in range(20):
+            factors = 1 + scale * torch.randn(len(found), generator=generator, dtype=torch.float64)
+            other = (found * factors).clamp(1e-12)
+            assert error(found) <= error(other * budget / other.sum()) * (1 + 1e-3)
+    if budget > 1:
+        # Against every prefix with equal amplitudes, and against the allocation that a Euclidean clip would have.
+        for count in range(1, 400, 7):
+            equal = torch.where(torch.arange(400) < count, budget / count, 0.0).double()
+            assert error(found) <= error(equal) * (1 + 1e-9)
+        assert float(found[found > 0].min()) >= 1 - 1e-6 or int((found > 0).sum()) == 1
+
+
+def test_no_noise_sends_everything() -> None:
+    power = l1_power(SPECTRUM.float(), 0.0, 0.08)
+    assert bool((power > 0).all())
+    assert float(power.sum()) == pytest.approx(0.92, rel=1e-5)
+
+
+def test_ratio_of_norms_is_that_of_random_rows() -> None:
+    power = l1_power(SPECTRUM, 0.01, 0.08)
+    rows = power.sqrt() * torch.randn(20_000, len(power), generator=torch.Generator().manual_seed(0)).double()
+    rows = torch.cat([rows, torch.full((len(rows), 1), math.sqrt(0.08)).double()], 1)
+    assert norm_ratio(power, 0.08) == pytest.approx(float(rows.abs().sum(1).mean()), rel=0.01)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_plan_spends_the_l1_budget(shared: bool) -> None:
+    noise, pixels = 2e-5, 64 * 64
+    found = l1_plan(noise, pixels, 1_000_000, shared, 0.2, False, sketch_ratio=10.0)
+    assert found is not None
+    plan, ratio = found
+    amplitude = plan.amplitudes[0]
+    assert HEADER * plan.header**2 + plan.inputs * amplitude**2 + plan.sketch == pytest.approx(1)
+    assert HEADER * plan.header + plan.inputs * amplitude + math.sqrt(plan.sketch) * 10.0 == pytest.approx(ratio)
+    assert math.sqrt(plan.sketch) * 10.0 == pytest.approx(SKETCH_SHARE * ratio)
+    # In units of the noise: the amplitude that the chosen rate needs.
+    spare = 10 ** ((0.2 + 0.3 * shared) / 20)
+    amplitude /= ratio * noise * spare
+    assert amplitude**2 == pytest.approx(needed_snr(plan.fair, plan.inputs), rel=1e-3)
+    # No other rate would carry more bits.
+    for rung in range(len(LADDER)):
+        other = int(plan.inputs * amplitude / math.sqrt(needed_snr(rung, plan.inputs)))
+        assert message_bits(rung, other) <= 1.01 * message_bits(plan.fair, plan.inputs)
+
+
+def test_no_plan_where_the_noise_is_high() -> None:
+    assert l1_plan(1e-3, 64 * 64, 1_000_000, False, 0.2, False, 10.0) is None
+    assert l1_plan(1e-3, 64 * 64, 1_000_000, False, 0.2, True, 10.0) is not None
+    assert l1_plan(1e-2, 64 * 64, 1_000_000, False, 0.2, True, 10.0) is None  # too short for a code
