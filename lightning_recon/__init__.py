@@ -4,10 +4,17 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_recon.api import AttackResult, Privacy, privatized_update, reconstruct
+    from lightning_recon.api import (
+        AttackResult,
+        Privacy,
+        gradient_of_step,
+        invert_gradients,
+        privatized_update,
+        reconstruct,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["AttackResult", "Privacy", "privatized_update", "reconstruct"]
+__all__ = ["AttackResult", "Privacy", "gradient_of_step", "invert_gradients", "privatized_update", "reconstruct"]
 
 
 def __getattr__(name: str) -> object:

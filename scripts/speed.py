@@ -69,7 +69,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from lightning_recon.attack import GradientInversion
     from lightning_recon.client import Privacy, VictimClient
     from lightning_recon.data.sources import ClientBatch
-    from lightning_recon.priors.regularizers import Penalties
+    from lightning_recon.priors.regularizers import Regularization
 
     torch.manual_seed(0)
     size, turns = job["size"], Turns(job["turn"], job["device"] == "cuda")
@@ -88,7 +88,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     preset: dict[str, Any] = yaml.safe_load((ROOT / f"configs/attack/{job['attack']}.yaml").read_text())
     settings = preset["model"]["init_args"]
     rate = settings.pop("optimizer")["init_args"]["lr"]
-    settings |= {"regularization": Penalties(**settings["regularization"]), "labels": "oracle", "record": False}
+    settings |= {"regularization": Regularization(**settings["regularization"]), "labels": "oracle", "record": False}
     settings |= {"compile": job["compile"], "optimizer": lambda params: torch.optim.Adam(params, lr=rate)}
     attack = GradientInversion(client, **settings)
     values: list[float] = []

@@ -88,6 +88,16 @@ def test_nothing_is_kept_that_is_not_to_be(tiny: str, fit: Fit, tmp_path: Path) 
     assert record["summary"]["label_accuracy"] == 1
 
 
+def test_priors_are_a_list_in_yaml(fit: Fit, tmp_path: Path) -> None:
+    overlay = tmp_path / "priors.yaml"
+    prior = "{class_path: lightning_recon.attack.TotalVariation, init_args: {strength: 0.01}}"
+    denoiser = "lightning_recon.attack.SmallDenoiser"
+    own = f"{{class_path: lightning_recon.priors.DenoiserPrior, init_args: {{denoiser: {denoiser}}}}}"
+    overlay.write_text(f"model:\n  init_args:\n    priors:\n      - {prior}\n      - {own}\n")
+    record = fit(tmp_path / "run", *HONEST, "--config", str(overlay), "--trainer.max_steps", "1")
+    assert record["summary"]["victims"] == 4
+
+
 @pytest.mark.slow
 def test_two_ranks_are_one(whole: Path, tiny: str, tmp_path: Path) -> None:
     two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.max_steps", "4"]

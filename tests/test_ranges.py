@@ -53,7 +53,7 @@ FOUND = sorted(set(numbers()), key=str)
 
 
 def test_the_walk_finds_what_configs_name() -> None:
-    assert {"Privacy", "VictimClient", "Digital", "Penalties", "ClientDataModule"} <= {
+    assert {"Privacy", "VictimClient", "Digital", "Regularization", "ClientDataModule"} <= {
         one.__name__ for one, _, _ in FOUND
     }
     assert len(FOUND) > 60

@@ -53,8 +53,11 @@ The other pages document the packages behind the command line, for those who ext
     for name in names:
         package = f"lightning_recon.{name}"
         found = pkgutil.walk_packages([f"{path}/{name}" for path in lightning_recon.__path__], f"{package}.")
-        yield name, _page(f"lightning_recon.{name}", package, [package, *sorted(one.name for one in found)], whole)
-    single = [f"lightning_recon.{room.name}" for room in rooms if not room.ispkg and room.name != "api"]
+        modules = sorted(one.name for one in found)
+        if name != "api":  # the page of the public functions documents that package itself
+            modules.insert(0, package)
+        yield name, _page(f"lightning_recon.{name}", package, modules, whole)
+    single = [f"lightning_recon.{room.name}" for room in rooms if not room.ispkg]
     yield "modules", _page("Modules at the top level", "", single, whole)
 
 

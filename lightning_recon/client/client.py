@@ -20,7 +20,6 @@ from lightning_recon.client.dp_sgd import private_gradient
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler, sampler_of
-from lightning_recon.client.target_network import TargetNetwork
 from lightning_recon.client.update import Clipped, Release, clipped_update, release_of, summed
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
@@ -28,6 +27,7 @@ from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Ta
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.setup_check import explained_batch_norm
+from lightning_recon.networks.target_network import TargetNetwork
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
 

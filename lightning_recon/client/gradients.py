@@ -125,14 +125,17 @@ def find_batch_coupling_layer(model: nn.Module) -> str | None:
 
 
 @contextmanager
-def reproducible_fp32(network: nn.Module, device: torch.device, seed: int, batch_statistics: bool) -> Iterator[None]:
-    """Run in float32 and training mode with a fixed seed; restore modes and RNG state on exit.
+def reproducible_fp32(
+    network: nn.Module, device: torch.device, seed: int, batch_statistics: bool | None
+) -> Iterator[None]:
+    """Run in float32 with a fixed seed; restore modes and RNG state on exit.
 
     Args:
-        network: the network that is put into training mode.
+        network: the network, which is put into training mode.
         device: device of the network.
         seed: seed of random numbers in the forward pass (dropout).
-        batch_statistics: whether batch normalization uses the batch, or its running statistics.
+        batch_statistics: whether batch normalization uses the batch, or its running statistics; None: the modes of the
+            network are left as they are.
     """
     modes = {module: module.training for module in network.modules()}
     with ExitStack() as stack:
@@ -142,10 +145,11 @@ def reproducible_fp32(network: nn.Module, device: torch.device, seed: int, batch
         stack.enter_context(math_attention())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
-        network.train()
-        for module in network.modules():
-            if isinstance(module, BatchNorm):
-                module.train(batch_statistics)
+        if batch_statistics is not None:
+            network.train()
+            for module in network.modules():
+                if isinstance(module, BatchNorm):
+                    module.train(batch_statistics)
         try:
             yield
         finally:

@@ -20,10 +20,10 @@ Place = tuple[nn.Module, str, nn.Parameter, str]
 _WILL_EXECUTE = getattr(torch._C, "_will_engine_execute_node", None)
 # `Module._parameters`, the dictionary in which a module keeps its parameters. `torch.func.functional_call`, which is
 # used without it, takes 15 to 25 % longer for the networks and images that gradient inversion is fastest with.
-_KEEPS_PARAMETERS = isinstance(vars(nn.Linear(1, 1)).get("_parameters"), dict)
+_KEEPS_PARAMETERS = isinstance(vars(nn.Module()).get("_parameters"), dict)
 # `Tensor._version`, which every in-place change increments. Without it nothing counts as unchanged, so every update is
 # computed anew; a hash over the parameters, the public way, costs more than a small network's gradient.
-_COUNTS_VERSIONS = hasattr(torch.zeros(()), "_version")
+_COUNTS_VERSIONS = hasattr(torch.Tensor, "_version")
 
 _serial = itertools.count()
 

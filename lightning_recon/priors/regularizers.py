@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pictures look like, as penalties that a descent can follow: those of the published attacks."""
+"""The regularization terms of the published gradient inversion attacks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from lightning_recon.ranges import NOT_NEGATIVE, check_ranges
 
 
 @dataclass(frozen=True)
-class Penalties:
-    """Weights of what is added to the distance between the updates; 0 leaves a part out.
+class Regularization:
+    """Weights of the terms that are added to the distance between the updates; 0 leaves a term out.
 
     Args:
         total_variation: Mean absolute difference of neighbouring pixels, standardised (Geiping et al. 2020).
         double_opponents: Whether total variation also counts differences between the colour channels, and as the
             square root of squares (the later variant of the same authors' toolbox).
         norm: Mean square of the dummies (Yin et al. 2021).
-        spectrum: Half the sum of squares of the dummies: with basis "spectrum" and weight 1 the negative log-density of
-            the public Gaussian model of photographs.
+        spectrum: Half the sum of squares of the whitened cosine coefficients: with weight 1 the negative log-density
+            of the public Gaussian model of photographs.
         batch_norm: Deviation of the batch's statistics from those that the network's normalisation layers carry (Yin et
-            al. 2021); a trained network's tell of its data, an untrained one's tell nothing.
+            al. 2021); those of an untrained network carry no information.
         features: Deviation of the last layer's mean input from the one that its gradient reveals (the same toolbox).
         group_consistency: Deviation of a restart from the mean over all restarts, shifted onto each other (Yin et al.
             2021, section 3.4, with shifts for its flow).
@@ -41,41 +41,41 @@ class Penalties:
         check_ranges("--model.regularization.", **{name: (value, NOT_NEGATIVE) for name, value in vars(self).items()})
 
 
-def total_variation(pictures: Tensor, double_opponents: bool) -> Tensor:
+def total_variation(images: Tensor, double_opponents: bool) -> Tensor:
     """Anisotropic total variation, a mean over pixels and channels.
 
     Args:
-        pictures: shape (B, 3, H, W).
-        double_opponents: see `Penalties`.
+        images: shape (B, 3, H, W).
+        double_opponents: see `Regularization`.
     """
     if not double_opponents:
-        return pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()
-    # Each channel, and each less the next: of a difference the sign does not matter.
-    planes = torch.cat([pictures, pictures - pictures.roll(1, 1)], dim=1)
+        return images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
+    # The channels and their differences, whose signs do not matter.
+    planes = torch.cat([images, images - images.roll(1, 1)], dim=1)
     corner = planes[..., :-1, :-1]
     across, down = planes[..., :-1, 1:] - corner, planes[..., 1:, :-1] - corner
     return (across.square() + down.square() + 1e-8).sqrt().mean()
 
 
-def batch_statistics(seen: Mapping[str, Tensor], running: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+def batch_statistics(inputs: Mapping[str, Tensor], running: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
     """Distance of the batch's means and variances from the running ones, summed over the layers.
 
     Args:
-        seen: inputs of the normalisation layers, (B, channels, ...), by the layers' names.
-        running: means and variances that the layers carry.
+        inputs: inputs of the normalisation layers, (B, channels, ...), by the layers' names.
+        running: running means and variances of the layers.
 
     Source: Yin et al. 2021 (arXiv 2104.07586), equation 9.
     """
     parts = []
     for name, (mean, variance) in running.items():
-        dims = [dim for dim in range(seen[name].dim()) if dim != 1]
-        parts.append(torch.linalg.vector_norm(seen[name].to(mean).mean(dims) - mean))
-        parts.append(torch.linalg.vector_norm(seen[name].to(variance).var(dims, unbiased=False) - variance))
+        dims = [dim for dim in range(inputs[name].dim()) if dim != 1]
+        parts.append(torch.linalg.vector_norm(inputs[name].to(mean).mean(dims) - mean))
+        parts.append(torch.linalg.vector_norm(inputs[name].to(variance).var(dims, unbiased=False) - variance))
     return torch.stack(parts).sum()
 
 
 def revealed_features(weight: Tensor, bias: Tensor) -> Tensor:
-    """Mean input of a linear layer that its gradient reveals, weighted by how sure each row is.
+    """Mean input of a linear layer, estimated from its gradient by least squares.
 
     Args:
         weight: gradient, (classes, features).
@@ -89,13 +89,13 @@ def revealed_features(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def group_consistency(dummies: Tensor) -> Tensor:
-    """The mean over restarts, each shifted to where it fits the first one best.
+    """The mean over restarts, each first aligned with the first one by a shift.
 
     Args:
         dummies: (restarts, B, 3, H, W).
 
     Returns:
-        The mean, seen from each restart: the same shape, without gradient.
+        The mean, shifted back to each restart: the same shape, without gradient.
     """
     with torch.no_grad():
         spectrum = torch.fft.rfft2(dummies)
@@ -108,5 +108,5 @@ def group_consistency(dummies: Tensor) -> Tensor:
         angle = 2 * torch.pi * (rows[..., None, None] * phase_rows + columns[..., None, None] * phase_columns)
         shift = torch.polar(torch.ones_like(angle), angle)[:, :, None]
         mean = (spectrum * shift).mean(0, keepdim=True)
-        seen: Tensor = torch.fft.irfft2(mean * shift.conj(), s=(height, width))
-        return seen
+        aligned: Tensor = torch.fft.irfft2(mean * shift.conj(), s=(height, width))
+        return aligned

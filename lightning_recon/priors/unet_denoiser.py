@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoiser that ships with the package: a small U-Net that knows how pictures differ from their spectrum."""
+"""The denoiser that ships with the package: a small U-Net, trained on images with coloured noise."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_recon.errors import UserError
 from lightning_recon.files.faults import FAULTS, reason_of
 from lightning_recon.files.serialization import read_safetensors
+from lightning_recon.priors.base import Prior
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
 
@@ -18,12 +19,12 @@ _WIDTHS = (48, 80, 128)
 _COARSEST_BLOCKS = 2
 # No pixel changes by more than so many sigmas.
 _REACH = 8.0
-# Pictures are padded to a multiple of this.
+# Images are padded to a multiple of this.
 _STRIDE = 8
 
 
 class _Block(nn.Module):
-    """Two convolutions around a rectifier, added to what they saw."""
+    """A residual block: two convolutions around a rectifier."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,23 +36,25 @@ class _Block(nn.Module):
         return out
 
 
-class SmallDenoiser(nn.Module):
+class SmallDenoiser(Prior):
     """A U-Net of a million weights that changes no pixel by more than a few sigmas: without noise, nothing.
 
     Source: the architecture follows FFDNet (Zhang et al. 2018: half resolution, a map of the noise level) and DRUNet
     (Zhang et al. 2021: residual U-Net); both much reduced.
     """
 
-    def __init__(self, weights: str | None = str(SHIPPED)) -> None:
+    def __init__(self, weights: str | None = str(SHIPPED), strength: float = 1.0, sigma: float = 0.05) -> None:
         """Build it.
 
         Args:
             weights: File of its weights (.safetensors), as `scripts/train_denoiser.py` writes it; null: random.
+            strength: Factor of `value` in the objective of gradient inversion, at least 0.
+            sigma: Standard deviation of the noise for which `value` calls the denoiser, above 0.
 
         Raises:
             UserError: The file is missing, cannot be read, or holds another network's weights.
         """
-        super().__init__()
+        super().__init__(strength, sigma)
         fine, middle, coarse = _WIDTHS
         self.head = nn.Conv2d(13, fine, 3, padding=1)
         self.fine_down, self.fine_up = _Block(fine), _Block(fine)
@@ -68,11 +71,11 @@ class SmallDenoiser(nn.Module):
         """Remove noise.
 
         Args:
-            x: Noisy pictures, shape (M, 3, H, W), values around [0, 1].
+            x: Noisy images, shape (M, 3, H, W), values around [0, 1].
             sigma: Standard deviation of the noise, one number or shape (M,).
 
         Returns:
-            Pictures of the same shape.
+            Images of the same shape.
         """
         height, width = x.shape[-2:]
         noise = torch.as_tensor(sigma).to(x).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)

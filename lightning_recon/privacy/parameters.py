@@ -36,6 +36,11 @@ class Privacy:
         delta: delta at which epsilon is accounted, between 0 and 1; it does not change the noise.
         adjacency: neighbouring data sets of the accounting: a record is added or removed, or replaced by another.
         mechanism: "gaussian", "laplace", or the class path of a `privacy.mechanism.Mechanism`.
+
+    Example:
+        >>> import lightning_recon as lr
+        >>> lr.Privacy(max_grad_norm=10.0, noise_multiplier=2e-4).noise_std
+        0.002
     """
 
     max_grad_norm: float | None = 1.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L-BFGS for many independent problems side by side: one evaluation of all of them a step, none waits for another."""
+"""L-BFGS for many independent problems at once: one evaluation of all of them per step."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
 
-_DECREASE = 1e-4  # share of the promised decrease that makes a step good enough (Armijo)
-_SHRINK = (0.1, 0.5)  # how much shorter a refused step becomes
-_PATIENCE = 10  # refusals in a row after which what was learned of the curvature is forgotten
+_DECREASE = 1e-4  # share of the predicted decrease that a step must reach (Armijo)
+_SHRINK = (0.1, 0.5)  # bounds of the factor by which a rejected step is shortened
+_PATIENCE = 10  # rejections in a row after which the curvature memory is cleared
 
 
 class BatchedLBFGS(Optimizer):
-    """Every problem has its own memory, its own line and its own step along it.
+    """Every problem has its own memory, search direction and step length.
 
-    A step asks the objective once, at the point to be tried. A problem for which that is good enough moves there,
-    learns from the change of its gradient and chooses another direction; any other tries a shorter step in the next
-    round. Nothing waits for the device, and nothing that happens to one problem touches another.
+    A step evaluates the objective once, at a trial point. A problem whose trial point decreases the objective enough
+    accepts it, updates its curvature memory and computes a new direction; any other tries a shorter step next time.
+    There is no synchronisation with the device, and the problems do not influence one another.
 
     Source: Nocedal & Wright, Numerical Optimization (2006), algorithms 7.4 and 7.5, with backtracking by interpolation.
     """
@@ -29,16 +29,16 @@ class BatchedLBFGS(Optimizer):
         """Set up; parameters of K problems, each of the first K with those K, 2K, … places further on.
 
         Args:
-            params: What is searched.
-            lr: Length of the first step along every line, 1 for a full quasi-Newton step.
-            history: Changes of the gradient that are remembered, at least 1.
+            params: Parameters of all problems.
+            lr: Length of the first step along every direction, 1 for a full quasi-Newton step.
+            history: Size of the curvature memory, in steps, at least 1.
         """
         check_ranges("--model.optimizer.", lr=(lr, POSITIVE), history=(history, COUNT))
         super().__init__(params, {"lr": lr, "history": history})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
-        """Try, learn, and go to the next points to be tried.
+        """Evaluate the trial points, update the memory, and move to the next trial points.
 
         Args:
             closure: Returns the objective of every problem, (K,), at the parameters as they are, with gradients in
@@ -65,7 +65,7 @@ class BatchedLBFGS(Optimizer):
         new = {"moves": moved, "changes": changed, "inverse": 1 / curvature.clamp(min=1e-30)}
         for name, one in new.items():
             state[name] = _where(learns, torch.cat([state[name][:, 1:], one[:, None]], 1), state[name])
-        # The parabola through both values and the slope has its least here.
+        # Minimum of the parabola through both values and the slope.
         least = -promised / (2 * (values - state["value"] - promised))
         shorter = least.nan_to_num(0, 0, 0).clamp(*_SHRINK) * state["length"]
         state["refused"] = torch.where(good, 0, state["refused"] + 1)
@@ -88,7 +88,7 @@ class BatchedLBFGS(Optimizer):
 
 
 def _direction(state: dict[str, Tensor]) -> Tensor:
-    """Minus the inverse Hessian, as the memory knows it, times the gradient; without memory a short way downhill."""
+    """Minus the approximate inverse Hessian times the gradient; without memory a short step of steepest descent."""
     gradient, moves, changes, inverse = (state[name] for name in ("gradient", "moves", "changes", "inverse"))
     short = gradient.abs().sum(1).clamp(min=1e-30)
     line, shares = gradient.clone(), []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guesses of all ranks: where they are, what the objective says of them, and the best of them so far."""
+"""The candidates of all ranks: their present values, and the best values so far."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,109 +16,114 @@ Evaluate = Callable[[Candidates], Evaluated]
 
 
 class CandidatePool(nn.Module):
-    """Dummies, logits of searched labels, and what was best by the objective: all that a checkpoint has to keep."""
+    """Dummies, logits of optimised labels, and the best of both by the objective: the state that a checkpoint keeps."""
 
     best: Tensor
     best_logits: Tensor
     lowest: Tensor
 
     def __init__(self, count: int, shape: tuple[int, ...], classes: int | None) -> None:
-        """Make room.
+        """Allocate.
 
         Args:
-            count: How many guesses there are, K.
-            shape: Of the dummies of one, (B, 3, H, W).
-            classes: Of the network, if labels are searched too; None if they are not.
+            count: Number of candidates, K.
+            shape: Of the dummies of one candidate, (B, 3, H, W).
+            classes: Of the network, if labels are optimised too; None if they are not.
         """
         super().__init__()
         searched, labels = (0 if classes is None else count), (shape[0], classes or 0)
-        # A parameter for each guess: L-BFGS moves every one along a line of its own.
+        # A parameter for each candidate, because L-BFGS has an optimiser for each.
         self.dummies = nn.ParameterList(torch.zeros(shape) for _ in range(count))
         self.logits = nn.ParameterList(torch.zeros(labels) for _ in range(searched))
         self.register_buffer("best", torch.zeros(count, *shape))
         self.register_buffer("best_logits", torch.zeros(searched, *labels))
         self.register_buffer("lowest", torch.full((count,), math.inf))
 
-    def begin(self, coordinates: Parametrization, start: Start, seed: int) -> None:
-        """Start every guess, other ranks' too, from numbers that depend on its place alone."""
+    def initialize(self, parametrization: Parametrization, start: Start, seed: int) -> None:
+        """Draw the start of every candidate, other ranks' too, from random numbers that depend on its slot alone."""
         for slot, dummies in enumerate(self.dummies):
             generator = generator_for("start", seed, slot)
-            dummies.data.copy_(coordinates.start(start, len(dummies), generator))
+            dummies.data.copy_(parametrization.start(start, len(dummies), generator))
             if len(self.logits):
                 self.logits[slot].data.copy_(torch.randn(self.logits[slot].shape, generator=generator))
 
-    def begin_at(self, dummies: Tensor) -> None:
-        """Start every guess at these dummies, (K, B, 3, H, W)."""
+    def initialize_at(self, dummies: Tensor) -> None:
+        """Start every candidate at these dummies, (K, B, 3, H, W)."""
         for slot, one in enumerate(self.dummies):
             one.data.copy_(dummies[slot])
 
-    def now(self) -> tuple[Tensor, Tensor | None]:
-        """A copy of all dummies, (K, B, 3, H, W), and of the logits, if labels are searched."""
+    def snapshot(self) -> tuple[Tensor, Tensor | None]:
+        """A copy of all dummies, (K, B, 3, H, W), and of the logits, if labels are optimised."""
         logits = torch.stack(list(self.logits)).detach() if len(self.logits) else None
         return torch.stack(list(self.dummies)).detach(), logits
 
-    def guesses(self, chunk: Chunk, dummies: Tensor, logits: Tensor | None, centre: Tensor | None) -> Candidates:
-        """Those of all guesses that a chunk is about, beside what they are compared with."""
-        places = chunk.slots
-        mine = [None if part is None else part[places] for part in (logits, centre)]
-        return Candidates(dummies[places], mine[0], chunk.labels, chunk.seen, chunk.weights, mine[1])
+    def select(self, chunk: Chunk, dummies: Tensor, logits: Tensor | None, consensus: Tensor | None) -> Candidates:
+        """The candidates of a chunk, with the updates that they have to explain."""
+        slots = chunk.slots
+        mine = [None if part is None else part[slots] for part in (logits, consensus)]
+        return Candidates(dummies[slots], mine[0], chunk.labels, chunk.observed, chunk.weights, mine[1])
 
     def evaluated(
-        self, evaluate: Evaluate, chunks: Sequence[Chunk], dummies: Tensor, logits: Tensor | None, centre: Tensor | None
+        self,
+        evaluate: Evaluate,
+        chunks: Sequence[Chunk],
+        dummies: Tensor,
+        logits: Tensor | None,
+        consensus: Tensor | None,
     ) -> Evaluated:
-        """What the objective says of the guesses in these chunks, in their places; zero elsewhere."""
+        """Objective and gradients of the candidates in these chunks, in their slots; zero elsewhere."""
         value, gradient = torch.zeros_like(self.lowest), torch.zeros_like(dummies)
         residual, by_logits = torch.zeros_like(self.lowest), None if logits is None else torch.zeros_like(logits)
         for chunk in chunks:
-            found = evaluate(self.guesses(chunk, dummies, logits, centre))
+            found = evaluate(self.select(chunk, dummies, logits, consensus))
             value[chunk.slots], residual[chunk.slots] = found.value, found.residual
             gradient[chunk.slots] = found.dummies
             if by_logits is not None and found.logits is not None:
                 by_logits[chunk.slots] = found.logits
         return Evaluated(value, gradient, by_logits, residual)
 
-    def remember(self, values: Tensor, dummies: Tensor, logits: Tensor | None) -> None:
-        """Keep what is better than the best so far, guess by guess, by the objective alone; NaN never is.
+    def update_best(self, values: Tensor, dummies: Tensor, logits: Tensor | None) -> None:
+        """Keep what has a lower objective than the best so far, candidate by candidate; NaN never has.
 
         Args:
-            values: The objective, (K,); infinite where it was not asked.
-            dummies: What it is of.
+            values: The objective, (K,); infinite where it was not evaluated.
+            dummies: The values that it belongs to.
             logits: Likewise.
         """
         better = values < self.lowest
         self.lowest.copy_(torch.where(better, values, self.lowest))
-        for best, now in ((self.best, dummies), (self.best_logits, logits)):
-            if now is not None:
-                best.copy_(torch.where(better.view(-1, *[1] * (now.dim() - 1)), now, best))
+        for best, present in ((self.best, dummies), (self.best_logits, logits)):
+            if present is not None:
+                best.copy_(torch.where(better.view(-1, *[1] * (present.dim() - 1)), present, best))
 
-    def follow(self, dummies: Tensor, logits: Tensor | None) -> None:
-        """Give gradients of all guesses to the optimiser."""
+    def set_gradients(self, dummies: Tensor, logits: Tensor | None) -> None:
+        """Hand the gradients of all candidates to the optimiser."""
         for slot, one in enumerate(self.dummies):
             one.grad = dummies[slot]
         if logits is not None:
             for slot, one in enumerate(self.logits):
                 one.grad = logits[slot]
 
-    def settle(self, coordinates: Parametrization, boxed: bool, before: Tensor, rest: Tensor | None) -> None:
-        """End a step: keep the pictures within their range, and guesses that rest where they were.
+    def project(self, parametrization: Parametrization, boxed: bool, before: Tensor, frozen: Tensor | None) -> None:
+        """End a step: project images onto their range, and undo the step of frozen candidates.
 
         Args:
-            coordinates: Of the search.
-            boxed: Whether pictures keep within [0, 1].
+            parametrization: Of the search.
+            boxed: Whether images are clamped to [0, 1].
             before: The dummies before the step, (K, B, 3, H, W).
-            rest: Which guesses rest, (K,), bool; None: none does.
+            frozen: Which candidates are frozen, (K,), bool; None: none is.
         """
         for slot, one in enumerate(self.dummies):
-            moved = coordinates.boxed(one.data) if boxed else one.data
-            one.data.copy_(moved if rest is None else torch.where(rest[slot], before[slot], moved))
+            moved = parametrization.boxed(one.data) if boxed else one.data
+            one.data.copy_(moved if frozen is None else torch.where(frozen[slot], before[slot], moved))
 
-    def along_line(self, evaluate: Evaluate, chunk: Chunk, slot: int) -> Callable[[], float]:
-        """The closure of L-BFGS for one guess, alone in its chunk."""
+    def closure(self, evaluate: Evaluate, chunk: Chunk, slot: int) -> Callable[[], float]:
+        """The closure of L-BFGS for one candidate, alone in its chunk."""
 
         def closure() -> float:
             dummies, logits = self.dummies[slot].detach(), self.logits[slot].detach() if len(self.logits) else None
             chosen = None if logits is None else logits[None]
-            found = evaluate(Candidates(dummies[None], chosen, chunk.labels, chunk.seen, chunk.weights, None))
+            found = evaluate(Candidates(dummies[None], chosen, chunk.labels, chunk.observed, chunk.weights, None))
             if found.value[0] < self.lowest[slot]:
                 self.lowest[slot], self.best[slot] = found.value[0], dummies
                 if logits is not None:
@@ -131,7 +136,7 @@ class CandidatePool(nn.Module):
         return closure
 
     def best_of(self, slots: Sequence[int]) -> tuple[Tensor, Tensor | None, bool]:
-        """Of several guesses at one update the one with the best objective: dummies, logits, and whether it has any."""
+        """Of several candidates the one with the lowest objective: dummies, logits, and whether any was evaluated."""
         slot = slots[int(self.lowest[list(slots)].argmin())]
         if not bool(self.lowest[slot].isfinite()):
             return self.dummies[slot].detach(), self.logits[slot].detach() if len(self.logits) else None, False

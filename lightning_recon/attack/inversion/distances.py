@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the update that guessed pictures would give is from the one that arrived."""
+"""Distances between the update of a candidate and the one that was received."""
 
 import math
 from collections.abc import Iterable
@@ -13,13 +13,13 @@ from lightning_recon.exchange import Task
 
 Distance = Literal["cosine", "euclidean", "likelihood"]
 
-# Noise that the likelihood reckons with where none is announced: float32 does not reproduce an update exactly.
+# Noise that the likelihood assumes if none is announced: float32 does not reproduce an update exactly.
 _LEAST_NOISE = 1e-5
-_LARGE = 2**16  # numbers of a tensor: a copy of more costs more than the calls that it saves
+_LARGE = 2**16  # numbers of a tensor above which a copy costs more than the calls that it saves
 
 
 def _pieces(update: Update, names: Iterable[str], weights: Update | None) -> list[Tensor]:
-    """The numbers of an update, each times the root of its tensor's weight, in few vectors: small tensors in one."""
+    """The numbers of an update, times the root of their tensor's weight, in few vectors: all small tensors in one."""
     flat = [
         update[name].flatten() if weights is None else update[name].flatten() * weights[name].sqrt() for name in names
     ]
@@ -33,50 +33,50 @@ def _norm(pieces: list[Tensor]) -> Tensor:
     return norm
 
 
-def cosine_distance(guess: Update, seen: Update, weights: Update | None = None) -> Tensor:
+def cosine_distance(candidate: Update, observed: Update, weights: Update | None = None) -> Tensor:
     """1 − cosine of the angle between two updates, in [0, 2]; scale does not matter, so clipping does not either.
 
     Args:
-        guess: tensors by name.
-        seen: tensors of the same names and shapes.
-        weights: a scalar of at least 0 for each tensor, which its products count; None: 1.
+        candidate: tensors by name.
+        observed: tensors of the same names and shapes.
+        weights: weight of each tensor's products, a scalar of at least 0; None: 1.
 
     Source: Geiping et al. 2020 (arXiv 2003.14053), section 4.
     """
-    left, right = _pieces(guess, seen, weights), _pieces(seen, seen, weights)
+    left, right = _pieces(candidate, observed, weights), _pieces(observed, observed, weights)
     product = sum((one * other).sum() for one, other in zip(left, right, strict=True))
     return 1 - product / (_norm(left) * _norm(right)).clamp(min=1e-15)
 
 
-def squared_distance(guess: Update, seen: Update, weights: Update | None = None) -> Tensor:
+def squared_distance(candidate: Update, observed: Update, weights: Update | None = None) -> Tensor:
     """Squared Euclidean distance of two updates.
 
     Args:
-        guess: tensors by name.
-        seen: tensors of the same names and shapes.
-        weights: a scalar of at least 0 for each tensor, which its squares count; None: 1.
+        candidate: tensors by name.
+        observed: tensors of the same names and shapes.
+        weights: weight of each tensor's squares, a scalar of at least 0; None: 1.
 
     Source: Zhu et al. 2019 (arXiv 1906.08935), equation 4.
     """
-    left, right = _pieces(guess, seen, weights), _pieces(seen, seen, weights)
+    left, right = _pieces(candidate, observed, weights), _pieces(observed, observed, weights)
     parts = [(one - other).square().sum() for one, other in zip(left, right, strict=True)]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
-def negative_log_likelihood(guess: Update, seen: Update, task: Task, weights: Update | None = None) -> Tensor:
+def negative_log_likelihood(candidate: Update, observed: Update, task: Task, weights: Update | None = None) -> Tensor:
     """Negative log-density of the mechanism's own noise at what a candidate's update leaves unexplained, in nats.
 
     Args:
-        guess: tensors by name.
-        seen: tensors of the same names and shapes.
-        task: what was announced; its noise is not 0.
+        candidate: tensors by name.
+        observed: tensors of the same names and shapes.
+        task: the announced training parameters; its noise is not 0.
         weights: a scalar of at least 0 for each tensor, by which its terms are multiplied; None: 1.
 
     Returns:
         A scalar, up to a constant. For normal noise it is `squared_distance` / (2 σ²).
     """
     scale = announced_std(task) / task.noise.noise_std
-    terms = {name: task.noise.log_likelihood((guess[name] - seen[name]) / scale).sum() for name in seen}
+    terms = {name: task.noise.log_likelihood((candidate[name] - observed[name]) / scale).sum() for name in observed}
     return -torch.stack([term if weights is None else weights[name] * term for name, term in terms.items()]).sum()
 
 
@@ -90,29 +90,29 @@ def noise_std(task: Task) -> float:
     return (task.max_grad_norm or 1.0) * max(task.update_noise / math.sqrt(task.rounds), _LEAST_NOISE)
 
 
-def signal_weights(seen: Update, std: float) -> Update:
-    """What share of each tensor's energy is not noise, as the update alone shows.
+def signal_weights(observed: Update, std: float) -> Update:
+    """Share of each tensor's energy that is not noise, estimated from the update.
 
     Args:
-        seen: the update.
+        observed: the update.
         std: standard deviation of its noise.
 
     Returns:
         A scalar in [0, 1] for each tensor: Wiener's weight of a tensor as a whole.
     """
     weights = {}
-    for name, tensor in seen.items():
+    for name, tensor in observed.items():
         energy = tensor.square().sum()
         weights[name] = ((energy - tensor.numel() * std**2) / energy.clamp(min=1e-30)).clamp(0, 1)
     return weights
 
 
 def fit_is_visible(task: Task, numbers: int) -> bool:
-    """Whether the residual tells a perfect guess from a useless one: the signal's energy against the noise's spread.
+    """Whether the residual separates perfect candidates from useless ones: more signal energy than noise spread.
 
     Args:
-        task: what was announced.
-        numbers: how many numbers an update holds, D.
+        task: the announced training parameters.
+        numbers: number of values of an update, D.
 
     Returns:
         Whether z < (2 D)^(-1/4): then C² exceeds σ² √(2 D), one standard deviation of the noise's energy.
@@ -122,12 +122,12 @@ def fit_is_visible(task: Task, numbers: int) -> bool:
 
 
 def explained(residuals: Tensor, task: Task, numbers: int) -> Tensor:
-    """Which guesses leave no more than what noise alone would, where that can be told at all.
+    """Which candidates have reached the noise level, where that is identifiable.
 
     Args:
         residuals: squared distances of clipped updates, (P,).
-        task: what was announced.
-        numbers: how many numbers an update holds, D.
+        task: the announced training parameters.
+        numbers: number of values of an update, D.
 
     Returns:
         (P,), bool: D σ² is reached, the discrepancy principle.

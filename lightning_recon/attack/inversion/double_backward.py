@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions whose second backward pass computes only what is asked for.
+"""Convolutions whose second backward pass computes only the gradients that are needed.
 
-PyTorch's own also computes, and throws away, a gradient with respect to the weights, which nobody searches: one of
-seven convolutions of a layer and step.
+PyTorch's own also computes, and discards, a gradient with respect to the weights: one of seven convolutions of a layer
+and step.
 """
 
 from typing import Any
@@ -14,15 +14,15 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_recon.networks.torch_internals import will_execute
 
-# ruff: noqa: ANN401 - what PyTorch hands to these hooks has no type of its own
+# ruff: noqa: ANN401 - the arguments of these hooks have no type of their own
 
 Numbers = tuple[int, int]
 
 
 def _asked(ctx: Any) -> list[bool]:
-    """For each tensor that a node of the graph was made of, whether the backward pass under way goes on to it."""
+    """For each input of a node of the graph, whether the present backward pass needs its gradient."""
     nodes = [node for node, _ in ctx.next_functions]
-    # The engine does not say so of leaves, which have nothing next: they get theirs always.
+    # The engine cannot be asked about leaves, which have no next function: their gradient is always computed.
     return [node is not None and (not node.next_functions or will_execute(node)) for node in nodes]
 
 
@@ -90,10 +90,10 @@ def _backward(
 
 
 class LeanConvolutions(TorchFunctionMode):
-    """Within it every two-dimensional convolution is one of these; not for `torch.func`, nor for `torch.compile`."""
+    """Replaces every two-dimensional convolution; works neither under `torch.func` nor under `torch.compile`."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Take the place of `torch.conv2d`."""
+        """Replace `torch.conv2d`."""
         if func is not torch.conv2d:
             return func(*args, **(kwargs or {}))
         return _convolved(*args, **(kwargs or {}))

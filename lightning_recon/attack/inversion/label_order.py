@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the counted labels came in which local step: the order that explains the update best.
+"""The assignment of labels to local steps that explains an update best.
 
-A client that takes several steps meets each label with other weights, so that the order shows in its update, and the
-server's own likelihood tells a wrong order from the right one: roughly before any search, surely after a short one.
+A client that takes several local steps processes each label with different weights, so the order shows in its update.
+The likelihood separates wrong orders from the right one: roughly before any search, reliably after a short one.
 """
 
 import torch
@@ -15,36 +15,37 @@ from lightning_recon.attack.inversion.objective import Candidates, GradientMatch
 from lightning_recon.exchange import Task
 from lightning_recon.rng import generator_for
 
-_EXPANDED = 16  # orders whose exchanges of two labels are judged too
-_SEARCHED = 16  # orders that are searched
-_TRIAL = 20  # evaluations of each between two halvings
-_SPREAD = 0.1  # of the starts about the mean image, in those of the attack: farther out, wrong orders lead for longer
+_EXPANDED = 16  # orders whose neighbours (two labels exchanged) are judged too
+_SEARCHED = 16  # orders for which images are optimised
+_TRIAL = 20  # evaluations of each order between two halvings
+_SPREAD = 0.1  # of the starts, relative to the attack's: with more, wrong orders stay ahead for longer
 
 Order = tuple[int, ...]
 
 
-def ordered_labels(labels: Tensor, update: Update, matching: GradientMatching, seed: int, side_by_side: int) -> Tensor:
-    """The order of labels that explains an update best, found without any truth.
+def ordered_labels(labels: Tensor, update: Update, matching: GradientMatching, seed: int, chunk_size: int) -> Tensor:
+    """The order of labels that explains an update best.
 
-    Orders are judged with the public mean image for every picture, the most promising first exchanged pair by pair; the
-    best 16 are searched by L-BFGS, and after every 20 evaluations the worse half is given up.
+    Orders are first ranked with the public mean image in the place of every image, by a best-first search that
+    exchanges pairs of labels. For the best 16 images are optimised by L-BFGS; after every 20 evaluations the worse half
+    is dropped.
 
     Args:
         labels: In any order, (victims,), int64.
         update: As received.
-        matching: The likelihood, in the coordinates in which to search.
+        matching: The likelihood, in the parametrization of the search.
         seed: Of the starts.
-        side_by_side: Orders that are evaluated at a time.
+        chunk_size: Orders that are evaluated at a time.
 
     Returns:
         The same labels, those of the first local step first; within a step ascending.
 
     Source: successive halving is Jamieson & Talwalkar 2016 (arXiv 1502.07943), algorithm 1; the rest is ours.
     """
-    orders = _promising(labels, update, matching, side_by_side)
+    orders = _promising(labels, update, matching, chunk_size)
     if len(orders) == 1:
         return orders[0]
-    start = _SPREAD * matching.coordinates.start("mean", len(labels), generator_for("order", seed))
+    start = _SPREAD * matching.parametrization.start("mean", len(labels), generator_for("order", seed))
     dummies = nn.ParameterList(start.to(labels.device, copy=True) for _ in orders)
     lowest = torch.full((len(orders),), torch.inf, device=labels.device)
     optimizer, alive = BatchedLBFGS(dummies), torch.arange(len(orders), device=labels.device)
@@ -53,7 +54,7 @@ def ordered_labels(labels: Tensor, update: Update, matching: GradientMatching, s
         values = torch.full_like(lowest, torch.inf)
         for one in dummies:
             one.grad = torch.zeros_like(one)
-        for some in torch.split(alive, side_by_side):
+        for some in torch.split(alive, chunk_size):
             now = torch.stack([dummies[slot].detach() for slot in some.tolist()])
             found = matching(Candidates(now, None, orders[some], _repeated(update, len(some)), None, None))
             values[some] = found.value
@@ -69,22 +70,22 @@ def ordered_labels(labels: Tensor, update: Update, matching: GradientMatching, s
     return orders[alive[0]]
 
 
-def _promising(labels: Tensor, update: Update, matching: GradientMatching, side_by_side: int) -> Tensor:
-    """The orders that explain an update best if every picture were the public mean image, the best first.
+def _promising(labels: Tensor, update: Update, matching: GradientMatching, chunk_size: int) -> Tensor:
+    """The orders that explain an update best if every image were the public mean image, the best first.
 
     Best-first search from the ascending order: of four labels in four steps it judges all 24 orders, of more the
-    neighbours of those that it likes.
+    neighbours of the best.
     """
-    task, pictures = matching.task, matching.coordinates.mean.expand(len(labels), -1, -1, -1)
+    task, images = matching.task, matching.parametrization.mean.expand(len(labels), -1, -1, -1)
     judged: dict[Order, float] = {}
     waiting = [_within_steps(labels.tolist(), task)]
     expanded: set[Order] = set()
     for _ in range(_EXPANDED + 1):
         new = [one for one in dict.fromkeys(waiting) if one not in judged]
-        for first in range(0, len(new), side_by_side):
-            some = new[first : first + side_by_side]
+        for first in range(0, len(new), chunk_size):
+            some = new[first : first + chunk_size]
             targets = torch.tensor(some, device=labels.device)
-            judged |= zip(some, _misfits(targets, pictures, update, matching).tolist(), strict=True)
+            judged |= zip(some, _misfits(targets, images, update, matching).tolist(), strict=True)
         open_orders = [one for one in judged if one not in expanded]
         if not open_orders:
             break
@@ -96,11 +97,11 @@ def _promising(labels: Tensor, update: Update, matching: GradientMatching, side_
 
 
 @torch.no_grad()
-def _misfits(orders: Tensor, pictures: Tensor, update: Update, matching: GradientMatching) -> Tensor:
-    """Squared distance of the updates that orders of labels would give with these pictures, (K,)."""
+def _misfits(orders: Tensor, images: Tensor, update: Update, matching: GradientMatching) -> Tensor:
+    """Squared distance of the updates that orders of labels would give with these images, (K,)."""
 
     def misfit(targets: Tensor) -> Tensor:
-        return squared_distance(client_update(matching.model, pictures, targets, matching.task)[0], update)
+        return squared_distance(client_update(matching.model, images, targets, matching.task)[0], update)
 
     if len(orders) == 1:
         return misfit(orders[0])[None]

@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes a batch holds, read from the gradient of the network's last layer."""
+"""Label recovery: the label counts of a batch from the gradient of the network's last layer."""
 
 import math
 
 import torch
 from torch import Tensor
 
-# How many factors are tried, and how far below the largest that fits.
+# Number of factors on the grid, and its span below the largest factor that fits.
 _FACTORS, _SPAN = 400, 20.0
-_TRIALS = 8  # imagined batches
+_TRIALS = 8  # simulated batches
 
 
 def label_counts(bias_gradient: Tensor, batch: int, prediction: Tensor, noise: float) -> Tensor:
     """The labels of a batch: the counts that explain the last layer's bias gradient best.
 
     The gradient of the mean loss is prediction − counts/B, times a factor that clipping leaves unknown; the counts are
-    whole numbers that add up to B. For every factor on a grid the counts are rounded so, and the factor whose counts
-    leave the smallest residual wins. For a single picture this is the sign rule: the class with the most negative
-    entry.
+    integers that sum to B. For every factor on a grid the counts are rounded accordingly, and the factor with the
+    smallest residual is taken. For a single image this is the sign rule: the class with the most negative entry.
 
     Args:
         bias_gradient: shape (classes,), noisy and scaled by an unknown positive factor.
-        batch: pictures in the batch, B.
+        batch: images in the batch, B.
         prediction: mean probabilities that the server expects of the network, shape (classes,).
         noise: standard deviation of the noise on every entry.
 
@@ -34,9 +33,9 @@ def label_counts(bias_gradient: Tensor, batch: int, prediction: Tensor, noise: f
     gradient, expected = bias_gradient.detach().cpu().double(), prediction.detach().cpu().double()
     if batch == 1:
         return gradient.argmin().reshape(1)
-    # The deepest entry holds at least one picture's share, factor / B, and at most all of them.
-    deepest = float((-gradient).max().clamp(min=max(noise, 1e-12)))
-    low, high = math.log10(deepest / 2), math.log10(deepest * batch * min(_SPAN, batch))
+    # The most negative entry holds the share of at least one image, factor / B, and at most that of all.
+    lowest = float((-gradient).max().clamp(min=max(noise, 1e-12)))
+    low, high = math.log10(lowest / 2), math.log10(lowest * batch * min(_SPAN, batch))
     factors = torch.logspace(low, high, _FACTORS, dtype=torch.float64)
     counts = _rounded((batch * (expected - gradient / factors[:, None])).clamp(min=0), batch)
     model = expected - counts / batch
@@ -47,20 +46,20 @@ def label_counts(bias_gradient: Tensor, batch: int, prediction: Tensor, noise: f
 
 
 def expected_share(bias_gradient: Tensor, batch: int, predictions: Tensor, noise: float, seed: int = 0) -> float:
-    """What share of a batch's labels `label_counts` gets right, as the server finds out on batches that it imagines.
+    """Expected share of a batch's labels that `label_counts` recovers correctly, estimated on simulated batches.
 
-    Labels are drawn, the network's errors follow from its predictions of public pictures, and noise of the announced
-    strength is added to as much signal as the update holds.
+    Labels are drawn, the network's errors follow from its predictions for public images, and noise of the announced
+    strength is added to a signal of the update's energy.
 
     Args:
         bias_gradient: As received, shape (classes,).
-        batch: Pictures in the batch, B.
-        predictions: Probabilities of public pictures, shape (N, classes), those of one batch beside each other.
+        batch: Images in the batch, B.
+        predictions: Probabilities for public images, shape (N, classes), those of one batch in a row.
         noise: Standard deviation of the noise on every entry.
         seed: Of labels and noise.
 
     Returns:
-        A mean over imagined batches, in [0, 1].
+        A mean over simulated batches, in [0, 1].
     """
     generator, shares = torch.Generator().manual_seed(seed), []
     public, classes = predictions.detach().cpu().double(), predictions.shape[1]
@@ -69,16 +68,16 @@ def expected_share(bias_gradient: Tensor, batch: int, predictions: Tensor, noise
     for place in places:
         labels = torch.randint(classes, (batch,), generator=generator)
         errors = public[place].mean(0) - labels.bincount(minlength=classes) / batch
-        seen = errors * (max(energy, 0.0) ** 0.5 / errors.norm())
-        seen = seen + noise * torch.randn(classes, generator=generator, dtype=torch.float64)
-        found = label_counts(seen, batch, public.mean(0), noise)
+        observed = errors * (max(energy, 0.0) ** 0.5 / errors.norm())
+        observed = observed + noise * torch.randn(classes, generator=generator, dtype=torch.float64)
+        found = label_counts(observed, batch, public.mean(0), noise)
         counts = (one.bincount(minlength=classes) for one in (found, labels))
         shares.append(float(torch.minimum(*counts).sum()) / batch)
     return sum(shares) / len(shares)
 
 
 def _rounded(wanted: Tensor, total: int) -> Tensor:
-    """Whole numbers near each row of `wanted` that add up to `total`: the largest remainders are rounded up."""
+    """Integers near each row of `wanted` that sum to `total` (largest remainder method)."""
     scaled = wanted * (total / wanted.sum(1, keepdim=True).clamp(min=1e-30))
     whole = scaled.floor()
     rank = (scaled - whole).argsort(dim=1, descending=True).argsort(dim=1)

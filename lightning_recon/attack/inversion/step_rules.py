@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How guesses are moved: the published schedules, and what becomes of a gradient."""
+"""The published step rules: learning rate schedules, signed gradients, Langevin noise."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_recon.errors import UserError
 from lightning_recon.rng import generator_for
 
 Schedule = Literal["constant", "steps", "cosine"]
@@ -18,14 +19,14 @@ _WARM_UP = 50
 
 @dataclass(frozen=True)
 class StepRule:
-    """What becomes of learning rate and gradient from step to step; see `GradientInversion`.
+    """Learning rate and gradient from step to step; see `GradientInversion`.
 
     Args:
         schedule: Of the learning rate.
         signed: Whether only the gradient's sign counts.
-        langevin: Standard deviation of noise on the gradient.
+        langevin: Standard deviation of noise on the gradient, relative to the learning rate.
         seed: Of that noise.
-        steps: How many there are.
+        steps: Number of steps.
     """
 
     schedule: Schedule
@@ -34,13 +35,8 @@ class StepRule:
     seed: int
     steps: int
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether a step depends on how many are to follow."""
-        return self.schedule != "constant" or self.signed == "soft"
-
     def rate_factor(self, step: int) -> float:
-        """What the learning rate is multiplied with at a step, counted from 0."""
+        """Factor of the learning rate at a step, counted from 0."""
         if self.schedule == "steps":
             return 0.1 ** sum(step >= share * self.steps for share in (3 / 8, 5 / 8, 7 / 8))
         if self.schedule == "cosine":
@@ -49,7 +45,7 @@ class StepRule:
         return 1.0
 
     def shaped(self, gradient: Tensor, step: int, rate: float) -> Tensor:
-        """The gradient as the optimiser gets it at a step with a learning rate: with Langevin's noise, or its sign."""
+        """The gradient that the optimiser gets at a step with a learning rate: with Langevin noise, or its sign."""
         if self.langevin:
             noise = torch.randn(gradient.shape, generator=generator_for("langevin", self.seed, step))
             gradient = gradient + rate * self.langevin * noise.to(gradient)
@@ -59,3 +55,23 @@ class StepRule:
             sharpness = max(1 - step / max(1, self.steps), 1e-3)
             return (gradient * sharpness).tanh() / sharpness
         return gradient
+
+
+def check_same_length(schedule: Schedule, signed: Signed, before: int, steps: int) -> None:
+    """Refuse to resume with another number of steps a search whose steps so far depended on that number.
+
+    Args:
+        schedule: Of the learning rate.
+        signed: Whether only the gradient's sign counts.
+        before: Number of steps when the search was started.
+        steps: Number of steps now.
+
+    Raises:
+        UserError: The search would end elsewhere than without the stop.
+    """
+    if before != steps and (schedule != "constant" or signed == "soft"):
+        what = "--model.signed soft" if schedule == "constant" else f"--model.schedule {schedule}"
+        raise UserError(
+            f"the stopped search was laid out for {before} steps by {what}, and --trainer.max_steps is {steps}: "
+            f"set it to {before} to end where the search would have, or leave out --ckpt_path to search anew"
+        )

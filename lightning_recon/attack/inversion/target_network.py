@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an honest server shipped, and what an oracle told it: from the client itself, or from where it was kept."""
+"""The network that an honest server shipped, and oracle labels: from the client, or from the recorded exchange."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,15 +15,14 @@ from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import LABELS
 from lightning_recon.files.schema import NETWORK as NETWORK_RECORD
 from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
-from lightning_recon.networks.batch_norm import without_batch_norm
-from lightning_recon.networks.construction import build_network, copied, is_class_path, takes_size
-from lightning_recon.networks.setup_check import fit_to_images
+from lightning_recon.networks.construction import copied, is_class_path
+from lightning_recon.networks.target_network import TargetNetwork
 from lightning_recon.networks.weights_file import load_weights
 
 
 @runtime_checkable
 class KnowsLabels(Protocol):
-    """A client that would tell an oracle what its pictures show."""
+    """A client that provides its labels, as an oracle."""
 
     def labels(self, update: int) -> Tensor:
         """The labels of an update's victims, (victims,), int64."""
@@ -31,16 +30,16 @@ class KnowsLabels(Protocol):
 
 
 def network_of(client: Client, configured: Client, name: str | None = None) -> nn.Module:
-    """The target network with the weights that the client was shipped: pictures in [0, 1] to logits.
+    """The target network with the weights that the client was shipped: images in [0, 1] to logits.
 
     Args:
-        client: Who is asked. One that runs the network shows it; else the weights are read from `network.safetensors`
-            beside the updates.
-        configured: Who was asked when `client` is its recording: it has the architecture at hand.
-        name: Of the network, where neither shows it; None: as the task says.
+        client: Answers the server. A `VictimClient` holds the network; otherwise the weights are read from
+            `network.safetensors` beside the updates.
+        configured: The client of which `client` may be a recording: it knows the architecture.
+        name: Of the network, if neither holds it; None: as the task says.
 
     Raises:
-        UserError: There is no such file, or it does not fit the network.
+        UserError: The file is missing, or does not fit the network.
     """
     if isinstance(client, nn.Module):
         return client.get_submodule("network")
@@ -69,36 +68,20 @@ def shipped_network(task: Task, name: str | None = None, weights: Path | None = 
     """The network of a task, as its clients build it.
 
     Args:
-        task: What was announced.
+        task: The announced training parameters.
         name: Of the network; None: as the task says.
         weights: File of its state dict; None: random weights.
 
     Raises:
-        UserError: There is no such network, its weights do not fit, or it cannot take the pictures.
+        UserError: There is no such network, its weights do not fit, or it cannot take the images.
     """
-    called = name or task.network
-
-    def built(image_size: tuple[int, int] | None = None) -> nn.Module:
-        network = build_network(called, task.num_classes, None, 0, task.normalization, image_size)
-        network = without_batch_norm(network) if task.granularity == "sample" else network
-        if weights is not None:
-            load_weights(network, weights)
-        return network
-
-    sized = takes_size(called)
-    try:
-        network = built()
-    except UserError:
-        # Weights may belong to the same network, built for pictures of another size.
-        if not sized or weights is None:
-            raise
-        network = built(task.image_shape[1:])
-    rebuild = built if sized else None
-    return fit_to_images(network, rebuild, called, task.image_shape, task.num_classes, min(2, task.batch_size))
+    called, per_sample = name or task.network, task.granularity == "sample"
+    target = TargetNetwork(called, task.num_classes, weights, 0, task.normalization, per_sample)
+    return target.fit(*target.build_before_data(), task.image_shape, min(2, task.batch_size))
 
 
 def keep_network(client: Client, configured: Client, folder: Path, name: str | None = None) -> None:
-    """Write the weights of the network that a client was shipped; arguments as in `network_of`."""
+    """Record the weights of the network that a client was shipped; arguments as in `network_of`."""
     tensors = network_of(client, configured, name).state_dict()
     write_tensors(folder, NETWORK, tensors)
     table = {key: describe(tensor) for key, tensor in tensors.items()}
@@ -116,9 +99,9 @@ def oracle_labels(client: Client, index: int, folder: Path | None) -> Tensor:
     """An oracle: the labels of the victims of one update, (victims,), int64.
 
     Args:
-        client: Who knows them, or where they were kept.
+        client: A client that provides labels, or a recording.
         index: Of the update.
-        folder: Where to keep them for a replay; None to keep nothing.
+        folder: Where to record them for a replay; None to record nothing.
     """
     if isinstance(client, KnowsLabels):
         labels = client.labels(index)
@@ -127,13 +110,13 @@ def oracle_labels(client: Client, index: int, folder: Path | None) -> Tensor:
         return labels
     path = _folder(client) / f"{_labels_name(index)}.json"
     if not path.is_file():
-        raise UserError(f"nobody tells the labels of update {index}: set --model.labels counted")
+        raise UserError(f"the labels of update {index} are not recorded: set --model.labels counted")
     with readable(path):
         labels = torch.tensor(read_json(path, LABELS, "labels 1")["labels"], dtype=torch.int64)
     victims, classes = client.task.victims, client.task.num_classes
     if labels.shape != (victims,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(
-            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} picture(s) of classes "
+            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} image(s) of classes "
             f"0 to {classes - 1}: correct the file"
         )
     if folder is not None:
@@ -154,4 +137,4 @@ def _folder(client: Client) -> Path:
         return client.folder
     if isinstance(client, CapturedClient):
         return client.path if client.path.is_dir() else client.path.parent
-    raise UserError(f"{type(client).__name__} does not say which network it was shipped: use a VictimClient")
+    raise UserError(f"{type(client).__name__} does not hold the network that it was shipped: use a VictimClient")

@@ -15,17 +15,17 @@ from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.priors.image_statistics import public_statistics
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.regularizers import Regularization
 
 Honest = Callable[..., VictimClient]
-PENALTIES = Penalties(total_variation=0.2, features=0.1)
+PENALTIES = Regularization(total_variation=0.2, features=0.1)
 
 
-def objective(client: VictimClient, penalties: Penalties = PENALTIES) -> GradientMatching:
+def objective(client: VictimClient, penalties: Regularization = PENALTIES) -> GradientMatching:
     model = functionalize(client.network, batch_statistics=False)
-    coordinates = Parametrization("pixels", public_statistics(8, 8, False, None), torch.device("cpu"))
+    parametrization = Parametrization("pixels", public_statistics(8, 8, False, None), torch.device("cpu"))
     head = find_head(model, torch.rand(2, 3, 8, 8))
-    return GradientMatching(model, client.task, coordinates, "cosine", penalties, head)
+    return GradientMatching(model, client.task, parametrization, "cosine", penalties, head)
 
 
 def guesses(client: VictimClient, count: int, joint: bool = False) -> Candidates:
@@ -42,7 +42,7 @@ def guesses(client: VictimClient, count: int, joint: bool = False) -> Candidates
 
 def one_of(many: Candidates, index: int) -> Candidates:
     logits = None if many.logits is None else many.logits[index : index + 1]
-    seen = {name: tensor[index : index + 1] for name, tensor in many.seen.items()}
+    seen = {name: tensor[index : index + 1] for name, tensor in many.observed.items()}
     return Candidates(many.dummies[index : index + 1], logits, many.labels[index : index + 1], seen, None, None)
 
 
@@ -86,7 +86,7 @@ def test_mixed_precision_finds_nearly_the_same_direction(count: int, honest: Hon
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_compiled_objective_equals_the_plain_one(count: int, honest: Honest) -> None:
     client = honest("perceptron")
-    evaluate, many = objective(client, Penalties(total_variation=0.2)), guesses(client, count)
+    evaluate, many = objective(client, Regularization(total_variation=0.2)), guesses(client, count)
     compiled = torch.compile(evaluate, backend="aot_eager", fullgraph=True)
     for ours, plain in zip(parts(compiled(many)), parts(evaluate(many)), strict=True):
         assert torch.allclose(ours, plain, rtol=1e-4, atol=1e-6)

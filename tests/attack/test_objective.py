@@ -20,11 +20,11 @@ from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.networks.construction import build_network
 from lightning_recon.networks.differentiability import math_attention, twice_differentiable
 from lightning_recon.priors.image_statistics import public_statistics
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.regularizers import Regularization
 
 Honest = Callable[..., VictimClient]
-PLAIN = Penalties()
-ALL = Penalties(0.1, True, 0.1, 0.1, 0.1, 0.1, 0.1)
+PLAIN = Regularization()
+ALL = Regularization(0.1, True, 0.1, 0.1, 0.1, 0.1, 0.1)
 
 
 def coordinates(basis: Basis, size: int) -> Parametrization:
@@ -62,7 +62,7 @@ def difference(matching: GradientMatching, here: Candidates, along: Tensor, step
 @pytest.mark.parametrize("basis", ["pixels", "spectrum"])
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "likelihood"])
 def test_the_gradient_is_the_derivative(
-    distance: Distance, basis: Basis, regularization: Penalties, honest: Honest
+    distance: Distance, basis: Basis, regularization: Regularization, honest: Honest
 ) -> None:
     privacy = Privacy(max_grad_norm=0.05, noise_multiplier=0.3)
     client = honest("smooth", count=2, privacy=privacy, local_steps=2, local_lr=0.4, batch_norm="eval")

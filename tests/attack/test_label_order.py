@@ -18,7 +18,7 @@ from lightning_recon.attack.inversion.observations import mean_update
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.priors.image_statistics import public_statistics
-from lightning_recon.priors.regularizers import Penalties
+from lightning_recon.priors.regularizers import Regularization
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, Any]]
@@ -37,12 +37,12 @@ def test_the_order_of_local_steps_is_found(labels: list[int], honest: Honest, mo
     monkeypatch.setattr(label_order, "_SEARCHED", 8)  # of 24, for the time it takes
     client = honest("perceptron", count=4, privacy=NOISELESS, local_steps=4, local_lr=0.3)
     client._batches[0].labels.copy_(torch.tensor(labels))
-    model, coordinates = (
+    model, parametrization = (
         functionalize(client.network, True),
         Parametrization("balanced", public_statistics(8, 8, False), torch.device("cpu")),
     )
-    coordinates.balance(information(model, client.task, coordinates))
-    matching = GradientMatching(model, client.task, coordinates, "likelihood", Penalties(spectrum=1.0))
+    parametrization.balance(information(model, client.task, parametrization))
+    matching = GradientMatching(model, client.task, parametrization, "likelihood", Regularization(spectrum=1.0))
     update = mean_update(client, (0, 0), model, None)
     assert ordered_labels(torch.tensor(labels).sort().values, update, matching, 0, 8).tolist() == labels
 

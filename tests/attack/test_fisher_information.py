@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Balanced coordinates: the spectrum's where noise hides all, alike where it hides nothing, one picture either way."""
+"""Fisher information, and the balanced parametrization: spectral units under noise, equal units without noise."""
 
 from dataclasses import replace
 
@@ -23,34 +23,38 @@ def balanced() -> Parametrization:
 
 
 def test_units_go_from_the_spectrum_to_all_alike() -> None:
-    coordinates = balanced()
-    coordinates.balance(0.0)
-    torch.testing.assert_close(coordinates.unit, coordinates.std)
-    coordinates.balance(1e12)
-    torch.testing.assert_close(coordinates.unit, coordinates.std.square().mean().sqrt().expand_as(coordinates.std))
+    parametrization = balanced()
+    parametrization.balance(0.0)
+    torch.testing.assert_close(parametrization.unit, parametrization.std)
+    parametrization.balance(1e12)
+    torch.testing.assert_close(
+        parametrization.unit, parametrization.std.square().mean().sqrt().expand_as(parametrization.std)
+    )
 
 
 def test_units_change_neither_the_prior_nor_where_a_search_begins() -> None:
-    coordinates = balanced()
+    parametrization = balanced()
     spectrum = Parametrization("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
-    coordinates.balance(100.0)
-    mine = coordinates.start("mean", 1, torch.Generator().manual_seed(0))
+    parametrization.balance(100.0)
+    mine = parametrization.start("mean", 1, torch.Generator().manual_seed(0))
     theirs = spectrum.start("mean", 1, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(coordinates.pictures(mine), spectrum.pictures(theirs))
-    torch.testing.assert_close(coordinates.whitened(mine), spectrum.whitened(theirs))
+    torch.testing.assert_close(parametrization.images(mine), spectrum.images(theirs))
+    torch.testing.assert_close(parametrization.whitened(mine), spectrum.whitened(theirs))
 
 
 def test_information_is_that_of_the_jacobian_over_the_noise() -> None:
-    network, coordinates = build_network("convnet", 10), balanced()
+    network, parametrization = build_network("convnet", 10), balanced()
     model, exact = functionalize(network, False), functionalize(network.double(), False)
-    found = information(model, TASK, coordinates)
-    assert information(model, replace(TASK, noise_multiplier=0.1), coordinates) == pytest.approx(found / 100, rel=1e-3)
+    found = information(model, TASK, parametrization)
+    assert information(model, replace(TASK, noise_multiplier=0.1), parametrization) == pytest.approx(
+        found / 100, rel=1e-3
+    )
     generator, energies = torch.Generator().manual_seed(7), []
     for label in torch.arange(8).split(1):
-        picture, change = (torch.randn(1, 3, SIZE, SIZE, generator=generator) for _ in range(2))
-        picture, step = coordinates.pictures(picture).clamp(0, 1).double(), 1e-5 * change.double()
-        ahead, _ = client_update(exact, picture + step, label, TASK)
-        behind, _ = client_update(exact, picture - step, label, TASK)
+        image, change = (torch.randn(1, 3, SIZE, SIZE, generator=generator) for _ in range(2))
+        image, step = parametrization.images(image).clamp(0, 1).double(), 1e-5 * change.double()
+        ahead, _ = client_update(exact, image + step, label, TASK)
+        behind, _ = client_update(exact, image - step, label, TASK)
         energy = sum(float((ahead[name] - behind[name]).square().sum()) for name in ahead)
         energies.append(energy / float((2 * step).square().sum()))
     assert found == pytest.approx(sum(energies) / 8 / TASK.noise_multiplier**2, rel=0.35)

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_recon.attack.inversion.forward_model import client_update
-from lightning_recon.attack.inversion.functional_model import FunctionalModel, functionalize
-from lightning_recon.attack.inversion.observations import (
+from lightning_recon.attack.inversion.classifier_labels import (
     counted_labels,
-    labels_to_trust,
-    public_pictures,
+    expected_accuracy,
+    public_images,
     public_predictions,
 )
+from lightning_recon.attack.inversion.forward_model import client_update
+from lightning_recon.attack.inversion.functional_model import FunctionalModel, functionalize
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.networks.classifier_head import Head, find_head
@@ -94,8 +94,8 @@ def seen_by(network: nn.Module, labels: Tensor) -> tuple[FunctionalModel, dict[s
     task = Task((3, SIZE, SIZE), CLASSES, len(labels), 1, "x", "update", False, 1.0, 0.0, 1, 1)
     model = functionalize(network, batch_statistics=True)
     statistics = public_statistics(SIZE, SIZE, False, None)
-    update, _ = client_update(model, public_pictures(statistics, 7, len(labels)), labels, task)
-    return model, update, task, public_pictures(statistics, 0)
+    update, _ = client_update(model, public_images(statistics, 7, len(labels)), labels, task)
+    return model, update, task, public_images(statistics, 0)
 
 
 def build(make: Callable[[], nn.Module]) -> nn.Module:
@@ -110,26 +110,26 @@ def build(make: Callable[[], nn.Module]) -> nn.Module:
 )
 @pytest.mark.parametrize("labels", [LABELS, LABELS[:1]], ids=["batch", "one"])
 def test_labels_are_read_wherever_they_are(make: Callable[[], nn.Module], bias: str | None, labels: Tensor) -> None:
-    model, update, task, pictures = seen_by(build(make), labels)
-    head = find_head(model, pictures[:4])
+    model, update, task, images = seen_by(build(make), labels)
+    head = find_head(model, images[:4])
     assert head is not None
     assert head.bias == bias
-    predictions = public_predictions(model, pictures, len(labels))
+    predictions = public_predictions(model, images, len(labels))
     assert torch.equal(counted_labels(update, head, task, predictions), labels)
-    assert labels_to_trust(update, head, task, predictions) > 0.9
+    assert expected_accuracy(update, head, task, predictions) > 0.9
     noisy = replace(task, noise_multiplier=1.0)
-    assert labels_to_trust(update, head, noisy, predictions) < 0.75
+    assert expected_accuracy(update, head, noisy, predictions) < 0.75
     nothing = {name: torch.zeros_like(tensor) for name, tensor in update.items()}
     assert counted_labels(nothing, head, task, predictions).tolist() == []
 
 
-@pytest.mark.parametrize(("labels", "said"), [(LABELS, "does not show the labels of 4 pictures"), (LABELS[:1], None)])
+@pytest.mark.parametrize(("labels", "said"), [(LABELS, "does not show the labels of 4 images"), (LABELS[:1], None)])
 def test_without_a_bias_signed_features_show_one_label_alone(labels: Tensor, said: str | None) -> None:
-    model, update, task, pictures = seen_by(build(SignedFeatures), labels)
-    head = find_head(model, pictures[:4])
+    model, update, task, images = seen_by(build(SignedFeatures), labels)
+    head = find_head(model, images[:4])
     assert head is not None
     assert not head.of_batches
-    predictions = public_predictions(model, pictures, len(labels))
+    predictions = public_predictions(model, images, len(labels))
     if said is None:
         assert torch.equal(counted_labels(update, head, task, predictions), labels)
     else:
@@ -138,21 +138,21 @@ def test_without_a_bias_signed_features_show_one_label_alone(labels: Tensor, sai
 
 
 def test_where_nothing_is_softmax_minus_one_hot_it_is_said() -> None:
-    model, update, task, pictures = seen_by(build(Probabilities), LABELS)
-    assert find_head(model, pictures[:4]) is None
+    model, update, task, images = seen_by(build(Probabilities), LABELS)
+    assert find_head(model, images[:4]) is None
     with pytest.raises(UserError, match=r"set --model\.labels joint"):
-        counted_labels(update, None, task, public_predictions(model, pictures, 4))
+        counted_labels(update, None, task, public_predictions(model, images, 4))
 
 
 def test_predictions_are_of_batches_as_large_as_the_clients() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(784, CLASSES))
-    pictures = public_pictures(public_statistics(SIZE, SIZE, False, None), 0, 8)
+    images = public_images(public_statistics(SIZE, SIZE, False, None), 0, 8)
     model = functionalize(network, batch_statistics=True)
-    expected = torch.cat([model.network(part).softmax(-1) for part in pictures.split(2)])
-    assert torch.equal(public_predictions(model, pictures, 2), expected)
+    expected = torch.cat([model.network(part).softmax(-1) for part in images.split(2)])
+    assert torch.equal(public_predictions(model, images, 2), expected)
     still = functionalize(network, batch_statistics=False)
-    assert torch.equal(public_predictions(still, pictures, 2), still.network(pictures).softmax(-1))
+    assert torch.equal(public_predictions(still, images, 2), still.network(images).softmax(-1))
 
 
 def test_a_head_divides_by_what_each_class_counts() -> None:

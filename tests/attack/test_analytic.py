@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack.inversion.analytic import revealed_input, revealed_picture
+from lightning_recon.attack.inversion.analytic import revealed_image, revealed_input
 from lightning_recon.attack.inversion.distances import noise_std
 from lightning_recon.attack.inversion.forward_model import client_update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel, functionalize
@@ -17,7 +17,7 @@ from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.priors.image_statistics import public_statistics
 
 SIZE = 16
-COORDINATES = Parametrization("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
+PARAMETRIZATION = Parametrization("spectrum", public_statistics(SIZE, SIZE, False), torch.device("cpu"))
 
 
 def perceptron() -> FunctionalModel:
@@ -34,7 +34,7 @@ def task(z: float) -> Task:
 def picture() -> Tensor:
     """One that the public statistics expect."""
     waves = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    return COORDINATES.pictures(waves)
+    return PARAMETRIZATION.images(waves)
 
 
 def noised(update: dict[str, Tensor], std: float, seed: int) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def noised(update: dict[str, Tensor], std: float, seed: int) -> dict[str, Tensor
 def test_without_noise_the_picture_is_exact() -> None:
     model, truth = perceptron(), picture()
     update, _ = client_update(model, truth, torch.tensor([3]), task(0.0))
-    found = COORDINATES.pictures(revealed_picture(model, update, noise_std(task(0.0)), COORDINATES))
+    found = PARAMETRIZATION.images(revealed_image(model, update, noise_std(task(0.0)), PARAMETRIZATION))
     assert float((found - truth).square().mean().sqrt()) < 5e-3
 
 
@@ -68,11 +68,11 @@ def test_noise_leaves_what_theory_says() -> None:
 def test_a_drowned_voice_gives_the_mean_image() -> None:
     model = perceptron()
     noise = {name: torch.zeros_like(value) for name, value in model.parameters.items()}
-    found = revealed_picture(model, noised(noise, 1e-3, 0), 1.0, COORDINATES)
+    found = revealed_image(model, noised(noise, 1e-3, 0), 1.0, PARAMETRIZATION)
     assert not found.any()
 
 
 def test_a_network_that_starts_otherwise_is_refused() -> None:
     model = functionalize(build_network("convnet", 10), batch_statistics=False)
     with pytest.raises(UserError, match="fully connected layer"):
-        revealed_picture(model, dict(model.parameters), 1.0, COORDINATES)
+        revealed_image(model, dict(model.parameters), 1.0, PARAMETRIZATION)

@@ -15,8 +15,8 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.evaluation.assignment import label_share
 from lightning_recon.exchange import ClientUpdate, ServerPayload
-from tests.attack.test_inversion import photographs, preset
-from tests.attack.test_inversion import pytestmark as pytestmark
+from tests.attack.test_gradient_inversion import photographs, preset
+from tests.attack.test_gradient_inversion import pytestmark as pytestmark
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, list[Reconstruction]]]

@@ -29,7 +29,7 @@ class TargetNetwork:
 
     name: str
     num_classes: int
-    weights: str | None
+    weights: str | Path | None
     seed: int
     normalization: Normalization
     per_sample: bool

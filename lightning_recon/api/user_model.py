@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's model, images and labels, checked; the model itself is never changed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import Task
+from lightning_recon.networks.batch_norm import BatchNorm
+from lightning_recon.networks.construction import copied, logits_of
+from lightning_recon.privacy.parameters import Privacy
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Leave inference mode, in whose tensors gradients cannot be taken, and restore the global random state on exit."""
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def float_copy(model: nn.Module) -> tuple[nn.Module, torch.device]:
+    """A copy of a model in float32, whose modes are those of the original, and the device that it is on.
+
+    Raises:
+        UserError: The model has no parameters.
+    """
+    first = next(model.parameters(), None)
+    if first is None:
+        raise UserError("the model has no parameters, so a client has no gradient to send")
+    network = copied(model).float()
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010 - in-place changes break torch.func and second derivatives
+    network.register_forward_hook(logits_of)
+    return network, first.device
+
+
+def count_classes(network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> int:
+    """The number of logits of a network for one image.
+
+    Raises:
+        UserError: The network does not map such images to logits.
+    """
+    modes = {module: module.training for module in network.modules()}
+    size = " x ".join(map(str, image_shape))
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.full((1, *image_shape), 0.5, device=device))
+    except Exception as error:  # whatever a model that is not ours may raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"the model cannot take images of {size} ({reason}): give images of the size it expects"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"the model returns {found} for one image: it must return logits (1, classes), 2 classes or more"
+        )
+    return int(logits.shape[1])
+
+
+def normalises_by_batch(network: nn.Module) -> bool:
+    """Whether batch normalisation uses the batch's statistics in the network's present mode."""
+    return any(isinstance(module, BatchNorm) and module.training for module in network.modules())
+
+
+def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: int, privacy: Privacy) -> Task:
+    """What a server knows about one client's training on the user's model.
+
+    Raises:
+        UserError: The network does not map such images to logits.
+    """
+    device = next(network.parameters()).device
+    return Task(
+        image_shape=image_shape,
+        num_classes=count_classes(network, image_shape, device),
+        batch_size=batch_size,
+        clients=1,
+        network="custom",
+        granularity=privacy.granularity,
+        per_layer=privacy.per_layer,
+        max_grad_norm=privacy.max_grad_norm,
+        noise_multiplier=privacy.noise_multiplier,
+        rounds=privacy.rounds,
+        parameter_tensors=len(list(network.parameters())),
+        mechanism=privacy.mechanism,
+        batch_norm="train" if normalises_by_batch(network) else "eval",
+    )
+
+
+def check_images(images: Tensor, what: str = "images") -> None:
+    """Refuse what is not a batch of RGB images in [0, 1].
+
+    Raises:
+        UserError: What is wrong.
+    """
+    if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3 or not len(images):
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"{what} is {found}: give a tensor (B, 3, H, W), B at least 1")
+    if not images.is_floating_point():
+        raise UserError(f"{what} holds {images.dtype}: give floating point values in [0, 1], such as images / 255")
+    if not 0 <= float(images.min()) <= float(images.max()) <= 1:  # false for NaN too
+        raise UserError(
+            f"{what} holds values from {float(images.min()):g} to {float(images.max()):g}: give values in [0, 1], and "
+            "let the model normalise them"
+        )
+
+
+def check_labels(labels: Tensor, count: int, classes: int) -> None:
+    """Refuse what is not one class index for each image.
+
+    Raises:
+        UserError: What is wrong.
+    """
+    if not isinstance(labels, Tensor) or labels.shape != (count,) or labels.dtype != torch.int64:
+        found = f"{tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise UserError(f"labels is {found}: give {count} class indices, a tensor ({count},) of int64")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(f"labels are {labels.tolist()[:20]}, and the model has the classes 0 to {classes - 1}")
