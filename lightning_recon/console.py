@@ -86,7 +86,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     Args:
         what: What is counted.
-        total: How many there are; a single one is not worth a bar.
+        total: How many there are; a single one is counted without a bar.
 
     Yields:
         A function to call with the number of items done.

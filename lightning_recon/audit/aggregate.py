@@ -166,18 +166,18 @@ def _from(points: Sequence[Point], kept: Sequence[bool]) -> float | None:
     return min((point.noise for point in points if point.noise > broken), default=None)
 
 
-def by_picture(outcomes: Sequence[Outcome], gain: bool) -> dict[object, list[float]]:
-    """`Outcome.by_picture` of several seeds together; empty if that of one is."""
+def by_image(outcomes: Sequence[Outcome], gain: bool) -> dict[object, list[float]]:
+    """`Outcome.by_image` of several seeds together; empty if that of one is."""
     found: dict[object, list[float]] = defaultdict(list)
-    parts = [outcome.by_picture(gain) for outcome in outcomes]
+    parts = [outcome.by_image(gain) for outcome in outcomes]
     for part in parts:
-        for picture, values in part.items():
-            found[picture] += values
+        for image, values in part.items():
+            found[image] += values
     return dict(found) if all(parts) else {}
 
 
 def _point(attack: str, setting: Setting, noise: float, outcomes: tuple[Outcome, ...]) -> Point:
-    scores, gains = (by_picture(outcomes, gain) for gain in (False, True))
+    scores, gains = (by_image(outcomes, gain) for gain in (False, True))
     psnr = interval_of(scores)
     baseline = statistics.fmean(outcome.record["baselines"]["mean_image_psnr"] for outcome in outcomes)
     return Point(

@@ -23,7 +23,7 @@ def assumptions_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     records = [outcome.record for outcome in outcomes]
     if not records:
         return []
-    images = {image for outcome in outcomes for image in outcome.by_picture(gain=False)}
+    images = {image for outcome in outcomes for image in outcome.by_image(gain=False)}
     oracles = {outcome.attack: " and ".join(outcome.record["oracles"]) or "none" for outcome in outcomes}
     draws = distinct([record["summary"]["draws"] for record in records])
     deltas = [f"{number(r['privacy']['delta'])}, {r['privacy']['adjacency']}" for r in records]

@@ -16,20 +16,20 @@ class BitExactCount:
     Args:
         came: In any noise draw.
         always: In every noise draw.
-        pictures: Number of attacked images.
+        images: Number of attacked images.
         draws: Noise draws of each.
     """
 
     came: int
     always: int
-    pictures: int
+    images: int
     draws: int
 
     @property
     def sentence(self) -> str:
         """The count in words."""
-        were = "image was" if self.pictures == 1 else "images were"
-        return f"{self.came} of {self.pictures} {were} reconstructed bit for bit{self._draws_in_words()}"
+        were = "image was" if self.images == 1 else "images were"
+        return f"{self.came} of {self.images} {were} reconstructed bit for bit{self._draws_in_words()}"
 
     def _draws_in_words(self) -> str:
         if self.draws == 1:
@@ -50,7 +50,7 @@ def exact_of(point: Point) -> BitExactCount | None:
         for victim in outcome.record["victims"]:
             if victim.get("bit_exact") is None:
                 return None
-            found[outcome.picture_of(victim)].append(bool(victim["bit_exact"]))
+            found[outcome.image_of(victim)].append(bool(victim["bit_exact"]))
     came, always = (sum(map(some, found.values())) for some in (any, all))
     return BitExactCount(came, always, len(found), max(map(len, found.values())))
 
@@ -63,5 +63,5 @@ def most_exact(points: Sequence[Point]) -> tuple[Point, BitExactCount] | None:
 
 def share_interval(exact: BitExactCount) -> str:
     """The confidence interval of the share of bit-exact images, in words."""
-    low, high = binomial_interval(exact.came, exact.pictures, CONFIDENCE)
+    low, high = binomial_interval(exact.came, exact.images, CONFIDENCE)
     return f"95 % confidence interval of the share of such images: {100 * low:.0f} to {100 * high:.0f} %"

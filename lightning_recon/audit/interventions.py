@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from lightning_recon.audit.aggregate import Interval, Point, by_picture, interval_of, points_of
+from lightning_recon.audit.aggregate import Interval, Point, by_image, interval_of, points_of
 from lightning_recon.audit.load import Intervention
 from lightning_recon.audit.verdict import LEVEL_NAMES, Level, level_of, protections_of
 
@@ -45,7 +45,7 @@ def effect_of(trial: Intervention, tolerance: float) -> InterventionEffect:
     """
     before = protections_of(points_of(trial.before), tolerance)[0].best
     after = protections_of(points_of(trial.after), tolerance)[0].best
-    scores = [by_picture(point.outcomes, gain=False) for point in (before, after)]
+    scores = [by_image(point.outcomes, gain=False) for point in (before, after)]
     # Images are identified by their names; those without a name are not comparable.
     common = [image for image in scores[0] if isinstance(image, str) and image in scores[1]]
     psnr_before, psnr_after = before.psnr.mean, after.psnr.mean
@@ -78,7 +78,7 @@ def best_intervention_sentence(effects: Sequence[InterventionEffect]) -> str:
 
 def _restricted_to(point: Point, images: Collection[object]) -> Point:
     """The results of an attack on some of its images: a larger batch contains further ones."""
-    gains = {image: values for image, values in by_picture(point.outcomes, gain=True).items() if image in images}
+    gains = {image: values for image, values in by_image(point.outcomes, gain=True).items() if image in images}
     ssim = [
         float(victim["ssim"])
         for outcome in point.outcomes

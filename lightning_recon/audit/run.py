@@ -125,13 +125,13 @@ class Outcome:
         """The seed of the run; 0 where another program drew the noise."""
         return int(self.record["seed"] or 0)
 
-    def picture_of(self, victim: Mapping[str, Any]) -> object:
+    def image_of(self, victim: Mapping[str, Any]) -> object:
         """Key of a victim's image: its name, or seed, client and index where none is known."""
         place = victim["client"], victim["index"]
         original = self.originals.get(place)
         return original["name"] if original else (self.seed, *place)
 
-    def by_picture(self, gain: bool) -> dict[object, list[float]]:
+    def by_image(self, gain: bool) -> dict[object, list[float]]:
         """PSNR in dB of every draw by image, so that one attacked under several seeds counts as one.
 
         Args:
@@ -147,7 +147,7 @@ class Outcome:
             if gain and original is None:
                 return {}
             baseline = original["mean_image_psnr"] if gain and original else 0.0
-            values[self.picture_of(victim)].append(victim["psnr"] - baseline)
+            values[self.image_of(victim)].append(victim["psnr"] - baseline)
         return dict(values)
 
 
@@ -201,7 +201,7 @@ def _about(folder: Path) -> tuple[str, str]:
         if "network" not in client:
             source["client"] = client  # another file, other images
         mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
-        named = f"pictures of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
+        named = f"images of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
     except FAULTS:  # missing, damaged, or of another kind of run
         return "", ""
     return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark

@@ -72,7 +72,7 @@ def _scores(outcome: Outcome) -> dict[str, Value]:
     names = ("psnr_low", "psnr_high", "psnr_best", "gain_mean", "gain_low", "gain_high")
     if not outcome.scored:
         return dict.fromkeys(names)
-    psnr, gains = interval_of(outcome.by_picture(gain=False)), outcome.by_picture(gain=True)
+    psnr, gains = interval_of(outcome.by_image(gain=False)), outcome.by_image(gain=True)
     baseline = outcome.record["baselines"]["mean_image_psnr"]
     gain = interval_of(gains) if gains else Interval(psnr.mean - baseline, None, None, psnr.pictures)
     best = max(float(victim["psnr"]) for victim in outcome.record["victims"])

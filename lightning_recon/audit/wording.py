@@ -82,9 +82,9 @@ def exact_sentences(protections: Sequence[Protection]) -> list[tuple[Level | Lit
         start = f"At {guarantee_of(point)}, z = {one.noise:.3g}, {batch_of(point.setting)}"
         sentences.append(("recognisable", f"{start}: {exact.sentence}, by “{point.attack}” ({share_interval(exact)})."))
     if none_exact:
-        fewest = min((exact for _, exact in none_exact), key=lambda exact: exact.pictures)
+        fewest = min((exact for _, exact in none_exact), key=lambda exact: exact.images)
         at = enumerated([f"{noise:.3g}" for noise, _ in none_exact])
-        images = "the only image" if fewest.pictures == 1 else f"any of {fewest.pictures} images"
+        images = "the only image" if fewest.images == 1 else f"any of {fewest.images} images"
         sentences.append(("", f"At z = {at}, no attack reconstructed {images} bit for bit ({share_interval(fewest)})."))
     return sentences
 

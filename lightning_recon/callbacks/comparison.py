@@ -155,8 +155,8 @@ def _search(module: ReconstructionAttack, harder: VictimClient, steps: int) -> I
     objective = decoded.refinement.to(device).objective(
         decoded.images.to(device), transform.to(device), module.denoiser.to(device)
     )
-    for step, pictures in enumerate(objective.iterates(steps)):
-        yield first if step == 0 else replace(first, images=pictures.cpu())
+    for step, images in enumerate(objective.iterates(steps)):
+        yield first if step == 0 else replace(first, images=images.cpu())
 
 
 def _unrefined(decoded: Decoded, draw: int) -> Reconstruction:

@@ -117,9 +117,9 @@ def _lines(text: str, size: float, width: int) -> list[str]:
 
 def _tile(image: Tensor, size: tuple[int, int]) -> Image.Image:
     values = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    picture = Image.fromarray(values.permute(1, 2, 0).numpy())
-    whole = size[0] % picture.width == 0 and size[1] % picture.height == 0
-    return picture.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+    tile = Image.fromarray(values.permute(1, 2, 0).numpy())
+    whole = size[0] % tile.width == 0 and size[1] % tile.height == 0
+    return tile.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 
 
 def _font(text: str, size: float, width: int | None = None) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

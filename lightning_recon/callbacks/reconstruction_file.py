@@ -17,7 +17,7 @@ from lightning_recon.files.schema import BELIEFS as BELIEFS_SCHEMA
 from lightning_recon.files.serialization import read_sealed, validated, write_sealed
 from lightning_recon.reconstruction import ReceivedFile
 
-PICTURES = "reconstructions"
+RECONSTRUCTIONS = "reconstructions"
 BELIEFS = "beliefs"  # entry of the header: labels, files, and whether the images count as evident
 
 
@@ -31,14 +31,14 @@ def write_reconstructions(root: Path, found: Sequence[Reconstruction]) -> dict[s
     Returns:
         The images by the name of their update and draw.
     """
-    pictures = {key_of(one): one.images.contiguous() for one in found}
+    images = {key_of(one): one.images.contiguous() for one in found}
     beliefs: dict[str, Any] = {}
     for one in found:
         labels = None if one.labels is None else one.labels.tolist()
         files = None if one.files is None else [file and asdict(file) for file in one.files]
         beliefs[key_of(one)] = {"evident": one.evident, "labels": labels, "files": files}
-    write_sealed(root / f"{PICTURES}.safetensors", pictures, BELIEFS, beliefs)
-    return pictures
+    write_sealed(root / f"{RECONSTRUCTIONS}.safetensors", images, BELIEFS, beliefs)
+    return images
 
 
 def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
@@ -47,10 +47,10 @@ def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     Raises:
         UserError: the file is missing, damaged, or not what was written.
     """
-    path = root / f"{PICTURES}.safetensors"
+    path = root / f"{RECONSTRUCTIONS}.safetensors"
     with readable(path):
-        pictures, beliefs = read_sealed(path, BELIEFS)
-        for name, batch in pictures.items():
+        images, beliefs = read_sealed(path, BELIEFS)
+        for name, batch in images.items():
             if batch.ndim != 4 or batch.shape[1] != 3 or not bool(batch.isfinite().all()):
                 raise ValueError(f"{name} holds no images")
         kept: Any = validated(beliefs, BELIEFS_SCHEMA)
@@ -58,7 +58,7 @@ def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
         one["labels"] = None if one["labels"] is None else torch.tensor(one["labels"], dtype=torch.int64)
         if one.get("files") is not None:
             one["files"] = tuple(file and ReceivedFile(**file) for file in one["files"])
-    return pictures, dict(kept)
+    return images, dict(kept)
 
 
 def refined(root: Path, decoded: Sequence[Reconstruction]) -> list[Reconstruction]:
@@ -73,25 +73,27 @@ def refined(root: Path, decoded: Sequence[Reconstruction]) -> list[Reconstructio
     """
     final, kept = finished(root)
     if fault := _misfit(decoded, final):
-        raise UserError(f"{root / PICTURES}.safetensors does not belong to this run ({fault}): run recon fit again")
+        raise UserError(
+            f"{root / RECONSTRUCTIONS}.safetensors does not belong to this run ({fault}): run recon fit again"
+        )
     return [replace(one, images=final[key_of(one)], **kept.get(key_of(one), {})) for one in decoded]
 
 
-def export(pictures: Mapping[str, Tensor], folder: Path) -> list[str]:
+def export(images: Mapping[str, Tensor], folder: Path) -> list[str]:
     """Write every image as PNG, in the attacker's order.
 
     Args:
-        pictures: Images by the name of their update and draw.
+        images: Images by the name of their update and draw.
         folder: Where to write.
 
     Returns:
         The names of the files, in the same order.
     """
     names = []
-    for name, batch in pictures.items():
-        for number, picture in enumerate(batch):
+    for name, batch in images.items():
+        for number, image in enumerate(batch):
             names.append(f"{name}-{number:03d}.png")
-            write_png(folder / names[-1], picture)
+            write_png(folder / names[-1], image)
     return names
 
 

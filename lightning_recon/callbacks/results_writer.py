@@ -96,8 +96,8 @@ class ResultsWriter(Callback):
         if not trainer.is_global_zero:
             return
         root, scorable = Path(trainer.default_root_dir), bool(truths_of(trainer))
-        pictures = write_reconstructions(root, found)
-        images = [] if scorable else [f"images/{name}" for name in export(pictures, root / "images")]
+        reconstructed = write_reconstructions(root, found)
+        images = [] if scorable else [f"images/{name}" for name in export(reconstructed, root / "images")]
         if not scorable and self._examined is None:
             share_record(pl_module, found)  # warns of a low share; a replay knows neither the images nor the clients
             return
@@ -156,11 +156,11 @@ class ResultsWriter(Callback):
         if self.inspect and run.payload_alarms is None:
             run = replace(run, payload_alarms=alarms_of(trainer, module))
         run = replace(run, lpips_mean=mean_lpips(scored, found, truths, module))
-        pictures = [picture for one in scored for picture in one.images]
-        images = [f"images/{number:03d}.png" for number in range(len(pictures))]
-        record = results_record(run, found, scored, images)
-        for name, picture in zip(images, pictures, strict=True):
-            write_png(root / name, picture.clamp(0, 1))
+        images = [image for one in scored for image in one.images]
+        names = [f"images/{number:03d}.png" for number in range(len(images))]
+        record = results_record(run, found, scored, names)
+        for name, image in zip(names, images, strict=True):
+            write_png(root / name, image.clamp(0, 1))
         self._write(root, record)
 
     def _write(self, root: Path, record: Record) -> None:

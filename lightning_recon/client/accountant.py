@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training of a target network has cost so far, logged as `epsilon`."""
+"""The privacy cost of training a target network so far, logged as `epsilon`."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from lightning_recon.privacy.parameters import Privacy
 class Accountant(Callback):
     """Accounts for the steps of one training, over interruptions too; `VictimClient` brings it along.
 
-    Under granularity "sample" the record is one picture, drawn by Poisson sampling; under "update" it is each step's
-    whole update, so the steps compose plainly and nothing is said about single pictures.
+    Under granularity "sample" the record is one image, drawn by Poisson sampling; under "update" it is each step's
+    whole update, so the steps compose plainly and nothing is guaranteed for single images.
     """
 
     def __init__(self, privacy: Privacy) -> None:
@@ -28,7 +28,7 @@ class Accountant(Callback):
         self._resumed: dict[str, str | float] = {}
 
     def epsilon(self, steps: int) -> float | None:
-        """Accounted epsilon of so many steps, at `privacy.delta`; None where nothing is promised."""
+        """Accounted epsilon of so many steps, at `privacy.delta`; None without a guarantee."""
         mechanism = self.state_dict()
         noise, rate = float(mechanism["noise_multiplier"]), float(mechanism["sample_rate"])
         return self.privacy.noise.training_epsilon(noise, rate, steps, self.privacy.delta, self.privacy.adjacency)

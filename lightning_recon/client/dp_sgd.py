@@ -39,7 +39,7 @@ def private_gradient(
         reduce: sum or mean over the ranks.
 
     Returns:
-        The gradient by parameter name, and the mean loss, which is not private; NaN of no pictures.
+        The gradient by parameter name, and the mean loss, which is not private; NaN of no images.
 
     Raises:
         UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.

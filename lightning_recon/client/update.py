@@ -69,7 +69,7 @@ def clipped_update(
     local_lr: float = 0.1,
     local_epochs: int = 1,
 ) -> Clipped:
-    """Gradient of the cross-entropy, or what local steps come to, clipped as the privacy setting says.
+    """Gradient of the cross-entropy, or the update of several local steps, clipped as the privacy setting says.
 
     Args:
         model: network, images to logits, in the mode in which it is to be differentiated.

@@ -20,8 +20,8 @@ def read_config(name: str, classes: dict[Place, str] | None = None) -> dict[str,
 
     Args:
         name: Its path.
-        classes: Class paths that the configs before it set, by their place; those of this config are added. They tell
-            whose options an overlay sets that does not name the class, see `deprecated.modernized`.
+        classes: Class paths that the configs before it set, by their place; those of this config are added. An
+            overlay that names no class sets options of these, see `deprecated.modernized`.
 
     Returns:
         Its settings, at least one, with current names for deprecated ones.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser
 
-from lightning_recon.callbacks.reconstruction_file import PICTURES, finished
+from lightning_recon.callbacks.reconstruction_file import RECONSTRUCTIONS, finished
 from lightning_recon.command_line.lightning_cli import run_cli
 from lightning_recon.command_line.option_errors import explaining
 from lightning_recon.command_line.replay_config import replay_config
@@ -64,7 +64,7 @@ def sameness(run: Path, again: Path) -> str:
         run: Folder of the run.
         again: Folder of the replay.
     """
-    if not (run / f"{PICTURES}.safetensors").is_file():
+    if not (run / f"{RECONSTRUCTIONS}.safetensors").is_file():
         return f"{run} has none to compare them with"
     own, repeated = finished(run)[0], finished(again)[0]
     if own.keys() != repeated.keys() or any(own[name].shape != repeated[name].shape for name in own):

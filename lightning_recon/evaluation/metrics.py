@@ -22,17 +22,17 @@ _LPIPS_WEIGHTS = {
 }
 
 
-def mse_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
+def mse_per_image(images: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each image.
 
     Args:
-        pictures: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, 3, H, W), values in [0, 1].
         truth: Same shape and range.
 
     Returns:
         Shape (N,), float64.
     """
-    return (pictures.double() - truth.double()).square().flatten(1).mean(1)
+    return (images.double() - truth.double()).square().flatten(1).mean(1)
 
 
 def psnr_from_mse(mse: Tensor) -> Tensor:
@@ -47,26 +47,26 @@ def psnr_from_mse(mse: Tensor) -> Tensor:
     return (-10 * mse.log10()).clamp(max=PSNR_CAP)
 
 
-def psnr_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
+def psnr_per_image(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, data range 1, at most 100 dB.
 
     Args:
-        pictures: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, 3, H, W), values in [0, 1].
         truth: Same shape and range.
 
     Returns:
         Shape (N,), float64.
     """
-    return psnr_from_mse(mse_per_image(pictures, truth))
+    return psnr_from_mse(mse_per_image(images, truth))
 
 
-def ssim_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
+def ssim_per_image(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity of each image: Gaussian window of 1.5 pixels, data range 1.
 
     Images smaller than the 11 x 11 window get the largest uniform window that fits into them.
 
     Args:
-        pictures: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, 3, H, W), values in [0, 1].
         truth: Same shape and range.
 
     Returns:
@@ -76,7 +76,7 @@ def ssim_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
     """
     side = min(truth.shape[-2:])
     scores = structural_similarity_index_measure(
-        pictures,
+        images,
         truth,
         gaussian_kernel=side >= _GAUSSIAN_KERNEL,
         kernel_size=side - (side + 1) % 2,
@@ -88,14 +88,14 @@ def ssim_per_image(pictures: Tensor, truth: Tensor) -> Tensor:
 
 
 def lpips_per_image(
-    pictures: Tensor, truth: Tensor, network: Literal["alex", "squeeze", "vgg"] = "alex"
+    images: Tensor, truth: Tensor, network: Literal["alex", "squeeze", "vgg"] = "alex"
 ) -> Tensor | None:
     """Learned perceptual distance of each image, where the backbone's weights are already on this machine.
 
     Nothing is downloaded: without torchvision's weights in the torch hub folder there is no score.
 
     Args:
-        pictures: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, 3, H, W), values in [0, 1].
         truth: Same shape and range.
         network: Backbone whose features are compared.
 
@@ -110,21 +110,21 @@ def lpips_per_image(
         return None
     with torch.no_grad():
         return learned_perceptual_image_patch_similarity(
-            pictures, truth, net_type=network, reduction="none", normalize=True
+            images, truth, net_type=network, reduction="none", normalize=True
         )
 
 
-def same_in_8_bits(pictures: Tensor, truth: Tensor) -> Tensor:
+def same_in_8_bits(images: Tensor, truth: Tensor) -> Tensor:
     """Whether each image, saved with 8 bits a channel, equals the true file bit for bit.
 
     Args:
-        pictures: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, 3, H, W), values in [0, 1].
         truth: Same shape and range.
 
     Returns:
         Shape (N,), bool.
     """
-    return (_quantise(pictures) == _quantise(truth)).flatten(1).all(1)
+    return (_quantise(images) == _quantise(truth)).flatten(1).all(1)
 
 
 def _quantise(images: Tensor) -> Tensor:

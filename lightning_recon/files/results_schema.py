@@ -134,7 +134,7 @@ class ResultsRecord(TypedDict):
 
 
 def _consistent(record: ResultsRecord) -> ResultsRecord:
-    """Refuse a record in which one part takes another for granted that is not there."""
+    """Refuse a record in which a part is missing that another part requires."""
     privacy, baselines = record["privacy"], record["baselines"]
     # The nominal epsilon is a formula for Gaussian noise.
     gaussian = privacy.get("mechanism", "gaussian") == "gaussian"

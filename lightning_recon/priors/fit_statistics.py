@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public statistics fitted on any pictures: what `statistics.public_statistics` reads, as plain numbers."""
+"""Public statistics fitted on any images: what `statistics.public_statistics` reads, as plain numbers."""
 
 import math
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from lightning_recon.priors.dct import analyse, cosine, inverse_cosine
 from lightning_recon.priors.image_statistics import FORMAT, between_knots, octaves
 from lightning_recon.structure.coding.power_allocation import water_filling
 
-# Luminance, red against blue, green against both: taken where the pictures' own axes agree within so many degrees.
+# Luminance, red against blue, green against both: taken where the photographs' own axes agree within so many degrees.
 SIMPLE_COLOUR = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 _AGREEMENT = 5.0
 # Side of the mean subject that is stored.
 _SUBJECT_GRID = 16
-# How far the exponent changes from octave to octave: keeps octaves that few coefficients tell of near their neighbours.
+# How far the exponent changes from octave to octave: octaves with few coefficients stay near their neighbours.
 _BEND = 1.0
 # Noise levels at which the structure's weights are taken for the spread of contrast.
 _NOISES = (0.1, 0.03, 0.01, 0.003, 0.001)
@@ -25,12 +25,12 @@ _MOST_STEPS = 100
 
 
 def fit_statistics(
-    pictures: Mapping[int, Tensor], masks: Mapping[int, Tensor] | None, name: str, grid: int = 8
+    photographs: Mapping[int, Tensor], masks: Mapping[int, Tensor] | None, name: str, grid: int = 8
 ) -> dict[str, Any]:
     """Fit everything that a file of public statistics holds.
 
     Args:
-        pictures: For each size the same photographs, shape (N, 3, size, size), values in [0, 1].
+        photographs: For each size the same photographs, shape (N, 3, size, size), values in [0, 1].
         masks: Their subjects likewise, shape (N, 1, size, size), values 0 and 1; None: none are known.
         name: Provenance.
         grid: Side of the mean photograph that is stored; 1: a single colour.
@@ -38,42 +38,42 @@ def fit_statistics(
     Returns:
         The file's content, ready for JSON.
     """
-    finest = max(pictures)
-    count = len(pictures[finest])
-    colour = colour_axes(pictures[finest])
-    cut = None if masks is None else {size: pictures[size] * masks[size] for size in pictures}
+    finest = max(photographs)
+    count = len(photographs[finest])
+    colour = colour_axes(photographs[finest])
+    cut = None if masks is None else {size: photographs[size] * masks[size] for size in photographs}
     return {
         "format": FORMAT,
         "name": name,
         "photographs": count,
         "colour": _rounded(colour, 6),
-        "whole": _section(pictures, colour, grid),
+        "whole": _section(photographs, colour, grid),
         "subjects": None if cut is None else _section(cut, colour, _SUBJECT_GRID),
         "ellipses": fit_ellipses(masks[finest]) if masks is not None else None,
     }
 
 
-def colour_axes(pictures: Tensor) -> Tensor:
+def colour_axes(photographs: Tensor) -> Tensor:
     """Orthonormal axes in which pixels are uncorrelated, most varied first, as rows: shape (3, 3).
 
     Axes that agree with luminance, red − blue and green − others are set to these.
     """
-    pixels = (pictures - pictures.mean(dim=(0, 2, 3), keepdim=True)).transpose(0, 1).flatten(1).double()
+    pixels = (photographs - photographs.mean(dim=(0, 2, 3), keepdim=True)).transpose(0, 1).flatten(1).double()
     axes = torch.linalg.eigh(pixels @ pixels.T).eigenvectors.T.flip(0)
     simple = torch.nn.functional.normalize(torch.tensor(SIMPLE_COLOUR, dtype=torch.float64), dim=1)
     agreement = (axes * simple).sum(dim=1).abs()
     return (simple if float(agreement.min()) > math.cos(math.radians(_AGREEMENT)) else axes).float()
 
 
-def fit_mean(pictures: Tensor, grid: int) -> Tensor:
+def fit_mean(photographs: Tensor, grid: int) -> Tensor:
     """Mean image, shape (3, grid, grid): each cosine coefficient shrunk by what its standard error leaves in doubt.
 
     Source: positive-part James & Stein (1961), coefficient by coefficient.
     """
-    size = pictures.shape[-1]
-    coefficients = cosine(pictures)[..., :grid, :grid]
+    size = photographs.shape[-1]
+    coefficients = cosine(photographs)[..., :grid, :grid]
     mean = coefficients.mean(dim=0)
-    doubt = coefficients.var(dim=0) / len(pictures)
+    doubt = coefficients.var(dim=0) / len(photographs)
     shrink = (1 - doubt / mean.square()).clamp(min=0)
     shrink[:, 0, 0] = 1
     return inverse_cosine(mean * shrink) * (grid / size)
@@ -84,7 +84,7 @@ def fit_spectrum(energy: Tensor, count: int) -> Tensor:
 
     Args:
         energy: Shape (size, size): mean square of each coefficient of one colour channel.
-        count: Number of pictures that it is the mean of.
+        count: Number of photographs that it is the mean of.
 
     Returns:
         Shape (K, K), float64, K = len(octaves(size)).
@@ -135,11 +135,11 @@ def fit_ellipses(masks: Tensor) -> dict[str, Any]:
     }
 
 
-def _section(pictures: Mapping[int, Tensor], colour: Tensor, grid: int) -> dict[str, Any]:
-    """Mean, spectra and spread of contrast of one kind of pictures."""
-    finest = max(pictures)
+def _section(photographs: Mapping[int, Tensor], colour: Tensor, grid: int) -> dict[str, Any]:
+    """Mean, spectra and spread of contrast of one kind of images."""
+    finest = max(photographs)
     spectra, spreads = {}, []
-    for size, images in sorted(pictures.items()):
+    for size, images in sorted(photographs.items()):
         coefficients = analyse(images, images.mean(dim=0), colour)
         energy = coefficients.square().mean(dim=0)
         tables = torch.stack([fit_spectrum(channel, len(images)) for channel in energy])
@@ -150,7 +150,7 @@ def _section(pictures: Mapping[int, Tensor], colour: Tensor, grid: int) -> dict[
             share = water_filling(variance, noise, 1.0) / variance
             spreads.append(float((coefficients.square() * share).sum(dim=(1, 2, 3)).log().std()))
     return {
-        "mean": _rounded(fit_mean(pictures[finest], grid), 3),
+        "mean": _rounded(fit_mean(photographs[finest], grid), 3),
         "log_contrast_std": round(sum(spreads) / len(spreads), 3),
         "log_variance": spectra,
     }

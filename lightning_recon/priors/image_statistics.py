@@ -18,7 +18,7 @@ from lightning_recon.priors.dct import CosineTransform, cosine, inverse_cosine, 
 FORMAT = "public statistics 1"
 # Fitted on CC0 and public-domain photographs: scripts/photographs.py gathers them, scripts/fit_statistics.py fits.
 _BUNDLED = Path(__file__).with_name("image_statistics.json")
-# Pictures from which the mean subject is made where a file knows no subjects.
+# Images from which the mean subject is made where a file knows no subjects.
 _MEAN_OF = 512
 
 
@@ -27,10 +27,10 @@ class Ellipses:
     """Random centred ellipses, which stand in for subjects.
 
     Args:
-        share: Least and largest share of the picture that is covered.
+        share: Least and largest share of the image that is covered.
         skew: The share is least + (largest − least) · u^skew, u uniform.
         shape_std: Standard deviation of the logarithm of the ratio of the axes.
-        place_std: Standard deviation of the centre, in picture sides.
+        place_std: Standard deviation of the centre, in image sides.
     """
 
     share: tuple[float, float]
@@ -128,13 +128,13 @@ def public_statistics(height: int, width: int, subjects: bool, file: str | None 
         ) from error
 
 
-def synthetic_pictures(statistics: PublicStatistics, count: int, size: int) -> Tensor:
-    """Random pictures with the public statistics: what stands in for data when thresholds are chosen.
+def synthetic_images(statistics: PublicStatistics, count: int, size: int) -> Tensor:
+    """Random images with the public statistics: what stands in for data when thresholds are chosen.
 
     Args:
-        statistics: Which kind of pictures.
+        statistics: Which kind of images.
         count: How many.
-        size: Height and width in pixels; pictures larger than those of the statistics are enlarged from them.
+        size: Height and width in pixels; images larger than those of the statistics are enlarged from them.
 
     Returns:
         Shape (count, 3, size, size), values in [0, 1]; the same on every call.
@@ -143,14 +143,14 @@ def synthetic_pictures(statistics: PublicStatistics, count: int, size: int) -> T
     law = statistics if statistics.whole is None else statistics.whole
     height, width = law.variance.shape[1:]
     side = min(size, height, width)
-    # Low coefficients of a coarse picture are those of the fine one but for the scale of the orthonormal transform.
+    # Low coefficients of a coarse image are those of the fine one but for the scale of the orthonormal transform.
     variance = law.variance[:, :side, :side] * (side**2 / (height * width))
     spread = law.log_contrast_std
     contrast = (spread * torch.randn(count, 1, 1, 1, generator=generator) - spread**2 / 2).exp()
     noise = torch.randn(count, 3, side, side, generator=generator)
-    pictures = synthesise((contrast * variance).sqrt() * noise, resized(law.mean, side, side), law.colour)
-    pictures = (pictures if side == size else resized(pictures, size, size)).clamp(0, 1)
-    return pictures * _ellipses(law.ellipses, count, size, size, generator) if statistics.subjects else pictures
+    images = synthesise((contrast * variance).sqrt() * noise, resized(law.mean, side, side), law.colour)
+    images = (images if side == size else resized(images, size, size)).clamp(0, 1)
+    return images * _ellipses(law.ellipses, count, size, size, generator) if statistics.subjects else images
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -170,8 +170,8 @@ def between_knots(frequencies: Tensor, size: int) -> Tensor:
     """Weight of every knot at every frequency, linear in octaves and beyond the last knot too.
 
     Args:
-        frequencies: Shape (n,), in half-periods a picture side, at least 0.
-        size: Side of the pictures that the knots were fitted on.
+        frequencies: Shape (n,), in half-periods an image side, at least 0.
+        size: Side of the images that the knots were fitted on.
 
     Returns:
         Shape (n, len(octaves(size))), float64; rows sum to 1.
@@ -194,7 +194,7 @@ def _moments(section: dict[str, Any], colour: Tensor, height: int, width: int) -
     knots = len(octaves(fitted))
     table = _numbers(section["log_variance"][str(fitted)], (3, knots, knots)).double()
     rows, columns = (between_knots(torch.arange(n) * (size / n), fitted) for n in (height, width))
-    # The orthonormal transform of a picture twice as fine has twice the amplitude at the same frequency.
+    # The orthonormal transform of an image twice as fine has twice the amplitude at the same frequency.
     variance = (rows @ table @ columns.T).exp() * (size / fitted) ** 2
     grid = len(section["mean"][0])
     mean = resized(_numbers(section["mean"], (3, grid, grid)), height, width).clamp(0, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a noise multiplier promises: exact privacy accounting of the Gaussian mechanism, beside the nominal figure."""
+"""Exact privacy accounting of the Gaussian mechanism, and the nominal epsilon of the seed paper."""
 
 import math
 

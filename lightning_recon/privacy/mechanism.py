@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DP mechanism is: the norm that its clip bounds, the distribution of its noise, and what both promise.
+"""What a DP mechanism is: the norm that its clip bounds, the distribution of its noise, and the guarantees of both.
 
 A mechanism adds to every number of a clipped update independent noise of scale zC, where z is the noise multiplier and
 C the clipping norm. Epsilon is derived from the noise, never the reverse. Everything here is known to an attacker too;

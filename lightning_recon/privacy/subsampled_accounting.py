@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training promises whose every step looks at a random sample of the records: numerical accounting."""
+"""Numerical accounting of a training whose every step uses a random sample of the records."""
 
 import math
 import warnings

@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_images
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
@@ -135,7 +135,7 @@ def typical_scaling(statistics: PublicStatistics, pixels: int, rate: float) -> f
         pixels: Numbers in an image.
         rate: Probability, in (0, 1/2).
     """
-    images = synthetic_pictures(statistics, _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).flatten(1)
+    images = synthetic_images(statistics, _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).flatten(1)
     brightness, contrast = images.mean(dim=1), images.var(dim=1)
     ratio = math.sqrt(pixels) * brightness / (contrast + (1 - 2 / math.pi) * brightness**2).sqrt()
     return 1 - float(stats.norm.isf(rate)) / (_HALF_NORMAL_MEAN / 2 * float(ratio.median()))

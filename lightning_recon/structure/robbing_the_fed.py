@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_images
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.head_weights import class_code
@@ -76,7 +76,7 @@ class RobbingTheFed(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Thresholds at the quantiles of a normal distribution fitted to the brightness of public images."""
-        brightness = synthetic_pictures(self.statistics(task), _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).mean(dim=(1, 2, 3))
+        brightness = synthetic_images(self.statistics(task), _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).mean(dim=(1, 2, 3))
         law = stats.norm(float(brightness.mean()), float(brightness.std()))
         quantiles = torch.from_numpy(law.ppf(torch.arange(1, self.units).numpy() / self.units)).float()
         weight = FOOTPRINT / (STRENGTH * self.units)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_recon.client.gradients import mean_gradient
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.networks.construction import ConvNet
-from lightning_recon.priors.image_statistics import public_statistics, synthetic_pictures
+from lightning_recon.priors.image_statistics import public_statistics, synthetic_images
 from lightning_recon.structure import InferenceStructure, Structure, TamperedNetwork, TrapWeights
 from lightning_recon.structure.coding.trap_weights import TrapRecipe, trap_weights
 from lightning_recon.structure.curious_abandon_honesty import corners, typical_scaling
@@ -77,7 +77,7 @@ def test_only_the_recipe_is_shipped(task: MakeTask) -> None:
 def test_a_typical_image_excites_as_many_units_as_intended(size: int, rate: float) -> None:
     statistics, pixels = public_statistics(size, size, False), 3 * size**2
     weights = trap_weights(500, pixels, TrapRecipe(typical_scaling(statistics, pixels, rate), 1.0, seed=1))
-    rates = (synthetic_pictures(statistics, 200, size).flatten(1) @ weights.T > 0).float().mean(dim=1)
+    rates = (synthetic_images(statistics, 200, size).flatten(1) @ weights.T > 0).float().mean(dim=1)
     assert float(rates.median()) == pytest.approx(rate, rel=0.3)
 
 

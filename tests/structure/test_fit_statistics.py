@@ -21,7 +21,7 @@ from lightning_recon.priors.image_statistics import (
     between_knots,
     public_statistics,
     resized,
-    synthetic_pictures,
+    synthetic_images,
 )
 from lightning_recon.structure import WaterFilling
 from lightning_recon.structure.coding.power_allocation import water_filling
@@ -88,7 +88,7 @@ def test_the_mean_keeps_what_is_certain_and_drops_what_is_not() -> None:
 
 def test_ellipses_are_recovered_from_their_masks() -> None:
     law = public_statistics(64, 64, subjects=True)
-    masks = (synthetic_pictures(law, 500, 64).amax(dim=1, keepdim=True) > 0).float()
+    masks = (synthetic_images(law, 500, 64).amax(dim=1, keepdim=True) > 0).float()
     found = fit_ellipses(masks)
     assert found["share"][0] == pytest.approx(law.ellipses.share[0], abs=0.04)
     assert found["place_std"] == pytest.approx(law.ellipses.place_std, abs=0.03)

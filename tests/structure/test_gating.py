@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_recon.priors.dct import analyse
-from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_pictures
+from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_images
 from lightning_recon.structure.coding.gating import intervals, measurement_directions
 
 # `intervals` chooses its edges from as many synthetic images; later ones are new to it.
@@ -33,7 +33,7 @@ def test_every_image_excites_exactly_one_unit_per_direction(
     statistics = public_statistics(32, 32, subjects)
     outliers = torch.stack([torch.full((3, 32, 32), value) for value in (0.0, 1.0, -50.0, 50.0)])
     checkerboard = ((torch.arange(32)[:, None] // 8 + torch.arange(32) // 8) % 2).expand(1, 3, 32, 32).float()
-    images = torch.cat([synthetic_pictures(statistics, 500, 32), photographs(32), outliers, checkerboard])
+    images = torch.cat([synthetic_images(statistics, 500, 32), photographs(32), outliers, checkerboard])
     hits, owner = excited(images, statistics, count, units)
     for direction in range(count):
         assert bool((hits[:, owner == direction].sum(dim=1) == 1).all())
@@ -55,7 +55,7 @@ def test_a_single_unit_hears_everyone() -> None:
 def test_new_images_fill_the_units_evenly(subjects: bool) -> None:
     statistics = public_statistics(32, 32, subjects)
     new = 1024
-    hits, owner = excited(synthetic_pictures(statistics, USED + new, 32)[USED:], statistics, 2, 32)
+    hits, owner = excited(synthetic_images(statistics, USED + new, 32)[USED:], statistics, 2, 32)
     for direction in range(2):
         filled = hits[:, owner == direction].sum(dim=0).double()
         statistic = float(((filled - new / 16) ** 2 / (new / 16)).sum())

@@ -18,7 +18,7 @@ from lightning_recon.priors.image_statistics import (
     between_knots,
     octaves,
     public_statistics,
-    synthetic_pictures,
+    synthetic_images,
 )
 
 SIZE = 16
@@ -83,9 +83,9 @@ def test_a_square_of_an_oblong_image_has_the_frequencies_of_its_pixels() -> None
     assert oblong.mean.shape == oblong.variance.shape == (3, 32, 128)
 
 
-def test_synthetic_pictures_reproduce_mean_and_variance() -> None:
+def test_synthetic_images_reproduce_mean_and_variance() -> None:
     statistics = public_statistics(32, 32, subjects=False)
-    images = synthetic_pictures(statistics, 2000, 32)
+    images = synthetic_images(statistics, 2000, 32)
     assert (float(images.min()), float(images.max())) == (0.0, 1.0)
     torch.testing.assert_close(images.mean(dim=0), statistics.mean, rtol=0, atol=0.04)
     found = analyse(images, statistics.mean, statistics.colour).square().mean(dim=0)
@@ -97,22 +97,22 @@ def test_synthetic_pictures_reproduce_mean_and_variance() -> None:
 
 def test_contrast_differs_from_image_to_image_as_announced() -> None:
     statistics = public_statistics(32, 32, subjects=False)
-    coefficients = analyse(synthetic_pictures(statistics, 2000, 32), statistics.mean, statistics.colour)
+    coefficients = analyse(synthetic_images(statistics, 2000, 32), statistics.mean, statistics.colour)
     # Luminance detail away from the lowest frequencies is dense enough to measure a single picture's energy.
     energy = (coefficients**2 / statistics.variance)[:, 0, 4:16, 4:16].mean(dim=(1, 2))
     assert float(energy.log().std()) == pytest.approx(statistics.log_contrast_std, abs=0.1)
 
 
-def test_synthetic_pictures_are_the_same_on_every_call_and_leave_the_random_state_alone() -> None:
+def test_synthetic_images_are_the_same_on_every_call_and_leave_the_random_state_alone() -> None:
     statistics, state = public_statistics(16, 16, subjects=True), torch.get_rng_state()
-    assert torch.equal(synthetic_pictures(statistics, 5, 16), synthetic_pictures(statistics, 5, 16))
+    assert torch.equal(synthetic_images(statistics, 5, 16), synthetic_images(statistics, 5, 16))
     assert torch.equal(torch.get_rng_state(), state)
-    assert synthetic_pictures(statistics, 5, 24).shape == (5, 3, 24, 24)
+    assert synthetic_images(statistics, 5, 24).shape == (5, 3, 24, 24)
 
 
 def test_subjects_are_cut_out_on_black() -> None:
     statistics = public_statistics(32, 32, subjects=True)
-    share = (synthetic_pictures(statistics, 1000, 32).amax(dim=1) > 0).float().mean(dim=(1, 2))
+    share = (synthetic_images(statistics, 1000, 32).amax(dim=1) > 0).float().mean(dim=(1, 2))
     (low, high), skew = statistics.ellipses.share, statistics.ellipses.skew
     # Large ellipses lose some of their area at the border.
     assert float(share.mean()) == pytest.approx(low + (high - low) / (1 + skew), abs=0.06)
@@ -132,7 +132,7 @@ def test_a_file_without_subjects_cuts_ellipses(tmp_path: Path) -> None:
     assert cut.name == f"{whole.name}, elliptic subjects"
     assert torch.equal(cut.variance, whole.variance)
     assert float(cut.mean[0, 0, 0]) < 0.15 < float(cut.mean[0, 8, 8])
-    torch.testing.assert_close(cut.mean, synthetic_pictures(cut, 2000, SIZE).mean(dim=0), rtol=0, atol=0.06)
+    torch.testing.assert_close(cut.mean, synthetic_images(cut, 2000, SIZE).mean(dim=0), rtol=0, atol=0.06)
 
 
 def test_knots_are_octaves_and_lines_go_on_beyond_the_last() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_recon.client.gradients import mean_gradient
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.networks.construction import ConvNet
-from lightning_recon.priors.image_statistics import public_statistics, synthetic_pictures
+from lightning_recon.priors.image_statistics import public_statistics, synthetic_images
 from lightning_recon.structure import InferenceStructure, RobbingTheFed, Structure, TamperedNetwork
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.robbing_the_fed import FOOTPRINT, lowest_row_std
@@ -149,7 +149,7 @@ def test_the_quietest_row_tells_the_noise(units: int, std: float) -> None:
 def test_thresholds_are_quantiles_of_public_brightness(task: MakeTask) -> None:
     attack = RobbingTheFed(8, subjects=False)
     tensors = attack.payload(task(SIZE, 4, 0.0)).tensors
-    pictures = synthetic_pictures(public_statistics(SIZE, SIZE, False), 2000, SIZE)
+    pictures = synthetic_images(public_statistics(SIZE, SIZE, False), 2000, SIZE)
     extremes = torch.stack([torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)])
     measured = torch.cat([pictures, extremes]).flatten(1) @ tensors["directions"][0]
     detected = (measured[:, None] > tensors["lower"]).sum(dim=1)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.priors.dct import CosineTransform
-from lightning_recon.priors.image_statistics import PublicStatistics, synthetic_pictures
+from lightning_recon.priors.image_statistics import PublicStatistics, synthetic_images
 
 # Coefficients whose two frequencies add up to less than this are measured: few enough to be sent at any useful noise,
 # varied enough that images differ in them.
@@ -24,7 +24,7 @@ def layout(
     """Numbers of units and of directions, for almost no collisions at a bounded upload.
 
     A victim's energy is spread over its D rows, and with it the evidence that it is there at all. So at high noise a
-    single direction is best, and collisions are avoided by many rows: few inputs are worth sending then, and rows of
+    single direction is best, and collisions are avoided by many rows: only few inputs are sent then, and rows of
     few inputs are cheap. At low noise rows are long and evidence is plenty: three directions, in which the victims
     that collide in one are separated by the others, need an eighth of the rows.
 
@@ -87,7 +87,7 @@ def intervals(statistics: PublicStatistics, directions: Tensor, units: int) -> t
     """
     height, width = directions.shape[-2:]
     size = min(_SYNTHETIC_SIZE, height, width)
-    images = synthetic_pictures(statistics, _SYNTHETIC_COUNT, size)
+    images = synthetic_images(statistics, _SYNTHETIC_COUNT, size)
     # Low coefficients of a coarse image are those of the fine one but for the scale of the orthonormal transform.
     coarse_mean = torch.nn.functional.interpolate(statistics.mean[None], (size, size), mode="area")[0]
     coarse = CosineTransform(coarse_mean, statistics.colour)

@@ -27,7 +27,7 @@ from lightning_recon.structure.coding.code_plan import (
 # Mean of |x| of a standard normal number: coefficients are taken for normal.
 _MEAN_ABSOLUTE = math.sqrt(2 / math.pi)
 # Share of the L1 budget for the sketch beside a digital code. It is not tuned: at this share the sketch of an 8-bit
-# photograph is recognisable wherever the code is worth sending.
+# photograph is recognizable wherever sending the code helps.
 SKETCH_SHARE = 0.1
 # Bits a pixel below which a linear code makes the better image: more than under a Euclidean clip, since a linear code
 # sends few large coefficients too. At 2.2 bits a pixel the two were equal on a photograph of 64 x 64 pixels.
@@ -38,7 +38,7 @@ def l1_water_filling(variance: Tensor, budget: float) -> Tensor:
     """Amplitudes that minimise the mean squared error of a linear encoder and its Wiener decoder under an L1 budget.
 
     A coefficient of variance λ that is sent with amplitude s has the error λ / (1 + s²). Its stationary points under
-    Σ s = `budget` satisfy 2 s / (1 + s²)² = μ / λ; one with s < 1 never pays for itself.
+    Σ s = `budget` satisfy 2 s / (1 + s²)² = μ / λ; one with s < 1 is never optimal.
 
     Args:
         variance: Variances λ of the coefficients, any shape, positive.
@@ -53,7 +53,7 @@ def l1_water_filling(variance: Tensor, budget: float) -> Tensor:
     if budget <= 1:
         amplitudes[0] = budget
     else:
-        # Coefficient i is worth sending from the price λ_i / 2 on, so the set that is sent is a prefix.
+        # Coefficient i is sent if the price is at most λ_i / 2, so the set that is sent is a prefix.
         low, high = math.log(float(ordered[-1])) - 80.0, math.log(float(ordered[0]) / 2)
         for _ in range(100):
             price = (low + high) / 2
