@@ -141,7 +141,8 @@ def privacy_line(privacy: Record) -> str:
     if (count := privacy.get("aggregated", 1)) != 1:
         clip += f", sums of {count} clients with {privacy['noise_share']} noise each"
     if privacy["epsilon_accounted"] is None:
-        return f"{clip}, no noise: no privacy guarantee"
+        unknown = bool(privacy["noise_multiplier"]) and norm is not None
+        return f"{clip}, {'no known epsilon' if unknown else 'no noise'}: no privacy guarantee"
     nominal = privacy["epsilon_nominal"]  # none of a mechanism other than the Gaussian one
     return (
         f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): "

@@ -9,6 +9,7 @@ from lightning_recon.client import VictimClient
 from lightning_recon.evaluation.formatting import ADJACENCIES, in_words
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import Client, Task
+from lightning_recon.privacy.gaussian import Gaussian
 
 DELTA = 1e-5  # where the program that made an update declares none
 
@@ -46,8 +47,10 @@ def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ")
     if found["aggregated"] != 1:
         clip += f", sums of {found['aggregated']} clients"
     rounds = "one round" if found["rounds"] == 1 else f"{found['rounds']} rounds together"
+    kind = found["mechanism"]
+    clip += "" if kind == Gaussian.name else f", {kind} noise"
     if found["epsilon_accounted"] is None:
-        return f"{clip}, no noise, no finite {epsilon}"
+        return f"{clip}, {'no noise' if not found['noise_multiplier'] else 'no known bound'}, no finite {epsilon}"
     return (
         f"{clip}, noise multiplier z = {found['noise_multiplier']:g}, {rounds}: accounted {epsilon} = "
         f"{in_words(found['epsilon_accounted'])} at {delta} = {found['delta']:g} ({ADJACENCIES[found['adjacency']]})"

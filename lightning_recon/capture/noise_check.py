@@ -13,6 +13,8 @@ from lightning_recon.structure.readout import weight_names
 TOLERANCE = 0.05
 ERRORS = 5.0
 _MOMENTUM = 0.9
+# Standard error of a standard deviation by that for normal noise: 1.58 for Laplace noise.
+_HEAVY_TAILS = 1.6
 
 
 def null_noise(update: ClientUpdate, payload: ServerPayload) -> tuple[float, int] | None:
@@ -50,12 +52,15 @@ def check_noise(captured: CapturedUpdate, update: ClientUpdate, payload: ServerP
         return
     measured, count = found
     announced = task.update_noise * task.max_grad_norm
-    if abs(measured - announced) <= max(TOLERANCE, ERRORS / math.sqrt(2 * count)) * announced + 1e-6 * measured:
+    errors = ERRORS if task.noise_is_normal else _HEAVY_TAILS * ERRORS
+    if abs(measured - announced) <= max(TOLERANCE, errors / math.sqrt(2 * count)) * announced + 1e-6 * measured:
         return
+    unit = task.noise.noise_std
+    factor = "z·C" if unit == 1 else f"{unit:.4g} z·C"
     raise UserError(
-        f"the noise on the structure's {count} zero inputs has standard deviation {measured:.4g}, but z·C = "
-        f"{announced:.4g} is announced (z {task.update_noise:g}, C {task.max_grad_norm:g}): it corresponds to z = "
-        f"{measured / task.max_grad_norm:.4g}; {_cause(captured, measured, announced)}"
+        f"the noise on the structure's {count} zero inputs has standard deviation {measured:.4g}, but {factor} = "
+        f"{announced:.4g} is announced (z {task.update_noise / unit:g}, C {task.max_grad_norm:g}): it corresponds to "
+        f"z = {measured / unit / task.max_grad_norm:.4g}; {_cause(captured, measured, announced)}"
     )
 
 

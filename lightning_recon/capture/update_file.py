@@ -128,8 +128,8 @@ def as_gradient(tensors: Mapping[str, Tensor], convention: Convention, task: Tas
         task: granularity and expected batch size.
 
     Returns:
-        Granularity "sample": the sum of the clipped gradients plus noise of standard deviation zC; "update": the
-        clipped gradient plus such noise.
+        Granularity "sample": the sum of the clipped gradients plus noise of scale zC; "update": the clipped
+        gradient plus such noise.
 
     Raises:
         ValueError: a delta under granularity "sample", whose scale depends on an unknown learning rate.

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_recon.client.poisson_sampler import sampler_of
 from lightning_recon.errors import UserError
+from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.parameters import Privacy
 
 
@@ -64,4 +65,5 @@ class Accountant(Callback):
         Args:
             state_dict: What `state_dict` gave.
         """
-        self._resumed = dict(state_dict)
+        # Checkpoints of earlier versions name no mechanism.
+        self._resumed = {"mechanism": Gaussian.name, **state_dict} if state_dict else {}

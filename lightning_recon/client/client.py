@@ -83,10 +83,10 @@ class VictimClient(LightningModule):
                 does not know which, and the accounting claims no amplification from it.
             aggregated: number of clients whose updates reach the server only as their sum (secure aggregation, N); must
                 divide the number of clients. Each client clips its own update and adds its own noise.
-            noise_share: noise of each aggregated client. "local" (local DP): standard deviation zC, so that each
-                client's guarantee holds without secure aggregation; the sum has zC sqrt(N). "distributed": zC /
-                sqrt(N), so that the sum has zC; the guarantee is that of the sum, and holds only if all N clients add
-                their noise and the server sees nothing but the sum.
+            noise_share: noise of each aggregated client. "local" (local DP): scale zC, so that each client's guarantee
+                holds without secure aggregation; the sum has zC sqrt(N). "distributed": zC / sqrt(N), so that the sum
+                has zC; the guarantee is that of the sum, and holds only if all N clients add their noise and the server
+                sees nothing but the sum.
             local_steps: SGD steps that a client takes before it answers (FedAvg), each on an equal part of its batch.
                 The change of the weights, divided by `local_lr`, is then clipped and noised. Above 1 only under
                 granularity "update".

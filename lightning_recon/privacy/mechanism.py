@@ -24,7 +24,8 @@ class Mechanism(ABC):
     """Additive noise on a clipped update.
 
     A mechanism of one's own is a subclass without arguments, given by its class path as
-    `--model.client.privacy.mechanism`. What a subclass does not define is reported as null (None).
+    `--model.client.privacy.mechanism`. It defines the attributes without a default and the abstract methods; bounds
+    that it does not define are reported as null (None).
 
     Args:
         name: name in configs and records: the class path, unless the package brings the mechanism.

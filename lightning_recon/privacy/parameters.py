@@ -15,6 +15,7 @@ from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.ranges import CLIP, COUNT, NOT_NEGATIVE, PROBABILITY, check_ranges
 
 _BUILT_IN: tuple[Mechanism, ...] = (Gaussian(), Laplace())
+_REQUIRED = ("name", "norm_order", "noise_std", "accountant")  # attributes that a mechanism of one's own must have
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,14 @@ def mechanism_named(name: str, imported: bool = True) -> Mechanism:
         )
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:  # TypeError: of names such as "..x"
         raise UserError(f"the mechanism {name!r} cannot be imported ({error}): check the class path") from error
     if not (isinstance(found, type) and issubclass(found, Mechanism)):
         raise UserError(f"{name} is no lightning_recon.privacy.mechanism.Mechanism: derive the class from it")
+    if lacking := [attribute for attribute in _REQUIRED if not hasattr(found, attribute)]:
+        raise UserError(
+            f"the mechanism {name} defines no {lacking[0]}: see lightning_recon.privacy.mechanism.Mechanism"
+        )
     try:
         return found()
     except TypeError as error:

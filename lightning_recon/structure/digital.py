@@ -115,9 +115,7 @@ class Digital(Structure):
         """Design the structure from what was announced; a linear one where that makes the better image."""
         if l1_clipped(task):
             return self._l1_payload(task)
-        assumed = self.linear.assumed_noise
-        announced = 0.0 if task.max_grad_norm is None else task.update_noise
-        noise = (announced if assumed is None else assumed) * math.sqrt(budget_sharers(task) / task.rounds)
+        noise = design_noise(task, self.linear.assumed_noise) * math.sqrt(budget_sharers(task) / task.rounds)
         if task.per_layer or self._plan(noise, task, self.upload_limit // _ENTRY) is None:
             return self.linear.payload(task)
         sketch = self._sketch(task, sketch_share(noise))

@@ -7,15 +7,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from scipy import stats
 
 from lightning_recon.client import VictimClient
+from lightning_recon.client.accountant import Accountant
 from lightning_recon.client.noise import add_noise, noise_generator
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.privacy.clipping import Clip, tensor_norms
 from lightning_recon.privacy.laplace import Laplace
+from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.parameters import Privacy
 
 LAPLACE = Laplace()
@@ -142,3 +145,31 @@ def test_its_noise_cannot_be_shared() -> None:
     with pytest.raises(UserError, match="sum of laplace noises"):
         a_client(aggregated=2, noise_share="distributed")
     assert a_client(aggregated=2).task.update_noise == pytest.approx(2e-3)
+
+
+class _Incomplete(Mechanism):
+    """Lacks the attributes that records need."""
+
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(count)
+
+    def log_likelihood(self, noise: torch.Tensor) -> torch.Tensor:
+        return noise
+
+    def epsilon(self, noise_multiplier: float, rounds: int, delta: float, adjacency: str) -> float | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("..x", "cannot be imported"), (f"{__name__}._Incomplete", "defines no name")]
+)
+def test_a_class_path_that_cannot_be_used_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Privacy(mechanism=name)
+
+
+def test_training_is_not_resumed_from_a_checkpoint_that_names_no_mechanism() -> None:
+    accountant = Accountant(Privacy(1.0, 1.0, mechanism="laplace"))
+    accountant.load_state_dict({"granularity": "update", "noise_multiplier": 1.0, "sample_rate": 1.0})
+    with pytest.raises(UserError, match="mechanism is laplace, but the checkpoint was trained with gaussian"):
+        accountant.on_train_start(Trainer(logger=False, enable_checkpointing=False), LightningModule())

@@ -41,6 +41,14 @@ def test_allocation_keeps_the_budget_and_nothing_near_is_better(budget: float) -
         assert float(found[found > 0].min()) >= 1 - 1e-6 or int((found > 0).sum()) == 1
 
 
+@pytest.mark.parametrize(("budget", "sent"), [(1.5, 1), (7.0, 7), (50.0, 50), (400.0, 100)])
+def test_of_equal_coefficients_as_many_are_sent_as_the_budget_allows(budget: float, sent: int) -> None:
+    found = l1_water_filling(torch.ones(100), budget)
+    assert int((found > 0).sum()) == sent
+    assert float(found.max()) == pytest.approx(budget / sent)
+    assert float(found.sum()) == pytest.approx(budget)
+
+
 def test_no_noise_sends_everything() -> None:
     power = l1_power(SPECTRUM.float(), 0.0, 0.08)
     assert bool((power > 0).all())

@@ -75,7 +75,7 @@ def negative_log_likelihood(candidate: Update, observed: Update, task: Task, wei
     Returns:
         A scalar, up to a constant. For normal noise it is `squared_distance` / (2 σ²).
     """
-    scale = announced_std(task) / task.noise.noise_std
+    scale = noise_std(task) / task.noise.noise_std
     terms = {name: task.noise.log_likelihood((candidate[name] - observed[name]) / scale).sum() for name in observed}
     return -torch.stack([term if weights is None else weights[name] * term for name, term in terms.items()]).sum()
 

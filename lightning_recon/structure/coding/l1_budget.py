@@ -61,7 +61,9 @@ def l1_water_filling(variance: Tensor, budget: float) -> Tensor:
                 low = price
             else:
                 high = price
-        amplitudes = _amplitudes(ordered, math.exp(high))
+        amplitudes = _amplitudes(ordered, math.exp(low))
+        # Of coefficients of equal variance, which enter at the same price, as many are sent as the budget allows.
+        amplitudes[amplitudes.cumsum(0) > budget * (1 + 1e-9)] = 0.0
         amplitudes *= budget / amplitudes.sum()
     return torch.zeros_like(ordered).scatter_(0, places, amplitudes).view(variance.shape)
 
