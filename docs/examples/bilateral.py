@@ -28,11 +28,11 @@ class Bilateral(nn.Module):
         self.reach = reach
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Remove noise of standard deviations `sigma`, shape (M,), from pictures (M, 3, H, W) in [0, 1]."""
-        pictures = np.ascontiguousarray(x.permute(0, 2, 3, 1).cpu().numpy())
+        """Remove noise of standard deviations `sigma`, shape (M,), from images (M, 3, H, W) in [0, 1]."""
+        images = np.ascontiguousarray(x.permute(0, 2, 3, 1).cpu().numpy())
         # Two noisy pixels of one colour differ by √2 sigma in each of three channels.
         filtered = [
-            cv2.bilateralFilter(picture, d=0, sigmaColor=6**0.5 * float(std), sigmaSpace=self.reach)
-            for picture, std in zip(pictures, sigma, strict=True)
+            cv2.bilateralFilter(image, d=0, sigmaColor=6**0.5 * float(std), sigmaSpace=self.reach)
+            for image, std in zip(images, sigma, strict=True)
         ]
         return torch.from_numpy(np.stack(filtered)).permute(0, 3, 1, 2).to(x)

@@ -38,7 +38,7 @@ class PlainPixels(Structure):
         )
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """The row is ± picture/S and ± pilot/S: divide."""
+        """The row is ± image/S and ± pilot/S: divide."""
         row = update.gradient["structure.weight"][0]
-        picture = (row[:-1] / row[-1] * payload.tensors["constants"][0]).view(1, *task.image_shape).clamp(0, 1)
-        return Decoded(picture, unresolved=0, rows={"structure.weight": None})
+        image = (row[:-1] / row[-1] * payload.tensors["constants"][0]).view(1, *task.image_shape).clamp(0, 1)
+        return Decoded(image, unresolved=0, rows={"structure.weight": None})
