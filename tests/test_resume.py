@@ -156,6 +156,7 @@ def test_another_seed_is_other_noise(three: Path, tmp_path: Path, fit: Fit) -> N
     assert pictures(tmp_path) != pictures(three)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tiny: str, tmp_path: Path, fit: Fit) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["--trainer.max_steps", "30"]
@@ -169,6 +170,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tiny: str, tmp_path: Path
     assert pictures(killed) == pictures(whole)
 
 
+@pytest.mark.slow
 def test_results_are_there_whole_or_not_at_all(tiny: str, finished: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(finished, root)

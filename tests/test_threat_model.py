@@ -295,6 +295,7 @@ def test_replay_makes_the_same_pictures_without_data_or_network(
     assert not (tmp_path / "results.json").exists()  # nobody knows the truth
 
 
+@pytest.mark.slow
 def test_the_attack_alone_makes_the_same_pictures(orphaned: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_OTHER_ROOMS, str(orphaned), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

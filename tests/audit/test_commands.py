@@ -72,6 +72,7 @@ def status(*typed: str) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_killed_audit_goes_on_and_comes_to_the_same(
     config: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

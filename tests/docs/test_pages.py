@@ -98,6 +98,7 @@ def test_the_checks_see_links_and_anchors(tmp_path: Path) -> None:
     assert all(links(ROOT / name) for name in ("README.md", "docs/explanation/channel.md"))
 
 
+@pytest.mark.slow
 def test_pages_build_without_a_warning_and_stand_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-b", "html", "-d", str(tmp_path / "trees")]
     command += ["-D", "nb_execution_mode=off", "-D", "whole_api=0"]  # `.ci/run` builds everything
