@@ -39,7 +39,7 @@ class Laplace(Mechanism):
         return -noise.abs()
 
     def epsilon(self, noise_multiplier: float, rounds: int, delta: float, adjacency: Adjacency) -> float | None:
-        """Exact for one round; for more at most a hundredth above the true value, and never above pure composition.
+        """Exact for one round; for more an upper bound, see `composed_epsilon`, and never above pure composition.
 
         The update has many numbers, and a neighbour may move all of them. The loss is greatest if it moves a single
         one by the whole sensitivity, which is what is accounted (tests/privacy/test_laplace.py compares).

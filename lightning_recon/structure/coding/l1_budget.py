@@ -26,11 +26,10 @@ from lightning_recon.structure.coding.code_plan import (
 
 # Mean of |x| of a standard normal number: coefficients are taken for normal.
 _MEAN_ABSOLUTE = math.sqrt(2 / math.pi)
-# Share of the L1 budget for the sketch beside a digital code. It is not tuned: at this share the sketch of an 8-bit
-# photograph is recognizable wherever sending the code helps.
+# Share of the L1 budget for the sketch beside a digital code. It was chosen by hand, not tuned.
 SKETCH_SHARE = 0.1
 # Bits a pixel below which a linear code makes the better image: more than under a Euclidean clip, since a linear code
-# sends few large coefficients too. At 2.2 bits a pixel the two were equal on a photograph of 64 x 64 pixels.
+# sends few large coefficients too. At 2.2 bits a pixel the two were about equal on one photograph of 64 x 64 pixels.
 _WORTHWHILE = 2.5
 
 
