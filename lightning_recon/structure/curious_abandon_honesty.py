@@ -33,7 +33,7 @@ _NEW = 1e-4
 _REACH = 4.0
 
 
-class TrapWeights(Structure):
+class CuriousAbandonHonesty(Structure):
     """When the Curious Abandon Honesty: ReLU units with random weights that hardly any image excites.
 
     A unit that one image excites alone has δ · x for its row and δ for its bias. Unlike bins, units see victims
