@@ -53,7 +53,7 @@ class CuriousAbandonHonesty(Structure):
         self,
         units: int = 1000,
         scaling: float | None = None,
-        subjects: bool = True,
+        subjects: bool | None = None,
         false_alarm: float = 0.01,
         statistics: str | None = None,
         fallback: bool = True,
@@ -65,7 +65,8 @@ class CuriousAbandonHonesty(Structure):
                 at 224 x 224.
             scaling: By what the positive half of the weights is scaled, in (0, 1). Default: what lets a typical public
                 image excite two units in B, where the most victims are alone in some unit.
-            subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
+            subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
+                announces; subjects where it does not.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             fallback: Whether rows that are expected to be worse than the public mean image, because of their noise,
@@ -91,7 +92,8 @@ class CuriousAbandonHonesty(Structure):
 
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics, for the scaling and as the estimate of a victim without a row."""
-        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
+        subjects = task.expects_subjects(self.subjects, otherwise=True)
+        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """The recipe of the weights; thresholds are 0."""

@@ -45,7 +45,7 @@ class SeedPaper(Structure):
         units: int = 1024,
         interval_filter: bool = True,
         moments: bool = False,
-        subjects: bool = True,
+        subjects: bool | None = None,
         false_alarm: float = 0.01,
         statistics: str | None = None,
         pooling: int = 1,
@@ -57,8 +57,9 @@ class SeedPaper(Structure):
             units: Rows of the structure (K), one brightness interval each.
             interval_filter: Whether pixels inside the 99 % interval of the noise are set to 0.
             moments: Whether mean, variance and total variation of each channel leak too, for refinement.
-            subjects: Whether clients cut the subject out on black; only chooses the best estimate for a victim without
-                a row, the public mean image.
+            subjects: Whether the server expects clients to cut the subject out on black; only chooses the best estimate
+                for a victim without a row, the public mean image. Default: as the task announces; subjects where it
+                does not.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); rows are chosen without an
                 oracle.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -89,7 +90,7 @@ class SeedPaper(Structure):
 
     def statistics(self, task: Task) -> PublicStatistics:
         """The public mean image; the decoding itself uses no statistics, except where to fall back to that image."""
-        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
+        return self._statistics(task, *task.image_shape[1:])
 
     def payload(self, task: Task) -> ServerPayload:
         """The structure with brightness weights and Laplace thresholds."""
@@ -164,6 +165,11 @@ class SeedPaper(Structure):
             refinement=leaked,
         )
 
+    def _statistics(self, task: Task, height: int, width: int) -> PublicStatistics:
+        """Public statistics at any size."""
+        subjects = task.expects_subjects(self.subjects, otherwise=True)
+        return public_statistics(height, width, subjects, self.statistics_file)
+
     def _pooled(self, task: Task) -> tuple[int, int]:
         """Height and width of the image that the layer measures."""
         _, height, width = task.image_shape
@@ -194,7 +200,7 @@ class SeedPaper(Structure):
 
         Both are released with the same norm: the bias holds δ in 100 copies, the weight δ times the image.
         """
-        statistics = public_statistics(*self._pooled(task), self.subjects, self.statistics_file)
+        statistics = self._statistics(task, *self._pooled(task))
         energy = float(statistics.mean.double().square().sum() + statistics.variance.double().sum())
         return math.sqrt(energy / _COPIES)
 
