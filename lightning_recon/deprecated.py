@@ -12,6 +12,7 @@ import yaml
 
 # Import paths in configs, old to new.
 CLASS_PATHS: Final = {
+    "lightning_recon.structure.TrapWeights": "lightning_recon.structure.CuriousAbandonHonesty",
     "lightning_recon.victim.VictimClient": "lightning_recon.client.VictimClient",
     "lightning_recon.victim.Privacy": "lightning_recon.client.Privacy",
     "lightning_recon.victim.Release": "lightning_recon.client.Release",
@@ -231,7 +232,7 @@ def _value_of(value: str, path: Place, owner: str, option: str, classes: Mapping
         whole = path == ("config",)
         new = _translated(content, () if whole else path, ROOT if whole else _inner(owner, option), classes)
         return value if new == content else json.dumps(new)
-    bare = _bare_names() if option == "optimizer" else {}
+    bare = _bare_names() if option in ("optimizer", "structure") else {}
     return _replaced({**_values_of(owner, option), **CLASS_PATHS, **bare}, value)
 
 
@@ -245,7 +246,7 @@ def _mapping_in(value: str) -> dict[str, Any] | None:
 
 
 def _bare_names() -> dict[str, str]:
-    """Deprecated class names without their modules; the only ones that differ are those of optimizers."""
+    """Deprecated class names without their modules; those that differ are of an optimizer and of a structure."""
     short = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in CLASS_PATHS.items()}
     return {old: new for old, new in short.items() if old != new}
 

@@ -32,12 +32,12 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks.construction import build_network
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
 from lightning_recon.structure import (
+    CuriousAbandonHonesty,
     Digital,
     Feedback,
     InferenceStructure,
     RobbingTheFed,
     SeedPaper,
-    TrapWeights,
     WaterFilling,
 )
 from lightning_recon.structure.base import Structure
@@ -180,7 +180,7 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
     yield "paper with moments", SeedPaper(moments=True), weak
     yield "robbing_the_fed upstream", RobbingTheFed(64, "upstream"), weak
     yield "robbing_the_fed", RobbingTheFed(), weak
-    yield "curious_abandon_honesty", TrapWeights(), weak
+    yield "curious_abandon_honesty", CuriousAbandonHonesty(), weak
 
 
 def tampered(network: str, structure: Structure, protection: dict[str, Any], batch: ClientBatch) -> nn.Module:

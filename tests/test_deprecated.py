@@ -68,6 +68,7 @@ def test_keys_values_and_class_paths_of_a_config(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.usefixtures("names")
 def test_options_of_a_command_line() -> None:
+    assert modernized_arguments(["--model.structure", "TrapWeights"])[1] == "CuriousAbandonHonesty"
     old = ["fit", "--model.client.old_seed", "3", "--model.client.batch_norm=frozen", "--optimizer", "QuasiNewton"]
     new = ["fit", "--model.client.seed", "3", "--model.client.batch_norm=eval", "--optimizer", "BatchedLBFGS"]
     assert modernized_arguments(old) == new

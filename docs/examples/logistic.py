@@ -25,6 +25,7 @@ class Logistic(Mechanism):
     name: ClassVar[str] = "logistic.Logistic"
     norm_order: ClassVar[NormOrder] = 1
     noise_std: ClassVar[float] = math.pi / math.sqrt(3)
+    excess_kurtosis: ClassVar[float] = 1.2
     accountant: ClassVar[str] = "pure composition"
 
     def sample(self, count: int, generator: np.random.Generator) -> Tensor:

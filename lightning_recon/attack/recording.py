@@ -29,6 +29,8 @@ def check_same_task(configured: Task, recorded: Task, exchange: Path) -> None:
     """
     for name in asdict(recorded):
         now, before = getattr(configured, name), getattr(recorded, name)
+        if name == "subjects" and before is None:  # earlier versions announced nothing of them
+            continue
         if now != before:
             advice = "use the config.yaml of that run"
             if name == "normalization":  # earlier versions had no such option, and did not record it

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from lightning_recon.audit.verdict import Protection
 from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.laplace import Laplace
+from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.reconstruction_robustness import sampled_rero_gamma
-from lightning_recon.privacy.subsampled_accounting import training_epsilon
 
 KAPPA = 0.1
+_MECHANISMS: dict[str, Mechanism] = {one.name: one for one in (Gaussian(), Laplace())}
 _SAMPLES = 20_000  # of the drawn gamma: its interval is then about a hundredth wide
 
 
@@ -56,9 +58,10 @@ def theory_of(protections: Sequence[Protection], sampling_rate: float | None) ->
 def _theory(one: Protection, rate: float | None) -> Theory:
     point, privacy = one.best, one.best.privacy
     sampled = rate is not None and one.noise > 0 and privacy["granularity"] == "sample"
-    # Amplification by sampling is accounted, and its robustness sampled, for Gaussian noise.
-    sampled = sampled and privacy.get("mechanism", "gaussian") == Gaussian.name
+    # A report imports no mechanism of somebody else.
+    mechanism = _MECHANISMS.get(privacy.get("mechanism", Gaussian.name)) if sampled else None
     setting = one.noise, rate or 1.0, int(privacy["rounds"])
+    guarantee = privacy["delta"], privacy["adjacency"]
     return Theory(
         noise_multiplier=one.noise,
         nats=point.mean_of("bounds", "channel_nats"),
@@ -67,7 +70,10 @@ def _theory(one: Protection, rate: float | None) -> Theory:
         unbiased=point.mean_of("bounds", "unbiased_psnr"),
         gaussian_reference=point.mean_of("bounds", "gaussian_reference_psnr"),
         gamma=privacy["rero_gamma"][str(KAPPA)],
-        gamma_sampled=sampled_rero_gamma(KAPPA, *setting, samples=_SAMPLES).upper if sampled else None,
+        # Robustness under sampling is estimated for Gaussian noise alone.
+        gamma_sampled=(
+            sampled_rero_gamma(KAPPA, *setting, samples=_SAMPLES).upper if isinstance(mechanism, Gaussian) else None
+        ),
         epsilon=privacy["epsilon_accounted"],
-        epsilon_sampled=training_epsilon(*setting, privacy["delta"], privacy["adjacency"]) if sampled else None,
+        epsilon_sampled=mechanism.training_epsilon(*setting, *guarantee) if mechanism else None,
     )

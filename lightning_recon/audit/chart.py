@@ -61,8 +61,11 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
                 left.plot(known.keys(), known.values(), color="#444", linestyle=dots, linewidth=1.2, label=label)
         left.set_ylim(max(0.0, black - 5), top + 4)
         right.set_ylim(0, 1)
+        reached = [_epsilon(p) for p in shown]
         for axes, label in ((left, "PSNR, dB"), (right, "SSIM")):
             axes.set_xscale("log")
+            if min(reached) == max(reached):  # matplotlib warns of an axis without extent
+                axes.set_xlim(reached[0] / 2, reached[0] * 2)
             axes.set_xlabel("accounted ε over all rounds (less noise to the right)")
             axes.set_ylabel(label)
             axes.grid(alpha=0.25, linewidth=0.5)

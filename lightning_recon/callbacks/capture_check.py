@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_recon.attack import Attack, GradientInversion
+from lightning_recon.attack.inversion.classifier_head import find_head
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.target_network import network_of, shipped_network
 from lightning_recon.callbacks.ground_truth import truths_of
@@ -20,7 +21,6 @@ from lightning_recon.data import ClientBatch
 from lightning_recon.data.truth_file import check_truth
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import Task
-from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.networks.construction import is_class_path
 from lightning_recon.networks.differentiability import math_attention
 from lightning_recon.networks.normalization import announced, in_words, resolve

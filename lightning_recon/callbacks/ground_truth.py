@@ -43,8 +43,9 @@ def truth_of(truths: list[Truth], update: int, module: Attack) -> Truth:
 def scored_one(one: Reconstruction, truths: list[Truth], module: Attack) -> Scored:
     """Score an update's reconstructions; each victim carries the index of its own client."""
     scored = score(truth_of(truths, one.client, module), one, module.mean_image)
-    task = module.task
-    places = [divmod(one.client * task.victims + number, task.batch_size) for number in range(len(scored.victims))]
+    first = one.client * module.task.aggregated
+    members = truths[first : first + module.task.aggregated]
+    places = [(first + nth, index) for nth, member in enumerate(members) for index in range(len(member.images))]
     victims = [
         replace(victim, client=client, index=index)
         for victim, (client, index) in zip(scored.victims, places, strict=True)

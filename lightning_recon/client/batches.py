@@ -33,12 +33,12 @@ def check_batches(
             f"--model.client.participation is {participation}, but no other client's images can replace those of an "
             f"absent client: set --data.clients to {2 * aggregated} or more"
         )
-    if batches and len(batches[0].labels) % local_steps:
-        raise UserError(
-            f"--model.client.local_steps is {local_steps}, which does not divide a batch of "
-            f"{len(batches[0].labels)}: set --data.batch_size to a multiple"
-        )
     for batch in batches:
+        if len(batch.labels) % local_steps:
+            raise UserError(
+                f"--model.client.local_steps is {local_steps}, which does not divide a batch of "
+                f"{len(batch.labels)}: set --data.batch_size to a multiple"
+            )
         if not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < num_classes:
             raise UserError(
                 f"the images have labels up to {int(batch.labels.max())}, but the network has {num_classes} classes: "

@@ -22,7 +22,7 @@ from lightning_recon.client.noise import add_noise
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler, sampler_of
 from lightning_recon.client.update import Clipped, Release, clipped_update, release_of, summed
-from lightning_recon.data.sources import ClientBatch
+from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
 from lightning_recon.networks.batch_norm import BatchNorm
@@ -143,34 +143,37 @@ class VictimClient(LightningModule):
         self.noise_source = NoiseSource(noise_seed, noise_key_folder, privacy.noise_scale > 0)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._batches: list[ClientBatch] = []
+        self._protocol = DataProtocol(1)
         self._clean: CleanUpdate | None = None
 
     # --- Answering a server ---
 
-    def bind(self, batches: list[ClientBatch]) -> None:
+    def bind(self, batches: list[ClientBatch], protocol: DataProtocol | None = None) -> None:
         """Give every client its images.
 
         Args:
-            batches: one batch for each client, all of one size and shape.
+            batches: one batch for each client; all images have one shape, and batches may differ in size.
+            protocol: what is announced of them; None: the size of the largest batch, and nothing else.
 
         Raises:
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
         check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local_steps)
         if batches:
-            count, channels, height, width = batches[0].images.shape
-            self._fit_network((channels, height, width), min(2, count))
+            largest = max(batches, key=lambda batch: len(batch.images)).images
+            self._fit_network((largest.shape[1], largest.shape[2], largest.shape[3]), min(2, len(largest)))
+            self._protocol = DataProtocol(len(largest)) if protocol is None else protocol
         self._batches = list(batches)
         self._clean = None
 
     @property
     def task(self) -> Task:
         """What the server knows about the training; after `bind`."""
-        batch_size, channels, height, width = self._batches[0].images.shape
+        _, channels, height, width = self._batches[0].images.shape
         return Task(
             image_shape=(channels, height, width),
             num_classes=self.target.num_classes,
-            batch_size=batch_size,
+            batch_size=self._protocol.batch_size,
             clients=len(self._batches),
             network=self.target.name,
             granularity=self.privacy.granularity,
@@ -187,6 +190,7 @@ class VictimClient(LightningModule):
             local_lr=self.local_lr,
             local_epochs=self.local_epochs,
             normalization=announced(resolve(self.target.normalization, self.target.name, self.network)),
+            subjects=self._protocol.subjects,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:

@@ -40,7 +40,8 @@ How it is protected (--model.client VictimClient)
 
 How it is attacked (--model ReconstructionAttack, a malicious server; GradientInversion, an honest one)
   --config attack/NAME.yaml                      a shipped attack, see `recon configs`
-  --model.structure NAME                         Digital, WaterFilling, Feedback, SeedPaper, RobbingTheFed, TrapWeights
+  --model.structure NAME                         Digital, WaterFilling, Feedback, SeedPaper, RobbingTheFed,
+                                                 CuriousAbandonHonesty
   --model.draws N                                independent draws of the noise
   --model.update PATH                            attack an update captured from another program
 

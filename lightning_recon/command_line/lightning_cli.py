@@ -46,7 +46,7 @@ from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMask
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
 from lightning_recon.files.run_folder import LAST, RunFolder, check_free
-from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling  # noqa: F401
+from lightning_recon.structure import CuriousAbandonHonesty, Feedback, RobbingTheFed, SeedPaper, WaterFilling  # noqa: F401
 
 
 class ReconCLI(LightningCLI):

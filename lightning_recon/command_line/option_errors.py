@@ -176,6 +176,8 @@ def _no_class(given: str, announced: Any, reason: BaseException, other_kind: boo
         return f"there is no module {top!r}: run recon in the folder that holds it, or put that folder on PYTHONPATH"
     if isinstance(reason, ImportError) and not isinstance(reason, ModuleNotFoundError):
         return f"{given} cannot be imported ({' '.join(str(reason).split())}): fix the module"
+    if near == given.rpartition(".")[2]:
+        return f"there is no class {given}: give its name alone, {near}"
     return f"there is no class {given}: " + (f"did you mean {near}?" if near else instead)
 
 

@@ -18,8 +18,8 @@ from lightning_recon.data.dataset import SubjectBatches, SubjectImages, warn, wa
 from lightning_recon.data.download import DOWNLOADABLE, default_root
 from lightning_recon.data.handover import TrainedTarget, hand_over, model_of, one_step, step_loader
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
-from lightning_recon.data.masks import GrabCutMasks, SubjectMasks
-from lightning_recon.data.sources import ClientBatch, ImageSource, Selection, Source, open_source, select
+from lightning_recon.data.masks import GrabCutMasks, NoMasks, SubjectMasks
+from lightning_recon.data.sources import ClientBatch, DataProtocol, ImageSource, Selection, Source, open_source, select
 from lightning_recon.errors import UserError
 from lightning_recon.ranges import COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
 
@@ -28,7 +28,8 @@ class ClientDataModule(LightningDataModule):
     """Images with their subject on black, in one batch for each client of federated learning.
 
     `seed` shuffles the images. Client 0 gets the first `batch_size` readable images, client 1 the next, and so on; a
-    client's batch does not depend on the number of clients.
+    client's batch does not depend on the number of clients. The server of an attack learns what a protocol says anyway:
+    the size of the images, the nominal `batch_size`, and whether subjects are cut out.
     """
 
     client_batches: list[ClientBatch]
@@ -46,6 +47,7 @@ class ClientDataModule(LightningDataModule):
         download: bool = False,
         num_workers: int = 0,
         mask_cache: str | None = None,
+        actual_batch_sizes: list[int] | None = None,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
@@ -55,8 +57,8 @@ class ClientDataModule(LightningDataModule):
                 folder, with a subfolder for each class or without), "imagenet", or a data set that torchvision
                 downloads.
             image_size: side of the square images in pixels, at least 8.
-            batch_size: number of images per client. When a target network is trained, images in a step's batch (for
-                DP-SGD their expected number).
+            batch_size: number of images per client, as the server is told. When a target network is trained, images in
+                a step's batch (for DP-SGD their expected number).
             clients: number of clients that are attacked.
             masks: how the subject of each image is found; everything else becomes black. null: GrabCutMasks.
             seed: seed of the choice of images.
@@ -67,6 +69,8 @@ class ClientDataModule(LightningDataModule):
             num_workers: number of processes that read images when a target network is trained.
             mask_cache: folder in which subject masks are stored; null: $LIGHTNING_RECON_CACHE/masks or
                 ~/.cache/lightning_recon/masks.
+            actual_batch_sizes: numbers of images that clients have where that is not `batch_size`, which the server
+                still expects: one number for each client, or one for all. null: every client has `batch_size` images.
 
         Raises:
             UserError: a number is out of its range.
@@ -81,6 +85,13 @@ class ClientDataModule(LightningDataModule):
             num_classes=(num_classes, COUNT),
             num_workers=(num_workers, COUNT_OR_NONE),
         )
+        sizes = actual_batch_sizes or [batch_size]
+        check_ranges("--data.", **{f"actual_batch_sizes[{place}]": (n, COUNT) for place, n in enumerate(sizes)})
+        if len(sizes) not in (1, clients):
+            raise UserError(
+                f"--data.actual_batch_sizes has {len(sizes)} numbers for {clients} client(s): give one for each, "
+                "or one for all"
+            )
         given = root or (os.environ.get("LIGHTNING_RECON_DATA") if source != "samples" else None)
         self.root = Path(given).expanduser() if given else None
         if self.root is None and download and source in DOWNLOADABLE:
@@ -90,6 +101,7 @@ class ClientDataModule(LightningDataModule):
         self.masks = masks if masks is not None else GrabCutMasks()
         self.num_classes, self.download, self.num_workers = num_classes, download, num_workers
         self.mask_cache = cache_folder(mask_cache)
+        self.batch_sizes = sizes * clients if len(sizes) == 1 else list(sizes)
         self._warned: set[str] = set()
         self._selected: tuple[ImageSource, Selection, list[int]] | None = None
 
@@ -114,14 +126,16 @@ class ClientDataModule(LightningDataModule):
         """
         _, chosen, _ = self._select()
         masks = torch.stack([read_mask(image, self.masks, self.mask_cache) for image in chosen.images])
-        photographs, size = chosen.images.float() / 255, self.batch_size
+        photographs, start = chosen.images.float() / 255, 0
         self.client_batches = []
-        for start in range(0, self.clients * size, size):
+        for size in self.batch_sizes:
             part = slice(start, start + size)
             subject = photographs[part] * masks[part]
             batch = ClientBatch(subject, photographs[part], masks[part], chosen.labels[part], chosen.names[part])
             self.client_batches.append(batch)
-        hand_over(model_of(self.trainer), self.client_batches, self.image_size)
+            start += size
+        protocol = DataProtocol(self.batch_size, subjects=not isinstance(self.masks, NoMasks))
+        hand_over(model_of(self.trainer), self.client_batches, self.image_size, protocol)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Step numbers for an attack; for a target network, images that no client holds."""
@@ -164,13 +178,15 @@ class ClientDataModule(LightningDataModule):
                 names, more = ", ".join(source.ignored[:5]), len(source.ignored) - 5
                 warn(f"{source.origin}: not images, ignored: {names}{f' and {more} more' if more > 0 else ''}")
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed)).tolist()
-            wanted = self.clients * self.batch_size
+            wanted = sum(self.batch_sizes)
             selection = select(source, order, wanted, self.image_size)
             warn_skipped(source, selection, self._warned)
             if len(selection.images) < wanted:
+                least, most = min(self.batch_sizes), max(self.batch_sizes)
+                each = str(most) if least == most else f"{least} to {most}"
                 raise UserError(
                     f"{source.origin} has {len(selection.images)} readable images, {wanted} are needed "
-                    f"({self.clients} clients with {self.batch_size} each): lower --data.batch_size or --data.clients"
+                    f"({self.clients} clients with {each} each): lower --data.batch_size or --data.clients"
                 )
             highest = int(selection.labels.max())
             if self.num_classes is not None and highest >= self.num_classes:

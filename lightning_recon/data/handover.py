@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lightning_recon.attack.base import Attack
-from lightning_recon.data.sources import ClientBatch
+from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
 
 
@@ -24,11 +24,12 @@ from lightning_recon.errors import UserError
 class SimulatedClient(Protocol):
     """A client that answers an attack on images which it is given; recorded and captured clients have none."""
 
-    def bind(self, batches: list[ClientBatch]) -> None:
+    def bind(self, batches: list[ClientBatch], protocol: DataProtocol | None = None) -> None:
         """Give every client its images.
 
         Args:
             batches: one for each client.
+            protocol: what is announced of them; None: the size of the largest batch, and nothing else.
         """
         ...
 
@@ -63,20 +64,26 @@ def model_of(trainer: Trainer | None) -> LightningModule | None:
     return trainer.lightning_module if trainer is not None else None
 
 
-def hand_over(model: LightningModule | None, batches: list[ClientBatch], image_size: int) -> None:
+def hand_over(
+    model: LightningModule | None,
+    batches: list[ClientBatch],
+    image_size: int,
+    protocol: DataProtocol | None = None,
+) -> None:
     """Give the batches to the client of an attack, or the size of the images to a target network.
 
     Args:
         model: the trainer's model; None without a trainer.
         batches: one for each client.
         image_size: side of the square images, in pixels.
+        protocol: what is announced of the images; None: the size of the largest batch, and nothing else.
 
     Raises:
         UserError: the client or the network cannot take the images.
     """
     if isinstance(model, Attack):
         if isinstance(model.client, SimulatedClient):
-            model.client.bind(batches)
+            model.client.bind(batches, protocol)
     elif isinstance(model, TrainedTarget):
         model.fit_to_images(image_size)
 

@@ -48,6 +48,19 @@ class ClientBatch:
 
 
 @dataclass(frozen=True)
+class DataProtocol:
+    """What the protocol of the training says of the clients' data, so that the server knows it too.
+
+    Args:
+        batch_size: nominal number of images in a client's batch; a client may have more or fewer.
+        subjects: whether clients cut the subject out on black; None: not announced.
+    """
+
+    batch_size: int
+    subjects: bool | None = None
+
+
+@dataclass(frozen=True)
 class ImageSource:
     """A lazy list of labelled images, in an order that does not depend on the file system.
 

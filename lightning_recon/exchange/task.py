@@ -28,9 +28,10 @@ class Task:
     """What the server knows because it runs the training; these parameters are announced, not estimated.
 
     Args:
-        image_shape: channels, height and width of one image, in pixels.
+        image_shape: channels, height and width of one image, in pixels; its values are in [0, 1] when they enter the
+            network, which normalizes them itself, see `normalization`.
         num_classes: number of classes of the network.
-        batch_size: number of images in one client's batch (B).
+        batch_size: number of images in one client's batch (B). A client may have more or fewer, which it does not say.
         clients: number of clients.
         network: name of the target network.
         granularity: what is clipped: each sample's gradient, or the client's whole update.
@@ -54,6 +55,8 @@ class Task:
             field and mean "imagenet".
         mechanism: name of the mechanism, see `privacy.parameters.mechanism_named`. Records of earlier versions do not
             have this field and mean "gaussian".
+        subjects: whether clients cut the subject out on black before they train; None: not announced, which records
+            without this field mean.
     """
 
     # Records are validated against these types when they are read from disk.
@@ -78,6 +81,7 @@ class Task:
     local_epochs: schema.Rounds = 1
     normalization: Normalization = "auto"
     mechanism: schema.Name = "gaussian"
+    subjects: bool | None = None
 
     @property
     def updates(self) -> int:
@@ -86,7 +90,7 @@ class Task:
 
     @property
     def victims(self) -> int:
-        """Number of images in an update."""
+        """Announced number of images in an update."""
         return self.aggregated * self.batch_size
 
     @property
@@ -124,6 +128,16 @@ class Task:
     def noise_is_normal(self) -> bool:
         """Whether the mean of all rounds has normal noise, or nearly: means of rounds and sums of clients do."""
         return isinstance(self.noise, Gaussian) or self.rounds * self.aggregated > 1 or self.noise_multiplier == 0
+
+    def expects_subjects(self, override: bool | None, otherwise: bool = False) -> bool:
+        """Whether a server expects subjects on black.
+
+        Args:
+            override: its own setting; None: as announced.
+            otherwise: what it expects where nothing is announced.
+        """
+        announced = otherwise if self.subjects is None else self.subjects
+        return announced if override is None else override
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into the folder."""

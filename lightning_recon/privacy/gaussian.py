@@ -24,6 +24,7 @@ class Gaussian(Mechanism):
     name: ClassVar[str] = "gaussian"
     norm_order: ClassVar[NormOrder] = 2
     noise_std: ClassVar[float] = 1.0
+    excess_kurtosis: ClassVar[float] = 0.0
     closed_under_sums: ClassVar[bool] = True
     accountant: ClassVar[str] = ACCOUNTANT
 

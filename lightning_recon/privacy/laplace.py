@@ -26,6 +26,7 @@ class Laplace(Mechanism):
     name: ClassVar[str] = "laplace"
     norm_order: ClassVar[NormOrder] = 1
     noise_std: ClassVar[float] = math.sqrt(2)
+    excess_kurtosis: ClassVar[float] = 3.0
     accountant: ClassVar[str] = "laplace-prv"
 
     def sample(self, count: int, generator: np.random.Generator) -> Tensor:

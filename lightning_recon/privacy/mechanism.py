@@ -31,6 +31,8 @@ class Mechanism(ABC):
         name: name in configs and records: the class path, unless the package brings the mechanism.
         norm_order: norm that the clip bounds, which is the sensitivity that the noise is calibrated to: 1 or 2.
         noise_std: standard deviation of noise of scale 1.
+        excess_kurtosis: excess kurtosis of the noise, by which a measured noise variance scatters more than that of
+            normal noise.
         closed_under_sums: whether the sum of N such noises is one of scale sqrt(N), so that N clients can share it.
         accountant: how epsilon is accounted, for the record.
     """
@@ -38,6 +40,7 @@ class Mechanism(ABC):
     name: ClassVar[str]
     norm_order: ClassVar[NormOrder]
     noise_std: ClassVar[float]
+    excess_kurtosis: ClassVar[float]
     closed_under_sums: ClassVar[bool] = False
     accountant: ClassVar[str]
 

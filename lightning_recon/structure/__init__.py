@@ -2,7 +2,7 @@
 """The malicious server: what it adds to the model, and how it reads the answer."""
 
 from lightning_recon.structure.base import Decoded, Structure
-from lightning_recon.structure.curious_abandon_honesty import TrapWeights
+from lightning_recon.structure.curious_abandon_honesty import CuriousAbandonHonesty
 from lightning_recon.structure.digital import Digital
 from lightning_recon.structure.feedback import Feedback
 from lightning_recon.structure.layer import InferenceStructure, build_layer
@@ -13,6 +13,7 @@ from lightning_recon.structure.server_layer import ServerLayer, TamperedNetwork
 from lightning_recon.structure.water_filling import WaterFilling
 
 __all__ = [
+    "CuriousAbandonHonesty",
     "Decoded",
     "Digital",
     "Feedback",
@@ -23,7 +24,6 @@ __all__ = [
     "ServerLayer",
     "Structure",
     "TamperedNetwork",
-    "TrapWeights",
     "WaterFilling",
     "build_layer",
 ]

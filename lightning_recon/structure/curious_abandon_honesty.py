@@ -33,7 +33,7 @@ _NEW = 1e-4
 _REACH = 4.0
 
 
-class TrapWeights(Structure):
+class CuriousAbandonHonesty(Structure):
     """When the Curious Abandon Honesty: ReLU units with random weights that hardly any image excites.
 
     A unit that one image excites alone has δ · x for its row and δ for its bias. Unlike bins, units see victims
@@ -52,7 +52,7 @@ class TrapWeights(Structure):
         self,
         units: int = 1000,
         scaling: float | None = None,
-        subjects: bool = True,
+        subjects: bool | None = None,
         false_alarm: float = 0.01,
         statistics: str | None = None,
     ) -> None:
@@ -63,7 +63,8 @@ class TrapWeights(Structure):
                 at 224 x 224.
             scaling: By what the positive half of the weights is scaled, in (0, 1). Default: what lets a typical public
                 image excite two units in B, where the most victims are alone in some unit.
-            subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
+            subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
+                announces; subjects where it does not.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
@@ -86,7 +87,8 @@ class TrapWeights(Structure):
 
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics, for the scaling and as the estimate of a victim without a row."""
-        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
+        subjects = task.expects_subjects(self.subjects, otherwise=True)
+        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """The recipe of the weights; thresholds are 0."""

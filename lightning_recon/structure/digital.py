@@ -57,7 +57,7 @@ class Digital(Structure):
 
     def __init__(
         self,
-        subjects: bool = False,
+        subjects: bool | None = None,
         units: int | None = None,
         directions: int | None = None,
         assumed_noise: float | None = None,
@@ -71,8 +71,8 @@ class Digital(Structure):
         """Choose the server's parameters; the defaults need no tuning.
 
         Args:
-            subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
-                preprocessing.
+            subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
+                announces; whole photographs where it does not.
             units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 4 an image
                 and at least 64: half as many as for a linear code, because a decoded victim no longer interferes with
                 the others.

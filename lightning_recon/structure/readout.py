@@ -87,8 +87,8 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))
     announced = (task.update_noise / share) ** 2 / task.rounds if task.max_grad_norm else None
     measured = float(zeros.square().mean()) if nulls else announced or 0.0
-    # The square of a number of excess kurtosis k has the variance 2 + k: of Laplace noise 5.
-    spread = 2.0 if task.noise_is_normal else 5.0
+    # The square of a number of unit variance and excess kurtosis k has the variance 2 + k.
+    spread = 2.0 + (0.0 if task.noise_is_normal else task.noise.excess_kurtosis)
     reach = _NULL_REACH * math.sqrt(spread / zeros.numel()) if nulls else 0.0
     if announced is not None and abs(measured - announced) <= reach * announced:
         measured = announced

@@ -42,7 +42,7 @@ class RobbingTheFed(Structure):
         self,
         units: int = 128,
         row_selection: Literal["upstream", "noise_aware"] = "noise_aware",
-        subjects: bool = True,
+        subjects: bool | None = None,
         false_alarm: float = 0.01,
         statistics: str | None = None,
     ) -> None:
@@ -54,7 +54,8 @@ class RobbingTheFed(Structure):
             row_selection: Which row differences are decoded as images. "upstream": among those whose bias is not
                 exactly 0, the B with the smallest norm, which under noise are the emptiest. "noise_aware": the B with
                 the largest bias magnitude, among those that exceed the noise threshold.
-            subjects: Whether clients cut the subject out on black (public knowledge about their preprocessing).
+            subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
+                announces; subjects where it does not.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); unused by "upstream".
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
         """
@@ -72,7 +73,8 @@ class RobbingTheFed(Structure):
 
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics, for the thresholds and as the estimate of a victim without a row."""
-        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
+        subjects = task.expects_subjects(self.subjects, otherwise=True)
+        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """Thresholds at the quantiles of a normal distribution fitted to the brightness of public images."""

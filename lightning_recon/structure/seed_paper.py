@@ -39,7 +39,7 @@ class SeedPaper(Structure):
         units: int = 1024,
         interval_filter: bool = True,
         moments: bool = False,
-        subjects: bool = True,
+        subjects: bool | None = None,
         false_alarm: float = 0.01,
         statistics: str | None = None,
     ) -> None:
@@ -49,8 +49,9 @@ class SeedPaper(Structure):
             units: Rows of the structure (K), one brightness interval each.
             interval_filter: Whether pixels inside the 99 % interval of the noise are set to 0.
             moments: Whether mean, variance and total variation of each channel leak too, for refinement.
-            subjects: Whether clients cut the subject out on black; only chooses the best estimate for a victim without
-                a row, the public mean image.
+            subjects: Whether the server expects clients to cut the subject out on black; only chooses the best estimate
+                for a victim without a row, the public mean image. Default: as the task announces; subjects where it
+                does not.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1); rows are chosen without an
                 oracle.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
@@ -70,7 +71,8 @@ class SeedPaper(Structure):
 
     def statistics(self, task: Task) -> PublicStatistics:
         """The public mean image; the decoding itself uses no statistics."""
-        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
+        subjects = task.expects_subjects(self.subjects, otherwise=True)
+        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """The structure with brightness weights and Laplace thresholds."""

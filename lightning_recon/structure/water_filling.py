@@ -51,7 +51,7 @@ class WaterFilling(Structure):
 
     def __init__(
         self,
-        subjects: bool = False,
+        subjects: bool | None = None,
         units: int | None = None,
         directions: int | None = None,
         pilot_power: float = 0.08,
@@ -69,8 +69,8 @@ class WaterFilling(Structure):
         """Choose the server's parameters; the defaults need no tuning, the other values are for ablations.
 
         Args:
-            subjects: Whether the server expects clients to cut the subject out on black: public knowledge about their
-                preprocessing.
+            subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
+                announces; whole photographs where it does not.
             units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 8 a
                 image and at least 64; eight times as many where high noise makes rows short, see `layout`. The
                 upload grows with it. With a single unit for several images there is no gating: all collide.
@@ -135,7 +135,7 @@ class WaterFilling(Structure):
 
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics of images of the task's size."""
-        return public_statistics(*task.image_shape[1:], self.subjects, self.statistics_file)
+        return public_statistics(*task.image_shape[1:], task.expects_subjects(self.subjects), self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recon.attack.inversion.classifier_head import Head, find_head
 from lightning_recon.attack.inversion.classifier_labels import (
     counted_labels,
     expected_accuracy,
@@ -19,7 +20,6 @@ from lightning_recon.attack.inversion.forward_model import client_update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel, functionalize
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks.classifier_head import Head, find_head
 from lightning_recon.priors.image_statistics import public_statistics
 
 CLASSES, SIZE = 6, 16

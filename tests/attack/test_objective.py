@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_recon.attack.inversion.classifier_head import find_head
 from lightning_recon.attack.inversion.distances import Distance
 from lightning_recon.attack.inversion.forward_model import client_update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel, functionalize
@@ -16,7 +17,6 @@ from lightning_recon.attack.inversion.parametrization import Basis, Parametrizat
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.networks.construction import build_network
 from lightning_recon.networks.differentiability import math_attention, twice_differentiable
 from lightning_recon.priors.image_statistics import public_statistics

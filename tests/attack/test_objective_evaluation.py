@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_recon.attack.inversion.classifier_head import find_head
 from lightning_recon.attack.inversion.forward_model import client_update
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.objective import Candidates, Evaluated, GradientMatching
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.client import Privacy, VictimClient
-from lightning_recon.networks.classifier_head import find_head
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.regularizers import Regularization
 

@@ -33,6 +33,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         detected: bool = True,
         originals: bool = True,
         adjacency: str = "add_remove",
+        mechanism: str = "gaussian",
         per_layer: bool = False,
         alarms: Sequence[str] | None = None,
         data: dict[str, Any] | None = None,
@@ -54,6 +55,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         privacy = privacy_record(
             granularity="sample", per_layer=per_layer, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
             batch_size=len(gains), delta=delta, adjacency=adjacency,
+            mechanism=mechanism,
         )  # fmt: skip
         psnr = sum(victim["psnr"] for victim in victims) / len(victims)
         counts = {"clients": 1, "draws": len(gains[0]), "victims": len(gains), "detected": len(gains) * detected}

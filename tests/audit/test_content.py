@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_amplification_is_stated_only_where_sampling_was_announced(sweep: list[O
     assert strong["epsilon_sampled"] < 4
     # One round: with probability 0.01 the bound without sampling holds, else there is only guessing.
     assert strong["gamma_sampled"] == pytest.approx(0.99 * 0.1 + 0.01 * strong["gamma"], abs=0.02)
+
+
+def test_amplification_of_laplace_noise_is_accounted(make_run: MakeRun, tmp_path: Path) -> None:
+    # One run, hence a chart whose curves have a single point.
+    run = outcome(make_run("laplace", z=1.0, mechanism="laplace"))
+    written(tmp_path, run, options=ReportOptions(sampling_rate=0.01))
+    (row,) = json.loads((tmp_path / "report.json").read_text())["settings"][0]["theory"]
+    assert row["epsilon_sampled"] == pytest.approx(math.log1p(0.01 * math.expm1(1.0)))
+    assert row["epsilon"] == pytest.approx(1.0, abs=1e-4)
+    assert row["gamma_sampled"] is None
 
 
 def test_settings_of_different_sources_are_distinguished(make_run: MakeRun, tmp_path: Path) -> None:

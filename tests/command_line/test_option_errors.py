@@ -63,6 +63,10 @@ from .typed import refusal
             "QS --data.nonsense 3",
             "there is no option --data.nonsense of ClientDataModule: it has root, source, image_size",
         ),
+        (
+            "QS --model.denoiser lightning_recon.priors.SmallDenoiser",
+            "there is no class lightning_recon.priors.SmallDenoiser: give its name alone, SmallDenoiser",
+        ),
         ("QS --data.image_size", "--data.image_size has no value: give one, as in --data.image_size VALUE"),
         ("QS --data.image_size big", "--data.image_size is 'big': give a whole number"),
         ("QS --model.structure.units many", "--model.structure.units is 'many': give a whole number or null"),
@@ -75,7 +79,7 @@ from .typed import refusal
             "--model: there is no class ReconstructionAtack: did you mean Reconstruction",
         ),
         ("QS --model.structure Digitl", "--model.structure: there is no class Digitl: did you mean Digital?"),
-        ("QS --model.structure lightning_recon.strcture.Digital", "did you mean Digital?"),
+        ("QS --model.structure lightning_recon.strcture.Digital", "give its name alone, Digital"),
         (
             "QS --model.structure torch.nn.Linear",
             "torch.nn.Linear is no Structure: give Digital, Feedback, RobbingTheFed,",

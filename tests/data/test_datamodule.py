@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.data import ClientBatch, ClientDataModule, GrabCutMasks, NoMasks, SamMasks
 from lightning_recon.data import datamodule as module_under_test
+from lightning_recon.data.sources import DataProtocol
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
@@ -150,6 +151,7 @@ class RememberingClient:
     """Remembers the batches that it was given."""
 
     batches: list[ClientBatch]
+    protocol: DataProtocol | None = None
 
     @property
     def task(self) -> Task:
@@ -158,8 +160,8 @@ class RememberingClient:
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         raise NotImplementedError
 
-    def bind(self, batches: list[ClientBatch]) -> None:
-        self.batches = batches
+    def bind(self, batches: list[ClientBatch], protocol: DataProtocol | None = None) -> None:
+        self.batches, self.protocol = batches, protocol
 
 
 class RecordingAttack(Attack):
@@ -257,6 +259,23 @@ def test_the_attack_is_handed_steps_and_its_client_the_images(trainer: Trainer, 
     assert [batch.tolist() for batch in attack.received] == [[0], [0]]
     assert attack.remembering.batches is data.client_batches
     assert [batch.images.shape for batch in attack.remembering.batches] == [(4, 3, 16, 16)] * 2
+    assert attack.remembering.protocol == DataProtocol(4, subjects=False)
+
+
+def test_the_protocol_announces_what_is_nominal_and_clients_have_what_they_have(trainer: Trainer, folder: Path) -> None:
+    attack = RecordingAttack()
+    data = ClientDataModule(str(folder), image_size=16, batch_size=2, clients=2, actual_batch_sizes=[3, 1])
+    trainer.test(attack, data, verbose=False)
+    assert attack.remembering.protocol == DataProtocol(2, subjects=True)
+    assert [len(batch.images) for batch in data.client_batches] == [3, 1]
+    alike = ClientDataModule(str(folder), "folder", image_size=16, batch_size=4, masks=NoMasks())
+    alike.setup()
+    together = torch.cat([batch.photographs for batch in data.client_batches])
+    assert torch.equal(together, alike.client_batches[0].photographs)
+    with pytest.raises(UserError, match="actual_batch_sizes has 2 numbers for 3"):
+        ClientDataModule(str(folder), clients=3, actual_batch_sizes=[3, 1])
+    with pytest.raises(UserError, match="actual_batch_sizes"):
+        ClientDataModule(str(folder), actual_batch_sizes=[0])
 
 
 def test_a_target_is_trained_on_images_that_no_attacked_client_holds(trainer: Trainer, folder: Path) -> None:

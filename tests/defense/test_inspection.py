@@ -21,7 +21,14 @@ from lightning_recon.defense.checks import energy_share
 from lightning_recon.defense.probes import gradient_of
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks.normalization import IMAGENET, normalize_inputs
-from lightning_recon.structure import Feedback, InferenceStructure, RobbingTheFed, SeedPaper, TrapWeights, WaterFilling
+from lightning_recon.structure import (
+    CuriousAbandonHonesty,
+    Feedback,
+    InferenceStructure,
+    RobbingTheFed,
+    SeedPaper,
+    WaterFilling,
+)
 from lightning_recon.structure.base import Structure
 from lightning_recon.structure.server_layer import TamperedNetwork
 
@@ -67,7 +74,7 @@ STRUCTURES: dict[str, tuple[Structure, set[str]]] = {
         {"repeated_rows", "constant_inputs", "energy_share", "linear_gradient"},
     ),
     "noise_aware": (RobbingTheFed(), {"repeated_rows", "constant_inputs", "energy_share", "linear_gradient"}),
-    "trap_weights": (TrapWeights(units=256), {"constant_inputs", "energy_share", "linear_gradient"}),
+    "trap_weights": (CuriousAbandonHonesty(units=256), {"constant_inputs", "energy_share", "linear_gradient"}),
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import kurtosis
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -124,6 +125,7 @@ def test_a_mechanism_is_drawn_from_accounted_and_attacked(run: Any) -> None:  # 
 
     noise = Logistic().sample(200_000, np.random.default_rng(0))
     assert float(noise.std()) == pytest.approx(Logistic.noise_std, rel=0.01)
+    assert kurtosis(noise.numpy()) == pytest.approx(Logistic.excess_kurtosis, abs=0.1)
     reference = torch.distributions.TransformedDistribution(
         torch.distributions.Uniform(torch.tensor(0.0, dtype=torch.float64), 1.0),
         [torch.distributions.SigmoidTransform().inv],

@@ -29,6 +29,7 @@ def test_noise_follows_the_laplace_distribution() -> None:
     noise = add_noise({"a": torch.zeros(200_000)}, 0.5, GENERATORS, LAPLACE)["a"].double()
     assert stats.kstest(noise.numpy(), stats.laplace(scale=0.5).cdf).pvalue > 0.01
     assert float(noise.std()) == pytest.approx(0.5 * LAPLACE.noise_std, rel=0.02)
+    assert stats.kurtosis(noise.numpy()) == pytest.approx(LAPLACE.excess_kurtosis, abs=0.3)
     likelihood = LAPLACE.log_likelihood(noise[:9] / 0.5) - LAPLACE.log_likelihood(noise[1:10] / 0.5)
     expected = stats.laplace(scale=0.5).logpdf(noise[:9]) - stats.laplace(scale=0.5).logpdf(noise[1:10])
     assert likelihood.numpy() == pytest.approx(expected)

@@ -14,7 +14,7 @@ from lightning_recon.client import VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.exchange import Task
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.structure import Feedback, RobbingTheFed, SeedPaper, Structure, TrapWeights, WaterFilling
+from lightning_recon.structure import CuriousAbandonHonesty, Feedback, RobbingTheFed, SeedPaper, Structure, WaterFilling
 from lightning_recon.structure.base import Decoded
 
 MakeTask = Callable[..., Task]
@@ -59,7 +59,13 @@ def test_without_noise_all_images_of_all_clients_come_back(
 
 @pytest.mark.parametrize(
     "structure",
-    [WaterFilling(), Feedback(), SeedPaper(units=256, subjects=False), RobbingTheFed(), TrapWeights(units=1000)],
+    [
+        WaterFilling(),
+        Feedback(),
+        SeedPaper(units=256, subjects=False),
+        RobbingTheFed(),
+        CuriousAbandonHonesty(units=1000),
+    ],
     ids=lambda structure: structure.name,
 )
 def test_each_sample_clipped_alone_a_sum_is_one_large_batch(photographs: Photographs, structure: Structure) -> None:

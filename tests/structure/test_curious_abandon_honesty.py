@@ -13,7 +13,7 @@ from lightning_recon.client.gradients import mean_gradient
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.networks.construction import ConvNet
 from lightning_recon.priors.image_statistics import public_statistics, synthetic_images
-from lightning_recon.structure import InferenceStructure, Structure, TamperedNetwork, TrapWeights
+from lightning_recon.structure import CuriousAbandonHonesty, InferenceStructure, Structure, TamperedNetwork
 from lightning_recon.structure.coding.trap_weights import TrapRecipe, trap_weights
 from lightning_recon.structure.curious_abandon_honesty import corners, typical_scaling
 from lightning_recon.structure.layer import structure_bytes
@@ -26,18 +26,18 @@ Score = Callable[[Tensor, Tensor], Tensor]
 SIZE, UNITS, BATCH, DRAWS = 32, 300, 6, 5
 
 
-def photographs_only() -> TrapWeights:
-    return TrapWeights(UNITS, subjects=False)
+def photographs_only() -> CuriousAbandonHonesty:
+    return CuriousAbandonHonesty(UNITS, subjects=False)
 
 
-def excited(images: Tensor, attack: TrapWeights, task: Task) -> Tensor:
+def excited(images: Tensor, attack: CuriousAbandonHonesty, task: Task) -> Tensor:
     """Which units hear which pictures, with the truth at hand: shape (B, K)."""
     structure = InferenceStructure(attack.payload(task))
     measured: Tensor = structure.encode(images) @ structure.weight.detach().T
     return measured > 0
 
 
-def alone(images: Tensor, attack: TrapWeights, task: Task) -> Tensor:
+def alone(images: Tensor, attack: CuriousAbandonHonesty, task: Task) -> Tensor:
     """Which pictures excite some unit alone, shape (B,)."""
     detected = excited(images, attack, task)
     return (detected & (detected.sum(dim=0) == 1)).any(dim=1)
@@ -61,7 +61,7 @@ def test_equal_seeds_make_equal_weights() -> None:
 
 
 def test_only_the_recipe_is_shipped(task: MakeTask) -> None:
-    payload = TrapWeights(7, scaling=0.9).payload(task(SIZE, 4, 0.0))
+    payload = CuriousAbandonHonesty(7, scaling=0.9).payload(task(SIZE, 4, 0.0))
     inputs = 3 * SIZE**2
     assert all(tensor.numel() <= inputs for tensor in payload.tensors.values())
     structure = InferenceStructure(payload)
@@ -164,6 +164,6 @@ def test_the_logits_hardly_move_but_the_network_hardly_counts(task: MakeTask, ph
 
 def test_it_is_a_structure_whose_mean_image_knows_of_subjects(task: MakeTask) -> None:
     announced = task(SIZE, 2, 0.0)
-    assert isinstance(TrapWeights(), Structure)
-    assert TrapWeights(subjects=True).statistics(announced).mean[0, 0, 0] < 0.1
-    assert TrapWeights(subjects=False).statistics(announced).mean[0, 0, 0] > 0.4
+    assert isinstance(CuriousAbandonHonesty(), Structure)
+    assert CuriousAbandonHonesty(subjects=True).statistics(announced).mean[0, 0, 0] < 0.1
+    assert CuriousAbandonHonesty(subjects=False).statistics(announced).mean[0, 0, 0] > 0.4

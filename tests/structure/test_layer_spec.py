@@ -11,13 +11,13 @@ import torch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure import (
+    CuriousAbandonHonesty,
     Digital,
     Feedback,
     LayerSpec,
     RobbingTheFed,
     SeedPaper,
     Structure,
-    TrapWeights,
     WaterFilling,
 )
 from lightning_recon.structure.layer_spec import layer_spec
@@ -29,7 +29,7 @@ STRUCTURES: dict[str, Structure] = {
     "feedback": Feedback(),
     "seed paper": SeedPaper(units=8, moments=True),
     "robbing the fed": RobbingTheFed(units=8),
-    "trap weights": TrapWeights(units=8),
+    "trap weights": CuriousAbandonHonesty(units=8),
 }
 
 

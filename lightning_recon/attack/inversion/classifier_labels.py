@@ -6,6 +6,7 @@ import logging
 import torch
 from torch import Tensor
 
+from lightning_recon.attack.inversion.classifier_head import Head
 from lightning_recon.attack.inversion.distances import announced_std
 from lightning_recon.attack.inversion.forward_model import Update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel
@@ -13,7 +14,6 @@ from lightning_recon.attack.inversion.label_recovery import expected_share, labe
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.networks.batch_norm import BatchNorm
-from lightning_recon.networks.classifier_head import Head
 from lightning_recon.priors.dct import synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics
 

@@ -55,7 +55,7 @@ class GradientInversion(Attack):
         langevin: float = 0.0,
         schedule: Schedule = "constant",
         restarts: int = 1,
-        subjects: bool = False,
+        subjects: bool | None = None,
         statistics: str | None = None,
         seed: int = 0,
         chunk_size: int | None = None,
@@ -94,7 +94,8 @@ class GradientInversion(Attack):
                 (to zero, after a warm-up of 50 steps). The latter two depend on `trainer.max_steps`, which has to stay
                 the same when a stopped run is resumed.
             restarts: Searches of every update, from different starts; the one with the lowest objective is kept.
-            subjects: Whether the server knows that clients cut the subject out on black.
+            subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
+                announces; whole photographs where it does not.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             seed: Of the starts.
             chunk_size: Candidates differentiated side by side, which takes memory for as many updates. Default: 16; on
@@ -132,7 +133,8 @@ class GradientInversion(Attack):
     @property
     def statistics(self) -> PublicStatistics:
         """Public statistics of images of the task's size."""
-        return public_statistics(*self.task.image_shape[1:], self.subjects, self.statistics_file)
+        subjects = self.task.expects_subjects(self.subjects)
+        return public_statistics(*self.task.image_shape[1:], subjects, self.statistics_file)
 
     def make_payload(self, client: Client) -> ServerPayload:
         """An empty payload: nothing is added to the network."""

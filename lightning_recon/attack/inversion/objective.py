@@ -2,13 +2,14 @@
 """The objective of gradient inversion, for many independent candidates at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from lightning_recon.attack.inversion.classifier_head import Head
 from lightning_recon.attack.inversion.distances import (
     Distance,
     cosine_distance,
@@ -21,7 +22,6 @@ from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
-from lightning_recon.networks.classifier_head import Head
 from lightning_recon.priors.base import Prior
 from lightning_recon.priors.regularizers import Regularization, batch_statistics, revealed_features, total_variation
 
@@ -122,14 +122,7 @@ class GradientMatching:
         """The same by `torch.func`, which refuses operations that plain autograd silently differentiates wrongly."""
         searched = (0, 1) if candidates.logits is not None else (0,)
         function = grad(self._value, argnums=searched, has_aux=True)
-        arguments = (
-            candidates.dummies,
-            candidates.logits,
-            candidates.labels,
-            candidates.observed,
-            candidates.weights,
-            candidates.consensus,
-        )
+        arguments = _arguments(candidates)
         if len(candidates.dummies) == 1:
             alone: list[Any] = [_first(argument) for argument in arguments]
             gradients, (value, residual) = function(*alone)
@@ -141,14 +134,7 @@ class GradientMatching:
 
     def _alone(self, candidates: Candidates) -> Evaluated:
         """The same for a single candidate, by plain autograd, which has less overhead per operation."""
-        arguments = (
-            candidates.dummies,
-            candidates.logits,
-            candidates.labels,
-            candidates.observed,
-            candidates.weights,
-            candidates.consensus,
-        )
+        arguments = _arguments(candidates)
         dummies, logits, *rest = (_first(argument) for argument in arguments)
         searched: list[Any] = [one.detach().requires_grad_() for one in (dummies, logits) if isinstance(one, Tensor)]
         given: list[Any] = [*searched, *([] if logits is not None else [None]), *rest, False]
@@ -213,6 +199,11 @@ class GradientMatching:
         for prior in self.priors:
             value = value + prior.strength * prior.value(images)
         return value
+
+
+def _arguments(candidates: Candidates) -> tuple[Any, ...]:
+    """What `GradientMatching._value` takes, of all candidates."""
+    return tuple(getattr(candidates, field.name) for field in fields(candidates))
 
 
 def _first(argument: Tensor | Update | None) -> Tensor | Update | None:

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_recon.attack.inversion.classifier_head import Head, find_head
 from lightning_recon.attack.inversion.classifier_labels import public_images, public_predictions, read_labels
 from lightning_recon.attack.inversion.distances import announced_std
 from lightning_recon.attack.inversion.fisher_information import information
@@ -19,7 +20,6 @@ from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.attack.inversion.settings import InversionSettings
 from lightning_recon.attack.likelihood_ratio import is_evident
 from lightning_recon.exchange import Task
-from lightning_recon.networks.classifier_head import Head, find_head
 from lightning_recon.networks.differentiability import twice_differentiable
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.priors.regularizers import Regularization
