@@ -93,7 +93,7 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
     batches, granularity = batches_of(int(cell["batch"])), str(cell["granularity"])
     privacy = Privacy(10.0, NOISE[granularity], "sample" if granularity == "sample" else "update")
     mode = "eval" if cell["batch_norm"] == "eval" else "train"
-    client = VictimClient(str(cell["network"]), CLASSES, privacy=privacy, batch_norm=mode)
+    client = VictimClient(str(cell["network"]), CLASSES, privacy=privacy, batch_norm=mode, noise_seed=0)
     client.bind(batches)
     found: dict[str, object] = {"network": str(cell["network"]).rpartition(".")[2], "z": NOISE[granularity]}
     for way, options in WAYS.items():

@@ -186,7 +186,12 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
 def tampered(network: str, structure: Structure, protection: dict[str, Any], batch: ClientBatch) -> nn.Module:
     """The model that a malicious server sends in the last round."""
     client = VictimClient(
-        network, CLASSES, privacy=Privacy(max_grad_norm=10.0, **protection), batch_norm="eval", normalization="imagenet"
+        network,
+        CLASSES,
+        privacy=Privacy(max_grad_norm=10.0, **protection),
+        batch_norm="eval",
+        normalization="imagenet",
+        noise_seed=0,
     )
     client.bind([batch])
     payload = structure.payload(client.task)

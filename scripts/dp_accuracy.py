@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.gradients import clipped_sum
-from lightning_recon.client.noise import add_noise, noise_generator
+from lightning_recon.client.noise import add_noise
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
@@ -81,7 +82,7 @@ def accuracy_after(share: float, step_when_attacked: bool, seed: int) -> float:
     client = VictimClient("convnet", 10, privacy=PRIVACY, seed=seed, normalization="imagenet")
     network, tampered = client.network, attacked(client, images[:BATCH], labels[:BATCH])
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM)
-    batches = torch.Generator().manual_seed(seed)
+    batches, noise = torch.Generator().manual_seed(seed), NoiseSource(seed)
     for step in range(STEPS):
         chosen = torch.randperm(len(images), generator=batches)[:BATCH]
         is_attacked = int((step + 1) * share) > int(step * share)
@@ -89,7 +90,7 @@ def accuracy_after(share: float, step_when_attacked: bool, seed: int) -> float:
             continue
         model, prefix = (tampered, "network.") if is_attacked else (network, "")
         gradient, _, _ = clipped_sum(model, F.cross_entropy, images[chosen], labels[chosen], PRIVACY.clip, BATCH)
-        add_noise(gradient, PRIVACY.noise_scale, noise_generator(seed, 0, 0, step))
+        add_noise(gradient, PRIVACY.noise_scale, noise.generators(0, 0, step))
         for name, parameter in network.named_parameters():
             parameter.grad = gradient[prefix + name] / BATCH
         optimizer.step()

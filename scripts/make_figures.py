@@ -75,7 +75,7 @@ def comparison() -> None:
         overlay = Path(scratch) / "overlay.yaml"
         overlay.write_text(OVERLAY)
         configs = ["--config", "quickstart.yaml", "--config", str(overlay)]
-        recon(["fit", *configs, "--trainer.default_root_dir", scratch])
+        recon(["fit", *configs, "--model.client.noise_seed", "0", "--trainer.default_root_dir", scratch])
         shutil.copy(Path(scratch) / "comparison.png", FIGURES / "comparison.png")
 
 
@@ -90,7 +90,7 @@ def peers() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             setting = f"--config quickstart.yaml {overlay} --data.image_size {SIZE} --data.batch_size {BATCH}"
             noise = f"--model.client.privacy.noise_multiplier {NOISE:f} --trainer.default_root_dir {scratch}"
-            alone = "--comparison.structure null --comparison.noise_factor null"
+            alone = "--comparison.structure null --comparison.noise_factor null --model.client.noise_seed 0"
             recon(["fit", *setting.split(), *noise.split(), *alone.split()])
             victims = json.loads((Path(scratch) / "results.json").read_text())["victims"]
             pictures = [pil_to_tensor(Image.open(Path(scratch) / victims[victim]["image"])) for victim in shown]

@@ -96,6 +96,7 @@ def measured(cell: Cell, root: Path, runs: Path) -> Path:
             name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
             photographs[1] = str(with_true_labels(root, runs / f"labelled_{name}"))
         alone = ["--comparison.structure", "null", "--comparison.noise_factor", "null"]
+        alone += ["--model.client.noise_seed", "0"]  # tables are reproducible
         place = ["--trainer.default_root_dir", str(folder), "--overwrite"]  # of a run that was stopped
         recon(["fit", *shlex.split(cell.options), *photographs, *alone, *place])
     return folder

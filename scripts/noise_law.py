@@ -136,6 +136,7 @@ def _readings(setting: Setting, batch: ClientBatch, z: float, seed: int) -> tupl
             CLASSES,
             privacy=Privacy(MAX_GRAD_NORM, noise, setting.granularity),
             seed=seed,
+            noise_seed=seed,
             normalization="imagenet",
         )
         for noise in (z, 0.0)

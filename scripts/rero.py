@@ -57,7 +57,11 @@ def candidates_of(count: int) -> list[ClientBatch]:
 def client_of(batches: list[ClientBatch], noise_multiplier: float) -> VictimClient:
     """Clients of DP-SGD with one image each, whose gradients exceed the clipping norm."""
     client = VictimClient(
-        "convnet", max(16, len(batches)), privacy=Privacy(CLIP, noise_multiplier, "sample"), normalization="imagenet"
+        "convnet",
+        max(16, len(batches)),
+        privacy=Privacy(CLIP, noise_multiplier, "sample"),
+        normalization="imagenet",
+        noise_seed=0,
     )
     client.bind(batches)
     return client

@@ -79,6 +79,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         privacy=Privacy(max_grad_norm=None),
         batch_norm="eval",
         normalization="imagenet",
+        noise_seed=0,
     )
     mask, batches = torch.ones(1, 1, size, size, dtype=torch.bool), []
     for victim in range(job["victims"]):

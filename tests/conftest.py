@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
                     "network": "convnet",
                     "num_classes": 16,
                     "privacy": {"max_grad_norm": 10.0, "noise_multiplier": 0.01},
+                    "noise_seed": 0,
                 },
             },
             "structure": {"class_path": "lightning_recon.structure.WaterFilling"},
@@ -50,10 +51,11 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread, masks cached apart from the user's, and no data or weights from the user's environment."""
+    """One thread, masks and noise keys apart from the user's, and no data or weights from the user's environment."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIGHTNING_RECON_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LIGHTNING_RECON_NOISE_KEYS", str(tmp_path_factory.mktemp("keys")))
         patch.setenv("OMP_NUM_THREADS", "1")  # for child processes
         for name in ("DATA", "SAM_CHECKPOINT", "DEBUG"):
             patch.delenv(f"LIGHTNING_RECON_{name}", raising=False)

@@ -83,8 +83,8 @@ def test_the_model_and_the_random_state_stay_as_they_were(model: Small, batch: t
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     with torch.inference_mode():
-        update = lr.privatized_update(model, *batch, lr.Privacy(1.0, 1e-3), seed=3)
-        again = lr.privatized_update(model, *batch, lr.Privacy(1.0, 1e-3), seed=3)
+        update = lr.privatized_update(model, *batch, lr.Privacy(1.0, 1e-3), seed=3, noise_seed=3)
+        again = lr.privatized_update(model, *batch, lr.Privacy(1.0, 1e-3), seed=3, noise_seed=3)
         lr.reconstruct(model, *batch, 1.0, 1e-3, steps=1)
         lr.invert_gradients(model, update, 8, 2, privacy=lr.Privacy(1.0, 1e-3), steps=1)
     assert torch.equal(state, torch.get_rng_state())

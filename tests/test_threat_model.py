@@ -140,7 +140,7 @@ def bound_client() -> VictimClient:
     data = ClientDataModule(image_size=24, batch_size=4, masks=NoMasks())
     data.prepare_data()
     data.setup()
-    client = VictimClient("convnet", 16, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=1e-3))
+    client = VictimClient("convnet", 16, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=1e-3), noise_seed=0)
     client.bind(data.client_batches)
     return client
 
@@ -205,7 +205,7 @@ def test_the_attack_hands_its_clients_public_tensors_only(tmp_path: Path) -> Non
         data = ClientDataModule(image_size=24, batch_size=4, masks=NoMasks(), seed=seed)
         data.prepare_data()
         data.setup()
-        client = VictimClient("convnet", 16, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=1e-3))
+        client = VictimClient("convnet", 16, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=1e-3), noise_seed=0)
         client.bind(data.client_batches)
         spy = Spy(client, forget=False)
         trainer(tmp_path / str(seed), steps=0).fit(ReconstructionAttack(spy, WaterFilling()))

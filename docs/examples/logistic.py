@@ -10,6 +10,7 @@ does not define are null in `results.json`.
 import math
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,9 +28,9 @@ class Logistic(Mechanism):
     excess_kurtosis: ClassVar[float] = 1.2
     accountant: ClassVar[str] = "pure composition"
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Invert the distribution function at uniform numbers."""
-        return torch.rand(count, generator=generator, dtype=torch.float64).clamp(1e-16, 1 - 1e-16).logit()
+    def sample(self, count: int, generator: np.random.Generator) -> Tensor:
+        """Numbers from the generator that it is given, and from no other."""
+        return torch.from_numpy(generator.logistic(size=count))
 
     def log_likelihood(self, noise: Tensor) -> Tensor:
         """-x - 2 log(1 + exp(-x))."""

@@ -11,15 +11,17 @@ from lightning_recon.api.result import AttackResult, bounds_of, scored
 from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
 from lightning_recon.attack.protocol import prepare, run_protocol
 from lightning_recon.client.clean_update import tampered_model
-from lightning_recon.client.client import DROPOUT
 from lightning_recon.client.gradients import reproducible_fp32
-from lightning_recon.client.noise import add_noise, noise_generator
+from lightning_recon.client.noise import add_noise
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.update import clipped_update
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
 from lightning_recon.privacy.parameters import Privacy
+from lightning_recon.ranges import SEED, check_ranges
+from lightning_recon.rng import generator_for
 from lightning_recon.structure import Structure, WaterFilling
 
 
@@ -34,7 +36,8 @@ class BatchClient:
         images: (B, 3, H, W) in [0, 1].
         labels: (B,), int64.
         privacy: clipping and noise.
-        seed: seed of noise and dropout.
+        seed: seed of dropout.
+        noise_source: where the noise comes from.
         released: the update of the first round.
     """
 
@@ -45,6 +48,7 @@ class BatchClient:
     labels: Tensor
     privacy: Privacy
     seed: int
+    noise_source: NoiseSource
     released: dict[str, Tensor] = field(default_factory=dict)
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -55,27 +59,30 @@ class BatchClient:
 
     def privatized(self, payload: ServerPayload, round: int) -> dict[str, Tensor]:
         """The clipped and noised gradient of one round, by parameter name."""
-        dropout = noise_generator(self.seed, 0, DROPOUT, 0).initial_seed()
+        dropout = generator_for("dropout", self.seed, 0, 0).initial_seed()
         with reproducible_fp32(self.network, self.device, dropout, None), explained_batch_norm():
             # Clones, because tensors that were made in inference mode cannot be differentiated.
             images, labels = (one.detach().to(self.device).clone() for one in (self.images, self.labels))
             model = tampered_model(self.network, payload, self.device)
             gradient = clipped_update(model, images.float(), labels, self.privacy, 1).gradient
-        generator = noise_generator(self.seed, 0, 0, round)
-        return add_noise(gradient, self.privacy.noise_scale, generator, self.privacy.noise)
+        generators = self.noise_source.generators(0, 0, round)
+        return add_noise(gradient, self.privacy.noise_scale, generators, self.privacy.noise)
 
 
-def client_of(model: nn.Module, images: Tensor, labels: Tensor, privacy: Privacy, seed: int) -> BatchClient:
+def client_of(
+    model: nn.Module, images: Tensor, labels: Tensor, privacy: Privacy, seed: int, noise_seed: int | None
+) -> BatchClient:
     """Check the user's arguments, and make a client of them.
 
     Raises:
-        UserError: Model, images and labels do not fit each other.
+        UserError: Model, images and labels do not fit each other, or a seed is out of range.
     """
+    check_ranges("", seed=(seed, SEED), noise_seed=(noise_seed, SEED))
     check_images(images)
     network, device = float_copy(model)
     task = task_of(network, (3, images.shape[2], images.shape[3]), len(images), privacy)
     check_labels(labels, len(images), task.num_classes)
-    return BatchClient(task, network, device, images, labels, privacy, seed)
+    return BatchClient(task, network, device, images, labels, privacy, seed, NoiseSource(noise_seed))
 
 
 @isolated()
@@ -86,6 +93,7 @@ def privatized_update(
     privacy: Privacy,
     payload: ServerPayload | None = None,
     seed: int = 0,
+    noise_seed: int | None = None,
 ) -> dict[str, Tensor]:
     """The clipped and noised gradient that a client would release.
 
@@ -97,7 +105,8 @@ def privatized_update(
         labels: (B,), int64.
         privacy: clipping and noise.
         payload: what a malicious server adds to the model; None adds nothing.
-        seed: seed of the noise and of dropout.
+        seed: seed of dropout.
+        noise_seed: seed for reproducible noise, which anyone who knows it can subtract; None: secret noise, drawn anew.
 
     Returns:
         By parameter name: "network.<parameter>" for the model's own, "structure.<parameter>" for what the payload adds.
@@ -116,7 +125,7 @@ def privatized_update(
         >>> [(name, tuple(tensor.shape)) for name, tensor in update.items()]
         [('network.1.weight', (10, 192)), ('network.1.bias', (10,))]
     """
-    client = client_of(model, images, labels, privacy, seed)
+    client = client_of(model, images, labels, privacy, seed, noise_seed)
     return client.privatized(ServerPayload() if payload is None else payload, 0)
 
 
@@ -134,6 +143,7 @@ def reconstruct(
     seed: int = 0,
     rounds: int = 1,
     mechanism: str = "gaussian",
+    noise_seed: int | None = None,
 ) -> AttackResult:
     """Attack one batch as a malicious server does, which adds a layer to the model.
 
@@ -149,9 +159,10 @@ def reconstruct(
         structure: what the server adds to the model; default: `WaterFilling`, the linear code.
         denoiser: prior of the refinement; default: the small denoiser that ships with the package.
         steps: refinement steps, 0 for the decoding alone.
-        seed: seed of the noise and of dropout.
+        seed: seed of dropout.
         rounds: updates on the same batch (T); `structure.Feedback` uses later rounds to ask for what is still unknown.
         mechanism: distribution of the noise, see `Privacy`.
+        noise_seed: seed for reproducible noise, which anyone who knows it can subtract; None: secret noise, drawn anew.
 
     Raises:
         UserError: Model, images and labels do not fit each other, or a gradient holds NaN or infinity.
@@ -168,7 +179,7 @@ def reconstruct(
         True
     """
     privacy = Privacy(max_grad_norm, noise_multiplier, granularity, rounds=rounds, mechanism=mechanism)
-    client = client_of(model, images, labels, privacy, seed)
+    client = client_of(model, images, labels, privacy, seed, noise_seed)
     server = WaterFilling() if structure is None else structure
     payload = prepare(client, server)
     decoded = run_protocol(client, server, payload, 0, 0, None)

@@ -31,7 +31,7 @@ class Cell:
         granularity: "sample" or "update".
         batch_size: Images per client.
         rounds: Rounds with the same batch.
-        seed: Seed of images, network and noise.
+        seed: Seed of images and network.
         arguments: Command line of `recon fit` without the output folder.
     """
 

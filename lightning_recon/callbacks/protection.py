@@ -24,12 +24,13 @@ def privacy_of(client: Client) -> Record:
     task = client.task
     announced: dict[str, Any] = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
     if isinstance(client, VictimClient):
-        return privacy_record(**asdict(client.privacy), **announced)
+        privacy = privacy_record(**asdict(client.privacy), **announced)
+        return privacy | {"reproducible_noise": client.reproducible_noise}
     names = ("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
     announced |= {name: getattr(task, name) for name in names}
     declared = client.first.declared if isinstance(client, CapturedClient) else None
     delta = declared.delta if declared and declared.delta else DELTA
-    return privacy_record(**announced, delta=delta, adjacency="add_remove")
+    return privacy_record(**announced, delta=delta, adjacency="add_remove") | {"reproducible_noise": None}
 
 
 def noise_of(task: Task) -> float:

@@ -123,6 +123,9 @@ class ResultsWriter(Callback):
         kept: Any = {
             name: old[name] for name in ("seed", "participation", "batchnorm", "payload_alarms") if name in old
         }
+        if old_privacy := old.get("privacy"):
+            # Records of earlier versions do not say so, but their noise followed from `seed`.
+            kept["privacy"] = run.privacy | {"reproducible_noise": old_privacy.get("reproducible_noise", "seed" in old)}
         self._score(trainer, pl_module, found, replace(run, **kept))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

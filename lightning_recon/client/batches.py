@@ -3,13 +3,9 @@
 
 from collections.abc import Sequence
 
-import torch
-
-from lightning_recon.client.noise import noise_generator
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
-
-ABSENCE = -2  # takes the place of a client in `noise_generator`, so that these draws never repeat those of an update
 
 
 def check_batches(
@@ -51,7 +47,14 @@ def check_batches(
 
 
 def answering_client(
-    client: int, draw: int, round: int, *, clients: int, aggregated: int, participation: float, seed: int
+    client: int,
+    draw: int,
+    round: int,
+    *,
+    clients: int,
+    aggregated: int,
+    participation: float,
+    noise_source: NoiseSource,
 ) -> int:
     """Index of the client whose batch an answer is computed on.
 
@@ -65,10 +68,12 @@ def answering_client(
         clients: number of clients.
         aggregated: clients in a group under secure aggregation.
         participation: probability with which a client answers on its own batch.
-        seed: seed of the run.
+        noise_source: key of the draws: the server must not know who participates.
     """
-    generator = noise_generator(seed, ABSENCE - client, draw, round)
-    if participation == 1 or float(torch.rand((), generator=generator)) < participation:
+    if participation == 1:
         return client
-    away = aggregated * int(torch.randint(1, clients // aggregated, (), generator=generator))
+    generator = noise_source.generator("participation", client, draw, round)
+    if generator.random() < participation:
+        return client
+    away = aggregated * int(generator.integers(1, clients // aggregated))
     return (client + away) % clients

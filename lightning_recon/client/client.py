@@ -18,7 +18,8 @@ from lightning_recon.client.batches import answering_client, check_batches
 from lightning_recon.client.clean_update import CleanUpdate, clean_key, on_device, tampered_model
 from lightning_recon.client.dp_sgd import private_gradient
 from lightning_recon.client.gradients import reproducible_fp32
-from lightning_recon.client.noise import add_noise, noise_generator
+from lightning_recon.client.noise import add_noise
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler, sampler_of
 from lightning_recon.client.update import Clipped, Release, clipped_update, release_of, summed
 from lightning_recon.data.sources import ClientBatch, DataProtocol
@@ -30,8 +31,7 @@ from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.networks.target_network import TargetNetwork
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
-
-DROPOUT = -1  # takes the place of a draw in `noise_generator`, so that dropout never repeats the noise of an update
+from lightning_recon.rng import generator_for
 
 
 class VictimClient(LightningModule):
@@ -68,6 +68,8 @@ class VictimClient(LightningModule):
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
         normalization: Normalization = "auto",
+        noise_seed: int | None = None,
+        noise_key_folder: str | None = None,
     ) -> None:
         """Build the network; `bind` provides the images.
 
@@ -94,12 +96,17 @@ class VictimClient(LightningModule):
             local_epochs: local passes over the batch.
             chunk_size: under granularity "sample", samples differentiated at once; each takes the memory of one copy of
                 all parameters, the server's layer included.
-            seed: seed of the untrained weights and of the noise.
+            seed: seed of the untrained weights and of dropout.
             optimizer: optimizer for fitting the network itself.
             normalization: how the network normalizes images in [0, 1]: "none", "imagenet" (its mean and standard
                 deviation), or `mean` and `std`, three numbers each. "auto": none for class paths; ImageNet's for
                 "convnet"; for torchvision and timm networks that of their published weights, or ImageNet's if they have
                 none.
+            noise_seed: null: the noise, the Poisson samples of DP-SGD and the participation come from a secret that is
+                drawn anew for every run and that the run folder does not hold. A number: they are reproducible, and
+                anyone who knows the number can subtract the noise; for tables and tests.
+            noise_key_folder: folder in which the secret is kept while a run may need it after an interruption, outside
+                the run folder; null: $LIGHTNING_RECON_NOISE_KEYS or ~/.local/state/lightning_recon/noise_keys.
         """
         super().__init__()
         check_ranges(
@@ -112,6 +119,7 @@ class VictimClient(LightningModule):
             local_epochs=(local_epochs, COUNT),
             chunk_size=(chunk_size, COUNT),
             seed=(seed, SEED),
+            noise_seed=(noise_seed, SEED),
         )
         if local_steps * local_epochs > 1 and privacy.granularity == "sample":
             raise UserError(
@@ -132,6 +140,7 @@ class VictimClient(LightningModule):
         self.target = TargetNetwork(network, num_classes, weights, seed, normalization, per_sample)
         self.network, self._misfit = self.target.build_before_data()
         self.accountant = Accountant(privacy)
+        self.noise_source = NoiseSource(noise_seed, noise_key_folder, privacy.noise_scale > 0)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._batches: list[ClientBatch] = []
         self._protocol = DataProtocol(1)
@@ -195,10 +204,10 @@ class VictimClient(LightningModule):
             round: index of the round, from 0.
 
         Returns:
-            The update, on the module's device: equal for equal arguments. The noise is independent between clients,
-            draws and rounds, and does not depend on the payload. Granularity "sample": the sum of the clipped gradients
-            plus noise; "update": the clipped gradient of the mean loss plus noise. For a group, the sum of its clients'
-            updates.
+            The update, on the module's device: equal for equal arguments in one run. The noise is independent between
+            clients, draws and rounds, and does not depend on the payload. Granularity "sample": the sum of the clipped
+            gradients plus noise; "update": the clipped gradient of the mean loss plus noise. For a group, the sum of
+            its clients' updates.
 
         Raises:
             UserError: a gradient holds NaN or infinity.
@@ -208,8 +217,15 @@ class VictimClient(LightningModule):
         gradient = {name: tensor.clone() for name, tensor in clean.clipped.gradient.items()}
         scale = self.own_noise_multiplier * (self.privacy.max_grad_norm or 0.0)
         for member in members:
-            add_noise(gradient, scale, noise_generator(self.seed, member, draw, round), self.privacy.noise)
-        return ClientUpdate(client=client, draw=draw, round=round, gradient=gradient, payload=clean.payload)
+            add_noise(gradient, scale, self.noise_source.generators(member, draw, round), self.privacy.noise)
+        return ClientUpdate(
+            client=client,
+            draw=draw,
+            round=round,
+            gradient=gradient,
+            payload=clean.payload,
+            reproducible_noise=self.reproducible_noise,
+        )
 
     def preview(self, payload: ServerPayload, client: int) -> Release:
         """Describe in numbers the update that one client would release on its own, without releasing it.
@@ -243,6 +259,11 @@ class VictimClient(LightningModule):
         return self.privacy.noise_multiplier / (math.sqrt(self.aggregated) if distributed else 1.0)
 
     @property
+    def reproducible_noise(self) -> bool:
+        """Whether anyone who knows the config can regenerate the noise."""
+        return self.noise_source.seed is not None
+
+    @property
     def normalises_batches(self) -> bool:
         """Whether the network has batch normalization, so that `batch_norm` matters."""
         return any(isinstance(module, BatchNorm) for module in self.network.modules())
@@ -259,7 +280,7 @@ class VictimClient(LightningModule):
             clients=len(self._batches),
             aggregated=self.aggregated,
             participation=self.participation,
-            seed=self.seed,
+            noise_source=self.noise_source,
         )
 
     def _clean_update(self, payload: ServerPayload, clients: tuple[int, ...]) -> CleanUpdate:
@@ -285,7 +306,7 @@ class VictimClient(LightningModule):
             )
 
     def _reproducible(self, client: int, step: int) -> AbstractContextManager[None]:
-        dropout = noise_generator(self.seed, client, DROPOUT, step).initial_seed()
+        dropout = generator_for("dropout", self.seed, client, step).initial_seed()
         return reproducible_fp32(self.network, self.device, dropout, self.batch_norm == "train")
 
     # --- Training the target network ---
@@ -323,11 +344,11 @@ class VictimClient(LightningModule):
         if self.privacy.granularity == "update":
             return None
         place = self.trainer.global_rank, self.trainer.world_size
-        return PoissonSampler(count, batch_size, self.seed, lambda: self.global_step, *place)
+        return PoissonSampler(count, batch_size, self.noise_source, lambda: self.global_step, *place)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The accountant of the training; Lightning ignores it where this module is the client of an attack."""
-        return [self.accountant]
+        """Accountant and noise of the training; Lightning ignores them where this module is the client of an attack."""
+        return [self.accountant, self.noise_source]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer for the network itself."""
@@ -345,7 +366,7 @@ class VictimClient(LightningModule):
                 self.privacy,
                 expected=sampler_of(self.trainer).expected if sampled else len(images),
                 chunk_size=self.chunk_size,
-                noise=noise_generator(self.seed, TRAINING, 0, step),
+                noise=self.noise_source.generators(TRAINING, 0, step),
                 reduce=lambda tensor, how: self.trainer.strategy.reduce(tensor, reduce_op=how),
             )
         for name, parameter in self.network.named_parameters():

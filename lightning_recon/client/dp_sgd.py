@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
 from lightning_recon.client.noise import add_noise
+from lightning_recon.client.noise_key import Generators
 from lightning_recon.privacy.parameters import Privacy
 
 Reduce = Callable[[Tensor, str], Tensor]  # a tensor of every rank, "sum" or "mean" -> the same on all ranks
@@ -21,7 +22,7 @@ def private_gradient(
     privacy: Privacy,
     expected: int,
     chunk_size: int,
-    noise: torch.Generator,
+    noise: Generators,
     reduce: Reduce,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Privatised gradient of the cross-entropy over the batches of all ranks.
@@ -34,8 +35,8 @@ def private_gradient(
         expected: expected size of all ranks' batch, which the sum is divided by under granularity "sample": the actual
             size is not public.
         chunk_size: under granularity "sample", samples differentiated at once.
-        noise: the same on every rank, which adds the same noise to the same sum: networks stay equal, and the noise
-            counts once.
+        noise: one generator for each tensor, the same on every rank, which adds the same noise to the same sum:
+            networks stay equal, and the noise counts once.
         reduce: sum or mean over the ranks.
 
     Returns:

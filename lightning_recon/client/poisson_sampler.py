@@ -3,42 +3,42 @@
 
 from collections.abc import Callable, Iterator
 
-import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_recon.client.noise import noise_generator
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.errors import UserError
 
-# Take the place of a client and a draw in `noise_generator`, so that these draws never repeat other random numbers.
-TRAINING = -1
-SAMPLING = -2
+TRAINING = -1  # takes the place of a client, so that training never repeats the random numbers of an attacked update
 
 
 class PoissonSampler(DistributedSampler[list[int]]):
     """Draws batches of random size: every image is in a step's batch with probability `rate`, independently.
 
     The accounting of DP-SGD assumes this sampling; it does not hold for shuffled batches. A step's batch depends only
-    on the seed and the step number, so that a resumed training draws the same batches as an uninterrupted one. All
+    on the key of the noise and the step number, so that a resumed training draws the same batches as an uninterrupted
+    one. The key is secret by default: amplification by sampling holds only if nobody knows who was sampled. All
     ranks draw the same batch and each takes a part of it: together they process one Poisson sample. (The class derives
     from DistributedSampler only so that Lightning does not replace it.)
 
     Source: Abadi et al. 2016 (arXiv 1607.00133), section 3.1.
     """
 
-    def __init__(self, count: int, expected: int, seed: int, step: Callable[[], int], rank: int, ranks: int) -> None:
+    def __init__(
+        self, count: int, expected: int, source: NoiseSource, step: Callable[[], int], rank: int, ranks: int
+    ) -> None:
         """Store the parameters of the draws.
 
         Args:
             count: number of images (n), at least 1.
             expected: expected size of a step's batch over all ranks, at least 1; limited to n.
-            seed: seed of the draws.
+            source: key of the draws.
             step: returns the number of the next step, from 0; called at the beginning of each epoch.
             rank: index of this process.
             ranks: number of processes.
         """
         super().__init__(range(count), num_replicas=ranks, rank=rank)  # type: ignore[arg-type]
-        self.count, self.random_seed, self.step = count, seed, step
+        self.count, self.source, self.step = count, source, step
         self.expected = min(expected, count)
         self.rate = self.expected / count
 
@@ -54,8 +54,8 @@ class PoissonSampler(DistributedSampler[list[int]]):
 
     def drawn(self, step: int) -> list[int]:
         """Sorted indices of a step's whole batch."""
-        generator = noise_generator(self.random_seed, TRAINING, SAMPLING, step)
-        chosen: list[int] = torch.nonzero(torch.rand(self.count, generator=generator) < self.rate).flatten().tolist()
+        drawn = self.source.generator("poisson sampling", step).random(self.count) < self.rate
+        chosen: list[int] = drawn.nonzero()[0].tolist()
         return chosen
 
 

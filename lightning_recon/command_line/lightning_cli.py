@@ -18,7 +18,7 @@ from lightning_recon.attack import GradientInversion, ReconstructionAttack  # no
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter, RunSummary
 from lightning_recon.callbacks.progress import progress_bars
 from lightning_recon.callbacks.truth_writer import TruthWriter
-from lightning_recon.client import VictimClient  # noqa: F401
+from lightning_recon.client import VictimClient
 from lightning_recon.command_line.cli_arguments import check_checkpoint, writable
 from lightning_recon.command_line.commands import OPTIONS, RUNS
 from lightning_recon.command_line.config_files import check_settings, with_current_names
@@ -147,6 +147,9 @@ class ReconCLI(LightningCLI):
             callbacks.append(
                 ModelCheckpoint(folder, save_last=True, every_n_train_steps=20, enable_version_counter=False)
             )
+        client = getattr(self.model, "client", None)
+        if isinstance(client, VictimClient):  # one that trains a network brings its own callbacks
+            callbacks.append(client.noise_source)
         self.trainer_defaults["callbacks"] = callbacks
         if self.fits:
             writable(root)

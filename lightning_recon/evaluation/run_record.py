@@ -37,7 +37,7 @@ class RunRecord:
         structure_bytes: What the server's structure adds to one client's upload in one round.
         config: File in the run folder that repeats the run.
         oracles: Oracle information that the attack used; empty for an honest one.
-        seed: Seed of the run's noise; None if another program drew it.
+        seed: Seed of the client's untrained weights and dropout; None if another program trained.
         public_statistics: Source of the attacker's prior knowledge; None if it used none.
         subject_fraction: Share of the true images that their subjects cover.
         batchnorm: Mode of the target's batch normalisation; None if it has none.

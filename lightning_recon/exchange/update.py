@@ -30,6 +30,8 @@ class ClientUpdate:
             In an update that was read from disk, rows that were not stored are NaN.
         omitted: shape and hash of tensors that were not stored on disk; empty in the client's own answer.
         payload: digest of the payload that this update answers.
+        reproducible_noise: whether the client drew its noise from a public seed, so that anyone who knows the seed can
+            subtract it; None if the client did not say, as in records of earlier versions.
     """
 
     client: int
@@ -38,6 +40,7 @@ class ClientUpdate:
     gradient: dict[str, Tensor]
     omitted: dict[str, Fingerprint] = field(default_factory=dict)
     payload: str = ""
+    reproducible_noise: bool | None = None
 
     def save(self, folder: Path, name: str, keep: Mapping[str, Tensor | None]) -> None:
         """Write `NAME.json` and `NAME.safetensors` with a part of the update.
@@ -66,6 +69,8 @@ class ClientUpdate:
         write_tensors(folder, name, tensors)
         content = {"format": "update 1", "client": self.client, "draw": self.draw, "round": self.round}
         content |= {"payload": self.payload, "whole": whole, "omitted": omitted}
+        if self.reproducible_noise is not None:
+            content["reproducible_noise"] = self.reproducible_noise
         write_json(folder / f"{name}.json", content | {"tensors": {k: describe(t) for k, t in tensors.items()}})
 
     @classmethod
@@ -81,7 +86,13 @@ class ClientUpdate:
                     raise ValueError(f"NaN or infinity in {key}")
                 gradient[key] = _spread(stored[key], stored.get(key + ROWS), mark["shape"])
             place = content["client"], content["draw"], content["round"]
-            return cls(*place, gradient=gradient, omitted=content["omitted"], payload=content["payload"])
+            return cls(
+                *place,
+                gradient=gradient,
+                omitted=content["omitted"],
+                payload=content["payload"],
+                reproducible_noise=content.get("reproducible_noise"),
+            )
 
 
 def update_name(client: int, draw: int, round: int) -> str:

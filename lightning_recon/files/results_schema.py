@@ -52,6 +52,7 @@ class PrivacyRecord(TypedDict):
     aggregated: NotRequired[Clients]
     noise_share: NotRequired[Literal["local", "distributed", "full", "shared"]]  # the last two: earlier versions
     mu: NotRequired[NotNegative | None]
+    reproducible_noise: NotRequired[bool | None]  # earlier versions: all noise was, of simulated clients
     rero_gamma: dict[Name, Probability | None]
 
 

@@ -95,6 +95,7 @@ class UpdateRecord(TypedDict):
     whole: Annotated[dict[TensorName, Fingerprint], Field(max_length=_TENSORS)]
     omitted: Annotated[dict[TensorName, Fingerprint], Field(max_length=_TENSORS)]
     tensors: Annotated[dict[TensorName, Stored], Field(max_length=2 * _TENSORS)]
+    reproducible_noise: NotRequired[bool]
 
 
 @with_config(STRICT)

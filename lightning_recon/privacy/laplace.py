@@ -29,10 +29,9 @@ class Laplace(Mechanism):
     excess_kurtosis: ClassVar[float] = 3.0
     accountant: ClassVar[str] = "laplace-prv"
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: np.random.Generator) -> Tensor:
         """Laplace numbers of scale 1, float64, shape (count,): the difference of two exponential ones."""
-        uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-        first, second = (-torch.log1p(-uniform)).unbind(1)
+        first, second = torch.from_numpy(generator.standard_exponential((2, count))).unbind()
         return first - second
 
     def log_likelihood(self, noise: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ the generator that the noise is drawn with belongs to `client.noise` alone.
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, get_args
 
-import torch
+import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor
 
@@ -45,12 +45,12 @@ class Mechanism(ABC):
     accountant: ClassVar[str]
 
     @abstractmethod
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: np.random.Generator) -> Tensor:
         """Draw noise of scale 1.
 
         Args:
             count: how many numbers.
-            generator: CPU generator; the same state gives the same numbers.
+            generator: of the client's alone; the only source of randomness that may be used.
 
         Returns:
             Shape (count,), floating point.

@@ -68,7 +68,7 @@ def honest() -> Callable[..., VictimClient]:
     ) -> VictimClient:
         """A client that answers on random pictures; its network by a short name."""
         protection = privacy or Privacy(max_grad_norm=0.1)
-        client = VictimClient(NAMES.get(network, network), CLASSES, privacy=protection, **settings)
+        client = VictimClient(NAMES.get(network, network), CLASSES, privacy=protection, **settings, noise_seed=0)
         client.bind([batch_of(seed, count, size) for seed in range(clients)])
         return client
 

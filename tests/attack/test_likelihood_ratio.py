@@ -12,7 +12,8 @@ import torch
 from lightning_recon.attack import GradientInversion, Reconstruction
 from lightning_recon.attack.likelihood_ratio import explained_energy, is_evident
 from lightning_recon.client import Privacy, VictimClient
-from lightning_recon.client.noise import add_noise, noise_generator
+from lightning_recon.client.noise import add_noise
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.evaluation.assignment import label_share
 from lightning_recon.exchange import ClientUpdate, ServerPayload
 from tests.attack.test_gradient_inversion import photographs, preset
@@ -29,7 +30,7 @@ class NoiseAlone(VictimClient):
         """An update that holds no picture."""
         update = super().share(payload, client, draw, round)
         nothing = {name: torch.zeros_like(tensor) for name, tensor in update.gradient.items()}
-        add_noise(nothing, self.privacy.noise_std, noise_generator(99, client, draw, round))
+        add_noise(nothing, self.privacy.noise_std, NoiseSource(99).generators(client, draw, round))
         return replace(update, gradient=nothing)
 
 

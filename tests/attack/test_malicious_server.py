@@ -42,7 +42,7 @@ def attacked(tmp_path: Path) -> Callable[..., ReconstructionAttack]:
         granularity: Literal["sample", "update"] = "update",
         **arguments: Any,  # noqa: ANN401 - those of the attack
     ) -> ReconstructionAttack:
-        client = VictimClient("convnet", 16, privacy=Privacy(10.0, noise, granularity))
+        client = VictimClient("convnet", 16, privacy=Privacy(10.0, noise, granularity), noise_seed=0)
         client.bind(truths)
         module = ReconstructionAttack(client, WaterFilling(), **arguments)
         trainer = Trainer(

@@ -27,7 +27,7 @@ Step = Callable[..., tuple[DPOptimizer, nn.Module]]
 @pytest.fixture(scope="module")
 def clean(pictures: ClientBatch, payload: ServerPayload) -> ClientUpdate:
     """What our own client would release without noise."""
-    client = VictimClient("convnet", 16, privacy=Privacy(CLIP, 0.0, granularity="sample"))
+    client = VictimClient("convnet", 16, privacy=Privacy(CLIP, 0.0, granularity="sample"), noise_seed=0)
     client.bind([pictures])
     return client.share(payload, 0, 0, 0)
 

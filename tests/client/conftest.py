@@ -99,6 +99,7 @@ def a_client() -> Callable[..., VictimClient]:
             batch_norm=batch_norm,
             seed=seed,
             participation=participation,
+            noise_seed=0,
         )
         client.bind([random_batch(seed) for seed in range(clients)])
         return client

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_recon.callbacks.console_tables import training_line
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.dp_sgd import private_gradient
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.poisson_sampler import PoissonSampler
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
@@ -47,7 +48,7 @@ class Brightness(Dataset[tuple[Tensor, Tensor]]):
 
 def loaders(client: VictimClient) -> tuple[DataLoader[Any], DataLoader[Any]]:
     data = Brightness()
-    sampler = PoissonSampler(COUNT, 8, client.seed, lambda: client.global_step, 0, 1)
+    sampler = PoissonSampler(COUNT, 8, client.noise_source, lambda: client.global_step, 0, 1)
     drawn = {"batch_size": None, "sampler": sampler} if client.privacy.granularity == "sample" else {"batch_size": 8}
     return DataLoader(data, **drawn), DataLoader(data, batch_size=20)
 
@@ -91,12 +92,12 @@ def test_training_without_clip_and_noise_is_plain_sgd(
     tmp_path: Path, networks: dict[str, str], granularity: Granularity
 ) -> None:
     privacy = Privacy(None, 0.0, granularity)
-    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=3, optimizer=sgd)
+    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=3, optimizer=sgd, noise_seed=0)
     reference = VictimClient(networks["linear"], CLASSES).network
     trainer = fit(client, tmp_path, 5)
     assert "epsilon" not in trainer.callback_metrics
     optimizer, seen = sgd(reference.parameters()), 0
-    for images, labels in loaders(VictimClient("convnet", CLASSES, privacy=privacy))[0]:
+    for images, labels in loaders(VictimClient("convnet", CLASSES, privacy=privacy, noise_seed=0))[0]:
         optimizer.zero_grad()
         # A Poisson sample is divided by the size that was expected, not by its own.
         (F.cross_entropy(reference(images), labels, reduction="sum") / 8).backward()
@@ -110,7 +111,9 @@ def test_training_without_clip_and_noise_is_plain_sgd(
 @pytest.mark.parametrize("granularity", ["sample", "update"])
 def test_private_training_learns(tmp_path: Path, networks: dict[str, str], granularity: Granularity) -> None:
     privacy = Privacy(2.0, 0.05, granularity)
-    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8, normalization="imagenet")
+    client = VictimClient(
+        networks["linear"], CLASSES, privacy=privacy, chunk_size=8, normalization="imagenet", noise_seed=0
+    )
     client.optimizer = lambda p: torch.optim.SGD(p, lr=0.02)
     first = float(fit(client, tmp_path, 1).callback_metrics["train_loss"])
     metrics = fit(client, tmp_path, 60).callback_metrics
@@ -119,7 +122,7 @@ def test_private_training_learns(tmp_path: Path, networks: dict[str, str], granu
 
 
 def test_training_updates_running_statistics(tmp_path: Path, networks: dict[str, str]) -> None:
-    client = VictimClient(networks["batch_norm"], CLASSES, privacy=Privacy(1.0))
+    client = VictimClient(networks["batch_norm"], CLASSES, privacy=Privacy(1.0), noise_seed=0)
     fit(client, tmp_path, 2)
     assert client.network.norm.num_batches_tracked == 2
     assert client.network.norm.running_mean.abs().max() > 0
@@ -132,7 +135,9 @@ def test_resumed_training_equals_uninterrupted_training(
 ) -> None:
     # Five steps are an epoch: a Poisson sample belongs to its step, so that DP-SGD may stop in the middle of one.
     def a_network() -> VictimClient:
-        return VictimClient(networks["dropout"], CLASSES, privacy=Privacy(1.0, 0.1, granularity), optimizer=sgd)
+        return VictimClient(
+            networks["dropout"], CLASSES, privacy=Privacy(1.0, 0.1, granularity), optimizer=sgd, noise_seed=0
+        )
 
     whole, part, rest = a_network(), a_network(), a_network()
     cost = fit(whole, tmp_path, 10).callback_metrics["epsilon"]
@@ -150,7 +155,9 @@ def test_resumed_training_equals_uninterrupted_training(
 
 def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, networks: dict[str, str]) -> None:
     def a_network() -> VictimClient:
-        return VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5, "sample"), optimizer=sgd)
+        return VictimClient(
+            networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5, "sample"), optimizer=sgd, noise_seed=0
+        )
 
     trained, again, idle = a_network(), a_network(), a_network()
     checkpoint = str(tmp_path / "done.ckpt")
@@ -165,7 +172,7 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, networks: di
 def test_an_empty_sample_gives_noise_alone() -> None:
     network, privacy = VictimClient("convnet", CLASSES).network, Privacy(2.0, 0.5, "sample")
     nothing = torch.zeros(0, 3, PIXELS, PIXELS), torch.zeros(0, dtype=torch.int64)
-    noise = torch.Generator().manual_seed(0)
+    noise = NoiseSource(0).generators(0, 0, 0)
     found, loss = private_gradient(network, *nothing, privacy, 4, 1, noise, lambda tensor, how: tensor)
     numbers = torch.cat([tensor.flatten() for tensor in found.values()])
     assert found.keys() == dict(network.named_parameters()).keys()
@@ -179,7 +186,7 @@ def test_the_cost_of_all_steps_is_logged(
     tmp_path: Path, networks: dict[str, str], granularity: Granularity, adjacency: Literal["add_remove", "replace_one"]
 ) -> None:
     privacy = Privacy(1.0, 0.8, granularity, adjacency=adjacency)
-    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8)
+    client = VictimClient(networks["linear"], CLASSES, privacy=privacy, chunk_size=8, noise_seed=0)
     logged = float(fit(client, tmp_path, 7).callback_metrics["epsilon"])
     plain = gaussian_epsilon(mu_of(0.8, 7, adjacency), 1e-5)
     if granularity == "sample":
@@ -191,13 +198,15 @@ def test_the_cost_of_all_steps_is_logged(
 
 def test_steps_of_another_mechanism_cannot_be_added_up(tmp_path: Path, networks: dict[str, str]) -> None:
     checkpoint = str(tmp_path / "part.ckpt")
-    fit(VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.1)), tmp_path, 2).save_checkpoint(checkpoint)
-    other = VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.2))
+    fit(
+        VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.1), noise_seed=0), tmp_path, 2
+    ).save_checkpoint(checkpoint)
+    other = VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.2), noise_seed=0)
     with pytest.raises(UserError, match=r"noise_multiplier is 0\.2.* was trained with 0\.1"):
         fit(other, tmp_path, 4, checkpoint)
 
 
 def test_dp_sgd_refuses_batches_that_are_no_poisson_samples(tmp_path: Path) -> None:
-    client = VictimClient("convnet", CLASSES, privacy=Privacy(1.0, 0.5, "sample"))
+    client = VictimClient("convnet", CLASSES, privacy=Privacy(1.0, 0.5, "sample"), noise_seed=0)
     with pytest.raises(UserError, match="Poisson samples"):
         fit(client, tmp_path, 1, data=loaders(VictimClient("convnet", CLASSES)))

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.poisson_sampler import PoissonSampler
 
 
 def sampler(count: int = 50, expected: int = 5, first: int = 0, rank: int = 0, ranks: int = 1) -> PoissonSampler:
-    return PoissonSampler(count, expected, 0, lambda: first, rank, ranks)
+    return PoissonSampler(count, expected, NoiseSource(0), lambda: first, rank, ranks)
 
 
 def test_every_image_is_drawn_with_the_stated_rate_independently() -> None:

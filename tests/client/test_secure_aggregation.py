@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lightning_recon.client import Privacy, VictimClient
-from lightning_recon.client.noise import add_noise, noise_generator
+from lightning_recon.client.noise import add_noise
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.update import clipped_update
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
@@ -28,7 +29,13 @@ def a_group(networks: dict[str, str], a_batch: Batches) -> Callable[..., VictimC
         aggregated: int, share: NoiseShare, privacy: Privacy, clients: int = 4, present: float = 1.0
     ) -> VictimClient:
         client = VictimClient(
-            networks["linear"], 5, privacy=privacy, aggregated=aggregated, noise_share=share, participation=present
+            networks["linear"],
+            5,
+            privacy=privacy,
+            aggregated=aggregated,
+            noise_share=share,
+            participation=present,
+            noise_seed=0,
         )
         client.bind([a_batch(seed) for seed in range(clients)])
         return client
@@ -45,7 +52,7 @@ def test_a_client_alone_is_clip_and_noise_bit_for_bit(
     model = torch.nn.ModuleDict({"network": client.network})
     model.forward = client.network.forward
     expected = clipped_update(model, batch.images, batch.labels, client.privacy, 1).gradient
-    add_noise(expected, 0.1 * 0.5, noise_generator(0, 1, 2, 3))
+    add_noise(expected, 0.1 * 0.5, NoiseSource(0).generators(1, 2, 3))
     update = client.share(ServerPayload(), 1, 2, 3)
     assert update.gradient.keys() == expected.keys()
     assert all(torch.equal(update.gradient[name], tensor) for name, tensor in expected.items())

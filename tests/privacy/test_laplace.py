@@ -12,7 +12,8 @@ from scipy import stats
 
 from lightning_recon.client import VictimClient
 from lightning_recon.client.accountant import Accountant
-from lightning_recon.client.noise import add_noise, noise_generator
+from lightning_recon.client.noise import CHUNK, add_noise
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
@@ -21,11 +22,11 @@ from lightning_recon.privacy.laplace import Laplace
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.parameters import Privacy
 
-LAPLACE = Laplace()
+LAPLACE, GENERATORS = Laplace(), NoiseSource(0).generators(0, 0, 0)
 
 
 def test_noise_follows_the_laplace_distribution() -> None:
-    noise = add_noise({"a": torch.zeros(200_000)}, 0.5, noise_generator(0, 0, 0, 0), LAPLACE)["a"].double()
+    noise = add_noise({"a": torch.zeros(200_000)}, 0.5, GENERATORS, LAPLACE)["a"].double()
     assert stats.kstest(noise.numpy(), stats.laplace(scale=0.5).cdf).pvalue > 0.01
     assert float(noise.std()) == pytest.approx(0.5 * LAPLACE.noise_std, rel=0.02)
     assert stats.kurtosis(noise.numpy()) == pytest.approx(LAPLACE.excess_kurtosis, abs=0.3)
@@ -34,10 +35,11 @@ def test_noise_follows_the_laplace_distribution() -> None:
     assert likelihood.numpy() == pytest.approx(expected)
 
 
-def test_noise_does_not_depend_on_the_division_into_tensors() -> None:
-    whole = add_noise({"a": torch.zeros(3_000_000)}, 1.0, noise_generator(0, 0, 0, 0), LAPLACE)["a"]
-    start = LAPLACE.sample(1_100_000, noise_generator(0, 0, 0, 0)).float()
-    assert torch.equal(whole[:1_100_000], start)
+def test_noise_is_drawn_chunk_by_chunk() -> None:
+    whole = add_noise({"a": torch.zeros(CHUNK + 9)}, 1.0, GENERATORS, LAPLACE)["a"]
+    generator = GENERATORS("a")
+    chunks = [LAPLACE.sample(count, generator).float() for count in (CHUNK, 9)]
+    assert torch.equal(whole, torch.cat(chunks))
 
 
 def test_clip_bounds_the_l1_norm() -> None:
@@ -125,7 +127,7 @@ def test_information_and_robustness() -> None:
 
 def a_client(**settings: object) -> VictimClient:
     privacy = Privacy(max_grad_norm=0.5, noise_multiplier=1e-3, mechanism="laplace")
-    client = VictimClient(network="convnet", num_classes=10, privacy=privacy, **settings)  # type: ignore[arg-type]
+    client = VictimClient(network="convnet", num_classes=10, privacy=privacy, **settings, noise_seed=0)  # type: ignore[arg-type]
     images = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     masks, names = torch.ones(4, 1, 32, 32, dtype=torch.bool), tuple("abcd")
     client.bind([ClientBatch(one, one, masks, torch.arange(4), names) for one in images])
@@ -151,7 +153,7 @@ def test_its_noise_cannot_be_shared() -> None:
 class _Incomplete(Mechanism):
     """Lacks the attributes that records need."""
 
-    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def sample(self, count: int, generator: np.random.Generator) -> torch.Tensor:
         return torch.zeros(count)
 
     def log_likelihood(self, noise: torch.Tensor) -> torch.Tensor:

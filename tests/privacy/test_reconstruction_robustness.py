@@ -43,7 +43,7 @@ def clients(count: int, noise_multiplier: float) -> VictimClient:
     data = ClientDataModule(image_size=32, batch_size=1, clients=count, masks=NoMasks(), num_classes=16)
     data.prepare_data()
     data.setup("fit")
-    found = VictimClient("convnet", 16, privacy=Privacy(0.01, noise_multiplier, "sample"))
+    found = VictimClient("convnet", 16, privacy=Privacy(0.01, noise_multiplier, "sample"), noise_seed=0)
     found.bind(data.client_batches)
     return found
 

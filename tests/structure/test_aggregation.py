@@ -26,7 +26,9 @@ SIZE = 16
 
 def client_of(images: Tensor, aggregated: int, privacy: Privacy) -> VictimClient:
     """Clients with four images each."""
-    client = VictimClient("convnet", num_classes=16, privacy=privacy, aggregated=aggregated, noise_share="distributed")
+    client = VictimClient(
+        "convnet", num_classes=16, privacy=privacy, aggregated=aggregated, noise_share="distributed", noise_seed=0
+    )
     labels = torch.arange(len(images))
     size = len(images) if aggregated == 1 else 4
     client.bind(

@@ -41,7 +41,9 @@ class Sure(nn.Module):
 
 def client_of(images: Tensor, privacy: Privacy, network: nn.Module | str = "convnet", **options: int) -> VictimClient:
     """Clients of equal batches; their labels take turns, but a given network is right."""
-    client = VictimClient(network if isinstance(network, str) else "convnet", CLASSES, privacy=privacy, **options)
+    client = VictimClient(
+        network if isinstance(network, str) else "convnet", CLASSES, privacy=privacy, **options, noise_seed=0
+    )
     labels = torch.arange(len(images)) % CLASSES
     if isinstance(network, nn.Module):
         client.network, labels = network, torch.zeros_like(labels)

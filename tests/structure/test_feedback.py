@@ -32,7 +32,7 @@ def client_of(
         granularity="sample" if granularity == "sample" else "update",
         per_layer=per_layer,
     )
-    client = VictimClient("convnet", num_classes=10, privacy=privacy)
+    client = VictimClient("convnet", num_classes=10, privacy=privacy, noise_seed=0)
     masks = torch.ones_like(images[:, :1], dtype=torch.bool)
     labels = torch.arange(len(images)) % 10
     client.bind([ClientBatch(images, images, masks, labels, [str(i) for i in range(len(images))])])

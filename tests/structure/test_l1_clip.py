@@ -25,7 +25,7 @@ def some_images(count: int) -> torch.Tensor:
 
 def attacked(structure: Structure, noise_multiplier: float, count: int, granularity: str = "update") -> tuple:
     privacy = Privacy(0.5, noise_multiplier, granularity, mechanism="laplace")  # type: ignore[arg-type]
-    client = VictimClient(network="convnet", num_classes=10, privacy=privacy)
+    client = VictimClient(network="convnet", num_classes=10, privacy=privacy, noise_seed=0)
     images, masks = some_images(count), torch.ones(count, 1, SIZE, SIZE, dtype=torch.bool)
     client.bind([ClientBatch(images, images, masks, torch.arange(count), tuple(map(str, range(count))))])
     payload = structure.payload(client.task)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the noise: no two streams alike, files that only their owner reads, one key on all ranks."""
+
+import itertools
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_recon.client.noise_key import NoiseKey, key_file, key_folder, load_key, save_key
+from lightning_recon.client.noise_source import NoiseSource
+from lightning_recon.errors import UserError
+
+
+def test_no_two_of_a_million_streams_have_equal_keys() -> None:
+    names = [f"network.layer{index}.weight" for index in range(10)]
+    keys = [NoiseKey.from_seed(seed) for seed in range(5)] + [NoiseKey.fresh() for _ in range(5)]
+    found = np.fromiter(
+        (
+            key.stream_key("noise", client, draw, round, name) & (2**64 - 1)  # half of the bits must do
+            for key, client, draw, round, name in itertools.product(keys, range(10), range(10), range(100), names)
+        ),
+        np.uint64,
+    )
+    assert len(found) == 1_000_000
+    assert len(np.unique(found)) == len(found)
+
+
+def test_no_two_streams_begin_alike() -> None:
+    key = NoiseKey.from_seed(0)
+    beginnings = {tuple(key.generator("noise", n).bit_generator.random_raw(2)) for n in range(5000)}  # type: ignore[attr-defined]
+    assert len(beginnings) == 5000
+
+
+def test_places_are_not_confused() -> None:
+    key = NoiseKey.from_seed(0)
+    places: list[tuple[int | str, ...]] = [(1, 2), (12,), ("1", 2), ("1 2",), ("1, 2",), (1, 2, ""), ()]
+    assert len({key.stream_key(purpose, *place) for purpose in ("a", "a1") for place in places}) == 2 * len(places)
+
+
+def test_what_is_public_does_not_tell_the_key() -> None:
+    key = NoiseKey.fresh()
+    assert len(key.secret) == 32
+    assert key.secret.hex()[:8] not in key.identifier
+    assert key.secret.hex() not in repr(key) + str(vars(NoiseSource()).get("seed"))
+    assert repr(key.secret) not in repr(key)
+    assert NoiseKey.fresh().identifier != key.identifier
+
+
+def test_a_file_is_its_owners_alone(tmp_path: Path) -> None:
+    folder, key = tmp_path / "new" / "keys", NoiseKey.fresh()
+    path = save_key(folder, key)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert list(folder.iterdir()) == [path]
+    assert load_key(folder, key.identifier) == key
+
+
+@pytest.mark.parametrize("content", [None, "", "zz", "00" * 32, "é"])
+def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, content: str | None) -> None:
+    identifier = NoiseKey.fresh().identifier
+    if content is not None:
+        key_file(tmp_path, identifier).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{identifier}\.key.*--model\.client\.noise_key_folder"):
+        load_key(tmp_path, identifier)
+
+
+def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert key_folder(str(tmp_path)) == tmp_path
+    assert key_folder(None) == Path(__import__("os").environ["LIGHTNING_RECON_NOISE_KEYS"])
+    monkeypatch.delenv("LIGHTNING_RECON_NOISE_KEYS")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert key_folder(None) == tmp_path / "lightning_recon" / "noise_keys"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert key_folder(None) == Path.home() / ".local" / "state" / "lightning_recon" / "noise_keys"
+
+
+def a_trainer(root: Path, sent: list[Any], rank: int) -> Any:  # noqa: ANN401
+    def broadcast(one: object) -> object:
+        if rank == 0:
+            sent.append(one)
+        return sent[0]
+
+    strategy = SimpleNamespace(broadcast=broadcast)
+    return SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, default_root_dir=str(root))
+
+
+def test_all_ranks_have_the_key_of_rank_zero_and_one_file(tmp_path: Path) -> None:
+    sent: list[Any] = []
+    sources = [NoiseSource(folder=str(tmp_path / "keys")) for _ in range(3)]
+    own = sources[0].key
+    for rank, source in enumerate(sources):
+        trainer, module = a_trainer(tmp_path / "run", sent, rank), SimpleNamespace()
+        source.on_fit_start(trainer, module)  # type: ignore[arg-type]
+        source.on_train_start(trainer, module)  # type: ignore[arg-type]
+    assert [source.key for source in sources] == [own] * 3
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == [f"{own.identifier}.key"]
+
+
+def test_a_resumed_run_has_its_key_on_all_ranks_or_on_none(tmp_path: Path) -> None:
+    first = NoiseSource(folder=str(tmp_path / "keys"))
+    first.on_train_start(a_trainer(tmp_path / "run", [], 0), SimpleNamespace())  # type: ignore[arg-type]
+    assert first.key.secret.hex() not in str(first.state_dict())
+
+    def resumed() -> list[NoiseSource]:
+        sources = [NoiseSource(folder=str(tmp_path / "keys")) for _ in range(2)]
+        sent: list[Any] = []
+        for rank, source in enumerate(sources):
+            source.load_state_dict(first.state_dict())
+            source.on_fit_start(a_trainer(tmp_path / "run", sent, rank), SimpleNamespace())  # type: ignore[arg-type]
+        return sources
+
+    assert [source.key for source in resumed()] == [first.key] * 2
+    key_file(tmp_path / "keys", first.key.identifier).unlink()
+    for source in resumed():
+        with pytest.raises(UserError, match="does not exist"):
+            source.generators(0, 0, 0)
+        assert source.state_dict() == first.state_dict()
+
+
+def test_a_key_is_not_kept_in_the_run_folder(tmp_path: Path) -> None:
+    source = NoiseSource(folder=str(tmp_path / "run" / "keys"))
+    with pytest.raises(UserError, match="in the run folder"):
+        source.on_fit_start(a_trainer(tmp_path / "run", [], 0), SimpleNamespace())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("before", "now"), [(0, None), (None, 0), (1, 2)])
+def test_a_run_is_not_resumed_under_other_noise(before: int | None, now: int | None) -> None:
+    state = NoiseSource(before).state_dict()
+    with pytest.raises(UserError, match=r"noise_seed is .*, but the run to be resumed had"):
+        NoiseSource(now).load_state_dict(state)
+    NoiseSource(before).load_state_dict(state)
