@@ -343,6 +343,7 @@ CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
 # Tables whose cells are not attacks: separate scripts make their rows.
 SCRIPTS = {
     "noise_law": "The noise law, checked: rows that hold one victim, before any prior, filter or clamp.",
+    "encoding_cost": "Seconds that a structure's layer takes at the client, and its upload.",
     "dp_accuracy": "The target's accuracy under DP-SGD against the share of attacked rounds.",
 }
 

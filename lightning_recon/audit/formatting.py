@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lightning_recon.audit.aggregate import Point
 from lightning_recon.audit.run import Setting, recorded_epsilon
-from lightning_recon.evaluation.formatting import in_words
+from lightning_recon.evaluation.formatting import ADJACENCIES, in_words
 
 
 def number(value: float | None) -> str:
@@ -41,9 +41,15 @@ def guarantee_of(point: Point) -> str:
     if privacy["epsilon_accounted"] is None:
         return "no noise (no finite ε)"
     rounds = "" if privacy["rounds"] == 1 else f" over {privacy['rounds']} rounds"
-    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}, δ = {number(privacy['delta'])}{rounds}"
-    if privacy["adjacency"] == "replace_one":
-        text += ", replace-one adjacency"
+    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}"
+    # Local differential privacy means replace-one, so both adjacencies are stated.
+    other = "add_remove" if privacy["adjacency"] == "replace_one" else "replace_one"
+    if (epsilon := (privacy.get("epsilon_by_adjacency") or {}).get(other)) is not None:
+        names = [ADJACENCIES[name] for name in (privacy["adjacency"], other)]
+        text += f" ({names[0]}; {in_words(epsilon)} for {names[1]})"
+    elif privacy["adjacency"] == "replace_one":
+        text += " (replace-one)"
+    text += f", δ = {number(privacy['delta'])}{rounds}"
     nominal = privacy["epsilon_nominal"] or 0.0  # none where the formula does not apply
     if 0.1 <= nominal <= 100 and privacy["epsilon_accounted"] > 100 * nominal:
         return f"{text} (nominal ε = {nominal:.3g} by the seed paper's formula)"

@@ -152,8 +152,15 @@ def privacy_line(privacy: Record) -> str:
         f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): "
         + ("" if nominal is None else f"nominal epsilon {nominal:.3g}, ")
         + f"accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
-        f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']})"
+        f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']}){_other_adjacency(privacy)}"
     )
+
+
+def _other_adjacency(privacy: Record) -> str:
+    """Epsilon for the adjacency that is not stated first: local differential privacy means replace-one."""
+    known = _plain(privacy["epsilon_by_adjacency"])
+    others = {name: value for name, value in known.items() if name != privacy["adjacency"] and value is not None}
+    return "".join(f", {value:.3g} ({name})" for name, value in others.items())
 
 
 def training_line(client: VictimClient, steps: int) -> str:

@@ -91,7 +91,7 @@ def verdict_text(record: Record) -> str:
     lines = [f"**Verdict:** {verdict(record)}"]
     if bounds.get("channel_bits") is not None:
         lines.append(
-            f"**Theoretical limit:** no attack learns more than {in_words(bounds['channel_bits'])} bits about an "
+            f"**Bound:** no attack learns more than {in_words(bounds['channel_bits'])} bits about an "
             "image from these releases"
         )
     for name, said in (

@@ -115,7 +115,7 @@ def lpips_per_image(
 
 
 def same_in_8_bits(images: Tensor, truth: Tensor) -> Tensor:
-    """Whether each image, saved with 8 bits a channel, equals the true file bit for bit.
+    """Whether each image, rounded to 8 bits a channel, is the exact 8-bit image that the client trained on.
 
     Args:
         images: Shape (N, 3, H, W), values in [0, 1].

@@ -40,7 +40,7 @@ class VictimScore:
         collision: Whether it has none while some rows stayed unexplained: several victims activated the same rows.
         false_detection: Whether the attacker's image is no closer to it than the public mean image.
         psnr: PSNR in dB against what the client trained on.
-        bit_exact: Whether the image, saved with 8 bits a channel, is the true file.
+        bit_exact: Whether the image, rounded to 8 bits a channel, is the exact 8-bit image that the client trained on.
         ssim: Structural similarity to what the client trained on.
         psnr_initial: PSNR in dB before refinement.
         psnr_photograph: PSNR in dB against the photograph before the subject was cut out.

@@ -45,7 +45,7 @@ class Digital(Structure):
 
     The gradient of a weight is its input times a scalar, and needs no derivative of that input. So the shipped network
     may treat an image as a digital transmitter does: compress it, add a checksum, protect it by a channel code of the
-    rate that the noise allows, and send ±1. The receiver gets the file itself, to the last bit, or nothing; in the
+    rate that the noise allows, and send ±1. The receiver gets the whole file or nothing; in the
     latter case it decodes a linear sketch, for which a given share of the power is reserved. The sketch is a small
     `WaterFilling` structure, which also separates the victims.
 

@@ -21,12 +21,14 @@ def test_the_verdict_states_what_was_measured(sweep: list[Outcome], tmp_path: Pa
     )
     # 2e-4: what the paper's formula calls 10 is an accounted 1.25e7; 0.6 is 8.
     assert (
-        "At accounted ε = about 13 million, δ = 1e-5 (nominal ε = 10 by the seed paper's formula), z = 0.0002: "
+        "At accounted ε = about 13 million (add/remove; about 50 million for replace one), δ = 1e-5 (nominal ε = 10 by "
+        "the seed paper's formula), z = 0.0002: "
         "reconstructions are recognisable." in text
     )
     assert "“ours” reaches 37.8 dB, 25.8 dB above the mean image" in text
     assert (
-        "At accounted ε = 8, δ = 1e-5, z = 0.6: no attack exceeds the mean image by more than 0.5 dB on average" in text
+        "At accounted ε = 8 (add/remove; 17.8 for replace one), δ = 1e-5, z = 0.6: no attack exceeds the mean image by "
+        "more than 0.5 dB on average" in text
     )
     assert "z = 0.3 (accounted ε = 19.1). With the whole 95 % confidence interval within the tolerance: z = 0.6" in text
     assert "At z = 0.1, the whole interval lies above the tolerance, so the threshold lies between" in text

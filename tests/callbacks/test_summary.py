@@ -37,7 +37,7 @@ def test_text_and_hyperparameters_say_what_was_attacked_and_what_came_of_it(
     assert f"    recon fit --config {shlex.quote(str(tiny_of(run)))}" in run
     assert f"--trainer.default_root_dir {tmp_path}" in run
     assert f"PSNR {record['summary']['psnr_mean']:.1f} dB on average" in verdict
-    assert "Theoretical limit" in verdict
+    assert "no attack learns more than" in verdict
     content = found.SummaryMetadata("_hparams_/experiment").plugin_data.content
     experiment = HParamsPluginData.FromString(content).experiment
     assert [info.name for info in experiment.hparam_infos] == ["attack", "z", "epsilon"]
