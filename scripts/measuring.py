@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -200,19 +200,24 @@ def mean(victims: Iterable[Mapping[str, float]], field: str) -> float:
 
 
 def write_table(path: Path, command: str, rows: list[dict[str, object]]) -> None:
+    """Write a table of attacks, see `write_rows`; columns that `COLUMNS` does not list are appended."""
+    write_rows(path, command, rows, COLUMNS)
+
+
+def write_rows(path: Path, command: str, rows: list[dict[str, object]], columns: Sequence[str] = ()) -> None:
     """Write a table; its first line holds the command and the versions of the packages.
 
     Args:
         path: CSV file.
         command: The command that makes the table.
-        rows: Rows by column; columns that `COLUMNS` does not list are appended.
+        rows: Rows by column.
+        columns: The first columns; others follow in their order of appearance.
     """
-    further = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         file.write(f"# {command}; {versions}\n")
-        writer = csv.DictWriter(file, COLUMNS + further)
+        writer = csv.DictWriter(file, list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -195,6 +195,6 @@ def reconstruct(
         statistics,
         labels=None,
         evident=decoded.evident,
-        bounds=bounds_of(privacy, statistics, len(images), images),
+        bounds=bounds_of(privacy, len(images), images),
         update=client.released,
     )

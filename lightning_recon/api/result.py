@@ -107,14 +107,11 @@ def scored(
     return AttackResult(found, known, psnr, ssim, labels, evident, epsilon, bounds, released)
 
 
-def bounds_of(
-    privacy: Privacy, statistics: PublicStatistics, batch_size: int, truth: Tensor | None
-) -> dict[str, float | None]:
+def bounds_of(privacy: Privacy, batch_size: int, truth: Tensor | None) -> dict[str, float | None]:
     """The `bounds` section of `results.json`, without what needs the true images if they are None; empty without noise.
 
     Args:
         privacy: clipping and noise.
-        statistics: public statistics of images.
         batch_size: number of images in the batch.
         truth: true images, (B, 3, H, W).
     """
@@ -122,8 +119,7 @@ def bounds_of(
         return {}
     known = [] if truth is None else [truth.detach().cpu().float()]
     found = bounds_record(
-        [ClientBatch(one, one, torch.ones(1), torch.zeros(1), []) for one in known],
-        statistics.variance,
+        [ClientBatch(one, one, torch.ones_like(one[:, :1], dtype=torch.bool), torch.zeros(1), []) for one in known],
         noise_multiplier=privacy.noise_multiplier,
         granularity=privacy.granularity,
         per_layer=privacy.per_layer,

@@ -53,7 +53,6 @@ def run_record(
         raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
     bounds = bounds_record(
         truths,
-        statistics.variance,
         noise_multiplier=task.update_multiplier,
         mechanism=task.mechanism,
         granularity=task.granularity,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds and reference values that need no attack: decoding without a prior, unbiased estimates, a Gaussian source."""
+"""Bounds and reference values that need no attack: decoding without a prior, unbiased estimates, a channel's capacity."""
 
 import math
 from typing import Literal
@@ -163,7 +163,7 @@ def channel_nats(
     return nats if nats is None else nats / (batch_size if granularity == "update" else 1)
 
 
-def gaussian_distortion(variances: Tensor, nats: float) -> float:
+def gaussian_distortion(variances: Tensor, nats: float, multiplicity: Tensor | None = None) -> float:
     """Least expected squared error of a Gaussian source described with so many nats: reverse water-filling.
 
     Every component keeps at most the common distortion theta; the k strongest share the rate, so
@@ -172,37 +172,21 @@ def gaussian_distortion(variances: Tensor, nats: float) -> float:
     Args:
         variances: Variance of each independent component, any shape, >= 0.
         nats: Rate for the whole source, >= 0.
+        multiplicity: How many components have each variance, same shape, not necessarily integers; None: one each.
 
     Returns:
         Squared error summed over all components, in the unit of the variances.
 
     Source: Cover and Thomas, "Elements of Information Theory" (2006), Theorem 10.3.3.
     """
-    ordered = variances.double().flatten().sort(descending=True).values
-    ordered = ordered[ordered > 0]
+    ordered, order = variances.double().flatten().sort(descending=True)
+    number = torch.ones_like(ordered) if multiplicity is None else multiplicity.double().flatten()[order]
+    known = (ordered > 0) & (number > 0)
+    ordered, number = ordered[known], number[known]
     logs = ordered.log()
-    count = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
-    log_theta = (logs.cumsum(0) - 2 * nats) / count
+    log_theta = ((number * logs).cumsum(0) - 2 * nats) / number.cumsum(0)
     active = int((logs >= log_theta).sum())
     if active == 0:
         return 0.0
-    return float(active * log_theta[active - 1].exp() + ordered[active:].sum())
-
-
-def gaussian_reference_psnr(variances: Tensor, nats: float, dimension: int) -> float:
-    """PSNR that the best code of any kind reaches on a Gaussian source with the spectrum of photographs.
-
-    A reference value, not a bound: a Gaussian is the hardest source of its covariance, so an attack with a better image
-    prior may exceed it.
-
-    Args:
-        variances: Variance of each decorrelated coefficient of an image, values in [0, 1]; any shape.
-        nats: What the channel carries about one victim; see `channel_nats`.
-        dimension: Values of an image, 3 H W.
-
-    Returns:
-        PSNR in dB of the mean squared error over images (compare with `psnr_of_mean_mse`); at most 100.
-
-    Source: rate-distortion function of a Gaussian vector; see `gaussian_distortion`.
-    """
-    return float(psnr_from_mse(torch.tensor(gaussian_distortion(variances, nats) / dimension, dtype=torch.float64)))
+    described, left = float(number[:active].sum()), number[active:] @ ordered[active:]
+    return float(described * log_theta[active - 1].exp() + left)

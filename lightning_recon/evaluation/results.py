@@ -10,11 +10,11 @@ from torch import Tensor
 from lightning_recon.evaluation.bounds import (
     Granularity,
     channel_nats,
-    gaussian_reference_psnr,
     noise_law_batch_quantile,
     noise_law_psnr,
     unbiased_psnr,
 )
+from lightning_recon.evaluation.gaussian_reference import gaussian_reference
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.evaluation.scoring import Truth
 from lightning_recon.exchange import NoiseShare, summed_noise
@@ -105,7 +105,6 @@ def baselines_record(truths: Sequence[Truth], mean_image: Tensor) -> Record:
 
 def bounds_record(
     truths: Sequence[Truth],
-    variances: Tensor,
     *,
     noise_multiplier: float,
     granularity: Granularity,
@@ -117,8 +116,8 @@ def bounds_record(
     """The `bounds` section: bounds and reference values for these victims.
 
     Args:
-        truths: Each client's batch, all of one shape; none where they are not known, for which no noise law is stated.
-        variances: Public variance of each decorrelated coefficient of an image, shape (3, H, W).
+        truths: Each client's batch, all of one shape; none where they are not known. Noise law and Gaussian reference
+            are then None.
         noise_multiplier: Scale of the noise divided by the clipping norm, of what the server sees: under secure
             aggregation of the sum.
         granularity: "sample" or "update".
@@ -135,13 +134,16 @@ def bounds_record(
     gaussian = isinstance(mechanism_named(mechanism), Gaussian)
     nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds, mechanism_named(mechanism))
     law, lawless = (noise_multiplier, energies, granularity), per_layer or not known or not gaussian
-    source = None if nats is None else gaussian_reference_psnr(variances, nats, variances.numel())
-    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=variances.numel(), rounds=rounds)
+    source = None if nats is None else gaussian_reference(truths, nats, granularity)
+    values = truths[0].images[0].numel() if known else 0
+    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=values, rounds=rounds)
     return {
         "channel_nats": nats,
         "channel_bits": None if nats is None else nats / math.log(2),
         "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
         "noise_law_psnr_p95": upper,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
-        "gaussian_reference_psnr": source,
+        "gaussian_reference_psnr": None if source is None else source.psnr,
+        "gaussian_reference_low": None if source is None else source.low,
+        "gaussian_reference_high": None if source is None else source.high,
     }
