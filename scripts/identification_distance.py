@@ -3,9 +3,9 @@
 
     python scripts/identification_distance.py --root DIR        # writes results/identification_distance.csv
 
-Every photograph of a folder, up to 256, is degraded as attacks degrade images: by white noise, by blur, and by the transmission of
-its cosine coefficients over a noisy channel. A row states how often one distance finds the original of a degraded
-photograph among them. DIR must not hold photographs that the other tables attack.
+Every photograph of a folder, up to 256, is degraded as attacks degrade images: by white noise, by blur, and by the
+transmission of its cosine coefficients over a noisy channel. A row states how often one distance finds the original of
+a degraded photograph among them. DIR must not hold photographs that the other tables attack.
 """
 
 import argparse

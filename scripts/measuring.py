@@ -24,7 +24,7 @@ from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 COLUMNS = [
     "attack", "granularity", "z", "size", "batch", "rounds", "draw", "psnr_mean", "ssim_mean", "detected", "collided",
     "false", "oracles", "missed", "psnr_initial", "psnr_worst", "psnr_of_mean_mse", "psnr_detected",
-    "psnr_low", "psnr_high", "lost_share",
+    "psnr_low", "psnr_high", "lost_share", "identification", "gallery_size", "identification_bound",
     "epsilon_nominal", "epsilon_accounted", "epsilon_one_round", "noise_law_psnr", "gaussian_reference_psnr",
     "black_psnr", "mean_image_psnr", "victims", "max_grad_norm", "network", "subject_fraction", "units", "directions",
     "lost_in_theory", "structure_bytes", "seconds", "options",
@@ -142,6 +142,9 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "psnr_low": None if low is None else round(low, 4),
             "psnr_high": None if high is None else round(high, 4),
             "lost_share": round(statistics.fmean(lost(victim) for victim in victims), 4),
+            "identification": mean(victims, "identified") if summary.get("gallery_size") else None,
+            "gallery_size": summary.get("gallery_size"),
+            "identification_bound": summary.get("identification_bound"),
             "psnr_detected": mean(detected, "psnr") if detected else None,
             "epsilon_nominal": privacy["epsilon_nominal"],
             "epsilon_accounted": privacy["epsilon_accounted"],

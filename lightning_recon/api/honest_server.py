@@ -151,7 +151,7 @@ def invert_gradients(
         statistics,
         labels=found,
         evident=evident,
-        bounds=bounds_of(protection, statistics, batch_size, None),
+        bounds=bounds_of(protection, batch_size, None),
         update=update,
     )
 

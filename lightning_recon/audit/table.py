@@ -24,10 +24,13 @@ _VARIED = ("granularity", "per_layer", "batch_size", "rounds", "aggregated", "ch
 _SUMMARY = (
     *("clients", "draws", "victims", "detected", "collided", "false_detections"),
     *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "bit_exact_share"),
-    *("psnr_worst", "lost_share"),
+    *("psnr_worst", "lost_share", "identification", "gallery_size", "identification_bound"),
     *("file_decoded_fraction", "bits_sent_mean", "structure_bytes", "seconds"),
 )
-_BOUNDS = ("channel_nats", "noise_law_psnr", "noise_law_psnr_p95", "unbiased_psnr", "gaussian_reference_psnr")
+_BOUNDS = (
+    *("channel_nats", "noise_law_psnr", "noise_law_psnr_p95", "unbiased_psnr"),
+    *("gaussian_reference_psnr", "gaussian_reference_low", "gaussian_reference_high"),
+)
 _PRIVACY = (
     *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds"),
     *("aggregated", "noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),

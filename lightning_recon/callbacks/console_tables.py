@@ -106,6 +106,13 @@ def show_results(record: Record, root: Path) -> None:
         f"SSIM {summary['ssim_mean']:.3f}; {summary['detected']} victims detected, {summary['collided']} collided, "
         f"{summary['false_detections']} false; {summary['seconds']:.0f} s"
     )
+    if summary["identification"] is not None:
+        bound = summary["identification_bound"]
+        say(
+            f"identified among {summary['gallery_size']} images: {100 * summary['identification']:.0f} % (chance "
+            f"{100 * summary['identification_chance']:.2g} %"
+            + (")" if bound is None else f", bound for every attack {100 * bound:.3g} %)")
+        )
     if line := _exact_line(summary):
         say(line)
     if summary["label_accuracy"] is not None:

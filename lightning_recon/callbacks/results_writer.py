@@ -14,6 +14,7 @@ from lightning_recon.callbacks.capture_check import Examined, examine
 from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.console_tables import show_capture, show_release, show_results, training_line
 from lightning_recon.callbacks.ground_truth import scored_one, truths_of
+from lightning_recon.callbacks.identification import with_identification
 from lightning_recon.callbacks.payload_check import alarms_of
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.callbacks.reconstruction_file import export, finished, refined, write_reconstructions
@@ -156,6 +157,7 @@ class ResultsWriter(Callback):
         """Match with the true images, write `results.json` and the images."""
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
+        scored, run = with_identification(trainer, module, scored, found, run)
         if self.inspect and run.payload_alarms is None:
             run = replace(run, payload_alarms=alarms_of(trainer, module))
         run = replace(run, lpips_mean=mean_lpips(scored, found, truths, module))

@@ -95,7 +95,7 @@ def verdict_text(record: Record) -> str:
             "image from these releases"
         )
     for name, said in (
-        ("gaussian_reference_psnr", "the best code for a Gaussian source with the spectrum of photographs"),
+        ("gaussian_reference_psnr", "the best code for a Gaussian source with the second moments of these images"),
         ("noise_law_psnr", "decoding without an image prior"),
     ):
         if bounds.get(name) is not None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_recon.attack.base import Attack
 from lightning_recon.data.dataset import SubjectBatches, SubjectImages, warn, warn_skipped
 from lightning_recon.data.download import DOWNLOADABLE, default_root
+from lightning_recon.data.gallery import gallery_photographs
 from lightning_recon.data.handover import TrainedTarget, hand_over, model_of, one_step, step_loader
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, NoMasks, SubjectMasks
@@ -48,6 +49,7 @@ class ClientDataModule(LightningDataModule):
         num_workers: int = 0,
         mask_cache: str | None = None,
         actual_batch_sizes: list[int] | None = None,
+        gallery: str | None = None,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
@@ -71,6 +73,9 @@ class ClientDataModule(LightningDataModule):
                 ~/.cache/lightning_recon/masks.
             actual_batch_sizes: numbers of images that clients have where that is not `batch_size`, which the server
                 still expects: one number for each client, or one for all. null: every client has `batch_size` images.
+            gallery: folder of further photographs among which scores look for the original of each reconstruction
+                (`identification` in `results.json`), beside other images of the source and the bundled ones. The attack
+                never sees them.
 
         Raises:
             UserError: a number is out of its range.
@@ -101,6 +106,7 @@ class ClientDataModule(LightningDataModule):
         self.masks = masks if masks is not None else GrabCutMasks()
         self.num_classes, self.download, self.num_workers = num_classes, download, num_workers
         self.mask_cache = cache_folder(mask_cache)
+        self.gallery = None if gallery is None else Path(gallery).expanduser()
         self.batch_sizes = sizes * clients if len(sizes) == 1 else list(sizes)
         self._warned: set[str] = set()
         self._selected: tuple[ImageSource, Selection, list[int]] | None = None
@@ -160,6 +166,15 @@ class ClientDataModule(LightningDataModule):
         """Name and reason for each of the clients' images that could not be read and was replaced by the next."""
         skipped = [] if self._selected is None else self._selected[1].skipped
         return [{"name": name, "reason": reason} for name, reason in skipped]
+
+    def gallery_photographs(self, count: int) -> Tensor:
+        """Photographs that no client holds, for the score `identification`, see `data.gallery`.
+
+        Args:
+            count: the most that are read.
+        """
+        source, _, rest = self._select()
+        return gallery_photographs(self.gallery, source, rest, count, self.image_size)
 
     def image_source(self) -> ImageSource:
         """All images that clients may hold; a data module for another source overrides only this method."""

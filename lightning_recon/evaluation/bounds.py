@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds and reference values that need no attack: decoding without a prior, unbiased estimates, a channel's capacity."""
+"""Bounds and reference values that need no attack: decoding without a prior, unbiased estimates, capacity."""
 
 import math
 from typing import Literal

@@ -62,7 +62,7 @@ def gaussian_reference(truths: Sequence[Truth], nats: float, granularity: Granul
     shares = [truth.masks.double().mean((1, 2, 3)) for truth in truths]
     # What one code describes: an image, or all images of a clipped update together.
     if granularity == "sample":
-        shares = list(torch.cat(shares).split(1))
+        shares = list(torch.cat(shares)[:, None])
     sources = Counter((float(one.sum()), nats * len(one)) for one in shares)
     spectrum = Spectrum.of(photographs)
     variances = [spectrum.variances(), *(spectrum.variances(without=group) for group in range(spectrum.groups))]
@@ -130,7 +130,7 @@ class Spectrum:
 def _bands(side: int) -> Tensor:
     """One-hot band of each frequency, shape (side, K): half octaves of 1, 1.41, 2, ...; frequency 0 has its own."""
     place = (2 * torch.arange(side).double().clamp(min=0.5).log2() + 2).floor().long()
-    return torch.nn.functional.one_hot(place.unique(return_inverse=True)[1]).double()
+    return torch.nn.functional.one_hot(torch.unique(place, return_inverse=True)[1]).double()
 
 
 def _psnr(variances: Tensor, count: Tensor, sources: Mapping[tuple[float, float], int], values: int) -> float:

@@ -53,6 +53,9 @@ class RunRecord:
         structure_share: Share of the clipping budget that the structure had, as the server estimates it; a mean over
             updates and draws; None where it cannot be estimated.
         low_shares: In how many updates, of all draws, it is significantly below 0.9; None likewise.
+        gallery_size: Number of images among which originals were searched; None if they were not.
+        identification_bound: Bound on the probability with which any attack identifies a victim among them; None where
+            no bound is known.
         lpips_mean: Mean learned perceptual distance; None without the weights of its network.
         capture: Of a captured update: its source, and what its program declared.
         skipped_pictures: Images that could not be read.
@@ -81,6 +84,8 @@ class RunRecord:
     structure_share: float | None = None
     low_shares: int | None = None
     lpips_mean: float | None = None
+    gallery_size: int | None = None
+    identification_bound: float | None = None
     capture: Record | None = None
     skipped_pictures: Sequence[object] = ()
 
@@ -147,6 +152,7 @@ def summary_record(run: RunRecord, found: Sequence[Reconstruction], victims: Seq
         "victims": count,
         "detected": _mean(sum(len(one.images) for one in found if one.evident), draws),
         **_scores(victims, run.label_accuracy),
+        **_identification(victims, run),
         **_files(found, count * draws, run.channel_code),
         "seconds": run.seconds,
         "steps": run.steps,
@@ -218,6 +224,17 @@ def _scores(victims: Sequence[VictimScore], label_accuracy: float | None) -> Rec
         "ssim_mean": statistics.fmean(victim.ssim for victim in victims) if known else None,
         "label_accuracy": label_accuracy,
         "bit_exact_share": statistics.fmean(victim.bit_exact for victim in victims) if known else None,
+    }
+
+
+def _identification(victims: Sequence[VictimScore], run: RunRecord) -> Record:
+    """The fields of the `summary` section about identification; None without a gallery."""
+    flags = [victim.identified for victim in victims if victim.identified is not None]
+    return {
+        "identification": statistics.fmean(flags) if flags else None,
+        "gallery_size": run.gallery_size,
+        "identification_chance": 1 / run.gallery_size if run.gallery_size else None,
+        "identification_bound": run.identification_bound,
     }
 
 

@@ -47,6 +47,8 @@ class VictimScore:
         codec: "webp" (lossless) or "avif", the format of the decoded file; None without a file.
         code_rate: Message bits an input of the codeword that carried it; None without a file.
         bits_sent: Message bits of that codeword; None without a file.
+        identified: Whether the image is nearer to its own original than to every other image of a gallery; None where
+            there was none.
         capacity_bits: Capacity of its ±1 inputs at the signal-to-noise ratio of the release, in bits; None without a
             file.
     """
@@ -66,6 +68,7 @@ class VictimScore:
     code_rate: float | None = None
     bits_sent: int | None = None
     capacity_bits: float | None = None
+    identified: bool | None = None
 
     @property
     def lost(self) -> bool:

@@ -67,6 +67,7 @@ class VictimRecord(TypedDict):
     psnr: Decibels | None
     ssim: NotRequired[float | None]
     bit_exact: NotRequired[bool | None]
+    identified: NotRequired[bool | None]
     image: NotRequired[Text | None]
 
 
@@ -86,6 +87,10 @@ class SummaryRecord(TypedDict):
     psnr_worst: NotRequired[Decibels | None]
     lost_share: NotRequired[Probability | None]
     ssim_mean: NotRequired[float | None]
+    identification: NotRequired[Probability | None]
+    gallery_size: NotRequired[Count | None]
+    identification_chance: NotRequired[Probability | None]
+    identification_bound: NotRequired[Probability | None]
     seconds: NotRequired[NotNegative | None]
     steps: NotRequired[Count | None]
     structure_bytes: NotRequired[Count | None]

@@ -62,7 +62,8 @@ def test_without_a_truth_there_are_images_and_no_scores(blind: Path) -> None:
     assert [summary[name] for name in ("psnr_mean", "ssim_mean", "collided")] == [None] * 3
     assert record["baselines"] == {"black_psnr": None, "mean_image_psnr": None}
     assert record["bounds"]["noise_law_psnr"] is None
-    assert record["bounds"]["gaussian_reference_psnr"] > 20
+    assert record["bounds"]["gaussian_reference_psnr"] is None  # it is computed from the true images
+    assert record["bounds"]["channel_nats"] > 0
     assert (blind / "reconstructions.safetensors").is_file()
     board = EventAccumulator(str(blind), size_guidance={"images": 0, "tensors": 0}).Reload()
     assert board.Tags()["images"] == ["client_0"]

@@ -6,8 +6,6 @@ import torch
 
 from lightning_recon.evaluation.results import Record, bounds_record, privacy_record
 
-SPECTRUM = torch.linspace(1, 0, 768).reshape(3, 16, 16)
-
 
 def paper(**changes: object) -> Record:
     settings: dict[str, object] = {
@@ -71,8 +69,8 @@ class Batch:
 
 def test_no_noise_law_is_invented_for_per_layer_clipping() -> None:
     arguments = {"noise_multiplier": 0.1, "granularity": "sample", "rounds": 1}
-    per_layer = bounds_record([Batch(0)], SPECTRUM, per_layer=True, **arguments)  # type: ignore[arg-type]
-    whole = bounds_record([Batch(0)], SPECTRUM, per_layer=False, **arguments)  # type: ignore[arg-type]
+    per_layer = bounds_record([Batch(0)], per_layer=True, **arguments)  # type: ignore[arg-type]
+    whole = bounds_record([Batch(0)], per_layer=False, **arguments)  # type: ignore[arg-type]
     assert per_layer["noise_law_psnr"] is None
     assert per_layer["gaussian_reference_psnr"] == whole["gaussian_reference_psnr"]
     assert per_layer["channel_nats"] == whole["channel_nats"] == pytest.approx(50.0)

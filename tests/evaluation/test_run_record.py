@@ -23,15 +23,15 @@ KEYS = {
     "epsilon_of_one_client epsilon_of_sum",
     "baselines": "black_psnr mean_image_psnr",
     "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent noise_law_psnr_p95 "
-    "unbiased_psnr gaussian_reference_psnr",
+    "unbiased_psnr gaussian_reference_psnr gaussian_reference_low gaussian_reference_high",
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
-    "psnr_photograph codec code_rate bits_sent capacity_bits image",
+    "psnr_photograph codec code_rate bits_sent capacity_bits identified image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_mean_low "
-    "psnr_mean_high psnr_worst lost_share psnr_std_over_draws psnr_median "
+    "psnr_mean_high psnr_worst lost_share identification gallery_size identification_chance identification_bound "
+    "psnr_std_over_draws psnr_median "
     "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share file_decoded_fraction "
     "bits_sent_mean capacity_bits_mean seconds steps steps_per_second structure_bytes structure_share low_shares",
 }
-SPECTRUM = torch.linspace(1, 0, 768).reshape(3, 16, 16)
 
 
 class Batch:
@@ -92,7 +92,7 @@ def test_a_record_has_the_documented_keys_and_survives_json(tmp_path: Path) -> N
         for draw in range(2)
     ]
     scored = [score(truths[one.client], one, mean) for one in found]
-    bounds = bounds_record(truths, SPECTRUM, noise_multiplier=2e-4, granularity="update", per_layer=False, rounds=1)
+    bounds = bounds_record(truths, noise_multiplier=2e-4, granularity="update", per_layer=False, rounds=1)
     run = run_of(
         clients=2, batch_size=3, seconds=2.0, steps=10, bounds=bounds, baselines=baselines_record(truths, mean)
     )

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score a run by identification: the gallery comes from the data module, which only the scoring may ask for it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightning.pytorch import Trainer
+
+from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.callbacks.ground_truth import truth_of, truths_of
+from lightning_recon.callbacks.protection import noise_of
+from lightning_recon.data import ClientDataModule
+from lightning_recon.evaluation.identification import MOST_IMAGES, Gallery, identified
+from lightning_recon.evaluation.run_record import RunRecord
+from lightning_recon.evaluation.scoring import Scored
+
+
+def with_identification(
+    trainer: Trainer, module: Attack, scored: list[Scored], found: Sequence[Reconstruction], run: RunRecord
+) -> tuple[list[Scored], RunRecord]:
+    """Add whether each victim is identified, the size of the gallery, and the bound on every attack's success.
+
+    Args:
+        trainer: The trainer; without a data module of this package nothing is added.
+        module: The attack.
+        scored: Reconstructions of every update and draw, matched with the true images.
+        found: The same before matching.
+        run: Everything about the run but the victims.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ClientDataModule):
+        return scored, run
+    truths, task = truths_of(trainer), module.task
+    gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES))
+    of_each = [truth_of(truths, one.client, module) for one in found]
+    chance = 1 / len(gallery)
+    bound = task.noise.reconstruction_robustness(chance, noise_of(task), task.rounds) if len(gallery) > 1 else None
+    return identified(scored, of_each, gallery), replace(run, gallery_size=len(gallery), identification_bound=bound)

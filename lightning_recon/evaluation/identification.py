@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identification: whether a reconstruction is nearer to its own original than to every other image of a gallery.
+
+PSNR does not say whether a person or an object can be told apart from others. Identification does: whoever holds the
+gallery and compares a reconstruction with each of its images finds the right one, or does not. The attack sees neither
+the gallery nor the originals.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.files.digests import sha256
+
+MOST_IMAGES = 1000
+# The side to which images are averaged before they are compared, see scripts/identification_distance.py.
+_SIDE = 16
+_TIE = 1e-9  # what rounding may leave between equal distances of normalised features
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images among which originals are searched, bit-exact duplicates once.
+
+    Args:
+        features: What is compared of each image, shape (N, features).
+        places: Row of each image, by a digest of its pixels.
+    """
+
+    features: Tensor
+    places: Mapping[str, int]
+
+    @classmethod
+    def of(cls, truths: Sequence[Truth], others: Tensor) -> "Gallery":
+        """Collect the gallery.
+
+        Args:
+            truths: Each client's batch.
+            others: Further photographs, shape (M, 3, H, W), uint8. Where clients cut subjects out, each is cut out
+                along the mask of one of the clients' images, so that no silhouette belongs to an original alone. Of
+                more than `MOST_IMAGES` images in all, the last are left out.
+        """
+        features: dict[str, Tensor] = {}
+        masks = torch.cat([truth.masks for truth in truths]).cpu()
+        originals = (image.cpu() for truth in truths for image in truth.images)
+        cut_out = (image / 255 * masks[place % len(masks)] for place, image in enumerate(others))
+        for image in originals:
+            features.setdefault(sha256(image), _features(image))
+        for image in cut_out:
+            if len(features) >= MOST_IMAGES:
+                break
+            features.setdefault(sha256(image), _features(image))
+        return cls(torch.stack(list(features.values())), {digest: place for place, digest in enumerate(features)})
+
+    def __len__(self) -> int:
+        """Number of images, N."""
+        return len(self.features)
+
+    def identifies(self, images: Tensor, originals: Tensor) -> list[bool]:
+        """Whether each image is nearer to its own original than to all others; a tie is not an identification.
+
+        Args:
+            images: Reconstructions, shape (B, 3, H, W), values in [0, 1].
+            originals: Their originals, which the gallery holds, shape (B, 3, H, W).
+        """
+        found = []
+        for image, original in zip(images.cpu(), originals.cpu(), strict=True):
+            distances = torch.linalg.vector_norm(self.features - _features(image), dim=1)
+            own = self.places[sha256(original)]
+            others = torch.cat([distances[:own], distances[own + 1 :]])
+            found.append(bool((distances[own] < others - _TIE).all()))
+        return found
+
+
+def identified(scored: Sequence[Scored], truths: Sequence[Truth], gallery: Gallery) -> list[Scored]:
+    """Add to every victim's score whether its reconstruction identifies it.
+
+    Args:
+        scored: Every client and draw after matching.
+        truths: The batch of each of them, in the same order.
+        gallery: What is searched.
+    """
+    found = []
+    for one, truth in zip(scored, truths, strict=True):
+        flags = gallery.identifies(one.images, truth.images)
+        victims = [replace(victim, identified=flag) for victim, flag in zip(one.victims, flags, strict=True)]
+        found.append(replace(one, victims=victims))
+    return found
+
+
+def _features(image: Tensor) -> Tensor:
+    """What is compared of an image: averages over squares, without their mean and contrast, shape (features,)."""
+    small = F.adaptive_avg_pool2d(image.double(), _SIDE)
+    return F.normalize((small - small.mean((1, 2), keepdim=True)).flatten(), dim=0)
