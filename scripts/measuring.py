@@ -84,8 +84,15 @@ def deprecated_options(options: str) -> str:
     return " ".join(words)
 
 
-def measured(cell: Cell, root: Path, runs: Path) -> Path:
-    """Run a cell unless it has results already; return its folder."""
+def measured(cell: Cell, root: Path, runs: Path, gallery: Path | None = None) -> Path:
+    """Run a cell unless it has results already; return its folder.
+
+    Args:
+        cell: What is measured.
+        root: Folder of photographs.
+        runs: Where the runs are kept.
+        gallery: Folder of further photographs among which originals are searched.
+    """
     folder = folder_of(cell, root, runs)
     print(f"recon fit {cell.options}", flush=True)
     if not (folder / "results.json").exists():
@@ -97,6 +104,8 @@ def measured(cell: Cell, root: Path, runs: Path) -> Path:
 
             name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
             photographs[1] = str(with_true_labels(root, runs / f"labelled_{name}"))
+        if gallery is not None:
+            photographs += ["--data.gallery", str(gallery)]
         alone = ["--comparison.structure", "null", "--comparison.noise_factor", "null"]
         alone += ["--model.client.noise_seed", "0"]  # tables are reproducible
         place = ["--trainer.default_root_dir", str(folder), "--overwrite"]  # of a run that was stopped
