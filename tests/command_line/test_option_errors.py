@@ -82,7 +82,7 @@ from .typed import refusal
         ("QS --model.structure lightning_recon.strcture.Digital", "give its name alone, Digital"),
         (
             "QS --model.structure torch.nn.Linear",
-            "torch.nn.Linear is no Structure: give Digital, Feedback, RobbingTheFed,",
+            "torch.nn.Linear is no Structure: give CuriousAbandonHonesty, Digital, Feedback,",
         ),
         ("QS --model.optimizer torch.optim.Adm", "there is no class torch.optim.Adm: did you mean Adam?"),
         ("QS --trainer.logger CSVLoger", "there is no class CSVLoger: did you mean CSVLogger?"),
