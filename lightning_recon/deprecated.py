@@ -53,6 +53,13 @@ VALUES: Final[dict[str, dict[str, dict[str, str]]]] = {
     "GradientInversion": {"labels": {"known": "oracle"}, "signed": {"no": "none"}},
     "VictimClient": {"noise_share": {"full": "local", "shared": "distributed"}},
 }
+# Options that structures did not have in earlier versions, with the values that repeat what these versions did. The
+# config of a run states all options, so that a missing one is one of these.
+EARLIER_BEHAVIOUR: Final[dict[str, dict[str, Any]]] = {
+    "RobbingTheFed": {"variant": "cumulative", "fallback": False},
+    "SeedPaper": {"fallback": False},
+    "CuriousAbandonHonesty": {"fallback": False},
+}
 
 # The place of a value in a config: its keys from the outside in, without init_args.
 Place = tuple[str, ...]
@@ -76,6 +83,18 @@ def modernized(config: Any, classes: Mapping[Place, str] | None = None) -> Any: 
             Options of classes that are not this package's are left alone; those of unknown classes are translated.
     """
     return _translated(config, (), ROOT, dict(classes or {}) | classes_in(config))
+
+
+def with_earlier_behaviour(structure: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+    """The structure of a recorded run, with options that the version that recorded it did not have.
+
+    Args:
+        structure: Class path and arguments, as in the run's config. It is not changed.
+    """
+    if not isinstance(structure, dict) or not str(structure.get("class_path")).startswith("lightning_recon."):
+        return structure
+    former = EARLIER_BEHAVIOUR.get(structure["class_path"].rpartition(".")[2], {})
+    return {**structure, "init_args": former | (structure.get("init_args") or {})} if former else structure
 
 
 def modernized_arguments(args: Sequence[str], classes: Mapping[Place, str] | None = None) -> list[str]:

@@ -178,8 +178,8 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
     yield "feedback round 2", Feedback(WaterFilling(pilot_power=0.2, **ATTACHED)), weak | {"rounds": 2}
     yield "paper", SeedPaper(), weak
     yield "paper with moments", SeedPaper(moments=True), weak
-    yield "robbing_the_fed upstream", RobbingTheFed(64, "upstream"), weak
-    yield "robbing_the_fed", RobbingTheFed(), weak
+    yield "robbing_the_fed upstream", RobbingTheFed(64, "upstream", variant="cumulative"), weak
+    yield "robbing_the_fed", RobbingTheFed(variant="cumulative"), weak
     yield "curious_abandon_honesty", CuriousAbandonHonesty(), weak
 
 

@@ -2,6 +2,7 @@
 """Names of the previous release still work, each with one warning that gives the name that replaced it."""
 
 import importlib
+import inspect
 import json
 import logging
 import shutil
@@ -13,11 +14,20 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_recon import client, deprecated
+from lightning_recon import client, deprecated, structure
 from lightning_recon.cli import main
 from lightning_recon.command_line.config_files import with_current_names
 from lightning_recon.command_line.replay_config import is_allowed
-from lightning_recon.deprecated import CLASS_PATHS, KEYS, VALUES, modernized, modernized_arguments, modernized_option
+from lightning_recon.deprecated import (
+    CLASS_PATHS,
+    EARLIER_BEHAVIOUR,
+    KEYS,
+    VALUES,
+    modernized,
+    modernized_arguments,
+    modernized_option,
+    with_earlier_behaviour,
+)
 
 Fit = Callable[..., dict[str, Any]]
 RECORDED = Path(__file__).parent / "recorded"
@@ -118,6 +128,18 @@ def test_a_run_recorded_by_the_previous_release_is_replayed(
     name = "reconstructions.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
     assert any("is deprecated" in line for line in caplog.messages)
+
+
+def test_a_recorded_peer_keeps_what_it_was_before_it_had_further_options() -> None:
+    recorded = {"class_path": "lightning_recon.structure.RobbingTheFed", "init_args": {"units": 8}}
+    found = with_earlier_behaviour(recorded)
+    assert found["init_args"] == {"units": 8, "variant": "cumulative", "fallback": False}
+    now = {**recorded, "init_args": {"variant": "sparse", "fallback": True}}
+    assert with_earlier_behaviour(now) == now
+    for other in ({"class_path": "mine.RobbingTheFed"}, {"class_path": "lightning_recon.structure.Digital"}, None):
+        assert with_earlier_behaviour(other) == other
+    for name, former in EARLIER_BEHAVIOUR.items():
+        assert former.keys() <= inspect.signature(getattr(structure, name)).parameters.keys()
 
 
 def test_keys_of_an_audit() -> None:

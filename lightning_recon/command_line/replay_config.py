@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from lightning_recon.deprecated import modernized
+from lightning_recon.deprecated import modernized, with_earlier_behaviour
 from lightning_recon.errors import UserError
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_yaml
@@ -59,6 +59,8 @@ def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any
         mechanism = _mapping(settings.get("privacy") or {}, "client.init_args.privacy").get("mechanism")
         if "network" in own and own["network"] is None:
             own["network"] = settings.get("network")
+        if "structure" in own:
+            own["structure"] = with_earlier_behaviour(own["structure"])
         own["client"], own["update"] = None, None  # the recorded exchange replaces them
         kept: dict[str, Any] = {"seed_everything": config["seed_everything"]}
         kept["model"] = {"class_path": model["class_path"], "init_args": own}

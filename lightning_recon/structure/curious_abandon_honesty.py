@@ -18,6 +18,7 @@ from lightning_recon.structure.robbing_the_fed import (
     lowest_row_std,
     relu_payload,
     rows_above_noise,
+    worth_showing,
 )
 
 _SEED = 4
@@ -45,7 +46,7 @@ class CuriousAbandonHonesty(Structure):
     that the logits hardly move. The bias is the weight of an input that is always 1.
 
     Source: Boenisch, Dziedzic, Schuster, Shahin Shamsabadi, Shumailov, Papernot (EuroS&P 2023, arXiv 2112.02918);
-    corners by successive projection, Gillis & Vavasis (2014).
+    corners by successive projection, Gillis & Vavasis (2014). The fallback to the mean image is ours.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class CuriousAbandonHonesty(Structure):
         subjects: bool | None = None,
         false_alarm: float = 0.01,
         statistics: str | None = None,
+        fallback: bool = True,
     ) -> None:
         """Choose the variant.
 
@@ -67,6 +69,8 @@ class CuriousAbandonHonesty(Structure):
                 announces; subjects where it does not.
             false_alarm: Probability that a batch of empty rows shows a victim, in (0, 1).
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
+            fallback: Whether rows that are expected to be worse than the public mean image, because of their noise,
+                are left out: their victims then get the mean image. Not part of the published attack.
         """
         check_ranges(
             "--model.structure.",
@@ -79,6 +83,7 @@ class CuriousAbandonHonesty(Structure):
         self.subjects = subjects
         self.statistics_file = statistics
         self.false_alarm = false_alarm
+        self.fallback = fallback
 
     @property
     def name(self) -> str:
@@ -117,11 +122,14 @@ class CuriousAbandonHonesty(Structure):
         inputs, biases = weight[:, :-1], weight[:, -1]
         detected = rows_above_noise(inputs, biases, self.false_alarm)
         noise = lowest_row_std(inputs) / biases[detected].abs()
-        chosen = detected[corners(inputs[detected] / biases[detected, None], noise, task.victims)]
-        images = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
+        picked = corners(inputs[detected] / biases[detected, None], noise, task.victims)
+        chosen = detected[picked]
         # The noise is estimated from the row of least energy, so a recording must keep it too.
         weakest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
         kept = torch.cat([chosen, weakest])
+        if self.fallback:
+            chosen = chosen[worth_showing(self.statistics(task), noise[picked])]
+        images = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
         return Decoded(images, unresolved=0, rows={"structure.weight": kept})
 
 

@@ -102,7 +102,8 @@ class InferenceStructure(ServerLayer):
         Returns:
             Shape (B, m + constants), or as many entries as all blocks have.
         """
-        sent = self.transform.analyse(images).flatten(1)[:, self.index] * self.gain
+        pooled = F.avg_pool2d(images, self.spec.pooling) if self.spec.pooling > 1 else images
+        sent = self.transform.analyse(pooled).flatten(1)[:, self.index] * self.gain
         extra = [moments(images).flatten(1)] if self.spec.moments else []
         if (plan := self.spec.digital) is not None:
             words = DigitalWords.apply(images, plan)

@@ -39,6 +39,7 @@ class _Settings(TypedDict):
     balanced: NotRequired[bool]
     detach_logits: NotRequired[bool]
     moments: NotRequired[bool]
+    pooling: NotRequired[schema.Side]
     blocks: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
     norm_ratio: NotRequired[schema.Positive]
     trap_scaling: NotRequired[_Finite]
@@ -68,6 +69,7 @@ class LayerSpec:
         balanced: Whether the head weights are chosen for each image from the network's logits.
         detach_logits: Whether the network's own gradient is removed, see `TamperedNetwork`.
         moments: Whether the statistics of `leaked_moments` are sent beside the coefficients.
+        pooling: The layer sends averages over squares of this width, in pixels, in place of the image.
         blocks: Over how many tensors the inputs are spread, a power of two, see `hadamard_spreading`.
         norm_ratio: Expected ratio of a row's L1 norm to its Euclidean norm, which the server has to know where the
             clip bounds the L1 norm; None otherwise.
@@ -83,6 +85,7 @@ class LayerSpec:
     balanced: bool = False
     detach_logits: bool = False
     moments: bool = False
+    pooling: int = 1
     blocks: int = 1
     norm_ratio: float | None = None
     trap: TrapRecipe | None = None
@@ -121,6 +124,7 @@ class LayerSpec:
             balanced=settings.get("balanced", False),
             detach_logits=settings.get("detach_logits", False),
             moments=settings.get("moments", False),
+            pooling=settings.get("pooling", 1),
             blocks=blocks,
             norm_ratio=settings.get("norm_ratio"),
             trap=trap,

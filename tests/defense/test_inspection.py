@@ -70,10 +70,10 @@ STRUCTURES: dict[str, tuple[Structure, set[str]]] = {
     "flattened": (WaterFilling(head_weights="flattened"), {"energy_share", "false_gradient", "linear_gradient"}),
     "paper": (SeedPaper(units=256), {"repeated_rows", "energy_share", "linear_gradient"}),
     "upstream": (
-        RobbingTheFed(64, "upstream"),
+        RobbingTheFed(64, "upstream", variant="cumulative"),
         {"repeated_rows", "constant_inputs", "energy_share", "linear_gradient"},
     ),
-    "noise_aware": (RobbingTheFed(), {"repeated_rows", "constant_inputs", "energy_share", "linear_gradient"}),
+    "sparse": (RobbingTheFed(), {"repeated_rows", "constant_inputs", "energy_share", "linear_gradient"}),
     "trap_weights": (CuriousAbandonHonesty(units=256), {"constant_inputs", "energy_share", "linear_gradient"}),
 }
 

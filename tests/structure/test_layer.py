@@ -204,11 +204,11 @@ def test_the_copy_takes_nothing_from_the_gradient_but_its_effect_on_the_output(t
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-16)
 
 
-@pytest.mark.parametrize("with_moments", [False, True])
+@pytest.mark.parametrize(("with_moments", "pooling"), [(False, 1), (True, 1), (True, 2)])
 def test_the_seed_papers_gradient_is_its_theory_and_not_zero(
-    task: MakeTask, images: Tensor, with_moments: bool
+    task: MakeTask, images: Tensor, with_moments: bool, pooling: int
 ) -> None:
-    payload = SeedPaper(units=64, moments=with_moments).payload(task(SIZE, BATCH, 1e-3))
+    payload = SeedPaper(units=64, moments=with_moments, pooling=pooling).payload(task(SIZE, BATCH, 1e-3))
     model = TamperedNetwork(NETWORKS["convnet"]().double(), InferenceStructure(payload).double())
     assert model.structure.bias is not None
     images = images.double()
@@ -222,9 +222,9 @@ def test_the_seed_papers_gradient_is_its_theory_and_not_zero(
     torch.testing.assert_close(found["structure.bias"], rows.sum(dim=1)[:, None] * copies, rtol=1e-10, atol=1e-12)
     # The target network is silenced, the zero channels' gradients are exactly zero, all else is the image.
     assert not any(bool(gradient.any()) for name, gradient in found.items() if name.startswith("network."))
-    pixels = 3 * SIZE**2
+    pixels = 3 * (SIZE // pooling) ** 2
     assert not bool(found["structure.weight"][:, -pixels:].any())
-    assert torch.equal(inputs[:, :pixels], images.flatten(1))
+    assert torch.equal(inputs[:, :pixels], F.avg_pool2d(images, pooling).flatten(1))
     if with_moments:
         assert torch.equal(inputs[:, pixels:-pixels], moments(images).flatten(1))
 

@@ -27,7 +27,7 @@ STRUCTURES: dict[str, Structure] = {
     "without cancelling": WaterFilling(cancel=False, head_weights="flattened"),
     "digital": Digital(),
     "feedback": Feedback(),
-    "seed paper": SeedPaper(units=8, moments=True),
+    "seed paper": SeedPaper(units=8, moments=True, pooling=2),
     "robbing the fed": RobbingTheFed(units=8),
     "trap weights": CuriousAbandonHonesty(units=8),
 }
@@ -44,7 +44,7 @@ def test_what_every_structure_ships_is_a_spec(task: Callable[..., Task], name: s
     spec = LayerSpec.of(shipped)
     for key in ("pixels", "cancel", "strength", "target_scale"):
         assert getattr(spec, key) == shipped.settings[key]
-    for key in ("balanced", "detach_logits", "moments", "blocks"):
+    for key in ("balanced", "detach_logits", "moments", "pooling", "blocks"):
         assert getattr(spec, key) == shipped.settings.get(key, LayerSpec.__dataclass_fields__[key].default)
     assert (spec.digital is not None) == (name == "digital")
     assert (spec.trap is not None) == (name == "trap weights")
@@ -67,6 +67,7 @@ def test_nothing_and_a_layer_of_another_class_have_no_spec() -> None:
         ({"strength": "much"}, "strength: Input should be a valid number, not 'much'"),
         ({"strength": 0.0}, "strength: Input should be greater than 0"),
         ({"strength": float("nan")}, "describe no layer"),
+        ({"pooling": 0}, "pooling: Input should be greater than or equal to 1"),
         ({"blocks": 3}, "blocks is 3: give a power of two"),
         ({"trap_scaling": 0.9}, "lacks trap_deviation, without which its trap weights are unknown"),
         ({"trap_scaling": 0.9, "trap_deviation": 1.0, "trap_seed": 1}, "say once what its units measure"),

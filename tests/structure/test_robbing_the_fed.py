@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cumulative bins return the pictures between them, pay for it under one clip, and depend on which rows are read."""
+"""Sparse bins return the picture in them; cumulative ones the pictures between them, and pay for it under one clip."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from lightning_recon.attack.protocol import run_protocol
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.gradients import mean_gradient
+from lightning_recon.data import ClientBatch
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.networks.construction import ConvNet
 from lightning_recon.priors.image_statistics import public_statistics, synthetic_images
@@ -25,6 +28,7 @@ Release = Callable[..., ClientUpdate]
 Photographs = Callable[[int], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
 RowSelection = Literal["upstream", "noise_aware"]
+Variant = Literal["sparse", "cumulative"]
 SIZE, UNITS, DRAWS = 32, 128, 4
 
 
@@ -32,17 +36,21 @@ def excited(images: Tensor, attack: RobbingTheFed, task: Task) -> Tensor:
     """Which units hear which pictures, with the truth at hand: shape (B, K)."""
     structure = InferenceStructure(attack.payload(task))
     measured: Tensor = structure.encode(images) @ structure.weight.detach().T
-    return measured > structure.lower
+    return (measured > structure.lower) & (measured < structure.upper)
 
 
 def isolated(images: Tensor, attack: RobbingTheFed, task: Task) -> Tensor:
     """Those pictures that are alone in their bin."""
-    bins = excited(images, attack, task).sum(dim=1)
+    places = excited(images, attack, task).long() * torch.arange(1, attack.units + 1)
+    bins = places.max(dim=1).values  # the highest unit that hears a picture, in either variant
     return images[[i for i, own in enumerate(bins) if int((bins == own).sum()) == 1]]
 
 
-def photographs_only(units: int = UNITS, row_selection: RowSelection = "noise_aware") -> RobbingTheFed:
-    return RobbingTheFed(units, row_selection, subjects=False)
+def photographs_only(
+    units: int = UNITS, row_selection: RowSelection = "noise_aware", variant: Variant = "cumulative"
+) -> RobbingTheFed:
+    as_published = row_selection == "upstream"
+    return RobbingTheFed(units, row_selection, subjects=False, variant=variant, fallback=not as_published)
 
 
 def signs(task: Task, count: int) -> Tensor:
@@ -51,11 +59,14 @@ def signs(task: Task, count: int) -> Tensor:
     return code.mean() - code[torch.arange(count) % task.num_classes]
 
 
-@pytest.mark.parametrize("row_selection", ["upstream", "noise_aware"])
+@pytest.mark.parametrize(
+    ("row_selection", "variant"),
+    [("upstream", "cumulative"), ("noise_aware", "cumulative"), ("upstream", "sparse"), ("noise_aware", "sparse")],
+)
 def test_without_noise_isolated_pictures_come_back(
-    task: MakeTask, photographs: Photographs, matched_psnr: Score, row_selection: RowSelection
+    task: MakeTask, photographs: Photographs, matched_psnr: Score, row_selection: RowSelection, variant: Variant
 ) -> None:
-    attack = photographs_only(row_selection=row_selection)
+    attack = photographs_only(row_selection=row_selection, variant=variant)
     images = isolated(photographs(SIZE), attack, task(SIZE, 16, 0.0))
     assert len(images) >= 8
     announced = task(SIZE, len(images), 0.0)
@@ -66,6 +77,68 @@ def test_without_noise_isolated_pictures_come_back(
     decoded = attack.decode(payload, announced, ClientUpdate(0, 0, 0, gradient))
     assert len(decoded.images) == len(images)
     assert float(matched_psnr(decoded.images, images).min()) > 50
+
+
+def test_sparse_bins_without_noise_in_double_precision(
+    task: MakeTask, photographs: Photographs, matched_psnr: Score
+) -> None:
+    attack = photographs_only(variant="sparse")
+    images = isolated(photographs(SIZE), attack, task(SIZE, 16, 0.0))
+    announced = task(SIZE, len(images), 0.0)
+    payload = attack.payload(announced)
+    model = TamperedNetwork(ConvNet(10).double(), InferenceStructure(payload).double())
+    gradient, _ = mean_gradient(model, F.cross_entropy, images.double(), torch.arange(len(images)) % 10)
+    weight = gradient["structure.weight"]
+    # Exactly one row for each victim, and nothing at all in the others.
+    assert int((weight != 0).any(dim=1).sum()) == len(images)
+    decoded = attack.decode(payload, announced, ClientUpdate(0, 0, 0, gradient))
+    assert float(matched_psnr(decoded.images, images.double()).min()) > 200
+
+
+def test_a_sparse_bin_hears_a_picture_of_any_brightness_alone(task: MakeTask, photographs: Photographs) -> None:
+    extremes = torch.stack([torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)])
+    images = torch.cat([photographs(SIZE), extremes])
+    assert excited(images, photographs_only(variant="sparse"), task(SIZE, 4, 0.0)).sum(dim=1).tolist() == [1] * 18
+
+
+def test_sparse_bins_work_over_several_local_steps_and_cumulative_ones_do_not(
+    task: MakeTask, photographs: Photographs
+) -> None:
+    worst = {}
+    variants: list[Variant] = ["sparse", "cumulative"]
+    for variant in variants:
+        attack = photographs_only(variant=variant)
+        images = isolated(photographs(SIZE), attack, task(SIZE, 16, 0.0))[:8]
+        client = VictimClient(
+            "convnet", 10, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=0.0), local_steps=4, local_lr=0.01
+        )
+        masks = torch.ones(8, 1, SIZE, SIZE, dtype=torch.bool)
+        client.bind([ClientBatch(images, images, masks, torch.arange(8), [""] * 8)])
+        pictures = run_protocol(client, attack, attack.payload(client.task), 0, 0, None).images
+        errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
+        worst[variant] = float(-10 * errors.max().log10())
+    assert worst["sparse"] > 50
+    assert worst["cumulative"] < 20
+
+
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+@pytest.mark.parametrize("noise", [1e-4, 1e-3])
+def test_the_error_of_a_sparse_bin_is_the_noise_of_its_row_and_bias(
+    task: MakeTask, release: Release, photographs: Photographs, noise: float, granularity: str
+) -> None:
+    attack = photographs_only(variant="sparse")
+    images = isolated(photographs(SIZE), attack, task(SIZE, 16, noise))
+    announced = task(SIZE, len(images), noise, granularity)
+    payload = attack.payload(announced)
+    energy = images.square().sum(dim=(1, 2, 3)) + 1
+    norm = energy.sqrt() if granularity == "sample" else energy.sum().sqrt()
+    law = (noise * norm) ** 2 * (1 + images.square().mean(dim=(1, 2, 3)))
+    ratios = []
+    for _ in range(DRAWS):
+        pictures = attack.decode(payload, announced, release(payload, announced, images)).images
+        errors = torch.stack([(pictures - image).square().mean(dim=(1, 2, 3)).min() for image in images])
+        ratios.append(errors / law)
+    assert 10 * abs(math.log10(float(torch.stack(ratios).mean()))) < 0.7
 
 
 @pytest.mark.parametrize("granularity", ["sample", "update"])
@@ -128,8 +201,9 @@ def test_upstream_takes_the_emptiest_rows_for_pictures_under_any_noise(
     assert float(psnr["noise_aware"].min()) > 50
 
 
-def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> None:
-    attack, announced = RobbingTheFed(64, false_alarm=0.05), task(8, 4, 1.0)
+@pytest.mark.parametrize("variant", ["sparse", "cumulative"])
+def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask, variant: Variant) -> None:
+    attack, announced = RobbingTheFed(64, false_alarm=0.05, variant=variant, fallback=False), task(8, 4, 1.0)
     payload = attack.payload(announced)
     trials, alarms = 400, 0
     for _ in range(trials):
@@ -147,7 +221,7 @@ def test_the_quietest_row_tells_the_noise(units: int, std: float) -> None:
 
 
 def test_thresholds_are_quantiles_of_public_brightness(task: MakeTask) -> None:
-    attack = RobbingTheFed(8, subjects=False)
+    attack = RobbingTheFed(8, subjects=False, variant="cumulative")
     tensors = attack.payload(task(SIZE, 4, 0.0)).tensors
     pictures = synthetic_images(public_statistics(SIZE, SIZE, False), 2000, SIZE)
     extremes = torch.stack([torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)])

@@ -7,11 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from lightning_recon.client.gradients import mean_gradient
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Task
-from lightning_recon.structure import SeedPaper, Structure
+from lightning_recon.networks.construction import ConvNet
+from lightning_recon.structure import InferenceStructure, SeedPaper, Structure, TamperedNetwork
 from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.refinement import LeakedMoments
 from lightning_recon.structure.seed_paper import half_normal_std, interval_filtered
@@ -41,7 +45,7 @@ def nearest(pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def test_raw_decoding_obeys_the_noise_law(
     task: MakeTask, release: Release, photographs: Photographs, noise: float, granularity: str
 ) -> None:
-    structure = SeedPaper(UNITS, interval_filter=False)
+    structure = SeedPaper(UNITS, interval_filter=False, fallback=False)
     images = isolated(photographs(SIZE), structure, task(SIZE, 16, noise))
     announced = task(SIZE, len(images), noise, granularity)
     payload = structure.payload(announced)
@@ -57,6 +61,52 @@ def test_raw_decoding_obeys_the_noise_law(
     law = expected.square().mean(dim=(1, 2, 3))
     assert 10 * (errors / law[match]).log10().abs().max() < 1
     assert 10 * abs(math.log10(float(errors.mean() / law.mean()))) < 0.3
+
+
+@pytest.mark.parametrize("pooling", [2, 4])
+def test_without_noise_pooled_pictures_come_back_interpolated(
+    task: MakeTask, photographs: Photographs, pooling: int
+) -> None:
+    structure, images = SeedPaper(UNITS, pooling=pooling), photographs(SIZE)
+    pooled = F.avg_pool2d(images.double(), pooling)
+    images = isolated(images, SeedPaper(UNITS), task(SIZE, 16, 0.0))  # averages are as bright as what they average
+    announced = task(SIZE, len(images), 0.0)
+    payload = structure.payload(announced)
+    model = TamperedNetwork(ConvNet(10).double(), InferenceStructure(payload).double())
+    gradient, _ = mean_gradient(model, F.cross_entropy, images.double(), torch.arange(len(images)) % 10)
+    guess = structure.decode(payload, announced, ClientUpdate(0, 0, 0, gradient))
+    assert guess.images.shape == images.shape
+    errors, _ = nearest(guess.images, F.interpolate(pooled, scale_factor=pooling, mode="bilinear"))
+    assert float(errors.max()) < 1e-20
+
+
+def test_a_pooled_gradient_exceeds_the_clipping_norm_as_the_whole_one_does(
+    task: MakeTask, photographs: Photographs
+) -> None:
+    norms = []
+    for pooling in (1, 4):
+        structure = InferenceStructure(SeedPaper(UNITS, pooling=pooling).payload(task(SIZE, 4, 0.0)))
+        gradient, _ = mean_gradient(
+            TamperedNetwork(ConvNet(10), structure), F.cross_entropy, photographs(SIZE)[:4], torch.arange(4)
+        )
+        norms.append(float(gradient["structure.weight"].norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=0.2)
+
+
+def test_pooling_gains_under_noise(task: MakeTask, release: Release, photographs: Photographs) -> None:
+    images = isolated(photographs(SIZE), SeedPaper(UNITS), task(SIZE, 16, 0.0))
+    psnr = []
+    for pooling in (1, 2):
+        structure, announced = SeedPaper(UNITS, pooling=pooling, subjects=False), task(SIZE, len(images), 5e-3)
+        payload = structure.payload(announced)
+        guess = structure.decode(payload, announced, release(payload, announced, images))
+        psnr.append(float(-10 * nearest(guess.images, images)[0].mean().log10()))
+    assert psnr[1] > psnr[0] + 2
+
+
+def test_pooling_that_does_not_fit_is_refused(task: MakeTask) -> None:
+    with pytest.raises(UserError, match="pooling is 3, which does not divide the image size of 32 x 32"):
+        SeedPaper(pooling=3).payload(task(SIZE, 4, 0.0))
 
 
 @pytest.mark.parametrize("granularity", ["sample", "update"])
@@ -101,7 +151,7 @@ def test_only_excited_rows_are_read(task: MakeTask, release: Release, photograph
 
 
 def test_empty_rows_show_a_victim_no_more_often_than_allowed(task: MakeTask) -> None:
-    structure, announced = SeedPaper(64, false_alarm=0.05), task(8, 4, 1.0)
+    structure, announced = SeedPaper(64, false_alarm=0.05, fallback=False), task(8, 4, 1.0)
     payload = structure.payload(announced)
     trials, alarms = 400, 0
     for _ in range(trials):
@@ -161,7 +211,7 @@ def test_the_filter_turns_a_black_background_black(task: MakeTask, release: Rele
     announced = task(SIZE, 1, 3e-3)
     decoded = {}
     for filtering in (False, True):
-        structure = SeedPaper(16, interval_filter=filtering)
+        structure = SeedPaper(16, interval_filter=filtering, fallback=False)
         payload = structure.payload(announced)
         torch.manual_seed(0)
         decoded[filtering] = structure.decode(payload, announced, release(payload, announced, images)).images
