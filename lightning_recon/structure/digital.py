@@ -18,6 +18,7 @@ from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
+from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.successive_decoding import Received, read_victims
 from lightning_recon.structure.layer_spec import LayerSpec
@@ -196,7 +197,8 @@ class Digital(Structure):
                 decoded_so_far,
                 None if task.noise_is_normal else task.noise,
             )
-        decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined_rows(rows, found)]
+        combined = list(combined_rows(rows, found))
+        decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined]
         posterior = in_coefficients(decoded, shipped, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
         images, posterior = _with_files(images, posterior, received, others, statistics)
@@ -208,9 +210,14 @@ class Digital(Structure):
         unresolved = found.unresolved if missing else 0
         files = tuple(_as_file(one, plan) for one in (*received, *others))
         share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
-        contradicted = Mismatch(None, measured_multiplier(noise, task, payload), images_shown)
+        other = self.linear.other_statistics(task)
+        if other is not None:
+            evidence = subjects_evidence(combined, decoded, shipped, statistics, other)
+            other = other if likelier(evidence, task.subjects is not None) else None
+        subjects, mean_image = (None, None) if other is None else (other.subjects, other.mean)
+        contradicted = Mismatch(subjects, measured_multiplier(noise, task, payload), images_shown)
         read: dict[str, Tensor | None] = {"structure.weight": None}
-        return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted)
+        return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted, mean_image)
 
 
 def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:

@@ -263,7 +263,7 @@ class WaterFilling(Structure):
         decoded = [decode_row(*row, prior) for row in combined]
         if other is not None and found.evident and level > 0:
             evidence = subjects_evidence(combined, decoded, payload.tensors, statistics, other)
-            if likelier(evidence):
+            if likelier(evidence, task.subjects is not None):
                 statistics = other
                 prior = row_prior(payload, task, other)
                 found = separate(rows, prior.zero_mean, *limit)

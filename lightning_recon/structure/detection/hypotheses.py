@@ -18,8 +18,10 @@ from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.image_statistics import PublicStatistics, synthetic_images
 from lightning_recon.structure.detection.wiener import RowPosterior
 
-# Posterior odds that a hypothesis needs against the announced one.
-_ODDS = 20.0
+# Odds at which an announcement is trusted before the update arrived.
+_TRUST = 100.0
+# Largest log Bayes factor of one image: a photograph may have black corners, and a subject may fill the image.
+_MOST_OF_ONE = 4.0
 # Luminance coefficients whose two frequencies add up to less than this are compared.
 _LOW_FREQUENCY = 6
 _COUNT, _SIZE = 2048, 32
@@ -56,28 +58,32 @@ def subjects_evidence(
     units[torch.arange(len(places)), coefficients] = 1.0
     transform = CosineTransform(torch.zeros_like(shipped["mean"]), shipped["colour"])
     brightness = _brightness(transform.synthesise(units.view(-1, 3, height, width))).double()
-    kinds = [
-        _low_coefficients(kind, announced)[:, coefficients].double() @ brightness for kind in (other, announced)
-    ]
+    kinds = [_low_coefficients(kind, announced)[:, coefficients].double() @ brightness for kind in (other, announced)]
     total = 0.0
     for (row, _, noise), one in zip(rows, decoded, strict=True):
         observed = (one.scale * row[places].double().cpu() / gain) @ brightness
         blur = (one.scale * noise / gain)[:, None] * brightness
         covariance = blur.T @ blur + _BANDWIDTH**2 * torch.eye(brightness.shape[1], dtype=torch.float64)
         densities = [_density(observed, kind, covariance) for kind in kinds]
-        total += math.log(densities[0] / densities[1])
+        total += max(-_MOST_OF_ONE, min(_MOST_OF_ONE, math.log(densities[0] / densities[1])))
     return total
 
 
-def likelier(evidence: float) -> bool:
-    """Whether a log Bayes factor is enough to take another hypothesis for true than the announced one."""
-    return evidence > math.log(_ODDS)
+def likelier(evidence: float, announced: bool) -> bool:
+    """Whether a log Bayes factor is enough to take another hypothesis for true.
+
+    Args:
+        evidence: From `subjects_evidence`.
+        announced: Whether the first hypothesis was announced, and so is trusted more than the other.
+    """
+    return evidence > (math.log(_TRUST) if announced else 0.0)
 
 
 def _density(observed: Tensor, synthetic: Tensor, covariance: Tensor) -> float:
     """Density at a point, shape (n,), of synthetic ones, shape (N, n), blurred by a covariance."""
-    normal = torch.distributions.MultivariateNormal(torch.zeros_like(observed), covariance)
-    known = float(normal.log_prob(synthetic - observed).exp().mean())
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), (synthetic - observed).T, upper=False)
+    constant = math.sqrt(float(torch.linalg.det(2 * math.pi * covariance)))
+    known = float((-0.5 * white.square().sum(dim=0)).exp().mean()) / constant
     return (1 - _OUTLIERS) * known + _OUTLIERS * _OUTLYING
 
 

@@ -26,7 +26,7 @@ _REACH = 4.0
 _BRANCHES = 3
 _FOLLOWED = 24
 # Standard deviations by which a victim's contrast may be below the usual one for it to be noticed at all.
-_LEAST_CONTRAST = 2.0
+_LEAST_CONTRAST = 3.0
 # Posterior odds of a victim against noise, once the update certainly holds victims.
 _ODDS = 9.0
 
