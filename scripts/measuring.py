@@ -18,11 +18,13 @@ from collisions import lost_share
 
 from lightning_recon.cli import main as recon
 from lightning_recon.deprecated import KEYS, VALUES
+from lightning_recon.evaluation.uncertainty import bootstrap_interval
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 
 COLUMNS = [
     "attack", "granularity", "z", "size", "batch", "rounds", "draw", "psnr_mean", "ssim_mean", "detected", "collided",
     "false", "oracles", "missed", "psnr_initial", "psnr_worst", "psnr_of_mean_mse", "psnr_detected",
+    "psnr_low", "psnr_high", "lost_share",
     "epsilon_nominal", "epsilon_accounted", "epsilon_one_round", "noise_law_psnr", "gaussian_reference_psnr",
     "black_psnr", "mean_image_psnr", "victims", "max_grad_norm", "network", "subject_fraction", "units", "directions",
     "lost_in_theory", "structure_bytes", "seconds", "options",
@@ -117,6 +119,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
         victims = [victim for victim in record["victims"] if victim["draw"] == draw]
         detected = [victim for victim in victims if victim["detected"]]
         collided = sum(victim["collision"] for victim in victims)
+        low, high = bootstrap_interval({number: [victim["psnr"]] for number, victim in enumerate(victims)})
         false = [victim["false_detection"] for victim in victims if "false_detection" in victim]
         yield {
             "attack": cell.attack or record["attack"],
@@ -136,6 +139,9 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "psnr_initial": mean(victims, "psnr_initial"),
             "psnr_worst": round(min(victim["psnr"] for victim in victims), 4),
             "psnr_of_mean_mse": round(-10 * math.log10(statistics.fmean(10 ** (-v["psnr"] / 10) for v in victims)), 4),
+            "psnr_low": None if low is None else round(low, 4),
+            "psnr_high": None if high is None else round(high, 4),
+            "lost_share": round(statistics.fmean(lost(victim) for victim in victims), 4),
             "psnr_detected": mean(detected, "psnr") if detected else None,
             "epsilon_nominal": privacy["epsilon_nominal"],
             "epsilon_accounted": privacy["epsilon_accounted"],
@@ -157,6 +163,11 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             **({name: summary[name] for name in LABELS} if "label_accuracy" in summary else {}),
             **dict(cell.columns),
         }
+
+
+def lost(victim: Mapping[str, Any]) -> bool:
+    """Whether the attacker has no image for a victim that is closer to it than the public mean image."""
+    return not victim["detected"] or bool(victim.get("false_detection"))
 
 
 def _files(victims: list[dict[str, Any]]) -> dict[str, object]:

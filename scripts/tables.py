@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from measuring import Cell, measured, rows_of, write_table
+from peer_variants import IDENTITY, OTHERS, PAPER, PUBLISHED, SPARSE, seed_paper
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -29,26 +30,9 @@ SAMPLE = "--model.client.privacy.granularity sample"
 Z, ROUNDS = "--model.client.privacy.noise_multiplier", "--model.client.privacy.rounds"
 CLOSED_FORM = "--trainer.max_steps 0"
 
-PAPER = "--config attack/paper.yaml"
-RAW = f"{PAPER} --model.structure.interval_filter false"
-# Measured before the logits were detached: the network's own gradient has its small share of the budget.
-FEEDBACK = (
-    "--config attack/feedback.yaml --model.structure.opening.detach_logits false "
-    "--model.structure.opening.strength 10000"
-)
-ATTACHED = "--model.structure.detach_logits false --model.structure.strength 10000"
-LINEAR = f"--config attack/linear.yaml {ATTACHED}"
-DIGITAL = f"--config attack/digital.yaml {ATTACHED}"
-TRAPS = "--config attack/curious_abandon_honesty.yaml"
-BINS = "--config attack/robbing_the_fed.yaml"
-UPSTREAM_BINS = f"{BINS} --model.structure.row_selection upstream"
-PEERS = (
-    (PAPER, "paper"),
-    (UPSTREAM_BINS, "robbing_the_fed upstream"),
-    (BINS, "robbing_the_fed"),
-    (TRAPS, "curious_abandon_honesty"),
-    ("", "water_filling"),
-)
+LINEAR, DIGITAL = "--config attack/linear.yaml", "--config attack/digital.yaml"
+FEEDBACK = "--config attack/feedback.yaml"
+OURS = ("", "water_filling")  # no other attack is named
 
 
 def fixed(number: float) -> str:
@@ -67,11 +51,6 @@ def cell(*options: str, z: float, attack: str | None = None, pictures: str = "ro
     return Cell(" ".join(line.split()), attack, pictures, tuple(columns.items()))
 
 
-def photographs(structure: str = "structure") -> str:
-    """Whole photographs, with a matching prior of the server."""
-    return f"{PHOTOGRAPHS} --model.{structure}.subjects false"
-
-
 def small(batch: int, clients: int, *options: str) -> str:
     """64 x 64 images and a small network."""
     shape = f"{CONVNET} --data.image_size 64 --data.batch_size {batch} --data.clients {clients}"
@@ -81,27 +60,29 @@ def small(batch: int, clients: int, *options: str) -> str:
 def headline() -> Iterator[Cell]:
     """The paper's setting at nominal epsilon 10 and 2.5: its structure and ours, with the same victims and privacy."""
     for z in (2e-4, 8e-4):
-        for attack in (PAPER, ""):
-            yield cell(attack, GRABCUT, z=z)
+        for attack, name in (*seed_paper(1, 2, 4), OURS):
+            yield cell(attack, GRABCUT, z=z, attack=name)
 
 
 def seed_sweep() -> Iterator[Cell]:
     """The paper's setting over its nominal epsilon at C = 10, and, without refinement, over C at epsilon 10."""
     for epsilon in (2.5, 5, 10, 20):
-        for attack, name in ((PAPER, "paper"), (RAW, "paper raw"), ("", "water_filling")):
+        for attack, name in (*seed_paper(1, 2, 4), OURS):
             yield cell(attack, GRABCUT, z=2 / (1000 * epsilon), attack=name)
     for bound in ("2.5", "5.0", "20.0"):
-        for attack in (PAPER, ""):
-            yield cell(attack, GRABCUT, f"--model.client.privacy.max_grad_norm {bound}", CLOSED_FORM, z=2e-4)
+        for attack, name in (*seed_paper(1)[:1], *seed_paper(2)[:1], OURS):
+            yield cell(
+                attack, GRABCUT, f"--model.client.privacy.max_grad_norm {bound}", CLOSED_FORM, z=2e-4, attack=name
+            )
 
 
 def peers() -> Iterator[Cell]:
     """Published structures and ours under the paper's protection, in its setting and on the bundled photographs."""
     for z in (2e-5, 2e-4, 8e-4):
-        for attack, name in PEERS:
+        for attack, name in (*OTHERS, *seed_paper(1, 2, 4), OURS):
             yield cell(attack, GRABCUT, z=z, attack=name)
     for z in (2e-4, 8e-4):
-        for attack, name in PEERS:
+        for attack, name in (*OTHERS, *seed_paper(1, 2, 4), OURS):
             yield cell(attack, z=z, attack=name, pictures="bundled")
 
 
@@ -109,21 +90,35 @@ def curve() -> Iterator[Cell]:
     """Every attack over the noise at one setting: 64 x 64 photographs, 16 per client, one clip for the update."""
     setting = small(16, 2, PHOTOGRAPHS)
     for z in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
-        for attack, name in PEERS:
-            yield cell(setting, attack, "--model.structure.subjects false", z=z, attack=name)
-        feedback = f"{FEEDBACK} --model.structure.opening.subjects false {ROUNDS} 16 {CLOSED_FORM} --model.record false"
-        yield cell(setting, feedback, z=z)
+        for attack, name in (*OTHERS, *seed_paper(1, 2, 4, 8), OURS):
+            yield cell(setting, attack, z=z, attack=name)
+        yield cell(setting, FEEDBACK, f"{ROUNDS} 16 {CLOSED_FORM} --model.record false", z=z)
 
 
 def sample64() -> Iterator[Cell]:
-    """One image per client at 64 x 64, each sample clipped: plain pixels, the paper's structure and ours."""
-    setting = small(1, 64, photographs(), SAMPLE)
-    # A single bin that every image activates: the row is the image. The paper's units need not separate victims here.
-    identity = f"{UPSTREAM_BINS} --model.structure.units 1"
-    paper = f"{PAPER} --model.structure.units 64"
+    """One image per client at 64 x 64, each sample clipped: plain pixels, the published structures and ours."""
+    setting = small(1, 64, PHOTOGRAPHS, SAMPLE)
+    few = "--model.structure.units 64"  # which need not separate victims here
     for z in (1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001):
-        for attack, name in ((identity, "identity"), (paper, "paper"), ("", "water_filling")):
-            yield cell(attack, setting, z=z, attack=name)
+        yield cell(IDENTITY, setting, z=z, attack="identity")
+        yield cell(f"{SPARSE} {few}", setting, z=z, attack="robbing_the_fed sparse")
+        yield cell(f"{PAPER} {PUBLISHED} {few}", setting, z=z, attack="paper published")
+        for attack, name in seed_paper(1, 2, 4, 8):
+            yield cell(f"{attack} {few}", setting, z=z, attack=name)
+        yield cell(setting, z=z, attack=OURS[1])
+
+
+def moments() -> Iterator[Cell]:
+    """The seed paper's structure with and without its moment refinement, at the noise where it finds something."""
+    refined = (
+        "--model.structure.moments true --model.optimizer torch.optim.Adam --model.optimizer.lr 0.005 "
+        "--trainer.max_steps 2000"
+    )
+    setting = small(16, 1, PHOTOGRAPHS)
+    for z in (1e-5, 1e-4, 1e-3):
+        for attack, name in (*seed_paper(1), *seed_paper(2)[1:]):
+            yield cell(setting, attack, z=z, attack=name, moments="not leaked")
+            yield cell(setting, attack, refined, z=z, attack=name, moments="leaked and matched")
 
 
 def batch_size() -> Iterator[Cell]:
@@ -132,7 +127,7 @@ def batch_size() -> Iterator[Cell]:
         for z in (0.001, 0.01):
             for batch in (1, 2, 4, 8, 16, 32, 64):
                 clip = f"--model.client.privacy.granularity {granularity}"
-                yield cell(small(batch, max(1, 32 // batch), photographs(), clip), CLOSED_FORM, z=z)
+                yield cell(small(batch, max(1, 32 // batch), PHOTOGRAPHS, clip), CLOSED_FORM, z=z)
 
 
 def aggregation() -> Iterator[Cell]:
@@ -141,7 +136,7 @@ def aggregation() -> Iterator[Cell]:
         clip = f"--model.client.privacy.granularity {granularity}"
         for count, share in ((1, "full"), (4, "full"), (16, "full"), (4, "shared"), (16, "shared")):
             options = f"--model.client.aggregated {count} --model.client.noise_share {share} {CLOSED_FORM}"
-            yield cell(small(4, 16, photographs(), clip), options, z=z, aggregated=count, noise_share=share)
+            yield cell(small(4, 16, PHOTOGRAPHS, clip), options, z=z, aggregated=count, noise_share=share)
 
 
 def ablation() -> Iterator[Cell]:
@@ -158,7 +153,7 @@ def ablation() -> Iterator[Cell]:
     for setting, z in (
         (small(16, 2, GRABCUT, "--data.masks.work_size 192"), 2e-4),
         (small(16, 2, GRABCUT, "--data.masks.work_size 192"), 2e-3),
-        (small(1, 16, photographs(), SAMPLE), 0.03),
+        (small(1, 16, PHOTOGRAPHS, SAMPLE), 0.03),
     ):
         for options, name in without:
             yield cell(setting, options, z=z, attack=name)
@@ -180,16 +175,16 @@ def rounds() -> Iterator[Cell]:
 def _both(setting: str, count: int, z: float, **columns: object) -> Iterator[Cell]:
     """Averaging and feedback on the same images, in closed form."""
     common = f"{setting} {ROUNDS} {count} --model.record false {CLOSED_FORM}"
-    yield cell(common, photographs(), z=z, **columns)
-    yield cell(common, FEEDBACK, photographs("structure.opening"), z=z, **columns)
+    yield cell(common, PHOTOGRAPHS, z=z, **columns)
+    yield cell(common, FEEDBACK, PHOTOGRAPHS, z=z, **columns)
 
 
 def mismatch() -> Iterator[Cell]:
     """A structure designed for a quarter to four times the actual noise; closed form."""
     for setting, z in (
-        (small(1, 32, photographs(), SAMPLE), 0.1),
-        (small(1, 32, photographs(), SAMPLE), 0.01),
-        (small(16, 2, photographs()), 0.001),
+        (small(1, 32, PHOTOGRAPHS, SAMPLE), 0.1),
+        (small(1, 32, PHOTOGRAPHS, SAMPLE), 0.01),
+        (small(16, 2, PHOTOGRAPHS), 0.001),
     ):
         for factor in (0.25, 0.5, 1, 2, 4):
             assumed = f"--model.structure.assumed_noise {fixed(factor * z)}"
@@ -204,9 +199,9 @@ def per_layer() -> Iterator[Cell]:
         ("--model.client.privacy.per_layer true --model.structure.spread false", "per layer, not spread"),
     )
     for setting, z in (
-        (small(1, 16, photographs(), SAMPLE), 0.1),
-        (small(1, 16, photographs(), SAMPLE), 0.01),
-        (small(16, 2, photographs()), 0.001),
+        (small(1, 16, PHOTOGRAPHS, SAMPLE), 0.1),
+        (small(1, 16, PHOTOGRAPHS, SAMPLE), 0.01),
+        (small(16, 2, PHOTOGRAPHS), 0.001),
     ):
         for options, name in clips:
             yield cell(setting, options, CLOSED_FORM, z=z, clip=name)
@@ -216,10 +211,10 @@ def networks() -> Iterator[Cell]:
     """Target networks, untrained and pretrained, at 224 x 224: one clip with 16 images, per-sample clipping with 4."""
     for name in ("resnet18", "resnet50", "vit_b_16", "convnext_tiny"):
         yield cell(f"--model.client.network {name}", GRABCUT, CLOSED_FORM, z=2e-4)
-        yield cell(f"--model.client.network {name}", photographs(), SAMPLE, FOUR, CLOSED_FORM, z=2e-3)
+        yield cell(f"--model.client.network {name}", PHOTOGRAPHS, SAMPLE, FOUR, CLOSED_FORM, z=2e-3)
     for mode in ("train", "eval"):
         yield cell(PRETRAINED, f"--model.client.batch_norm {mode}", GRABCUT, CLOSED_FORM, z=2e-4, pictures="labelled")
-    yield cell(FROZEN, photographs(), SAMPLE, FOUR, CLOSED_FORM, z=2e-3, pictures="labelled")
+    yield cell(FROZEN, PHOTOGRAPHS, SAMPLE, FOUR, CLOSED_FORM, z=2e-3, pictures="labelled")
 
 
 FOUR = "--data.batch_size 4 --data.clients 4"
@@ -231,14 +226,14 @@ def voices() -> Iterator[Cell]:
     """Head weights for a pretrained network with confident predictions: 64 photographs, 16 per client, one clip."""
     for mode in ("eval", "train"):
         for kind in ("fixed", "balanced", "flattened"):
-            setting = f"{PRETRAINED} --model.client.batch_norm {mode} --data.clients 4 {photographs()}"
+            setting = f"{PRETRAINED} --model.client.batch_norm {mode} --data.clients 4 {PHOTOGRAPHS}"
             structure = f"--model.structure.head_weights {kind} {CLOSED_FORM}"
             yield cell(setting, structure, z=2e-4, pictures="labelled", voices=kind, batch_norm=mode)
 
 
 def denoisers() -> Iterator[Cell]:
     """Refinement at 224 x 224 by our denoiser and by FFDNet, where FFDNET names the file of its weights."""
-    setting = f"{photographs()} {SAMPLE} {CONVNET} --data.batch_size 1 --data.clients 8 --model.record false"
+    setting = f"{PHOTOGRAPHS} {SAMPLE} {CONVNET} --data.batch_size 1 --data.clients 8 --model.record false"
     for z in (0.03, 0.01, 0.003):
         yield cell(setting, z=z, denoiser="ours")
         if "FFDNET" in os.environ:
@@ -250,7 +245,7 @@ def honest() -> Iterator[Cell]:
     one = f"--data.batch_size 1 --data.clients 10 {SAMPLE} {ALIKE}"
     budget = "--model.chunk_size 10 --trainer.max_steps 300"
     for z in (0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1):
-        yield cell(CONVNET, one, photographs(), z=z)
+        yield cell(CONVNET, one, PHOTOGRAPHS, z=z)
         draws = "--model.draws 5" if z else ""
         for name in ("likelihood", "inverting_gradients"):
             yield searched(name, CONVNET, one, budget, draws, z=z)
@@ -304,15 +299,15 @@ def labels() -> Iterator[Cell]:
 def digital() -> Iterator[Cell]:
     """Digital codes and the linear code, in closed form: 64 x 64, batches, the paper's setting, and many rounds."""
     for z in (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.001):
-        yield from _coded(small(1, 64, photographs(), SAMPLE), z)
+        yield from _coded(small(1, 64, PHOTOGRAPHS, SAMPLE), z)
     for z in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2.5e-3, 3e-3, 1e-2):
-        yield from _coded(small(16, 2, photographs()), z)
+        yield from _coded(small(16, 2, PHOTOGRAPHS), z)
     for z in (2e-4, 8e-4):
         yield from _coded(f"{GRABCUT} --data.clients 4", z)
     for z in (0.1, 0.03, 0.02):
         common = f"{small(1, 16, SAMPLE)} {ROUNDS} 64"
-        yield from _coded(f"{common} {photographs()}", z)
-        yield cell(FEEDBACK, common, photographs("structure.opening"), CLOSED_FORM, "--model.record false", z=z)
+        yield from _coded(f"{common} {PHOTOGRAPHS}", z)
+        yield cell(FEEDBACK, common, PHOTOGRAPHS, CLOSED_FORM, "--model.record false", z=z)
 
 
 def _coded(setting: str, z: float) -> Iterator[Cell]:
@@ -323,7 +318,7 @@ def _coded(setting: str, z: float) -> Iterator[Cell]:
 
 def margins() -> Iterator[Cell]:
     """Digital codes designed for other than the actual noise, and with different margins; closed form."""
-    one, batch = small(1, 16, photographs(), SAMPLE), small(16, 2, photographs())
+    one, batch = small(1, 16, PHOTOGRAPHS, SAMPLE), small(16, 2, PHOTOGRAPHS)
     for setting, z in ((one, 0.01), (one, 0.005), (batch, 0.001)):
         common = f"{DIGITAL} {setting} {CLOSED_FORM} --model.record false"
         for factor in (0.5, 0.8, 0.9, 0.95, 0.98, 1, 1.02, 1.05, 1.1, 1.25, 2):
@@ -336,8 +331,8 @@ def margins() -> Iterator[Cell]:
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
-        headline, seed_sweep, peers, curve, sample64, batch_size, aggregation, ablation, rounds, mismatch, per_layer,
-        networks, voices, denoisers, honest, labels, digital, margins,
+        headline, seed_sweep, peers, curve, sample64, moments, batch_size, aggregation, ablation, rounds, mismatch,
+        per_layer, networks, voices, denoisers, honest, labels, digital, margins,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.

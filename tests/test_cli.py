@@ -164,7 +164,17 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert record["privacy"]["epsilon_nominal"] == pytest.approx(10.0)
     assert set(record["summary"]) == {
         *("clients", "draws", "victims", "detected", "collided", "false_detections", "psnr_mean"),
-        *("psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "label_accuracy"),
+        *(
+            "psnr_mean_low",
+            "psnr_mean_high",
+            "psnr_worst",
+            "lost_share",
+            "psnr_std_over_draws",
+            "psnr_median",
+            "psnr_of_mean_mse",
+            "ssim_mean",
+            "label_accuracy",
+        ),
         *(
             "bit_exact_share",
             "channel_code",

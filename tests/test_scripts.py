@@ -119,6 +119,29 @@ def test_candidates_and_what_comes_of_them(monkeypatch: pytest.MonkeyPatch) -> N
     assert (row["right"], row["trials"], row["gamma"]) == (40, 40, 1.0)  # without noise worth the name
 
 
+def test_figures_show_the_strongest_variant_at_each_noise_level() -> None:
+    from make_figures import best_names, curve, strongest
+
+    scores = {"paper": (30.0, 12.0), "paper 2x2": (28.0, 20.0), "paper published": (30.0, 40.0), "papers": (50.0, 50.0)}
+    rows = [
+        {"attack": name, "z": z, "psnr_mean": str(score + change)}
+        for name, both in scores.items()
+        for z, score in zip(("0.001", "0.01"), both, strict=True)
+        for change in (-1, 1)
+    ]
+    best = strongest(rows, "paper")
+    assert curve(best, "paper best", "psnr_mean") == [(0.001, 30.0), (0.01, 20.0)]
+    assert best_names(best, "paper") == [("all pixels", 0.001, 30.0), ("2×2 pooling", 0.01, 20.0)]
+
+
+def test_every_variant_of_a_published_attack_has_a_name_for_figures() -> None:
+    from peer_variants import LABELS, OTHERS, seed_paper
+
+    names = [name for _, name in (*OTHERS, *seed_paper(1, 2, 4, 8))]
+    assert len(set(names)) == len(names)
+    assert {name for name in names if "published" not in name} - {"curious_abandon_honesty"} == LABELS.keys()
+
+
 def test_every_cell_is_a_run_of_its_own() -> None:
     import tables
     from measuring import folder_of

@@ -82,13 +82,35 @@ def test_the_attacker_imports_no_room_that_knows_the_truth(module: str) -> None:
 
 def test_neither_the_attacker_nor_the_accounting_reaches_the_noise() -> None:
     """The attacker may draw random numbers of its own (`rng`), but not regenerate the noise of a client."""
-    accounting = [f"lightning_recon.privacy.{path.stem}" for path in (PACKAGE / "privacy").glob("*.py")]
-    assert exists("lightning_recon.client.noise")
-    assert "lightning_recon.privacy.mechanism" in accounting
-    for module in ATTACKERS + accounting:
-        assert "lightning_recon.client.noise" not in reachable(module), f"{module} reaches the noise"
-    for module in accounting:
+    rooms = {name: (PACKAGE / name).glob("*.py") for name in ("privacy", "exchange")}
+    others = [f"lightning_recon.{name}.{path.stem}" for name, paths in rooms.items() for path in paths]
+    assert {"lightning_recon.privacy.mechanism", "lightning_recon.exchange.update"} <= set(others)
+    for module in ATTACKERS + others:
+        for noise in ("noise", "noise_key", "noise_source"):
+            assert exists(f"lightning_recon.client.{noise}")
+            assert f"lightning_recon.client.{noise}" not in reachable(module), f"{module} reaches the noise"
+        assert not any(other.startswith("lightning_recon.client") for other in reachable(module)), module
+    for module in others:
         assert "lightning_recon.rng" not in reachable(module), f"{module} reaches a random generator"
+
+
+def test_the_attacker_does_not_ask_the_client_for_its_key() -> None:
+    """The live client that an attack asks holds the key: nothing on the attacker's side may so much as name it."""
+    names = {"noise_source", "noise_key", "_key", "secret", "noise_seed", "generators"}
+    assert {"noise_source", "_key"} <= attributes(PACKAGE / "client" / "client.py") | attributes(
+        PACKAGE / "client" / "noise_source.py"
+    )
+    for module in ATTACKERS:
+        path = PACKAGE.parent / Path(*module.split("."))
+        source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        assert not attributes(source) & names, f"{module} names {attributes(source) & names}"
+
+
+def attributes(source: Path) -> set[str]:
+    """Names after a dot, and texts, which may be given to getattr."""
+    nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return texts | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
 def test_the_walk_sees_what_it_should() -> None:

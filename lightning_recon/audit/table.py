@@ -24,6 +24,7 @@ _VARIED = ("granularity", "per_layer", "batch_size", "rounds", "aggregated", "ch
 _SUMMARY = (
     *("clients", "draws", "victims", "detected", "collided", "false_detections"),
     *("psnr_mean", "psnr_std_over_draws", "psnr_median", "psnr_of_mean_mse", "ssim_mean", "bit_exact_share"),
+    *("psnr_worst", "lost_share"),
     *("file_decoded_fraction", "bits_sent_mean", "structure_bytes", "seconds"),
 )
 _BOUNDS = ("channel_nats", "noise_law_psnr", "noise_law_psnr_p95", "unbiased_psnr", "gaussian_reference_psnr")

@@ -61,8 +61,9 @@ class NoiseKey:
     def generator(self, purpose: str, *place: int | str) -> np.random.Generator:
         """A generator whose numbers do not depend on the device, the rank or anything drawn before.
 
-        Philox is a block cipher without a key schedule, run over a counter. It is not certified for cryptography, but
-        unlike the Mersenne Twister its key does not follow from its output by linear algebra.
+        Philox applies a keyed permutation to a counter. It was made for simulations and is not certified for
+        cryptography, but unlike the state of a Mersenne Twister its key does not follow from its output by linear
+        algebra.
 
         Args:
             purpose: what the random numbers are used for.

@@ -12,6 +12,7 @@ from typing import Any
 from lightning_recon import __version__
 from lightning_recon.evaluation.results import Record
 from lightning_recon.evaluation.scoring import Scored, VictimScore, entries_without_truth
+from lightning_recon.evaluation.uncertainty import bootstrap_interval
 from lightning_recon.files.faults import readable
 from lightning_recon.files.renamed_fields import record_with_both_names
 from lightning_recon.files.results_schema import RESULTS
@@ -208,6 +209,10 @@ def _scores(victims: Sequence[VictimScore], label_accuracy: float | None, unmatc
     """The scores of the `summary` section; None without victims, whose true images are then not known."""
     draws = sorted({victim.draw for victim in victims})
     psnr = [victim.psnr for victim in victims]
+    psnr_by_image: dict[object, list[float]] = {}
+    for victim in victims:
+        psnr_by_image.setdefault((victim.client, victim.index), []).append(victim.psnr)
+    low, high = bootstrap_interval(psnr_by_image)
     psnr_by_draw = [statistics.fmean(v.psnr for v in victims if v.draw == draw) for draw in draws]
     known = bool(victims)
     return {
@@ -216,6 +221,10 @@ def _scores(victims: Sequence[VictimScore], label_accuracy: float | None, unmatc
         if known
         else None,
         "psnr_mean": statistics.fmean(psnr) if known else None,
+        "psnr_mean_low": low,
+        "psnr_mean_high": high,
+        "psnr_worst": min(psnr) if known else None,
+        "lost_share": statistics.fmean(victim.lost for victim in victims) if known else None,
         "psnr_std_over_draws": statistics.stdev(psnr_by_draw) if len(draws) > 1 else None,
         "psnr_median": statistics.median(psnr) if known else None,
         "psnr_of_mean_mse": -10 * math.log10(statistics.fmean(10 ** (-v / 10) for v in psnr)) if known else None,

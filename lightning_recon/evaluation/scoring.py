@@ -67,6 +67,11 @@ class VictimScore:
     bits_sent: int | None = None
     capacity_bits: float | None = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether the attacker has no image for this victim that is closer to it than the public mean image."""
+        return not self.detected or self.false_detection
+
 
 @dataclass(frozen=True)
 class Scored:

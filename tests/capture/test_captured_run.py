@@ -268,7 +268,7 @@ def test_the_same_images_serve_a_simulated_client(truth: Path, finished: Path, t
     with_truth = tmp_path / "tiny.yaml"
     config = yaml.safe_load(CONFIG.read_text()) | {"data": {"class_path": "CapturedPictures"}}
     config["data"]["init_args"] = {"root": str(truth)}
-    client = {"class_path": "lightning_recon.client.VictimClient", "init_args": {"network": "convnet"}}
+    client = {"class_path": "lightning_recon.client.VictimClient", "init_args": {"network": "convnet", "noise_seed": 0}}
     client["init_args"] |= {"num_classes": 16, "privacy": {"max_grad_norm": 10.0, "noise_multiplier": 0.01}}
     config["model"]["init_args"]["client"] = client
     with_truth.write_text(yaml.safe_dump(config))

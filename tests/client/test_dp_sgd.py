@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_recon.callbacks.console_tables import training_line
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.dp_sgd import private_gradient
+from lightning_recon.client.noise_key import NoiseKey
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.poisson_sampler import PoissonSampler
 from lightning_recon.errors import UserError
@@ -151,6 +152,33 @@ def test_resumed_training_equals_uninterrupted_training(
     # A fitted client's checkpoint serves as weights.
     loaded = VictimClient(networks["linear"], CLASSES, weights=checkpoint).network.state_dict()
     assert all(torch.equal(part.network.state_dict()[name], tensor) for name, tensor in loaded.items())
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_training_under_a_secret_key_is_resumed_with_its_file_alone(
+    tmp_path: Path, networks: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def a_network() -> VictimClient:
+        keys = str(tmp_path / "keys")
+        privacy = Privacy(1.0, 0.5, "sample")
+        return VictimClient(networks["linear"], CLASSES, privacy=privacy, optimizer=sgd, noise_key_folder=keys)
+
+    run, checkpoint = tmp_path / "run", str(tmp_path / "part.ckpt")
+    key = NoiseKey.fresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(NoiseKey, "fresh", lambda: key)
+        whole, part = a_network(), a_network()
+    rest, lost, finished, other = a_network(), a_network(), a_network(), a_network()
+    fit(whole, run, 4)
+    fit(part, run, 2).save_checkpoint(checkpoint)
+    fit(rest, run, 4, checkpoint)
+    assert all(torch.equal(rest.network.state_dict()[name], one) for name, one in whole.network.state_dict().items())
+    fit(other, run, 4)  # another key: other samples and other noise
+    assert not torch.equal(next(other.network.parameters()), next(whole.network.parameters()))
+    (tmp_path / "keys" / f"{key.identifier}.key").unlink()
+    with pytest.raises(UserError, match=rf"{key.identifier}\.key, which does not exist: .*noise_key_folder"):
+        fit(lost, run, 4, checkpoint)
+    fit(finished, run, 2, checkpoint)  # needs no more noise
 
 
 def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, networks: dict[str, str]) -> None:

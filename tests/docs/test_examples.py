@@ -24,7 +24,8 @@ EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 # Small enough for a second: added to what the page says.
 TINY = (
     "--data.image_size 24 --data.masks lightning_recon.data.NoMasks --model.client.network convnet "
-    "--comparison.structure null --comparison.noise_factor null --trainer.accelerator cpu --results.show false"
+    "--comparison.structure null --comparison.noise_factor null --trainer.accelerator cpu --results.show false "
+    "--model.client.noise_seed 0"
 )
 
 

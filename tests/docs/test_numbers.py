@@ -3,6 +3,7 @@
 
 import csv
 import re
+import runpy
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of, nominal_epsilon
 
 ROOT = Path(__file__).parents[2]
+LABELS: dict[str, str] = runpy.run_path(str(ROOT / "scripts" / "peer_variants.py"))["LABELS"]
 Row = dict[str, str]
 
 
@@ -31,6 +33,17 @@ def table_after(page: str, words: str, folder: str = "docs") -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()[2:]]
 
 
+def strongest_seed_paper(attacked: Callable[[str], Callable[[Row], bool]]) -> str:
+    """The best mean of its variants, and which one, unless it is the plain one or nothing beats the mean image."""
+    with (ROOT / "results" / "sample64.csv").open(newline="") as file:
+        next(file)
+        names = {row["attack"] for row in csv.DictReader(file)} & LABELS.keys()
+    means = {name: f"{mean('sample64', attacked(name)):.1f}" for name in sorted(names) if name.startswith("paper")}
+    best = max(means, key=lambda name: float(means[name]))
+    plain = best == "paper" or means[best] == f"{mean('sample64', attacked(best), 'mean_image_psnr'):.1f}"
+    return means[best] if plain else f"{means[best]} ({LABELS[best]})"
+
+
 def test_what_survives_at_which_epsilon() -> None:
     rows = table_after("README.md", "/digital.csv](results/digital.csv)):", "")
     assert len(rows) == 6
@@ -43,7 +56,7 @@ def test_what_survives_at_which_epsilon() -> None:
         def attacked(attack: str, z: str = z) -> Callable[[Row], bool]:
             return lambda row: row["attack"] == attack and float(row["z"]) == float(z) and row["size"] == "64"
 
-        assert paper == f"{mean('sample64', attacked('paper')):.1f}"
+        assert paper == strongest_seed_paper(attacked)
         if float(z) > 0.01:  # no file fits through: the linear code is sent, and refined
             assert ours == f"{mean('sample64', attacked('water_filling')):.1f}"
             continue

@@ -26,7 +26,8 @@ KEYS = {
     "unbiased_psnr gaussian_reference_psnr",
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
     "psnr_photograph codec code_rate bits_sent capacity_bits image",
-    "summary": "clients draws victims detected collided false_detections psnr_mean psnr_std_over_draws psnr_median "
+    "summary": "clients draws victims detected collided false_detections psnr_mean psnr_mean_low "
+    "psnr_mean_high psnr_worst lost_share psnr_std_over_draws psnr_median "
     "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share file_decoded_fraction "
     "bits_sent_mean capacity_bits_mean seconds steps steps_per_second structure_bytes structure_share low_shares",
 }
@@ -141,6 +142,9 @@ def test_averages_over_victims_and_draws() -> None:
     assert summary["false_detections"] == 0.5
     assert summary["psnr_mean"] == 17.0
     assert summary["psnr_median"] == 17.0
+    assert (summary["psnr_mean_low"], summary["psnr_mean_high"]) == (12.0, 22.0)  # the images' means over draws
+    assert summary["psnr_worst"] == 10.0
+    assert summary["lost_share"] == 0.25
     assert summary["psnr_std_over_draws"] == pytest.approx(4 / math.sqrt(2))
     mean_mse = (10**-1.0 + 10**-2.0 + 10**-1.4 + 10**-2.4) / 4
     assert summary["psnr_of_mean_mse"] == pytest.approx(-10 * math.log10(mean_mse))
@@ -151,6 +155,8 @@ def test_one_draw_has_no_spread() -> None:
     summary = summary_of(run_of(clients=2, batch_size=1), {(0, 0, 0): 10.0, (1, 0, 0): 20.0})
     assert summary["clients"] == 2
     assert summary["psnr_std_over_draws"] is None
+    alone: dict[str, object] = summary_of(run_of(batch_size=1), {(0, 0, 0): 10.0})
+    assert alone["psnr_mean_low"] is None
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
