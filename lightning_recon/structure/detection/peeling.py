@@ -51,7 +51,7 @@ class Peeling:
         self.convincing = tuples + math.log(2 / false_alarm)
         # Once the update certainly holds victims, their announced number is the prior of further ones up to there.
         self.likely = tuples - math.log(victims) + math.log(_ODDS)
-        self.followed = 0
+        self.followed, self.exceeded = 0, self._too_energetic()
 
     def energies(self, mix: Tensor) -> Tensor:
         """Signal energy of each combination of rows, shape (V,): what noise would bring is taken off."""
@@ -60,6 +60,15 @@ class Peeling:
             combined = mix.to(self.evidence.extended) @ self.evidence.extended
             return (combined.square() @ self.evidence.weights).double().cpu() - noise
         return ((mix @ self.evidence.gram) * mix).sum(dim=1) - noise
+
+    def _too_energetic(self) -> bool:
+        """Whether all rows together have more energy than clipping leaves the announced victims."""
+        if self.single_energy is None:
+            return False
+        entries, variance = self.evidence.extended.numel(), self.evidence.variance
+        energy = float(self.evidence.extended.double().square().sum()) - entries * variance
+        deviation = math.sqrt(2 * entries * variance**2 + 4 * variance * self.victims)
+        return energy > self.victims + 1 + _REACH * deviation
 
     @property
     def noticed(self) -> bool:
@@ -82,11 +91,15 @@ class Peeling:
 
     def explain(self, members: list[list[int]], left: Residual) -> tuple[list[list[int]], Residual]:
         """Find and subtract victims until nothing convincing is left; returns all victims' rows and the residual."""
+        # A prediction may be wrong, and leave what looks like further victims.
+        if self.followed and not self.exceeded:
+            self.limit = self.victims
         while len(members) < self.limit and (agreed := self._agreeing(left, len(members))):
             for held in agreed:
                 members, left = [*members, held], left.without(held, held)
+        self.exceeded = self.exceeded or len(members) > self.victims
         active = self.active(left)
-        if len(members) == self.limit or not bool(active.any()):
+        if len(members) == (self.limit if self.exceeded else self.victims) or not bool(active.any()):
             return members, left
         best = members, left
         least = int(active.sum())
