@@ -18,9 +18,9 @@ from measuring import read_table
 from lightning_recon.data import ClientDataModule, GrabCutMasks, NoMasks
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.deprecated import modernized_arguments
-from lightning_recon.evaluation.bounds import channel_nats
 from lightning_recon.evaluation.gaussian_reference import gaussian_reference
 from lightning_recon.exchange import summed_noise
+from lightning_recon.privacy.gaussian import Gaussian
 
 RESULTS = Path(__file__).parent.parent / "results"
 COLUMN, ENDS = "gaussian_reference_psnr", ("gaussian_reference_low", "gaussian_reference_high")
@@ -50,7 +50,8 @@ def references(row: dict[str, str], root: Path) -> dict[str, str]:
     options = dict(zip(words[::2], words[1::2], strict=True))
     bundled = "quickstart.yaml" in words
     whole = options.get("--data.masks", "").endswith("NoMasks")
-    work_size = None if whole else int(options.get("--data.masks.work_size", GrabCutMasks().work_size))
+    usual = 192 if bundled else GrabCutMasks().work_size  # as in quickstart.yaml
+    work_size = None if whole else int(options.get("--data.masks.work_size", usual))
     aggregated = int(options.get("--model.client.aggregated", 1))
     batch, rounds = int(row["batch"]), int(row["rounds"])
     # Every victim of every draw is a row of the run, so a draw has all clients' batches.
@@ -58,8 +59,7 @@ def references(row: dict[str, str], root: Path) -> dict[str, str]:
     share = "distributed" if options.get("--model.client.noise_share") == "distributed" else "local"
     z = summed_noise(float(row["z"]), aggregated, share)
     granularity = "sample" if row["granularity"] == "sample" else "update"
-    nats = channel_nats(z, granularity, batch, rounds)
-    found = None if nats is None else gaussian_reference(images, nats, granularity)
+    found = gaussian_reference(images, Gaussian().mutual_information(z, rounds), granularity)
     if found is None:
         return dict.fromkeys((COLUMN, *ENDS), "")
     return dict(zip((COLUMN, *ENDS), (f"{value:.4f}" for value in (found.psnr, found.low, found.high)), strict=True))

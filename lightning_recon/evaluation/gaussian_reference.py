@@ -47,7 +47,7 @@ def gaussian_reference(truths: Sequence[Truth], nats: float, granularity: Granul
 
     Args:
         truths: Each client's batch, all of one image size.
-        nats: What the channel carries about one victim; see `bounds.channel_nats`.
+        nats: What the channel carries about what is clipped together, see `Mechanism.mutual_information`.
         granularity: "sample" gives every victim its own channel, "update" shares one among a client's batch.
 
     Returns:
@@ -63,10 +63,10 @@ def gaussian_reference(truths: Sequence[Truth], nats: float, granularity: Granul
     # What one code describes: an image, or all images of a clipped update together.
     if granularity == "sample":
         shares = list(torch.cat(shares)[:, None])
-    sources = Counter((float(one.sum()), nats * len(one)) for one in shares)
+    sources = Counter(float(one.sum()) for one in shares)
     spectrum = Spectrum.of(photographs)
     variances = [spectrum.variances(), *(spectrum.variances(without=group) for group in range(spectrum.groups))]
-    whole, *parts = (_psnr(one, spectrum.count, sources, photographs.numel()) for one in variances)
+    whole, *parts = (_psnr(one, spectrum.count, sources, nats, photographs.numel()) for one in variances)
     deviations = torch.tensor(parts, dtype=torch.float64)
     groups = len(parts)
     variance = (groups - 1) / groups * (deviations - deviations.mean()).square().sum()
@@ -133,18 +133,19 @@ def _bands(side: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.unique(place, return_inverse=True)[1]).double()
 
 
-def _psnr(variances: Tensor, count: Tensor, sources: Mapping[tuple[float, float], int], values: int) -> float:
+def _psnr(variances: Tensor, count: Tensor, sources: Mapping[float, int], nats: float, values: int) -> float:
     """PSNR of the mean squared error over all images, in dB.
 
     Args:
         variances: Of each band, shape (3, K, K).
         count: Coefficients of an image in each band, shape (K, K).
-        sources: How often a source occurs, by the number of whole images that its pixels make up and its rate in nats.
+        sources: How often a source occurs, by the number of whole images that its pixels make up.
+        nats: Rate of each source.
         values: Values of all images together.
     """
     error = sum(
         number * gaussian_distortion(variances, nats, share * count.expand_as(variances))
-        for (share, nats), number in sources.items()
+        for share, number in sources.items()
         if share > 0
     )
     return float(psnr_from_mse(torch.tensor(error / values, dtype=torch.float64)))
