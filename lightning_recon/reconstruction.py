@@ -28,13 +28,35 @@ class ReceivedFile:
 
 
 @dataclass(frozen=True)
+class Mismatch:
+    """What an update shows where it contradicts what was announced; None where it does not.
+
+    Args:
+        subjects: Whether subjects are cut out on black.
+        noise_multiplier: Noise multiplier of each client.
+        images: Number of images in the update.
+    """
+
+    subjects: bool | None = None
+    noise_multiplier: float | None = None
+    images: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything contradicts."""
+        return self != NO_MISMATCH
+
+
+NO_MISMATCH = Mismatch()
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What the attacker reconstructed from one update under one noise draw, in the attacker's own order.
 
     Args:
         client: Index of the update.
         draw: Index of the noise draw.
-        images: Shape (M, 3, H, W), values in [0, 1], at most as many as the update has victims.
+        images: Shape (M, 3, H, W), values in [0, 1]: about as many as the update has victims.
         initial: The same before refinement.
         unresolved: Rows whose content no single image explains.
         evident: Whether the images explain more of the update than its noise does.
@@ -42,6 +64,9 @@ class Reconstruction:
         files: For each image the file that was received, or None where none was; None if nothing was sent digitally.
         share: The structure's share of the clipping budget, as the update shows it; None where that cannot be
             estimated.
+        mismatch: Where the update contradicts the announcement.
+        mean_image: The estimate of a victim without a reconstruction, shape (3, H, W), where the update shows that
+            images are not as announced; None: that of the announcement.
     """
 
     client: int
@@ -53,3 +78,5 @@ class Reconstruction:
     labels: Tensor | None = None
     files: tuple[ReceivedFile | None, ...] | None = None
     share: "BudgetShare | None" = None
+    mismatch: Mismatch = NO_MISMATCH
+    mean_image: Tensor | None = None

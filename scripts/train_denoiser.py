@@ -214,7 +214,7 @@ class Training(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Take some refinement steps like the attack, and learn from the next one."""
-        posterior = Posterior(batch.mean, batch.variance, batch.prior_variance)
+        posterior = Posterior(batch.mean, batch.variance, batch.prior_variance, torch.zeros_like(batch.mean))
         splitting = PlugAndPlay(posterior, CosineTransform(batch.expected, self.colour), self.denoised)
         splitting.sigma, splitting.decay = batch.sigma, DECAY
         dummies = torch.zeros_like(batch.mean)

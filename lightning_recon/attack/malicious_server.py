@@ -2,6 +2,7 @@
 """The malicious server's attack as a LightningModule: it ships a structure, decodes the updates, and refines."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -16,7 +17,7 @@ from lightning_recon.exchange import Client, ServerPayload
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
 from lightning_recon.reconstruction import Reconstruction
-from lightning_recon.structure.base import Decoded, Structure
+from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.refinement import Objective
 from lightning_recon.structure.seed_paper import SeedPaper
 
@@ -92,9 +93,26 @@ class ReconstructionAttack(Attack):
         record_payload(self.payload, self.structure, self.task, folder)
 
     def allocate(self) -> None:
-        """Create the dummies; every rank holds all, and moves those of its own updates, see `training_step`."""
-        count = self.task.updates * self.draws * self.task.victims
+        """Create the dummies; every rank holds all, and moves those of its own updates, see `training_step`.
+
+        An update may hold more images than announced, so there are dummies for `most_found` of each.
+        """
+        count = self.task.updates * self.draws * most_found(self.task)
         self.dummies = nn.Parameter(torch.zeros(count, *self.task.image_shape))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume, also from a checkpoint of an earlier version, which has as many dummies as images were announced.
+
+        Args:
+            checkpoint: The content of the file.
+        """
+        super().on_load_checkpoint(checkpoint)
+        announced, limit = self.task.victims, most_found(self.task)
+        stored = checkpoint["state_dict"].get("dummies")
+        if stored is not None and len(stored) * limit == len(self.dummies) * announced:
+            updates = torch.zeros(len(stored) // announced, limit, *stored.shape[1:])
+            updates[:, :announced] = stored.view(-1, announced, *stored.shape[1:])
+            checkpoint["state_dict"]["dummies"] = updates.flatten(0, 1)
 
     def observe(self, client: Client, folder: Path | None) -> None:
         """Run the protocol with every client of this rank, and decode."""
@@ -107,7 +125,7 @@ class ReconstructionAttack(Attack):
         self.objective = self._objective()
         if self.trainer.state.fn == "fit":
             self._check_objective()
-        first = [(index * self.draws + draw) * self.task.victims for index, draw in self.decoded]
+        first = [(index * self.draws + draw) * most_found(self.task) for index, draw in self.decoded]
         sizes = [len(decoded.images) for decoded in self.decoded.values()]
         self.slots = torch.tensor([f + m for f, size in zip(first, sizes, strict=True) for m in range(size)]).long()
 
@@ -176,6 +194,17 @@ class ReconstructionAttack(Attack):
         if self.objective is not None and self.trainer.global_step > 0:
             final = list(torch.split(self.objective.images(dummies).clamp(0, 1).cpu(), sizes))
         return [
-            Reconstruction(index, draw, images, before, one.unresolved, one.evident, files=one.files, share=one.share)
+            Reconstruction(
+                index,
+                draw,
+                images,
+                before,
+                one.unresolved,
+                one.evident,
+                files=one.files,
+                share=one.share,
+                mismatch=one.mismatch,
+                mean_image=one.mean_image,
+            )
             for ((index, draw), one), images, before in zip(self.decoded.items(), final, initial, strict=True)
         ]

@@ -87,7 +87,7 @@ def run_protocol(
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
         decoded = structure.decode(payload, task, opened)
-        if len(decoded.images) == task.victims or received == task.rounds:
+        if len(decoded.images) >= (decoded.mismatch.images or task.victims) or received == task.rounds:
             break
         # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.
         opening = min(2 * received, task.rounds)

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.ground_truth import label_accuracy, truth_of, truths_of
+from lightning_recon.callbacks.mismatch import mismatch_record
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.capture import CapturedClient
 from lightning_recon.client import VictimClient
@@ -78,6 +79,8 @@ def run_record(
         label_accuracy=label_accuracy(found, truths, module) if truths else None,
         channel_code=channel_code_name(module.payload) if module.payload is not None else None,
         capture=capture,
+        victims=sum(len(truth.images) for truth in truths) or None,
+        mismatch=mismatch_record(task, found),
         skipped_pictures=list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", [])) if truths else [],
         **share_record(module, found),
         **own,

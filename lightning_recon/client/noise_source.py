@@ -32,6 +32,7 @@ class NoiseSource(Callback):
         self.seed, self.folder, self.adds_noise = seed, key_folder(folder), adds_noise
         self._key: NoiseKey | UserError = NoiseKey.fresh() if seed is None else NoiseKey.from_seed(seed)
         self._resumed: dict[str, Any] = {}
+        self._began = False
 
     @property
     def key(self) -> NoiseKey:
@@ -83,7 +84,7 @@ class NoiseSource(Callback):
         self._resumed = dict(state_dict) if self.seed is None else {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give all ranks one key: that of the resumed run, or rank zero's."""
+        """Give all ranks one key, that of the resumed run or rank zero's, and keep it in a file."""
         if self.seed is not None:
             if self.adds_noise and trainer.is_global_zero:
                 say(
@@ -98,16 +99,26 @@ class NoiseSource(Callback):
                 self._key = load_key(self.folder, self._resumed["key"])
             except UserError as error:  # raised where noise is needed: an attack repeats recorded answers
                 self._key = error
+        elif trainer.is_global_zero:
+            save_key(self.folder, self.key)
         self._key = trainer.strategy.broadcast(self._key)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the key for a resumed run: from here on there are checkpoints."""
-        if self.seed is None and trainer.is_global_zero and not self._resumed:
-            save_key(self.folder, self.key)
+        """From here on there are checkpoints, which need the key."""
+        self._began = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Delete the key of a run that cannot be resumed, because it failed before its first step."""
+        if not (self._began or self._resumed):
+            self._delete(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Delete the key of a finished attack: its clients' answers are recorded, and no more noise will be drawn."""
         training = getattr(pl_module, "noise_source", None) is self  # of a network, which may be given more steps
-        if stage == "fit" and trainer.is_global_zero and self.seed is None and not training:
+        if stage == "fit" and not (training and (self._began or self._resumed)):
+            self._delete(trainer)
+
+    def _delete(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.seed is None:
             with suppress(OSError):
                 key_file(self.folder, self.state_dict()["key"]).unlink(missing_ok=True)

@@ -84,11 +84,11 @@ def check_truth(batches: list[ClientBatch], task: Task) -> None:
             "file for each client"
         )
     for client, batch in enumerate(batches):
-        shape = (task.batch_size, *task.image_shape)
-        if tuple(batch.images.shape) != shape:
+        # A client may have more or fewer images than announced.
+        if tuple(batch.images.shape[1:]) != task.image_shape:
             raise UserError(
-                f"the images of client {client} have shape {tuple(batch.images.shape)}, the update is about {shape}: "
-                "give the truth file that was written with the update"
+                f"the images of client {client} have shape {tuple(batch.images.shape[1:])}, the update is about "
+                f"{task.image_shape}: give the truth file that was written with the update"
             )
         if int(batch.labels.max()) >= task.num_classes:
             raise UserError(

@@ -7,24 +7,25 @@ from torch import Tensor
 
 
 def match(truth: Tensor, reconstructions: Tensor) -> Tensor:
-    """Assign every reconstruction to one victim so that the total squared error is minimal.
+    """Assign reconstructions and victims to each other, one to one, so that the total squared error is minimal.
 
     Args:
         truth: The victims' images, shape (B, 3, H, W), values in [0, 1].
-        reconstructions: Images in any order, shape (M, 3, H, W) with M <= B, values in [0, 1].
+        reconstructions: Images in any order, shape (M, 3, H, W), values in [0, 1]; of more than B the rest stays
+            without a victim.
 
     Returns:
         For each victim the index of its reconstruction, or -1 without one; shape (B,), int64.
 
     Raises:
-        ValueError: If there are more reconstructions than victims, other image shapes, or values that are not finite.
+        ValueError: If images have different shapes, or values that are not finite.
 
     Source: Kuhn, "The Hungarian method for the assignment problem" (1955), through SciPy.
     """
-    if len(reconstructions) > len(truth) or reconstructions.shape[1:] != truth.shape[1:]:
+    if reconstructions.shape[1:] != truth.shape[1:]:
         raise ValueError(
-            f"{tuple(reconstructions.shape)} reconstructions for {tuple(truth.shape)} victims: "
-            "hand over at most one image a victim, of the same shape"
+            f"{tuple(reconstructions.shape)} reconstructions for {tuple(truth.shape)} victims: hand over images of the "
+            "same shape"
         )
     if not reconstructions.isfinite().all():
         raise ValueError("reconstructions hold NaN or infinity: they cannot be matched")

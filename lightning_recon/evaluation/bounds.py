@@ -141,7 +141,7 @@ def unbiased_psnr(noise_multiplier: float, rounds: int) -> float:
 def channel_nats(
     noise_multiplier: float,
     granularity: Granularity,
-    batch_size: int,
+    batch_size: float,
     rounds: int,
     mechanism: Mechanism = Gaussian(),  # noqa: B008 - has no state
 ) -> float | None:
@@ -150,7 +150,7 @@ def channel_nats(
     Args:
         noise_multiplier: Scale of the noise divided by the clipping norm, >= 0.
         granularity: "sample" gives each image the clipping norm, "update" shares it among the batch.
-        batch_size: Images a client.
+        batch_size: Images a client, a mean over clients.
         rounds: Releases of the same images.
         mechanism: Distribution of the noise.
 

@@ -117,7 +117,7 @@ def bounds_record(
     """The `bounds` section: bounds and reference values for these victims.
 
     Args:
-        truths: Each client's batch, all of one shape; none where they are not known, for which no noise law is stated.
+        truths: Each client's batch; none where they are not known, for which no noise law is stated.
         variances: Public variance of each decorrelated coefficient of an image, shape (3, H, W).
         noise_multiplier: Scale of the noise divided by the clipping norm, of what the server sees: under secure
             aggregation of the sum.
@@ -131,10 +131,14 @@ def bounds_record(
         The `bounds` section; None for what does not hold, or is not known.
     """
     known = [truth.images.double().square().sum((1, 2, 3)) for truth in truths]
-    energies = torch.stack(known) if known else torch.zeros(1, batch_size)
+    # Of every victim: the energy that is clipped together with its own.
+    shared = [one if granularity == "sample" else one.sum().expand_as(one) for one in known]
+    images = sum(len(one) for one in known) / len(known) if known else batch_size
     gaussian = isinstance(mechanism_named(mechanism), Gaussian)
-    nats = channel_nats(noise_multiplier, granularity, energies.shape[1], rounds, mechanism_named(mechanism))
-    law, lawless = (noise_multiplier, energies, granularity), per_layer or not known or not gaussian
+    nats = channel_nats(noise_multiplier, granularity, images, rounds, mechanism_named(mechanism))
+    lawless = per_layer or not known or not gaussian
+    energies = torch.cat(shared) if known else torch.zeros(0)
+    law: tuple[float, Tensor, Granularity] = noise_multiplier, energies, "sample"
     source = None if nats is None else gaussian_reference_psnr(variances, nats, variances.numel())
     upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=variances.numel(), rounds=rounds)
     return {

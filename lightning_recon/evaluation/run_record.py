@@ -32,7 +32,7 @@ class RunRecord:
         privacy: From `privacy_record`.
         bounds: From `bounds_record`.
         clients: How many clients are attacked.
-        batch_size: Images a client.
+        batch_size: Images a client, as announced.
         seconds: Wall time of the attack.
         steps: Refinement steps; one step moves the optimised images of all victims once.
         structure_bytes: What the server's structure adds to one client's upload in one round.
@@ -56,6 +56,8 @@ class RunRecord:
         lpips_mean: Mean learned perceptual distance; None without the weights of its network.
         capture: Of a captured update: its source, and what its program declared.
         skipped_pictures: Images that could not be read.
+        victims: Number of all clients' images; None where it is as announced, or not known.
+        mismatch: What updates show that contradicts the announced training; None where they do not.
     """
 
     attack: str
@@ -83,6 +85,8 @@ class RunRecord:
     lpips_mean: float | None = None
     capture: Record | None = None
     skipped_pictures: Sequence[object] = ()
+    victims: int | None = None
+    mismatch: Record | None = None
 
 
 def results_record(
@@ -116,6 +120,7 @@ def results_record(
         "subject_fraction": run.subject_fraction,
         "batchnorm": run.batchnorm,
         "participation": run.participation,
+        "mismatch": run.mismatch,
         "payload_alarms": None if run.payload_alarms is None else list(run.payload_alarms),
         "baselines": run.baselines or {"black_psnr": None, "mean_image_psnr": None},
         "bounds": run.bounds,
@@ -140,13 +145,13 @@ def summary_record(run: RunRecord, found: Sequence[Reconstruction], victims: Seq
         The `summary` section. `victims` counts each image once; `detected`, `collided` and `false_detections` are
         means over the draws, so that they compare with it.
     """
-    draws, count = len({one.draw for one in found}), run.clients * run.batch_size
+    draws, count = len({one.draw for one in found}), run.victims or run.clients * run.batch_size
     summary: Record = {
         "clients": run.clients,
         "draws": draws,
         "victims": count,
         "detected": _mean(sum(len(one.images) for one in found if one.evident), draws),
-        **_scores(victims, run.label_accuracy),
+        **_scores(victims, run.label_accuracy, _unmatched(found, victims)),
         **_files(found, count * draws, run.channel_code),
         "seconds": run.seconds,
         "steps": run.steps,
@@ -194,7 +199,13 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     return record_with_both_names(record)
 
 
-def _scores(victims: Sequence[VictimScore], label_accuracy: float | None) -> Record:
+def _unmatched(found: Sequence[Reconstruction], victims: Sequence[VictimScore]) -> int:
+    """Number of images, over all draws, that count as evident and are beyond the number of the true ones."""
+    images = sum(len(one.images) for one in found if one.evident)
+    return max(0, images - sum(victim.detected for victim in victims))
+
+
+def _scores(victims: Sequence[VictimScore], label_accuracy: float | None, unmatched: int) -> Record:
     """The scores of the `summary` section; None without victims, whose true images are then not known."""
     draws = sorted({victim.draw for victim in victims})
     psnr = [victim.psnr for victim in victims]
@@ -206,7 +217,9 @@ def _scores(victims: Sequence[VictimScore], label_accuracy: float | None) -> Rec
     known = bool(victims)
     return {
         "collided": _mean(sum(victim.collision for victim in victims), len(draws)) if known else None,
-        "false_detections": _mean(sum(victim.false_detection for victim in victims), len(draws)) if known else None,
+        "false_detections": _mean(sum(victim.false_detection for victim in victims) + unmatched, len(draws))
+        if known
+        else None,
         "psnr_mean": statistics.fmean(psnr) if known else None,
         "psnr_mean_low": low,
         "psnr_mean_high": high,

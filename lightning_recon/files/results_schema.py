@@ -116,6 +116,15 @@ class SkippedRecord(TypedDict):
 
 
 @with_config(OPEN)
+class MismatchRecord(TypedDict):
+    """An entry of `mismatch`: what was announced, and what how many updates show."""
+
+    announced: float | bool | None
+    found: float | bool
+    updates: Index
+
+
+@with_config(OPEN)
 class ResultsRecord(TypedDict):
     """`results.json`, as far as it is read."""
 
@@ -127,6 +136,7 @@ class ResultsRecord(TypedDict):
     subject_fraction: NotRequired[Probability | None]
     batchnorm: NotRequired[Text | None]
     participation: NotRequired[Probability | None]
+    mismatch: NotRequired[dict[Name, MismatchRecord] | None]
     payload_alarms: NotRequired[list[Text] | None]
     alarms: NotRequired[list[Text] | None]  # the name of earlier versions
     capture: NotRequired[CaptureRecord]

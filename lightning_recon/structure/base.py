@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The protocol of a malicious server, and the results of decoding an update."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -8,10 +9,14 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.exchange.task import MOST_NUMBERS
 from lightning_recon.priors.image_statistics import PublicStatistics
-from lightning_recon.reconstruction import ReceivedFile
+from lightning_recon.reconstruction import NO_MISMATCH, Mismatch, ReceivedFile
 from lightning_recon.structure.clipping_budget import BudgetShare
 from lightning_recon.structure.refinement import Refinement
+
+# Clients may have more images than announced, up to this many times as many.
+_MOST_FOUND = 4
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Decoded:
     """The result of decoding one update, or the mean of several, of one client.
 
     Args:
-        images: Shape (M, 3, H, W), values in [0, 1]: at most as many as the batch holds, in the attacker's order.
+        images: Shape (M, 3, H, W), values in [0, 1]: at most `most_found`, in the attacker's order.
         unresolved: Rows whose content no single image explains: collisions.
         rows: For each tensor of the update that was read, the rows read; None for all of them.
         refinement: What refinement starts from, which also defines its objective; None if there is nothing to refine.
@@ -27,6 +32,9 @@ class Decoded:
             because they cost nothing, but do not count as detections.
         files: For each image the file that was received, or None where none was; None if nothing was sent digitally.
         share: The structure's share of the clipping budget, as the rows show it; None where it cannot be estimated.
+        mismatch: Where the update contradicts the announcement.
+        mean_image: The public mean image under the hypothesis that the update shows to be true, shape (3, H, W); None
+            where that is the announced one.
     """
 
     images: Tensor
@@ -36,6 +44,8 @@ class Decoded:
     evident: bool = True
     files: tuple[ReceivedFile | None, ...] | None = None
     share: BudgetShare | None = None
+    mismatch: Mismatch = NO_MISMATCH
+    mean_image: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,15 @@ class FeedbackCode(Protocol):
     def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
         """The result after the last round."""
         ...
+
+
+def most_found(task: Task) -> int:
+    """Largest number of images that is looked for in an update, for the sake of memory.
+
+    Args:
+        task: What was announced; clients may have more images than that.
+    """
+    return max(task.victims, min(_MOST_FOUND * task.victims, MOST_NUMBERS // math.prod(task.image_shape)))
 
 
 @runtime_checkable

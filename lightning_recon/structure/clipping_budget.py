@@ -39,7 +39,13 @@ class BudgetShare:
 
 
 def structure_share(
-    rows: Tensor, pilots: Tensor, noise: float, prior: RowPrior, task: Task, payload: ServerPayload
+    rows: Tensor,
+    pilots: Tensor,
+    noise: float,
+    prior: RowPrior,
+    task: Task,
+    payload: ServerPayload,
+    images: int | None = None,
 ) -> BudgetShare | None:
     """Estimate the structure's share of the budget from one update, or from the mean of several.
 
@@ -58,13 +64,17 @@ def structure_share(
         prior: What was expected of a row.
         task: What was announced.
         payload: What was shipped.
+        images: Number of images that the update shows; None: as announced.
 
     Returns:
         The share; None without a clip, where there is no budget, and under an L1 clip, which does not fix the energy.
     """
     if task.max_grad_norm is None or l1_clipped(task):
         return None
-    units, entries, parts = len(rows), rows.numel() + pilots.numel(), task.victims / task.sharers
+    units, entries, victims = len(rows), rows.numel() + pilots.numel(), images or task.victims
+    # Samples are clipped by themselves, however many there are; the updates of clients likewise.
+    parts = victims if task.granularity == "sample" else task.aggregated
+    sharers = victims / parts
     energy = float(rows.double().square().sum() + pilots.double().square().sum()) - entries * noise**2
     variance = 2 * entries * noise**4 + 4 * max(energy, 0.0) * noise**2
     announced = task.update_noise / budget_share(task, len(weight_names(payload))) / math.sqrt(task.rounds)
@@ -73,8 +83,8 @@ def structure_share(
         variance += entries**2 * 2 * noise**4 / (nulls * units)
     # Two encodings of norm 1 have an inner product of this mean square.
     alike = prior.pilot_level**4 + float(prior.power.double().square().sum())
-    pairs = (task.victims**2 - parts * task.sharers**2) / 2
-    variance += 4 * alike * pairs / (units * task.sharers**2)
+    pairs = (victims**2 - parts * sharers**2) / 2
+    variance += 4 * alike * pairs / (units * sharers**2)
     return BudgetShare(energy / parts, math.sqrt(variance) / parts)
 
 

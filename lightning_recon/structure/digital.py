@@ -12,16 +12,17 @@ from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
-from lightning_recon.reconstruction import ReceivedFile
-from lightning_recon.structure.base import Decoded, Structure
+from lightning_recon.reconstruction import Mismatch, ReceivedFile
+from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
+from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.successive_decoding import Received, read_victims
 from lightning_recon.structure.layer_spec import LayerSpec
-from lightning_recon.structure.readout import design_noise, l1_clipped, released_rows
+from lightning_recon.structure.readout import design_noise, l1_clipped, measured_multiplier, released_rows
 from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.row_model import budget_sharers, combined_rows, in_coefficients, row_prior, rows_of
 from lightning_recon.structure.sketch import beside, decode_sketch, with_words
@@ -182,7 +183,7 @@ class Digital(Structure):
         rows = rows_of(released, pilot, noise, payload)
         prior = row_prior(payload, task, statistics)
         whole = with_words(prior, plan)
-        found = separate(rows, whole, task.victims, self.linear.false_alarm)
+        found = separate(rows, whole, task.victims, self.linear.false_alarm, limit=most_found(task))
         size = (task.image_shape[1], task.image_shape[2])
         with counting("decoding", task.victims) as decoded_so_far:
             received, others = read_victims(
@@ -192,21 +193,31 @@ class Digital(Structure):
                 1 / prior.scale,
                 plan,
                 size,
-                task.victims,
+                most_found(task),
                 decoded_so_far,
                 None if task.noise_is_normal else task.noise,
             )
-        decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined_rows(rows, found)]
+        combined = list(combined_rows(rows, found))
+        decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined]
         posterior = in_coefficients(decoded, shipped, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
         images, posterior = _with_files(images, posterior, received, others, statistics)
-        missing = task.victims - len(images)
+        images_shown = found.images_shown(task.victims)
+        if len(images) > task.victims:
+            images_shown = len(images)
+        missing = (task.victims if images_shown is None else images_shown) - len(images)
         evident = found.evident or any(one is not None for one in received)
         unresolved = found.unresolved if missing else 0
         files = tuple(_as_file(one, plan) for one in (*received, *others))
-        share = structure_share(released, pilot, noise, whole, task, payload)
+        share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
+        other = self.linear.other_statistics(task)
+        if other is not None:
+            evidence = subjects_evidence(combined, decoded, shipped, statistics, other)
+            other = other if likelier(evidence, task.subjects is not None) else None
+        subjects, mean_image = (None, None) if other is None else (other.subjects, other.mean)
+        contradicted = Mismatch(subjects, measured_multiplier(noise, task, payload), images_shown)
         read: dict[str, Tensor | None] = {"structure.weight": None}
-        return Decoded(images, unresolved, read, posterior, evident=evident, files=files, share=share)
+        return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted, mean_image)
 
 
 def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
@@ -237,4 +248,4 @@ def _with_files(
             images[place] = one.image.float() / 255
             mean[place] = statistics.transform.analyse(images[place])
             variance[place] = _KNOWN * prior[place]
-    return images, Posterior(mean, variance, prior)
+    return images, Posterior(mean, variance, prior, torch.cat([posterior.prior_mean, extra]))

@@ -222,7 +222,10 @@ class Feedback(Structure):
         variance = knowledge.variance.view(shape)
         variance = variance.clamp(min=1e-12 * knowledge.prior_variance, max=knowledge.prior_variance)
         images = statistics.transform.synthesise(mean).clamp(0, 1)
-        return replace(decoded, images=images, refinement=Posterior(mean, variance, knowledge.prior_variance))
+        before = decoded.refinement
+        centre = before.prior_mean if isinstance(before, Posterior) else torch.zeros_like(mean)
+        posterior = Posterior(mean, variance, knowledge.prior_variance, centre)
+        return replace(decoded, images=images, refinement=posterior)
 
 
 def _mismatch(knowledge: Knowledge) -> Tensor:

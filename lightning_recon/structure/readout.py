@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, summed_noise
 from lightning_recon.structure.coding.hadamard_spreading import gather
 from lightning_recon.structure.layer_spec import LayerSpec
 
@@ -62,6 +62,24 @@ def weight_names(payload: ServerPayload) -> list[str]:
     """The structure's tensors in an update, in the order of its blocks."""
     blocks = LayerSpec.of(payload).blocks
     return ["structure.weight"] if blocks == 1 else [f"structure.weight.{block}" for block in range(blocks)]
+
+
+def measured_multiplier(noise: float, task: Task, payload: ServerPayload) -> float | None:
+    """Noise multiplier of a client that the zeros of an update show; None if they agree with the announced one.
+
+    Args:
+        noise: From `released_rows`.
+        task: What was announced.
+        payload: What was shipped.
+    """
+    if task.max_grad_norm is None:
+        return None
+    measured = noise * euclidean_share(task, payload) * math.sqrt(task.rounds)
+    if math.isclose(measured, task.update_noise, rel_tol=1e-9):
+        return None
+    if task.update_noise == 0:
+        return measured / (task.noise.noise_std * summed_noise(1.0, task.aggregated, task.noise_share))
+    return task.noise_multiplier * measured / task.update_noise
 
 
 def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> tuple[Tensor, Tensor, float]:

@@ -76,11 +76,13 @@ class Posterior(Refinement):
         mean: Shape (M, 3, H, W).
         variance: Shape (M, 3, H, W), positive.
         prior_variance: Shape (M, 3, H, W): the variance before the update arrived.
+        prior_mean: Shape (M, 3, H, W): the mean before the update arrived; 0 where images are as announced.
     """
 
     mean: Tensor
     variance: Tensor
     prior_variance: Tensor
+    prior_mean: Tensor
 
     def objective(self, initial: Tensor, transform: Transform, denoiser: Denoiser) -> "PlugAndPlay":
         """Plug-and-play from the posterior mean, which the decoded images show."""
@@ -130,7 +132,8 @@ class PlugAndPlay:
         self.sigma = posterior.variance.mean(dim=(1, 2, 3)).sqrt()
         # The row alone, without the spectral prior: ½ · certainty · θ² − pull · θ, finite where nothing was observed.
         certainty = 1 - (posterior.variance / posterior.prior_variance).clamp(max=1)
-        self.certainty, self.pull = certainty, self.std * posterior.mean / posterior.prior_variance
+        moved = posterior.mean - posterior.prior_mean
+        self.certainty, self.pull = certainty, self.std * moved / posterior.prior_variance
 
     def images(self, dummies: Tensor) -> Tensor:
         """Images of dummies of shape (M, 3, H, W), same shape, not clamped."""

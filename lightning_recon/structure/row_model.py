@@ -3,11 +3,13 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import Separation
@@ -30,22 +32,48 @@ def energy_is_known(task: Task) -> bool:
     return budget_sharers(task) == 1 and not l1_clipped(task)
 
 
+def mean_shift(payload: ServerPayload, statistics: PublicStatistics) -> Tensor | None:
+    """Coefficients of the mean image relative to the one that was shipped, shape (3, H, W); None if it is the same."""
+    shipped = payload.tensors["mean"]
+    if torch.equal(shipped, statistics.mean):
+        return None
+    return CosineTransform(shipped, payload.tensors["colour"]).analyse(statistics.mean[None])[0]
+
+
 def row_prior(payload: ServerPayload, task: Task, statistics: PublicStatistics) -> RowPrior:
     """The prior of a victim's row, without a digital code.
 
     Args:
         payload: What was shipped.
         task: What was announced.
-        statistics: Public statistics of images.
+        statistics: Public statistics of images: those that the payload was designed for, or others.
     """
-    shipped, sharers = payload.tensors, budget_sharers(task)
-    return RowPrior(
+    shipped, sharers, shift = payload.tensors, budget_sharers(task), mean_shift(payload, statistics)
+    prior = RowPrior(
         power=shipped["gain"] ** 2 * statistics.variance.flatten()[shipped["index"]],
         pilot_level=float(shipped["constants"][0]),
         log_contrast_std=statistics.log_contrast_std,
         scale=math.sqrt(len(shipped["directions"]) * sharers),
         log_scale_std=0.0 if energy_is_known(task) else _LOG_SCALE_STD,
+        mean=None if shift is None else shipped["gain"] * shift.flatten()[shipped["index"]],
     )
+    if prior.mean is None or energy_is_known(task):
+        return prior
+    return replace(prior, scale=float(prior.scale_of(torch.ones(()))))
+
+
+def with_sharers(prior: RowPrior, task: Task, images: int | None) -> RowPrior:
+    """The prior where an update holds another number of images than announced, which share the clip.
+
+    Args:
+        prior: As announced.
+        task: What was announced.
+        images: Their number; None: as announced.
+    """
+    if images is None or prior.log_scale_std == 0:
+        return prior
+    ratio = images / task.victims
+    return replace(prior, scale=prior.scale * (ratio if l1_clipped(task) else math.sqrt(ratio)))
 
 
 def rows_of(inputs: Tensor, pilot: Tensor, noise: float, payload: ServerPayload) -> Rows:
@@ -78,15 +106,29 @@ def combined_rows(rows: Rows, found: Separation) -> Iterator[tuple[Tensor, float
 
 
 def in_coefficients(
-    decoded: list[RowPosterior], shipped: Mapping[str, Tensor], statistics: PublicStatistics
+    decoded: list[RowPosterior],
+    shipped: Mapping[str, Tensor],
+    statistics: PublicStatistics,
+    shift: Tensor | None = None,
 ) -> Posterior:
-    """Undo the encoder's scaling; coefficients that were not sent keep their prior, at the contrast that was found."""
+    """Undo the encoder's scaling; coefficients that were not sent keep their prior, at the contrast that was found.
+
+    Args:
+        decoded: The inputs of each image.
+        shipped: Tensors of the payload.
+        statistics: Public statistics under which they were decoded.
+        shift: From `mean_shift`.
+
+    Returns:
+        In the coefficients of the shipped transform.
+    """
     shape = (len(decoded), *statistics.variance.shape)
     prior = torch.stack([row.contrast * statistics.variance for row in decoded]) if decoded else torch.zeros(shape)
-    mean, variance = torch.zeros(shape).flatten(1), prior.flatten(1).clone()
+    centre = torch.zeros(shape) if shift is None else shift.expand(shape).clone()
+    mean, variance = centre.flatten(1).clone(), prior.flatten(1).clone()
     for victim, row in enumerate(decoded):
         mean[victim, shipped["index"]] = row.inputs.cpu() / shipped["gain"]
         variance[victim, shipped["index"]] = row.variance.cpu() / shipped["gain"] ** 2
     # Nothing is known without any doubt, nor less than before: keeps every precision finite and non-negative.
     variance = variance.view(shape).clamp(min=1e-12 * prior, max=prior)
-    return Posterior(mean.view(shape), variance, prior)
+    return Posterior(mean.view(shape), variance, prior, centre)

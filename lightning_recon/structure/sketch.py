@@ -35,7 +35,7 @@ def decode_sketch(row: Tensor, sent: int, pilot: float, noise: float, prior: Row
         rest = 1 - prior.pilot_level**2 - float(prior.power.sum())
         prior = replace(prior, power=torch.cat([prior.power, prior.power.new_tensor([rest])]))
     found = decode_row(sketch, pilot, noise, prior)
-    return RowPosterior(found.inputs[:sent], found.variance[:sent], found.contrast)
+    return RowPosterior(found.inputs[:sent], found.variance[:sent], found.contrast, found.scale)
 
 
 def beside(sketch: ServerPayload, plan: Plan) -> ServerPayload:

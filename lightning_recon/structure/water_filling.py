@@ -11,22 +11,33 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
 from lightning_recon.ranges import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, SIZE, SIZE_OR_NONE, check_ranges
-from lightning_recon.structure.base import Decoded, Structure
+from lightning_recon.reconstruction import Mismatch
+from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.gating import intervals, layout, measurement_directions, scale_down_measurements
 from lightning_recon.structure.coding.hadamard_spreading import block_count, distortion
 from lightning_recon.structure.coding.l1_budget import l1_power, norm_ratio
 from lightning_recon.structure.coding.power_allocation import water_filling
+from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import decode_row
 from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
-from lightning_recon.structure.readout import budget_share, design_noise, l1_clipped, released_rows, weight_names
+from lightning_recon.structure.readout import (
+    budget_share,
+    design_noise,
+    l1_clipped,
+    measured_multiplier,
+    released_rows,
+    weight_names,
+)
 from lightning_recon.structure.row_model import (
     combined_rows,
     energy_is_known,
     in_coefficients,
+    mean_shift,
     row_prior,
     rows_of,
+    with_sharers,
 )
 
 # Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip for
@@ -70,7 +81,8 @@ class WaterFilling(Structure):
 
         Args:
             subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
-                announces; whole photographs where it does not.
+                announces; whole photographs where it does not. The structure is designed for that, and the decoder
+                takes the likelier of the two. With a setting it does not ask.
             units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 8 a
                 image and at least 64; eight times as many where high noise makes rows short, see `layout`. The
                 upload grows with it. With a single unit for several images there is no gating: all collide.
@@ -136,6 +148,12 @@ class WaterFilling(Structure):
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics of images of the task's size."""
         return public_statistics(*task.image_shape[1:], task.expects_subjects(self.subjects), self.statistics_file)
+
+    def other_statistics(self, task: Task) -> PublicStatistics | None:
+        """Statistics of the images under the hypothesis that was not announced; None if the server has a setting."""
+        if self.subjects is not None:
+            return None
+        return public_statistics(*task.image_shape[1:], not task.expects_subjects(None), self.statistics_file)
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""
@@ -236,12 +254,41 @@ class WaterFilling(Structure):
         rows = rows_of(inputs, pilot, math.hypot(noise, distorted), payload)
         # Clipped alone, a victim has the whole budget, spread evenly over its rows.
         bound = 1 / len(payload.tensors["directions"]) if energy_is_known(task) else None
-        found = separate(rows, prior, task.victims, self.false_alarm, bound)
-        decoded = [decode_row(*row, prior) for row in combined_rows(rows, found)]
-        posterior = in_coefficients(decoded, payload.tensors, statistics)
-        images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
+        limit = task.victims, self.false_alarm, bound, most_found(task)
+        found = separate(rows, prior, *limit)
+        other = self.other_statistics(task)
+        images_shown = found.images_shown(task.victims)
+        prior = with_sharers(prior, task, images_shown)
+        combined = list(combined_rows(rows, found))
+        decoded = [decode_row(*row, prior) for row in combined]
+        if other is not None and found.evident and level > 0:
+            evidence = subjects_evidence(combined, decoded, payload.tensors, statistics, other)
+            if likelier(evidence, task.subjects is not None):
+                statistics = other
+                prior = row_prior(payload, task, other)
+                found = separate(rows, prior.zero_mean, *limit)
+                images_shown = found.images_shown(task.victims)
+                prior = with_sharers(prior, task, images_shown)
+                decoded = [decode_row(*row, prior) for row in combined_rows(rows, found)]
+        shift = mean_shift(payload, statistics)
+        posterior = in_coefficients(decoded, payload.tensors, statistics, shift)
+        images = self.statistics(task).transform.synthesise(posterior.mean).clamp(0, 1)
         # Without a pilot both signs are equally likely, and their mean is no image.
         evident = found.evident and level > 0
-        share = structure_share(inputs, pilot, noise, prior, task, payload)
+        share = structure_share(inputs, pilot, noise, prior, task, payload, images_shown)
         rows_read = dict.fromkeys(weight_names(payload))
-        return Decoded(images, found.unresolved, rows_read, posterior, evident=evident, share=share)
+        multiplier = measured_multiplier(noise, task, payload)
+        if shift is None:
+            contradicted, mean_image = Mismatch(None, multiplier, images_shown), None
+        else:
+            contradicted, mean_image = Mismatch(statistics.subjects, multiplier, images_shown), statistics.mean
+        return Decoded(
+            images,
+            found.unresolved,
+            rows_read,
+            posterior,
+            evident=evident,
+            share=share,
+            mismatch=contradicted,
+            mean_image=mean_image,
+        )

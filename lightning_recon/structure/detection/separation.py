@@ -20,34 +20,49 @@ class Separation:
         members: Shape (V, K), bool: which rows hold each victim.
         unresolved: How many rows hold something that no single victim explains: collisions.
         evident: Whether the rows show that the victims are there; the row of a single unit is combined in any case.
+        complete: Whether no further victim can be there: rows without any are told from rows that hold one, and none is
+            left that holds something unexplained.
     """
 
     combine: Tensor
     members: Tensor
     unresolved: int
     evident: bool = True
+    complete: bool = False
+
+    def images_shown(self, announced: int) -> int | None:
+        """Number of images in the update, where the rows show that it is not the announced one; else None."""
+        found = len(self.combine)
+        return found if found > announced or (found < announced and self.complete) else None
 
 
 def separate(
-    rows: Rows, prior: RowPrior, victims: int, false_alarm: float, single_energy: float | None = None
+    rows: Rows,
+    prior: RowPrior,
+    victims: int,
+    false_alarm: float,
+    single_energy: float | None = None,
+    limit: int = 0,
 ) -> Separation:
-    """Find at most `victims` images in the rows.
+    """Find images in the rows: those announced, and more where the rows convincingly show them.
 
     Args:
         rows: The released rows.
         prior: What is expected of the row of a single victim.
-        victims: Number of images in the update, announced by the protocol.
-        false_alarm: Probability that a batch of empty rows shows any activity; that a single victim is taken for two
+        victims: Number of images in the update, as the protocol announced it.
+        false_alarm: Probability that a batch of empty rows shows any activity, or that rows show an image beyond the
+            announced ones where there is none; that a single victim is taken for two
             by its energy; and that any victim of a batch is by its weight, see `typical_weights`. Neither of the
             last two occurs once all victims were found.
         single_energy: Largest energy, pilot included, that clipping leaves a single victim in a row; None if only the
             sum over all victims is bounded, so that pairs are detected by their gradient weight.
+        limit: Largest number of images to find; at least `victims`.
 
     Returns:
         How to combine rows into victims, strongest evidence first, and what stayed unexplained.
     """
     units = len(rows.inputs)
-    search = Peeling(Evidence(rows, prior), victims, false_alarm, single_energy)
+    search = Peeling(Evidence(rows, prior), victims, false_alarm, single_energy, limit)
     if units == 1:
         evident = bool(search.evident(torch.zeros(1, dtype=torch.int64)))
         # All victims excite a single unit: several collide in it, and one victim needs no search.
@@ -76,14 +91,17 @@ def separate(
         combine=combine[isolated].float(),
         members=_membership(members, units).T[isolated].bool(),
         unresolved=int(leftover.sum()),
+        complete=search.noticed and not bool(leftover.any()),
     )
 
 
 def _strongest(search: Peeling) -> Separation:
     """The rows of best evidence, where every victim has a single row and there is nothing to compare it with."""
     evidence, score = search.evidence, search.evidence.single()
-    best = score.topk(min(search.victims, len(score))).indices
-    best = best[(score[best] > search.likely) & bool(search.evident(best).any())]
+    best = score.topk(min(search.limit, len(score))).indices
+    required = torch.full((len(best),), search.convincing, dtype=torch.float64)
+    required[: search.victims] = search.likely
+    best = best[(score[best] > required) & bool(search.evident(best[: search.victims]).any())]
     combine = torch.zeros(len(best), len(score), dtype=torch.float64)
     combine[torch.arange(len(best)), best] = 1.0
     isolated = search.isolated(combine)
@@ -91,7 +109,8 @@ def _strongest(search: Peeling) -> Separation:
     leftover = energy > search.spread
     leftover[best[isolated]] = False
     alone = combine[isolated]
-    return Separation(combine=alone.float(), members=alone.bool(), unresolved=int(leftover.sum()))
+    complete = search.noticed and not bool(leftover.any())
+    return Separation(alone.float(), alone.bool(), unresolved=int(leftover.sum()), complete=complete)
 
 
 def _membership(members: list[list[int]], units: int) -> Tensor:

@@ -2,6 +2,7 @@
 """From a victim's row to its image: sign and scale from the pilot, contrast from the energy, then Wiener's filter."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,13 +26,14 @@ class RowPrior:
     """The prior of a row.
 
     Args:
-        power: Shape (m,): expected energy of each image input, Σ = 1 − c².
+        power: Shape (m,): variance of each image input; Σ = 1 − c² as announced.
         pilot_level: The constant c.
         log_contrast_std: Standard deviation of the logarithm of an image's energy factor κ.
         scale: Typical S: the row is ± e(x)/S.
         log_scale_std: Spread of log S; 0 if S follows from the image, S = scale · √(κ(1 − c²) + c²), as it does when
             each sample is clipped alone and the structure takes the whole budget. A row of clearly less energy shows
             what share of it the structure got.
+        mean: Shape (m,): expected image inputs; None: 0, as they are where images are as announced.
     """
 
     power: Tensor
@@ -39,6 +41,26 @@ class RowPrior:
     log_contrast_std: float
     scale: float
     log_scale_std: float
+    mean: Tensor | None = None
+
+    @property
+    def zero_mean(self) -> "RowPrior":
+        """A prior of mean 0 with the same expected energy of each input."""
+        return self if self.mean is None else replace(self, power=self.power + self.mean.square(), mean=None)
+
+    @property
+    def budget(self) -> float:
+        """Expected energy of the image inputs at a contrast of 1, without that of their mean."""
+        return 1 - self.pilot_level**2 if self.mean is None else float(self.power.sum())
+
+    @property
+    def fixed(self) -> float:
+        """Energy that every image has: of the pilot and of the mean."""
+        return self.pilot_level**2 + (0.0 if self.mean is None else float(self.mean.square().sum()))
+
+    def scale_of(self, contrast: Tensor) -> Tensor:
+        """The scale S of images of these contrasts κ, where it follows from the image."""
+        return self.scale * (contrast * self.budget + self.fixed).sqrt()
 
 
 @dataclass(frozen=True)
@@ -49,17 +71,19 @@ class RowPosterior:
         inputs: Shape (m,): posterior mean of e(x) = gain · coefficient.
         variance: Shape (m,): posterior variance of each.
         contrast: Posterior mean of the energy factor κ: before the row arrived, the variance was κ p.
+        scale: Posterior mean of the signed scale ± S.
     """
 
     inputs: Tensor
     variance: Tensor
     contrast: float
+    scale: float
 
 
 def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowPosterior:
     """Posterior mean of the inputs given a noisy row of unknown sign, scale and contrast.
 
-    The row is y = ± e/S + noise with e_k ~ N(0, κ p_k), log κ ~ N(−s²/2, s²), and the pilot ± c/S + noise. Its energy
+    The row is y = ± e/S + noise with e_k ~ N(m_k, κ p_k), log κ ~ N(−s²/2, s²), and the pilot ± c/S + noise. Its energy
     fixes τ = κ/S², the pilot ± S; the mean over both signs and a grid of scales of Wiener's estimate
     ê = ± S · p τ/(p τ + σ²) · y shrinks to the mean image by itself where the noise hides the sign.
 
@@ -81,9 +105,8 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
         prior = replace(prior, scale=_scale_from_energy(row, pilot, noise, prior.scale))
     scales = _scale_grid(prior)
     centre, spread = -(prior.log_contrast_std**2) / 2, max(prior.log_contrast_std, 1e-3)
-    budget = 1 - prior.pilot_level**2
     if prior.log_scale_std == 0:
-        contrast = ((scales / prior.scale) ** 2 - prior.pilot_level**2) / budget
+        contrast = ((scales / prior.scale) ** 2 - prior.fixed) / prior.budget
         shares = contrast / scales**2
         log_prior = -((contrast.log() - centre) ** 2) / (2 * spread**2)
         log_prior = log_prior + _energy_likelihood(row, power, shares, variance)
@@ -97,7 +120,7 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
         log_prior = -((contrast.log() - centre) ** 2) / (2 * spread**2)
         log_prior = log_prior - (scales / prior.scale).log() ** 2 / (2 * prior.log_scale_std**2)
         shares = share.expand_as(scales)
-    return _mixture(row, pilot, variance, power, scales, shares, log_prior, prior.pilot_level)
+    return _mixture(row, pilot, variance, power, scales, shares, log_prior, prior.pilot_level, prior.mean)
 
 
 def _scale_from_energy(row: Tensor, pilot: float, noise: float, scale: float) -> float:
@@ -116,8 +139,7 @@ def _scale_from_energy(row: Tensor, pilot: float, noise: float, scale: float) ->
 def _scale_grid(prior: RowPrior) -> Tensor:
     """Scales S to consider, shape (G,), float64."""
     if prior.log_scale_std == 0:
-        contrast, level = _contrast_grid(prior), prior.pilot_level**2
-        return prior.scale * (contrast * (1 - level) + level).sqrt()
+        return prior.scale_of(_contrast_grid(prior))
     reach = _GRID_REACH * prior.log_scale_std
     return prior.scale * torch.linspace(-reach, reach, 4 * _GRID_POINTS, dtype=torch.float64).exp()
 
@@ -154,16 +176,39 @@ def _levels(power: Tensor) -> _Levels:
     return _Levels(rungs, below, place - below)
 
 
-def _energy_likelihood(row: Tensor, power: Tensor, shares: Tensor, variance: float) -> Tensor:
-    """Log-likelihood of the row's energies for each τ, shape (G,), float64; inputs of like power are pooled."""
+def pooled_levels(power: Tensor, sums: Sequence[Tensor]) -> list[Tensor]:
+    """Pool inputs of like power.
+
+    Args:
+        power: Shape (m,).
+        sums: Of shape (m,) each.
+
+    Returns:
+        Number of inputs, mean power, and each of the sums, by pool; float64, in host memory.
+    """
     pool = torch.div(_levels(power).below, _POOLED, rounding_mode="floor")
     groups = _RUNGS // _POOLED
     count = torch.bincount(pool, minlength=groups).double()
-    level, energy = (torch.bincount(pool, weights=part.double(), minlength=groups) for part in (power, row.square()))
+    totals = [torch.bincount(pool, weights=part.double(), minlength=groups) for part in (power, *sums)]
     used = count > 0
-    count, level, energy = count[used].cpu(), level[used].cpu(), energy[used].cpu()
-    expected = shares[:, None] * (level / count) + variance
+    count, level, *totals = (part[used].cpu() for part in (count, *totals))
+    return [count, level / count, *totals]
+
+
+def _energy_likelihood(row: Tensor, power: Tensor, shares: Tensor, variance: float) -> Tensor:
+    """Log-likelihood of the row's energies for each τ, shape (G,), float64; inputs of like power are pooled."""
+    count, level, energy = pooled_levels(power, [row.square()])
+    expected = shares[:, None] * level + variance
     return -0.5 * (energy / expected + count * expected.log()).sum(dim=1)
+
+
+def _mean_likelihood(
+    row: Tensor, power: Tensor, expected: Tensor, signed: Tensor, shares: Tensor, variance: float
+) -> Tensor:
+    """What the row's mean adds to the log-likelihood of each signed scale, shape (G,)."""
+    _, level, cross, squares = pooled_levels(power, [row * expected, expected.square()])
+    spread = shares[:, None] * level + variance
+    return (cross / spread).sum(dim=1) / signed - 0.5 * (squares / spread).sum(dim=1) / signed.square()
 
 
 def _mixture(
@@ -175,10 +220,13 @@ def _mixture(
     shares: Tensor,
     log_prior: Tensor,
     level: float,
+    expected: Tensor | None,
 ) -> RowPosterior:
     """Average Wiener's estimate over signs and scales, weighted by prior and pilot."""
     signed = torch.cat([scales, -scales])
     log_weight = log_prior.repeat(2) - (pilot - level / signed) ** 2 / (2 * variance)
+    if expected is not None:
+        log_weight = log_weight + _mean_likelihood(row, power, expected.to(row), signed, shares.repeat(2), variance)
     weight = (log_weight - log_weight.max()).exp()
     # Nearly all of the weight sits on few points; the rest would only cost time.
     points = weight > _NEGLIGIBLE
@@ -193,5 +241,11 @@ def _mixture(
         torch.lerp(rungs.to(row)[levels.below], rungs.to(row)[levels.below + 1], levels.above)
         for rungs in (mean, disagreement, open_question)
     )
-    contrast = float((weight * shares * signed.square()).sum())
-    return RowPosterior(filtered * row, scatter * row.square() + remaining, contrast)
+    contrast, scale = float((weight * shares * signed.square()).sum()), float((weight * signed).sum())
+    if expected is not None:
+        # What the filter does not take from the row it takes from the prior.
+        rungs = (weight @ gain).to(row)
+        kept = torch.lerp(rungs[levels.below], rungs[levels.below + 1], levels.above)
+        inputs = filtered * row + (1 - kept) * expected.to(row)
+        return RowPosterior(inputs, scatter * row.square() + remaining, contrast, scale)
+    return RowPosterior(filtered * row, scatter * row.square() + remaining, contrast, scale)
