@@ -128,7 +128,8 @@ class CuriousAbandonHonesty(Structure):
         weakest = inputs.norm(dim=1).nan_to_num(torch.inf).argmin()[None]
         kept = torch.cat([chosen, weakest])
         if self.fallback:
-            chosen = chosen[worth_showing(self.statistics(task), noise[picked])]
+            tries = max(1, len(detected) // max(1, len(chosen)))
+            chosen = chosen[worth_showing(self.statistics(task), noise[picked], tries)]
         images = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
         return Decoded(images, unresolved=0, rows={"structure.weight": kept})
 

@@ -18,6 +18,7 @@ def beats_mean_image(
     weight_std: Tensor,
     finish: Callable[[Tensor, Tensor], Tensor],
     pooling: int = 1,
+    tries: int = 1,
 ) -> Tensor:
     """Try an attack's own decoding on synthetic images, under the noise of each of its rows.
 
@@ -32,6 +33,8 @@ def beats_mean_image(
         finish: What the attack does with divided rows: from noisy images (N, 3, h, w) and the standard deviation of
             their noise, shape (N, 1, 1, 1), to images (N, 3, H, W).
         pooling: The attack's images are averages over squares of this width: H = pooling · h.
+        tries: Each row was chosen among this many of the same victim, as that with the largest image, that is, with the
+            most underestimated gradient weight.
 
     Returns:
         Shape (M,), bool.
@@ -40,13 +43,13 @@ def beats_mean_image(
     truth = synthetic_images(statistics, _COUNT, size)
     sent = F.avg_pool2d(truth, pooling)
     noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(5))
-    # The weight's error scales a whole image. Equally likely values of it, one for each image, in no special order.
+    # The weight's error scales a whole image. Equally likely values of the largest of some normals, one for each image.
     places = (torch.arange(_COUNT, dtype=torch.float64) + 0.5) / _COUNT
-    errors_of_weight = torch.special.ndtri(places).float()[:, None, None, None]
+    errors_of_weight = torch.special.ndtri(places ** (1 / tries)).float()[:, None, None, None]
     limit = float(statistics.variance.mean())
     better = []
     for level, relative in zip(std.tolist(), weight_std.tolist(), strict=True):
-        noisy = (sent + level * noise) / (1 + relative * errors_of_weight)
+        noisy = sent * (1 + relative * errors_of_weight) + level * noise
         error = (finish(noisy, torch.full((_COUNT, 1, 1, 1), level)) - truth).square().mean()
         better.append(float(error) < limit)
     return torch.tensor(better, dtype=torch.bool)
