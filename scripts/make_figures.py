@@ -50,7 +50,7 @@ CURVES = (
     ("paper published", "psnr_mean", "seed paper, as published", "#D55E00", ":", "", 1.6),
     ("robbing_the_fed best", "psnr_mean", "Robbing the Fed, best variant", "#E69F00", "-", "^", 1.8),
     ("curious_abandon_honesty", "psnr_mean", "Curious Abandon Honesty", "#CC79A7", "-", "v", 1.8),
-    ("water_filling", "gaussian_reference_psnr", "Gaussian limit of one round", "#000000", "--", "", 1.4),
+    ("water_filling", "gaussian_reference_psnr", "Gaussian reference of one round", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )
 BASELINES = (("mean_image_psnr", "mean image"), ("black_psnr", "black image"))
@@ -64,7 +64,7 @@ HONEST = (
     ("dlg", "psnr_mean", "DLG", "#666666", "-", "P", 1.4),
     ("idlg", "psnr_mean", "iDLG", "#666666", "--", "X", 1.4),
     ("water_filling", "psnr_mean", "our structure (malicious server), linear code", "#0072B2", "-", "o", 2.2),
-    ("water_filling", "gaussian_reference_psnr", "Gaussian limit", "#000000", "--", "", 1.4),
+    ("water_filling", "gaussian_reference_psnr", "Gaussian reference", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )
 NO_NOISE = 2e-5  # where a logarithmic axis shows z = 0
@@ -113,7 +113,7 @@ def attacked(options: str) -> tuple[float, Version]:
 
 
 def psnr_against_z() -> None:
-    """fig/psnr_against_z.png: every attack, the noise law, the Gaussian limit and the trivial baselines."""
+    """fig/psnr_against_z.png: every attack, the noise law, the Gaussian reference and the trivial baselines."""
     import matplotlib.pyplot as plt
 
     rows = read_table(RESULTS / "curve.csv")
@@ -132,7 +132,7 @@ def psnr_against_z() -> None:
     for name, z, value in best_names(rows, "paper"):
         axes.annotate(name, (z, value), (4, 5), textcoords="offset points", color="#D55E00", fontsize=7.5)
     axes.axhline(EXACT, color="#0072B2", linewidth=1, linestyle=(0, (1, 3)), zorder=1)
-    axes.text(3.2e-3, EXACT + 0.5, "bit-exact: the very files", color="#0072B2", fontsize=9.5)
+    axes.text(3.2e-3, EXACT + 0.5, "bit-exact", color="#0072B2", fontsize=9.5)
     for column, label in BASELINES:
         found = curve(rows, "water_filling", column)
         axes.axhline(found[0][1], color="#888888", linewidth=1, zorder=1)

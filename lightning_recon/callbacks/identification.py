@@ -33,6 +33,9 @@ def with_identification(
     truths, task = truths_of(trainer), module.task
     gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES))
     of_each = [truth_of(truths, one.client, module) for one in found]
-    chance = 1 / len(gallery)
-    bound = task.noise.reconstruction_robustness(chance, noise_of(task), task.rounds) if len(gallery) > 1 else None
-    return identified(scored, of_each, gallery), replace(run, gallery_size=len(gallery), identification_bound=bound)
+    # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
+    chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
+    bound = task.noise.reconstruction_robustness(chance, noise_of(task), task.rounds) if chance < 1 else 1.0
+    return identified(scored, of_each, gallery), replace(
+        run, gallery_size=len(gallery), identification_chance=chance, identification_bound=bound
+    )

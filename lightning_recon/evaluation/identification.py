@@ -46,14 +46,17 @@ class Gallery:
         """
         features: dict[str, Tensor] = {}
         masks = torch.cat([truth.masks for truth in truths]).cpu()
-        originals = (image.cpu() for truth in truths for image in truth.images)
-        cut_out = (image / 255 * masks[place % len(masks)] for place, image in enumerate(others))
-        for image in originals:
-            features.setdefault(sha256(image), _features(image))
-        for image in cut_out:
+        for truth in truths:
+            for image in truth.images.cpu():
+                features.setdefault(sha256(image), _features(image))
+        known = {sha256(photograph.cpu()) for truth in truths for photograph in truth.photographs}
+        for place, photograph in enumerate(others):
             if len(features) >= MOST_IMAGES:
                 break
-            features.setdefault(sha256(image), _features(image))
+            whole = photograph / 255
+            if sha256(whole) not in known:
+                image = whole * masks[place % len(masks)]
+                features.setdefault(sha256(image), _features(image))
         return cls(torch.stack(list(features.values())), {digest: place for place, digest in enumerate(features)})
 
     def __len__(self) -> int:

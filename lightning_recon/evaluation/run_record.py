@@ -54,6 +54,7 @@ class RunRecord:
             updates and draws; None where it cannot be estimated.
         low_shares: In how many updates, of all draws, it is significantly below 0.9; None likewise.
         gallery_size: Number of images among which originals were searched; None if they were not.
+        identification_chance: Probability with which a guess without the releases identifies a victim; None likewise.
         identification_bound: Bound on the probability with which any attack identifies a victim among them; None where
             no bound is known.
         lpips_mean: Mean learned perceptual distance; None without the weights of its network.
@@ -87,6 +88,7 @@ class RunRecord:
     low_shares: int | None = None
     lpips_mean: float | None = None
     gallery_size: int | None = None
+    identification_chance: float | None = None
     identification_bound: float | None = None
     capture: Record | None = None
     skipped_pictures: Sequence[object] = ()
@@ -246,7 +248,7 @@ def _identification(victims: Sequence[VictimScore], run: RunRecord) -> Record:
     return {
         "identification": statistics.fmean(flags) if flags else None,
         "gallery_size": run.gallery_size,
-        "identification_chance": 1 / run.gallery_size if run.gallery_size else None,
+        "identification_chance": run.identification_chance,
         "identification_bound": run.identification_bound,
     }
 
