@@ -68,6 +68,7 @@ class Point:
         psnr: PSNR in dB.
         gain: PSNR in dB above that of a mean image, on the same images.
         ssim: Mean structural similarity.
+        worst: Lowest PSNR in dB of any image and draw.
         best: Highest PSNR in dB of any image and draw.
         oracles: Oracle information that the attack used.
         outcomes: The cells, one a seed.
@@ -79,6 +80,7 @@ class Point:
     psnr: Interval
     gain: Interval
     ssim: float
+    worst: float
     best: float
     oracles: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
@@ -104,6 +106,16 @@ class Point:
         values = [(outcome.record[part] or {}).get(name) for outcome in self.outcomes]
         known = [float(value) for value in values if value is not None]
         return statistics.fmean(known) if len(known) == len(values) else None
+
+
+def gaussian_reference_of(point: Point) -> tuple[float, float, float] | tuple[None, None, None]:
+    """The Gaussian reference with the ends of its interval, a mean over seeds.
+
+    Records of earlier versions have no interval, and their value was that of the server's statistics: it is left out.
+    """
+    found = [point.mean_of("bounds", f"gaussian_reference_{end}") for end in ("psnr", "low", "high")]
+    psnr, low, high = found
+    return (None, None, None) if psnr is None or low is None or high is None else (psnr, low, high)
 
 
 def points_of(outcomes: Sequence[Outcome]) -> list[Point]:
@@ -187,6 +199,7 @@ def _point(attack: str, setting: Setting, noise: float, outcomes: tuple[Outcome,
         psnr=psnr,
         gain=interval_of(gains) if gains else Interval(psnr.mean - baseline, None, None, psnr.pictures),
         ssim=statistics.fmean(outcome.record["summary"]["ssim_mean"] for outcome in outcomes),
+        worst=min(value for values in scores.values() for value in values),
         best=max(value for values in scores.values() for value in values),
         oracles=tuple(sorted({oracle for outcome in outcomes for oracle in outcome.record["oracles"]})),
         outcomes=outcomes,

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_recon.audit.aggregate import gaussian_reference_of
 from lightning_recon.audit.verdict import Protection
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.laplace import Laplace
@@ -26,6 +27,8 @@ class Theory:
         noise_law_lucky: PSNR in dB that such a decoding exceeds with a probability of 5 %.
         unbiased: PSNR in dB that no unbiased estimate exceeds, whatever the server ships.
         gaussian_reference: PSNR in dB that the best code reaches on a Gaussian source.
+        gaussian_reference_low: Lower end of its interval.
+        gaussian_reference_high: Upper end.
         gamma: Bound on the success of an attack whose prior success is 0.1.
         gamma_sampled: The same under Poisson sampling; upper end of the interval of its Monte Carlo estimate.
         epsilon: Accounted epsilon of all rounds.
@@ -38,6 +41,8 @@ class Theory:
     noise_law_lucky: float | None
     unbiased: float | None
     gaussian_reference: float | None
+    gaussian_reference_low: float | None
+    gaussian_reference_high: float | None
     gamma: float | None
     gamma_sampled: float | None
     epsilon: float | None
@@ -62,13 +67,16 @@ def _theory(one: Protection, rate: float | None) -> Theory:
     mechanism = _MECHANISMS.get(privacy.get("mechanism", Gaussian.name)) if sampled else None
     setting = one.noise, rate or 1.0, int(privacy["rounds"])
     guarantee = privacy["delta"], privacy["adjacency"]
+    reference, low, high = gaussian_reference_of(point)
     return Theory(
         noise_multiplier=one.noise,
         nats=point.mean_of("bounds", "channel_nats"),
         noise_law=point.mean_of("bounds", "noise_law_psnr"),
         noise_law_lucky=point.mean_of("bounds", "noise_law_psnr_p95"),
         unbiased=point.mean_of("bounds", "unbiased_psnr"),
-        gaussian_reference=point.mean_of("bounds", "gaussian_reference_psnr"),
+        gaussian_reference=reference,
+        gaussian_reference_low=low,
+        gaussian_reference_high=high,
         gamma=privacy["rero_gamma"][str(KAPPA)],
         # Robustness under sampling is estimated for Gaussian noise alone.
         gamma_sampled=(

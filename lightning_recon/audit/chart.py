@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from textwrap import shorten
 
-from lightning_recon.audit.aggregate import Point
+from lightning_recon.audit.aggregate import Point, gaussian_reference_of
 from lightning_recon.printable import printable
 
 _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#0e7490", "#4d4d4d")
@@ -52,12 +52,13 @@ def chart(points: Sequence[Point], colours: dict[str, str]) -> str:
         black = _mean(shown, "baselines", "black_psnr")
         left.axhline(_mean(shown, "baselines", "mean_image_psnr"), color="#444", linestyle="--", label="mean image")
         left.axhline(black, color="#999", linestyle="--", linewidth=1, label="black image")
-        for name, label, dots in (
-            ("noise_law_psnr", "noise law (no prior)", ":"),
-            ("gaussian_reference_psnr", "Gaussian reference", "-."),
+        ordered = sorted(shown, key=_epsilon)
+        for label, dots, values in (
+            ("noise law (no prior)", ":", [p.mean_of("bounds", "noise_law_psnr") for p in ordered]),
+            ("Gaussian reference", "-.", [gaussian_reference_of(p)[0] for p in ordered]),
         ):
-            known = {_epsilon(p): p.mean_of("bounds", name) for p in sorted(shown, key=_epsilon)}
-            if None not in known.values():
+            known = dict(zip(map(_epsilon, ordered), values, strict=True))
+            if None not in values:
                 left.plot(known.keys(), known.values(), color="#444", linestyle=dots, linewidth=1.2, label=label)
         left.set_ylim(max(0.0, black - 5), top + 4)
         right.set_ylim(0, 1)

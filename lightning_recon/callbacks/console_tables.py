@@ -113,6 +113,11 @@ def show_results(record: Record, root: Path) -> None:
             f"{100 * summary['identification_chance']:.2g} %"
             + (")" if bound is None else f", bound for every attack {100 * bound:.3g} %)")
         )
+    if summary["recognition_top1"] is not None:
+        say(
+            f"recognised by the classifier: {100 * summary['recognition_top1']:.0f} % (among its five most probable "
+            f"classes {100 * summary['recognition_top5']:.0f} %)"
+        )
     if line := _exact_line(summary):
         say(line)
     if summary["label_accuracy"] is not None:

@@ -13,10 +13,11 @@ from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.callbacks.capture_check import Examined, examine
 from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.console_tables import show_capture, show_release, show_results, training_line
-from lightning_recon.callbacks.ground_truth import scored_one, truths_of
+from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.identification import with_identification
 from lightning_recon.callbacks.payload_check import alarms_of
 from lightning_recon.callbacks.protection import privacy_of
+from lightning_recon.callbacks.recognition import Classifier, recognition_of
 from lightning_recon.callbacks.reconstruction_file import export, finished, refined, write_reconstructions
 from lightning_recon.callbacks.run_record import mean_lpips, run_record
 from lightning_recon.client import VictimClient
@@ -32,15 +33,17 @@ from lightning_recon.files.digests import sha256
 class ResultsWriter(Callback):
     """Writes the reconstructions of a run and `results.json`, and prints a table of results."""
 
-    def __init__(self, show: bool = True, inspect: bool = False) -> None:
+    def __init__(self, show: bool = True, inspect: bool = False, classifier: Classifier | None = None) -> None:
         """Choose what to print and what to check.
 
         Args:
             show: Whether to print the table of results.
             inspect: Whether to note in `payload_alarms` which checks of `lightning_recon.defense` would have warned a
                 client of the model that it is sent first; takes a few passes through that model in double precision.
+            classifier: A pretrained classifier, for the scores `recognition_top1` and `recognition_top5`: how often it
+                predicts of a reconstruction what it predicts of the original. The attack never sees it.
         """
-        self.show, self.inspect = show, inspect
+        self.show, self.inspect, self.classifier = show, inspect, classifier
         self._started = time.monotonic()
         self._spent = 0.0
         self._origin: dict[str, object] = {}
@@ -160,6 +163,8 @@ class ResultsWriter(Callback):
         scored, run = with_identification(trainer, module, scored, found, run)
         if self.inspect and run.payload_alarms is None:
             run = replace(run, payload_alarms=alarms_of(trainer, module))
+        of_each = [truth_of(truths, one.client, module) for one in found]
+        run = replace(run, recognition=recognition_of(scored, of_each, self.classifier))
         run = replace(run, lpips_mean=mean_lpips(scored, found, truths, module))
         images = [image for one in scored for image in one.images]
         names = [f"images/{number:03d}.png" for number in range(len(images))]

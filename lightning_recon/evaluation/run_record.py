@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_recon import __version__
+from lightning_recon.evaluation.recognition import Recognition
 from lightning_recon.evaluation.results import Record
 from lightning_recon.evaluation.scoring import Scored, VictimScore, entries_without_truth
 from lightning_recon.evaluation.uncertainty import bootstrap_interval
@@ -53,6 +54,7 @@ class RunRecord:
         structure_share: Share of the clipping budget that the structure had, as the server estimates it; a mean over
             updates and draws; None where it cannot be estimated.
         low_shares: In how many updates, of all draws, it is significantly below 0.9; None likewise.
+        recognition: Agreement of a classifier's predictions; None without a classifier.
         gallery_size: Number of images among which originals were searched; None if they were not.
         identification_chance: Probability with which a guess without the releases identifies a victim; None likewise.
         identification_bound: Bound on the probability with which any attack identifies a victim among them; None where
@@ -87,6 +89,7 @@ class RunRecord:
     structure_share: float | None = None
     low_shares: int | None = None
     lpips_mean: float | None = None
+    recognition: Recognition | None = None
     gallery_size: int | None = None
     identification_chance: float | None = None
     identification_bound: float | None = None
@@ -168,7 +171,7 @@ def summary_record(run: RunRecord, found: Sequence[Reconstruction], victims: Seq
         "structure_share": run.structure_share,
         "low_shares": run.low_shares,
     }
-    return summary if run.lpips_mean is None else summary | {"lpips_mean": run.lpips_mean}
+    return summary | {"lpips_mean": run.lpips_mean}
 
 
 def write_results(path: str | Path, record: Record) -> None:
@@ -243,13 +246,15 @@ def _scores(victims: Sequence[VictimScore], label_accuracy: float | None, unmatc
 
 
 def _identification(victims: Sequence[VictimScore], run: RunRecord) -> Record:
-    """The fields of the `summary` section about identification; None without a gallery."""
+    """The fields of the `summary` section about identification and recognition; None without gallery and classifier."""
     flags = [victim.identified for victim in victims if victim.identified is not None]
     return {
         "identification": statistics.fmean(flags) if flags else None,
         "gallery_size": run.gallery_size,
         "identification_chance": run.identification_chance,
         "identification_bound": run.identification_bound,
+        "recognition_top1": None if run.recognition is None else run.recognition.top1,
+        "recognition_top5": None if run.recognition is None else run.recognition.top5,
     }
 
 

@@ -91,6 +91,8 @@ class SummaryRecord(TypedDict):
     gallery_size: NotRequired[Count | None]
     identification_chance: NotRequired[Probability | None]
     identification_bound: NotRequired[Probability | None]
+    recognition_top1: NotRequired[Probability | None]
+    recognition_top5: NotRequired[Probability | None]
     seconds: NotRequired[NotNegative | None]
     steps: NotRequired[Count | None]
     structure_bytes: NotRequired[Count | None]

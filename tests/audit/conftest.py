@@ -73,7 +73,11 @@ def make_run(tmp_path: Path) -> MakeRun:
             "participation": 1.0,
             "alarms": alarms,
             "baselines": {"black_psnr": 9.0, "mean_image_psnr": 12.0},
-            "bounds": {"channel_nats": 50.0, "noise_law_psnr": 5.0, "gaussian_reference_psnr": 17.0},
+            "bounds": {"channel_nats": 50.0, "noise_law_psnr": 5.0, "gaussian_reference_psnr": 17.0}
+            | {
+                "gaussian_reference_low": 16.5,
+                "gaussian_reference_high": 17.5,
+            },
             "victims": victims,
             "summary": summary | {"seconds": 3.25, "structure_bytes": 1000},
         }

@@ -16,7 +16,7 @@ Fit = Callable[..., dict[str, Any]]
 def test_perceptual_distances_are_recorded_where_they_can_be_had(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "lpips_mean" not in fit(tmp_path / "without", "--trainer.max_steps", "0")["summary"]
+    assert fit(tmp_path / "without", "--trainer.max_steps", "0")["summary"]["lpips_mean"] is None
     monkeypatch.setattr(
         "lightning_recon.callbacks.run_record.lpips_per_image",
         lambda pictures, truth: pictures[:, 0, 0, 0] * 0 + 0.25,
@@ -32,3 +32,15 @@ def test_alarms_are_kept_or_found_when_a_run_is_scored_again(fit: Fit, tmp_path:
     after = json.loads((tmp_path / "results.json").read_text())
     assert after["payload_alarms"] == after["alarms"]
     assert after["payload_alarms"]
+
+
+def test_recognition_is_scored_by_a_classifier_of_the_users(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier = ["--results.classifier.network", "convnet", "--results.classifier.num_classes", "9"]
+    summary = fit(tmp_path / "with", "--trainer.max_steps", "0", *classifier)["summary"]
+    assert 0 <= summary["recognition_top1"] <= summary["recognition_top5"] <= 1
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path / "few", "--trainer.max_steps", "0", *classifier[:-1], "3")
+    assert stop.value.code == 2
+    assert "--results.classifier convnet cannot classify" in " ".join(capsys.readouterr().err.split())
