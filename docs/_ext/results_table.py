@@ -57,6 +57,7 @@ FORMATS = {
     "label_accuracy": ".0%",
     "accuracy": ".0%",
     "success": ".3f",
+    "identification": ".0%",
     "predicted_orthogonal": ".3f",
     "gamma": ".3f",
     "victim_iterations_per_s": ".3g",
