@@ -18,6 +18,9 @@ from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.normalization import in_words
 
 
+_MEAN = "reconstruction, mean over all victims"
+
+
 def show_release(client: VictimClient, payload: ServerPayload) -> None:
     """Print, for every client, what it would release to this server."""
     table = Table(title="What each client would release", title_justify="left")
@@ -87,7 +90,7 @@ def show_results(record: Record, root: Path) -> None:
     victims: Any = record["victims"]
     initial = sum(victim["psnr_initial"] for victim in victims) / len(victims)
     rows = {
-        "reconstruction, mean over all victims": summary["psnr_mean"],
+        _MEAN: summary["psnr_mean"],
         "  worst victim": summary["psnr_worst"],
         "  before refinement": initial,
         "  of the mean squared error": summary["psnr_of_mean_mse"],
@@ -98,9 +101,9 @@ def show_results(record: Record, root: Path) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, "–" if value is None else f"{value:.1f}")
-    if summary["psnr_mean_low"] is not None:
-        interval = f"{summary['psnr_mean_low']:.1f} … {summary['psnr_mean_high']:.1f}"
-        table.add_row("95 % interval of the mean over images", interval)
+        if name == _MEAN and summary["psnr_mean_low"] is not None:
+            interval = f"{summary['psnr_mean_low']:.1f} … {summary['psnr_mean_high']:.1f}"
+            table.add_row("  95 % interval over images", interval)
     rich.print(table)
     say(
         f"SSIM {summary['ssim_mean']:.3f}; {summary['detected']} victims detected, {summary['collided']} collided, "
