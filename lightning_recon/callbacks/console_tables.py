@@ -17,7 +17,6 @@ from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.normalization import in_words
 
-
 _MEAN = "reconstruction, mean over all victims"
 
 
