@@ -121,6 +121,20 @@ def moments() -> Iterator[Cell]:
             yield cell(setting, attack, refined, z=z, attack=name, moments="leaked and matched")
 
 
+def expectations() -> Iterator[Cell]:
+    """Flags of the data alone, against every setting of what the server expects: closed form, linear code."""
+    for masks, kind in ((PHOTOGRAPHS, "photographs"), (f"{GRABCUT} --data.masks.work_size 192", "subjects")):
+        for size, batch, clients, z in ((32, 4, 8, 0.003), (64, 1, 32, 0.03), (64, 4, 8, 0.003), (96, 16, 2, 0.003)):
+            shape = f"{CONVNET} --data.image_size {size} --data.batch_size {batch} --data.clients {clients} {SAMPLE}"
+            for flag in ("null", "true", "false"):
+                own = "" if flag == "null" else f"--model.structure.subjects {flag}"
+                yield cell(shape, masks, own, CLOSED_FORM, z=z, images=kind, server=flag)
+    for actual in ("8", "16", "4"):
+        other = "" if actual == "8" else f"--data.actual_batch_sizes [{actual}]"
+        setting = f"{CONVNET} --data.image_size 64 --data.batch_size 8 --data.clients 4 {PHOTOGRAPHS} {SAMPLE}"
+        yield cell(setting, other, CLOSED_FORM, z=0.003, images="photographs", server="null", actual_batch=actual)
+
+
 def batch_size() -> Iterator[Cell]:
     """Isolation and quality in closed form for 1 to 64 images per client, both clips, at low and at medium noise."""
     for granularity in ("sample", "update"):
@@ -331,8 +345,8 @@ def margins() -> Iterator[Cell]:
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
-        headline, seed_sweep, peers, curve, sample64, moments, batch_size, aggregation, ablation, rounds, mismatch,
-        per_layer, networks, voices, denoisers, honest, labels, digital, margins,
+        headline, seed_sweep, peers, curve, sample64, moments, expectations, batch_size, aggregation, ablation, rounds,
+        mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, margins,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.
