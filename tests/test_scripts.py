@@ -29,7 +29,8 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 TABLES = [
     path
     for path in sorted((ROOT / "results").glob("*.csv"))
-    if path.stem not in ("budget", "detector", "rero", "peer_quality", "speed")
+    if path.stem
+    not in ("budget", "detector", "encoding_cost", "identification_distance", "rero", "peer_quality", "speed")
 ]  # without draws
 ONE_DRAW = ("honest",)  # of slow peers: ten clients with noise of their own each
 
@@ -53,6 +54,8 @@ def test_a_committed_table_names_its_command_and_has_five_draws_of_every_cell(pa
                 "detected",
                 "collided",
                 "false",
+                "identification",
+                "lost_share",
                 "missed",
                 "draw",
                 "seconds",

@@ -91,7 +91,8 @@ class ClientDataModule(LightningDataModule):
             num_workers=(num_workers, COUNT_OR_NONE),
         )
         sizes = actual_batch_sizes or [batch_size]
-        check_ranges("--data.", **{f"actual_batch_sizes[{place}]": (n, COUNT) for place, n in enumerate(sizes)})
+        for size in sizes:
+            check_ranges("--data.", actual_batch_sizes=(size, COUNT))
         if len(sizes) not in (1, clients):
             raise UserError(
                 f"--data.actual_batch_sizes has {len(sizes)} numbers for {clients} client(s): give one for each, "
