@@ -155,6 +155,7 @@ def test_replaying_and_scoring_again_need_no_key(secret: Path, tiny: str, tmp_pa
     assert json.loads((copy / "results.json").read_text())["privacy"]["reproducible_noise"] is False
 
 
+@pytest.mark.slow
 def test_a_killed_attack_is_resumed_with_its_key(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
