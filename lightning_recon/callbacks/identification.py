@@ -6,17 +6,17 @@ from dataclasses import replace
 
 from lightning.pytorch import Trainer
 
-from lightning_recon.attack import Attack, Reconstruction
-from lightning_recon.callbacks.ground_truth import truth_of, truths_of
+from lightning_recon.attack import Attack
+from lightning_recon.callbacks.ground_truth import truths_of
 from lightning_recon.callbacks.protection import noise_of
 from lightning_recon.data import ClientDataModule
 from lightning_recon.evaluation.identification import MOST_IMAGES, Gallery, identified
 from lightning_recon.evaluation.run_record import RunRecord
-from lightning_recon.evaluation.scoring import Scored
+from lightning_recon.evaluation.scoring import Scored, Truth
 
 
 def with_identification(
-    trainer: Trainer, module: Attack, scored: list[Scored], found: Sequence[Reconstruction], run: RunRecord
+    trainer: Trainer, module: Attack, scored: list[Scored], of_each: Sequence[Truth], run: RunRecord
 ) -> tuple[list[Scored], RunRecord]:
     """Add whether each victim is identified, the size of the gallery, and the bound on every attack's success.
 
@@ -24,7 +24,7 @@ def with_identification(
         trainer: The trainer; without a data module of this package nothing is added.
         module: The attack.
         scored: Reconstructions of every update and draw, matched with the true images.
-        found: The same before matching.
+        of_each: The true images of each of them.
         run: Everything about the run but the victims.
     """
     data = getattr(trainer, "datamodule", None)
@@ -32,7 +32,6 @@ def with_identification(
         return scored, run
     truths, task = truths_of(trainer), module.task
     gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES))
-    of_each = [truth_of(truths, one.client, module) for one in found]
     # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
     chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
     bound = task.noise.reconstruction_robustness(chance, noise_of(task), task.rounds) if chance < 1 else 1.0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.recognition import Recognition, recognition
@@ -31,30 +32,34 @@ class Classifier:
     normalization: Normalization = "auto"
     image_size: int = 224
 
+    def build(self) -> nn.Module:
+        """The network, tried on one image, so that a mistake is found before anything is attacked.
+
+        Raises:
+            UserError: It cannot be built, or does not take images of that size.
+        """
+        network = build_network(self.network, self.num_classes, self.weights, normalization=self.normalization)
+        image = torch.zeros(1, 3, self.image_size, self.image_size)
+        try:
+            recognition(image, image, network, self.image_size)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--results.classifier {self.network} cannot classify images ({' '.join(str(error).split())}): check "
+                "its num_classes and image_size"
+            ) from error
+        return network
+
 
 def recognition_of(
-    scored: Sequence[Scored], truths: Sequence[Truth], classifier: Classifier | None
-) -> Recognition | None:
-    """How often the classifier predicts of a reconstruction what it predicts of the original; None without one.
+    scored: Sequence[Scored], truths: Sequence[Truth], network: nn.Module, image_size: int
+) -> Recognition:
+    """How often a classifier predicts of a reconstruction what it predicts of the original.
 
     Args:
         scored: Every client and draw after matching.
         truths: The batch of each of them, in the same order.
-        classifier: The classifier.
-
-    Raises:
-        UserError: It cannot be built, or does not take the images.
+        network: The classifier.
+        image_size: Side of its input in pixels.
     """
-    if classifier is None:
-        return None
-    network = build_network(
-        classifier.network, classifier.num_classes, classifier.weights, normalization=classifier.normalization
-    )
     reconstructions, originals = (torch.cat([one.images.cpu() for one in part]) for part in (scored, truths))
-    try:
-        return recognition(reconstructions, originals, network, classifier.image_size)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--results.classifier {classifier.network} cannot classify the images ({' '.join(str(error).split())}): "
-            "check its num_classes and image_size"
-        ) from error
+    return recognition(reconstructions, originals, network, image_size)

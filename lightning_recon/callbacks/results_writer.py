@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.callbacks.capture_check import Examined, examine
@@ -49,11 +50,14 @@ class ResultsWriter(Callback):
         self._origin: dict[str, object] = {}
         self._record: Record | None = None
         self._examined: Examined | None = None
+        self._network: nn.Module | None = None
         self._training = self._written = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock, which counts the clients' computation and the decoding too; check a captured update."""
         self._started, self._spent = time.monotonic(), 0.0
+        if self.classifier is not None and stage != "predict" and isinstance(pl_module, Attack):
+            self._network = self.classifier.build()
         self._examined = examine(trainer, pl_module) if isinstance(pl_module, Attack) else None
         self._origin = origin(trainer, pl_module) if stage == "fit" else {}
         if self._examined is not None and stage == "fit":
@@ -160,11 +164,13 @@ class ResultsWriter(Callback):
         """Match with the true images, write `results.json` and the images."""
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
-        scored, run = with_identification(trainer, module, scored, found, run)
+        of_each = [truth_of(truths, one.client, module) for one in found]
+        scored, run = with_identification(trainer, module, scored, of_each, run)
         if self.inspect and run.payload_alarms is None:
             run = replace(run, payload_alarms=alarms_of(trainer, module))
-        of_each = [truth_of(truths, one.client, module) for one in found]
-        run = replace(run, recognition=recognition_of(scored, of_each, self.classifier))
+        if self.classifier is not None and self._network is not None:
+            agreement = recognition_of(scored, of_each, self._network, self.classifier.image_size)
+            run = replace(run, recognition=agreement)
         run = replace(run, lpips_mean=mean_lpips(scored, found, truths, module))
         images = [image for one in scored for image in one.images]
         names = [f"images/{number:03d}.png" for number in range(len(images))]

@@ -20,7 +20,16 @@ from lightning_recon.data.gallery import gallery_photographs
 from lightning_recon.data.handover import TrainedTarget, hand_over, model_of, one_step, step_loader
 from lightning_recon.data.mask_cache import cache_folder, fill_cache, read_mask
 from lightning_recon.data.masks import GrabCutMasks, NoMasks, SubjectMasks
-from lightning_recon.data.sources import ClientBatch, DataProtocol, ImageSource, Selection, Source, open_source, select
+from lightning_recon.data.sources import (
+    ClientBatch,
+    DataProtocol,
+    ImageSource,
+    Selection,
+    Source,
+    open_folder,
+    open_source,
+    select,
+)
 from lightning_recon.errors import UserError
 from lightning_recon.ranges import COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
 
@@ -119,6 +128,8 @@ class ClientDataModule(LightningDataModule):
         """
         if self.download:
             open_source(self.source, self.root, self.num_classes, download=True)
+        if self.gallery is not None:
+            open_folder(self.gallery)  # a mistake is found before anything is attacked
         _, selection, _ = self._select()
         fill_cache(selection.images, len(selection.images), self.masks, self.mask_cache)
         if self._trains_target():

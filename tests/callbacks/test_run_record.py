@@ -44,3 +44,4 @@ def test_recognition_is_scored_by_a_classifier_of_the_users(
         fit(tmp_path / "few", "--trainer.max_steps", "0", *classifier[:-1], "3")
     assert stop.value.code == 2
     assert "--results.classifier convnet cannot classify" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "few" / "exchange").exists()  # found before anything was attacked
