@@ -211,12 +211,16 @@ def strongest(rows: list[dict[str, str]], attack: str) -> list[dict[str, str]]:
 
 
 def best_names(rows: list[dict[str, str]], attack: str) -> list[tuple[str, float, float]]:
-    """Where the strongest variant of an attack changes: its name, the noise multiplier, and the PSNR there."""
+    """Where the strongest variant of an attack changes: its name, the noise multiplier, and the PSNR there.
+
+    Where all of them return the mean image, none is named.
+    """
     found: list[tuple[str, float, float]] = []
+    mean_image = dict(curve(rows, f"{attack} best", "mean_image_psnr"))
     variants = {float(row["z"]): row["variant"] for row in rows if row["attack"] == f"{attack} best"}
     for z, value in curve(rows, f"{attack} best", "psnr_mean"):
         name = LABELS[variants[z]]
-        if name not in [one for one, _, _ in found]:
+        if name not in [one for one, _, _ in found] and value - mean_image[z] > 0.1:
             found.append((name, z, value))
     return found
 
