@@ -180,6 +180,8 @@ def structures() -> Iterator[tuple[str, Structure, dict[str, Any]]]:
     yield "paper with moments", SeedPaper(moments=True), weak
     yield "robbing_the_fed upstream", RobbingTheFed(64, "upstream", variant="cumulative"), weak
     yield "robbing_the_fed", RobbingTheFed(variant="cumulative"), weak
+    yield "robbing_the_fed sparse", RobbingTheFed(), weak
+    yield "paper 2x2", SeedPaper(pooling=2), weak
     yield "curious_abandon_honesty", CuriousAbandonHonesty(), weak
 
 

@@ -44,7 +44,8 @@ def interval_of(values: Mapping[object, Sequence[float]], confidence: float = CO
         confidence: Probability that the interval contains the mean over such images, in (0, 1).
 
     Returns:
-        Student's interval over the images' means.
+        Student's interval over the images' means. For few images it is wider than the bootstrap interval of a run's
+        `results.json`, which then covers less than its confidence: verdicts rest on this one.
 
     Source: Student (1908); one mean a cluster as in Donner and Klar, "Design and Analysis of Cluster Randomization
     Trials" (2000), chapter 6.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The assumptions of an audit, as its runs record them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_recon.audit.formatting import number
 from lightning_recon.audit.run import Outcome
@@ -37,5 +38,17 @@ def assumptions_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
         ("Public image statistics used", distinct([r.get("public_statistics") or "none" for r in records])),
         ("Area of the subject in an image", distinct([f"{100 * r['subject_fraction']:.0f} %" for r in records])),
         ("Batch normalisation of the client", distinct([r.get("batchnorm") or "none" for r in records])),
+        ("Noise of simulated clients", _noise(records)),
         ("Probability that a client takes part in a round", participation),
     ]
+
+
+def _noise(records: Sequence[Mapping[str, Any]]) -> str:
+    """Whether anyone can draw the noise again; earlier versions did not record it."""
+    known = {record["privacy"].get("reproducible_noise") for record in records}
+    words = {
+        True: "reproducible (noise_seed): whoever knows the seed can draw it again and subtract it",
+        False: "secret",
+        None: "not recorded",
+    }
+    return "; ".join(text for value, text in words.items() if value in known)

@@ -17,7 +17,7 @@ from lightning_recon.audit.interventions import best_intervention_sentence, effe
 from lightning_recon.audit.load import Runs
 from lightning_recon.audit.payload_checks import payload_checks_of
 from lightning_recon.audit.plan import Cell
-from lightning_recon.audit.remarks import NO_TRUTH, failure_remarks, remarks_of
+from lightning_recon.audit.remarks import NO_TRUTH, failure_remarks, remarks_of, reproducible_noise_of
 from lightning_recon.audit.run import Outcome, Setting
 from lightning_recon.audit.verdict import LEVEL_NAMES, protections_of
 from lightning_recon.audit.wording import exact_sentences, noise_sentence, sentences_of, summary_sentence
@@ -80,6 +80,7 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], options: ReportOp
             for images, left_out in [reconstructions_of(outcome)]
         ],
         "server": server_sentence(runs.outcomes),
+        "reproducible_noise": reproducible_noise_of(runs.outcomes),
         "failed": [(cell.name, reason) for cell, reason in failed],
         "assumptions": assumptions_of(scored),
         "level_names": LEVEL_NAMES,

@@ -15,6 +15,16 @@ NO_TRUTH = (
     "Only someone who knows the images can judge them."
 )
 
+REPRODUCIBLE_NOISE = (
+    "The noise of some of these runs is reproducible (noise_seed): whoever knows the seed can draw it again and "
+    "subtract it, so these updates must not be published. The attacks did not use it."
+)
+
+
+def reproducible_noise_of(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the noise of any run can be drawn again from a public seed."""
+    return any(bool(outcome.record["privacy"].get("reproducible_noise")) for outcome in outcomes)
+
 
 def remarks_of(outcomes: Sequence[Outcome], options: ReportOptions) -> list[str]:
     """Collect remarks on the privacy parameters and on the origin of the updates.
@@ -44,6 +54,8 @@ def remarks_of(outcomes: Sequence[Outcome], options: ReportOptions) -> list[str]
             details = ". ".join(remark[0].upper() + remark[1:] for remark in capture["remarks"])
             source = f"{outcome.name} was captured from {capture['source']}."
             found.append(f"{source} {details}{'.' if details else ''}".rstrip())
+    if reproducible_noise_of(outcomes):
+        found.append(REPRODUCIBLE_NOISE)
     if any(not outcome.scored for outcome in outcomes):
         found.append(NO_TRUTH)
     return found + _skipped(outcomes)

@@ -52,6 +52,7 @@ def write_report(
         "tolerance_db": options.tolerance,
         "verdict": content["summary"],
         "remarks": content["remarks"],
+        "reproducible_noise": content["reproducible_noise"],
         "settings": [
             {
                 **{name: value for name, value in asdict(section["setting"]).items() if name != "pictures"},

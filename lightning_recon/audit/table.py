@@ -67,6 +67,7 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
     row |= {name: summary.get(name) for name in _SUMMARY[:-2]}
     row |= _scores(outcome)
     row |= {name: record.get(name) for name in ("public_statistics", "subject_fraction", "batchnorm", "participation")}
+    row["reproducible_noise"] = privacy.get("reproducible_noise")
     row["payload_alarms"] = None if alarms is None else " ".join(alarms) or "none"
     return fields_with_both_names(row | {name: summary.get(name) for name in _SUMMARY[-2:]})
 

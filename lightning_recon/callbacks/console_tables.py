@@ -102,7 +102,7 @@ def show_results(record: Record, root: Path) -> None:
         table.add_row(name, "–" if value is None else f"{value:.1f}")
         if name == _MEAN and summary["psnr_mean_low"] is not None:
             interval = f"{summary['psnr_mean_low']:.1f} … {summary['psnr_mean_high']:.1f}"
-            table.add_row("  95 % interval over images", interval)
+            table.add_row("  95 % bootstrap interval over images", interval)
     rich.print(table)
     say(
         f"SSIM {summary['ssim_mean']:.3f}; {summary['detected']} victims detected, {summary['collided']} collided, "

@@ -171,7 +171,7 @@ class ResultsWriter(Callback):
         if self.classifier is not None and self._network is not None:
             agreement = recognition_of(scored, of_each, self._network, self.classifier.image_size)
             run = replace(run, recognition=agreement)
-        run = replace(run, lpips_mean=mean_lpips(scored, found, truths, module))
+        run = replace(run, lpips_mean=mean_lpips(scored, of_each))
         images = [image for one in scored for image in one.images]
         names = [f"images/{number:03d}.png" for number in range(len(images))]
         record = results_record(run, found, scored, names)

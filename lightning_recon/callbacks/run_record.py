@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.callbacks.clipping_budget import share_record
-from lightning_recon.callbacks.ground_truth import label_accuracy, truth_of, truths_of
+from lightning_recon.callbacks.ground_truth import label_accuracy, truths_of
 from lightning_recon.callbacks.mismatch import mismatch_record
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.capture import CapturedClient
@@ -86,20 +86,13 @@ def run_record(
     )
 
 
-def mean_lpips(
-    scored: Sequence[Scored], found: Sequence[Reconstruction], truths: list[Truth], module: Attack
-) -> float | None:
+def mean_lpips(scored: Sequence[Scored], truths: Sequence[Truth]) -> float | None:
     """Mean learned perceptual distance; None where its network's weights are not on this machine.
 
     Args:
         scored: Reconstructions of every update and draw, matched with the true images.
-        found: The same before matching.
-        truths: The clients' batches.
-        module: The attack.
+        truths: The victims of each of them, in the same order.
     """
-    distances = [
-        lpips_per_image(one.images, truth_of(truths, update.client, module).images.cpu())
-        for update, one in zip(found, scored, strict=True)
-    ]
+    distances = [lpips_per_image(one.images, truth.images.cpu()) for one, truth in zip(scored, truths, strict=True)]
     known = [distance for distance in distances if distance is not None]
     return float(torch.cat(known).mean()) if known else None

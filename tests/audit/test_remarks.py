@@ -41,3 +41,11 @@ def test_failed_cells_have_a_row_and_a_remark(sweep: list[Outcome], tmp_path: Pa
     assert "no memory" in page.text
     *_, last = csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))
     assert (last["status"], last["attack"], last["psnr_mean"]) == ("failed", "theirs", "")
+
+
+@pytest.mark.parametrize("public", [True, False, None])
+def test_noise_that_anyone_can_draw_again_is_named(make_run: MakeRun, public: bool | None) -> None:
+    run = outcome(make_run("one"))
+    run.record["privacy"]["reproducible_noise"] = public
+    found = remarks_of([run], ReportOptions())
+    assert any("reproducible (noise_seed)" in remark for remark in found) is (public is True)

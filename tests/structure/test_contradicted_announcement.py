@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates that contradict the announcement: other numbers of images, other preprocessing, other noise."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,11 +27,16 @@ def clients_batch(count: int, cut_out: bool = False) -> ClientBatch:
 
 
 def decoded(
-    batch: ClientBatch, announced: int, z: float, subjects: bool = False, actual_z: float | None = None
+    batch: ClientBatch,
+    announced: int,
+    z: float,
+    subjects: bool = False,
+    actual_z: float | None = None,
+    granularity: Literal["sample", "update"] = "sample",
 ) -> Decoded:
     """What the linear code decodes of a client that was announced with so many images under noise z."""
     told, actual = (
-        VictimClient("convnet", 16, privacy=Privacy(1.0, noise, granularity="sample"), noise_seed=1)
+        VictimClient("convnet", 16, privacy=Privacy(1.0, noise, granularity=granularity), noise_seed=1)
         for noise in (z, z if actual_z is None else actual_z)
     )
     protocol = DataProtocol(announced, subjects)
@@ -56,6 +63,16 @@ def test_no_victim_of_a_batch_of_another_size_is_lost(announced: int, actual: in
     assert float(psnr(batch, found).mean()) > float(psnr(batch, usual).mean()) - 2
     assert found.mismatch.images == actual
     assert usual.mismatch.images is None
+
+
+@pytest.mark.parametrize(("announced", "actual"), [(4, 12), (4, 5), (4, 4)])
+def test_one_clip_over_more_images_than_announced_hides_none(announced: int, actual: int) -> None:
+    batch = clients_batch(actual)
+    found = decoded(batch, announced, 5e-4, granularity="update")
+    usual = decoded(batch, actual, 5e-4, granularity="update")
+    assert len(found.images) == actual
+    assert float(psnr(batch, found).mean()) > float(psnr(batch, usual).mean()) - 3
+    assert found.mismatch.images == (None if actual == announced else actual)
 
 
 def test_much_noise_shows_no_images_that_were_not_announced() -> None:

@@ -27,6 +27,8 @@ _BRANCHES = 3
 _FOLLOWED = 24
 # Standard deviations by which a victim's contrast may be below the usual one for it to be noticed at all.
 _LEAST_CONTRAST = 3.0
+# Noise of a victim's inputs, relative to their norm, up to which the announced victims alone leave no row unexplained.
+_RELIABLE = 0.014
 # Posterior odds of a victim against noise, once the update certainly holds victims.
 _ODDS = 9.0
 
@@ -35,9 +37,24 @@ class Peeling:
     """Find victims and subtract them from the rows until nothing is left."""
 
     def __init__(
-        self, evidence: Evidence, victims: int, false_alarm: float, single_energy: float | None, limit: int
+        self,
+        evidence: Evidence,
+        victims: int,
+        false_alarm: float,
+        single_energy: float | None,
+        limit: int,
+        exceeded: bool = False,
     ) -> None:
-        """Set the thresholds; the arguments are those of `separation.separate`."""
+        """Set the thresholds.
+
+        Args:
+            evidence: The rows.
+            victims: This and the following are those of `separation.separate`.
+            false_alarm: Likewise.
+            single_energy: Likewise.
+            limit: Likewise.
+            exceeded: Whether to take for granted that there are more victims than announced.
+        """
         self.evidence, self.victims, self.limit = evidence, victims, max(victims, limit)
         self.false_alarm, self.single_energy = false_alarm, single_energy
         self.total, self.squares = float(evidence.weights.sum()), float(evidence.weights.square().sum())
@@ -51,7 +68,7 @@ class Peeling:
         self.convincing = tuples + math.log(2 / false_alarm)
         # Once the update certainly holds victims, their announced number is the prior of further ones up to there.
         self.likely = tuples - math.log(victims) + math.log(_ODDS)
-        self.followed, self.exceeded = 0, self._too_energetic()
+        self.followed, self.exceeded = 0, exceeded or self._too_energetic()
 
     def energies(self, mix: Tensor) -> Tensor:
         """Signal energy of each combination of rows, shape (V,): what noise would bring is taken off."""
@@ -69,6 +86,19 @@ class Peeling:
         energy = float(self.evidence.extended.double().square().sum()) - entries * variance
         deviation = math.sqrt(2 * entries * variance**2 + 4 * variance * self.victims)
         return energy > self.victims + 1 + _REACH * deviation
+
+    @property
+    def shows_more_than_announced(self) -> bool:
+        """Whether rows that the announced number of victims leaves unexplained mean that there are more victims.
+
+        Under little noise they do; under any noise they do if more rows hold something than so many victims excite.
+        """
+        if self.exceeded:
+            return False
+        evidence = self.evidence
+        noise = math.sqrt(evidence.variance / evidence.count) * evidence.prior.scale
+        rows = int(self.active(evidence.released()).sum())
+        return noise < _RELIABLE or rows > evidence.count * self.victims
 
     @property
     def noticed(self) -> bool:

@@ -73,6 +73,18 @@ def separate(
         return Separation(combine=alone, members=alone.bool(), unresolved=0, evident=evident)
     if len(rows.directions) == 1:
         return _strongest(search)
+    found = _explained(search)
+    if found.unresolved and len(found.combine) >= victims and search.shows_more_than_announced:
+        # All announced images are found, but rows stay unexplained: are there more images?
+        freer = _explained(Peeling(search.evidence, victims, false_alarm, single_energy, limit, exceeded=True))
+        if freer.unresolved + len(freer.combine) - len(found.combine) <= found.unresolved:
+            return freer
+    return found
+
+
+def _explained(search: Peeling) -> Separation:
+    """Victims whose rows agree or predict each other, each in one row of every direction."""
+    units = len(search.evidence.pilot)
     members, _ = search.explain([], search.evidence.released())
     # Judged again with all victims fitted at once: estimates from single rows are subtracted with their noise.
     fitted = torch.eye(units, dtype=torch.float64)
