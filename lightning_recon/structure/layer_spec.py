@@ -74,8 +74,8 @@ class LayerSpec:
         blocks: Over how many tensors the inputs are spread, a power of two, see `hadamard_spreading`.
         norm_ratio: Expected ratio of a row's L1 norm to its Euclidean norm, which the server has to know where the
             clip bounds the L1 norm; None otherwise.
-        zero_weight: Whether the trained weight starts at zero instead of at what the units measure, so that weight decay
-            does nothing to a row before an image has reached it; needs `cancel`.
+        zero_weight: Whether the trained weight starts at zero, not at what the units measure, so that weight decay does
+            nothing to a row before an image has reached it; needs `cancel`.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if
             those are there.
         digital: The digital code whose codewords are sent beside the coefficients; None without one.
