@@ -23,7 +23,7 @@ LAYER = "layer"
 
 _REQUIRED = ("mean", "colour", "index", "gain", "constants", "lower", "upper", "code")
 _DIRECTIONS = ("directions", "unit_direction")
-_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes")
+_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", "step_gains")
 
 _Finite = Annotated[float, Field(ge=-1e30, le=1e30)]
 
@@ -46,6 +46,7 @@ class _Settings(TypedDict):
     trap_deviation: NotRequired[_Finite]
     trap_seed: NotRequired[schema.Seed]
     zero_weight: NotRequired[bool]
+    fixed_signs: NotRequired[bool]
     digital_code: NotRequired[schema.Index]
     digital_inputs: NotRequired[Annotated[int, Field(ge=1, le=schema.MOST_NUMBERS)]]
     digital_header: NotRequired[schema.NotNegative]
@@ -76,6 +77,7 @@ class LayerSpec:
             clip bounds the L1 norm; None otherwise.
         zero_weight: Whether the trained weight starts at zero, not at what the units measure, so that weight decay does
             nothing to a row before an image has reached it; needs `cancel`.
+        fixed_signs: Whether balanced head weights keep the signs of the tensor `code`, see `balanced_code`.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if
             those are there.
         digital: The digital code whose codewords are sent beside the coefficients; None without one.
@@ -92,6 +94,7 @@ class LayerSpec:
     blocks: int = 1
     norm_ratio: float | None = None
     zero_weight: bool = False
+    fixed_signs: bool = False
     trap: TrapRecipe | None = None
     digital: Plan | None = None
 
@@ -136,6 +139,7 @@ class LayerSpec:
             blocks=blocks,
             norm_ratio=settings.get("norm_ratio"),
             zero_weight=settings.get("zero_weight", False),
+            fixed_signs=settings.get("fixed_signs", False),
             trap=trap,
             digital=_digital(settings, payload),
         )
