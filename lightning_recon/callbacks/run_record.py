@@ -79,7 +79,7 @@ def run_record(
         channel_code=channel_code_name(module.payload) if module.payload is not None else None,
         capture=capture,
         victims=sum(len(truth.images) for truth in truths) or None,
-        mismatch=mismatch_record(task, found),
+        mismatch=mismatch_record(task, found, module.payload),
         skipped_pictures=list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", [])) if truths else [],
         **share_record(module, found),
         **own,

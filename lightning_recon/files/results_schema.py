@@ -132,6 +132,14 @@ class MismatchRecord(TypedDict):
 
 
 @with_config(OPEN)
+class TrainingMismatchRecord(TypedDict):
+    """The entry `local_training` of `mismatch`: why the structure was not designed for it, and the estimated cost."""
+
+    reason: Text
+    cost_db: float | None
+
+
+@with_config(OPEN)
 class ResultsRecord(TypedDict):
     """`results.json`, as far as it is read."""
 
@@ -143,7 +151,7 @@ class ResultsRecord(TypedDict):
     subject_fraction: NotRequired[Probability | None]
     batchnorm: NotRequired[Text | None]
     participation: NotRequired[Probability | None]
-    mismatch: NotRequired[dict[Name, MismatchRecord] | None]
+    mismatch: NotRequired[dict[Name, MismatchRecord | TrainingMismatchRecord] | None]
     payload_alarms: NotRequired[list[Text] | None]
     alarms: NotRequired[list[Text] | None]  # the name of earlier versions
     capture: NotRequired[CaptureRecord]
