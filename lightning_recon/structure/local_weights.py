@@ -63,7 +63,7 @@ def local_weights(task: Task) -> LocalWeights:
     return LocalWeights(
         size=root * task.batch_size,
         signal=root if sampled else 1.0,
-        noise=float(steps.norm()) / _divisor(local, task.batch_size) if sampled else 1.0,
+        noise=float(steps.norm()) / local.expected_batch_size(task.batch_size) if sampled else 1.0,
         typical=math.exp(float(seen.log().mean())),
         weakest=float(seen.min()),
         spread=spread if spread > _ROUNDING else 0.0,
@@ -122,9 +122,9 @@ def victim_weights(local: LocalTraining, batch: int, steps: Tensor, sampled: boo
     Returns:
         One for each image in the order of the batch; for a batch that is shuffled, of many simulated orders.
     """
-    expected = _divisor(local, batch)
-    sizes = torch.full((local.batches(batch),), expected)
-    sizes[-1] = min(expected, batch - expected * (len(sizes) - 1))
+    expected, size = local.expected_batch_size(batch), min(batch, local.batch_size or batch)
+    sizes = torch.full((local.batches(batch),), size)
+    sizes[-1] = min(size, batch - size * (len(sizes) - 1))
     order = torch.arange(len(sizes)) // local.accumulate_grad_batches
     shares = 1.0 / (local.accumulate_grad_batches * (torch.full_like(sizes, expected) if sampled else sizes).double())
     # One row for each epoch; images that are left out at the end of an epoch have the weight 0.
@@ -135,8 +135,3 @@ def victim_weights(local: LocalTraining, batch: int, steps: Tensor, sampled: boo
     generator = torch.Generator().manual_seed(0)
     places = torch.rand(_ORDERS, *visits.shape, generator=generator).argsort(dim=2)
     return visits.expand(_ORDERS, -1, -1).gather(2, places).sum(dim=1).flatten()
-
-
-def _divisor(local: LocalTraining, batch: int) -> int:
-    """Expected size of a mini-batch, by which DP-SGD divides."""
-    return min(batch, local.batch_size or batch)
