@@ -275,7 +275,7 @@ def honest() -> Iterator[Cell]:
             for name in ("dlg", "idlg") if z < 1e-2 else ("dlg",):
                 yield searched(name, CONVNET, one, "--trainer.max_steps 15", z=z)  # each step evaluates 20 times
     several = f"{CONVNET} --data.batch_size 4 --data.clients 2 {ALIKE} --model.chunk_size 2 --trainer.max_steps 300"
-    averaged = f"{several} --model.client.local_steps 4"
+    averaged = f"{several} --model.client.local.steps 4 --model.client.local.update gradient"
     for name in ("likelihood", "inverting_gradients"):
         yield searched(name, several, SAMPLE, z=0, client="batch")
         yield searched(name, averaged, z=0, client="FedAvg")
@@ -354,12 +354,41 @@ def margins() -> Iterator[Cell]:
             yield cell(common, f"--model.structure.margin_db {margin}", z=z, margin_db=margin)
 
 
+def clients() -> Iterator[Cell]:
+    """Local training of 16 images a client at 64 x 64: SGD over steps and epochs, one clip of the weight change."""
+    setting = f"--data.image_size 64 --data.batch_size 16 --data.clients 2 {PHOTOGRAPHS} {CLOSED_FORM}"
+    setting += " --model.client.privacy.max_grad_norm 1.0 --model.record false"
+    sgd = "--model.client.local.update delta --model.client.local.optimizer torch.optim.SGD"
+    trainings = (
+        ("one step", 1, ""),
+        ("SGD, 4 steps", 1, f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01"),
+        ("SGD, 4 steps", 3, f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01"),
+        ("SGD, 16 steps", 5, f"--model.client.local.batch_size 1 {sgd} --model.client.local.optimizer.lr 0.1"),
+        (
+            "momentum 0.9, 4 steps",
+            1,
+            f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01 "
+            "--model.client.local.optimizer.momentum 0.9",
+        ),
+    )
+    for network, pictures in (("--model.client.network resnet18", "root"), (PRETRAINED, "labelled")):
+        for training, epochs, options in trainings:
+            if pictures == "labelled" and (training, epochs) not in (("one step", 1), ("SGD, 4 steps", 3)):
+                continue
+            passes = f"--model.client.local.epochs {epochs}" if options else ""
+            for attack, code in ((LINEAR, "linear"), (DIGITAL, "digital")):
+                yield cell(
+                    attack, network, setting, options, passes, z=3e-4, pictures=pictures, training=training,
+                    epochs=epochs, code=code,
+                )  # fmt: skip
+
+
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
         headline, seed_sweep, peers, peers_bundled, curve, sample64, moments, expectations, batch_size, aggregation,
         ablation, rounds, mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, digital_paper,
-        digital_rounds, margins,
+        digital_rounds, margins, clients,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.

@@ -41,6 +41,7 @@ class PrivacyRecord(TypedDict):
     max_grad_norm: Positive | None
     noise_multiplier: NotNegative
     rounds: Rounds
+    releases_per_round: NotRequired[Rounds]
     batch_size: Batch
     delta: Annotated[float, Field(gt=0, lt=1)]
     adjacency: Literal["add_remove", "replace_one"]
@@ -54,6 +55,25 @@ class PrivacyRecord(TypedDict):
     mu: NotRequired[NotNegative | None]
     reproducible_noise: NotRequired[bool | None]  # earlier versions: all noise was, of simulated clients
     rero_gamma: dict[Name, Probability | None]
+
+
+@with_config(OPEN)
+class LocalTrainingRecord(TypedDict):
+    """The section `local_training`."""
+
+    words: Text
+    plain_step: bool
+    optimizer: Name
+    epochs: Rounds
+    steps: Count
+
+
+@with_config(OPEN)
+class CompressionRecord(TypedDict):
+    """The section `compression`."""
+
+    words: Text
+    method: Name
 
 
 @with_config(OPEN)
@@ -132,6 +152,14 @@ class MismatchRecord(TypedDict):
 
 
 @with_config(OPEN)
+class TrainingMismatchRecord(TypedDict):
+    """The entry `local_training` of `mismatch`: why the structure was not designed for it, and the estimated cost."""
+
+    reason: Text
+    cost_db: float | None
+
+
+@with_config(OPEN)
 class ResultsRecord(TypedDict):
     """`results.json`, as far as it is read."""
 
@@ -143,7 +171,9 @@ class ResultsRecord(TypedDict):
     subject_fraction: NotRequired[Probability | None]
     batchnorm: NotRequired[Text | None]
     participation: NotRequired[Probability | None]
-    mismatch: NotRequired[dict[Name, MismatchRecord] | None]
+    local_training: NotRequired[LocalTrainingRecord | None]
+    compression: NotRequired[CompressionRecord | None]
+    mismatch: NotRequired[dict[Name, MismatchRecord | TrainingMismatchRecord] | None]
     payload_alarms: NotRequired[list[Text] | None]
     alarms: NotRequired[list[Text] | None]  # the name of earlier versions
     capture: NotRequired[CaptureRecord]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layer a malicious server adds to the model: its weight gradient is a copy of the image."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,9 +28,13 @@ class InferenceStructure(ServerLayer):
     sign, zeros that reveal the noise). Unit k measures a = weight_k · e(x) and passes gradient only if a lies in its
     interval. All outputs are added to the logits through a code over the classes, so the gradient of the weight of an
     excited unit is δ · e(x) with δ = strength · code · (softmax − one-hot): not zero, unlike for a shift that is equal
-    for all classes. The code is the same ±1 for all images, or chosen for each, see `head_weights.py`. With `cancel`
-    every unit is paired with a frozen copy of opposite sign, so the layer outputs exactly 0 while its gradient stays
-    what it was.
+    for all classes. The code is the same ±1 for all images, or chosen for each, see `head_weights.py`.
+
+    With `cancel` every unit is paired with a frozen copy of opposite sign: the output is strength · (W − W detached) ·
+    e(x), which is exactly 0 at every value of W and has the gradient that it has without the copy. Which units an image
+    activates is then measured with constants, never with the trained weight W, so that local training moves no image
+    to another unit, and the gradients of all local steps go into the same rows. Without `cancel`, as in the published
+    structures, W itself measures.
 
     Source: method after "Robbing the Fed" (Fowl et al. 2022) and You et al. (2025); the cancelling copy is ours.
     """
@@ -43,6 +49,10 @@ class InferenceStructure(ServerLayer):
     code: Tensor
     bias_constants: Tensor
     offset: Tensor | None
+    measuring: Tensor
+    step_gains: Tensor | None
+    batches_seen: Tensor
+    unit_direction: Tensor
 
     def __init__(self, payload: ServerPayload) -> None:
         """Build the layer from what the server shipped.
@@ -54,7 +64,8 @@ class InferenceStructure(ServerLayer):
                 seed paper. Optional `offset` (K, inputs) is subtracted from the inputs of each unit, so its gradient
                 is δ · (e − offset). With `blocks` above 1 the weight consists of that many tensors, `weight.0`,
                 `weight.1` …; the inputs that are always zero are in the last one. `digital_amplitudes` belongs to a
-                digital code.
+                digital code. Optional `step_gains` (mini-batches,) are factors of the gradient of each image in a
+                client's mini-batches in order; the last one holds for all later ones.
 
         Raises:
             UserError: The payload describes no such layer.
@@ -75,14 +86,20 @@ class InferenceStructure(ServerLayer):
             weight = tensors["directions"][tensors["unit_direction"]]
         else:
             weight = trap_weights(self.lower.numel(), self.index.numel(), spec.trap)
-        weight = self._spread(F.pad(weight, (0, self.constants.numel())))
+        weight = self._padded(weight)
+        offset = self._padded(tensors["offset"]) if "offset" in tensors else None
+        self.register_buffer("offset", offset)
+        self.register_buffer("step_gains", tensors.get("step_gains"), persistent=False)
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        if spec.cancel:
+            self._register_measurement(tensors, weight)
+        if spec.zero_weight:
+            weight = torch.zeros_like(weight)
         self.weight: nn.Parameter | nn.ParameterList
         if spec.blocks == 1:
             self.weight = nn.Parameter(weight)
         else:
             self.weight = nn.ParameterList(piece.contiguous() for piece in self._blocks_of(weight))
-        offset = self._spread(F.pad(tensors["offset"], (0, self.constants.numel()))) if "offset" in tensors else None
-        self.register_buffer("offset", offset)
         self.bias: nn.Parameter | None = None
         if "bias_constants" in tensors:
             self.register_buffer("bias_constants", tensors["bias_constants"].clone())
@@ -131,16 +148,57 @@ class InferenceStructure(ServerLayer):
             logits: The network's own logits, shape (B, classes); needed for a balanced code.
         """
         inputs, weight = self.encode(images), self.matrix
-        measured = F.linear(inputs, weight.detach())
+        bias: Tensor | None = self.bias
+        if self.spec.cancel:
+            measured = F.linear(inputs, self.measuring)[:, self.unit_direction]
+            # Exactly 0 at every weight, with the gradient that the weight itself would have.
+            weight, bias = weight - weight.detach(), None if bias is None else bias - bias.detach()
+        else:
+            measured = F.linear(inputs, weight.detach())
         activation = F.linear(inputs, weight) - self._known(weight)
-        # The same operations on the same operands round alike, so the pairs cancel to the last bit.
-        frozen = measured - self._known(weight.detach()) if self.spec.cancel else self.lower.expand_as(activation)
-        if self.bias is not None:
-            activation = activation + self.bias @ self.bias_constants.to(inputs)
+        if bias is not None:
+            activation = activation + bias @ self.bias_constants.to(inputs)
+        if not self.spec.cancel:
+            activation = activation - self.lower
         excited = (self.lower <= measured) & (measured < self.upper)
-        output = torch.where(excited, activation - frozen, 0.0).sum(dim=1, keepdim=True)
-        code = balanced_code(logits) if self.spec.balanced and logits is not None else self.code
+        output = torch.where(excited, activation, 0.0).sum(dim=1, keepdim=True)
+        code = self.code
+        if self.spec.balanced and logits is not None:
+            code = balanced_code(logits, self.code if self.spec.fixed_signs else None)
+        if self.step_gains is not None:
+            output = output * self._step_gain(len(images))
         return self.spec.strength * output * code.to(output)
+
+    def _step_gain(self, images: int) -> Tensor:
+        """Factor that gives every image the same weight in the update, whichever mini-batch it is in.
+
+        A loss is a mean over its mini-batch; what the optimizer makes of the gradient is in `step_gains`. Mini-batches
+        are counted as batch normalization counts them: by forward passes in training mode.
+        """
+        assert self.step_gains is not None
+        gain = images * self.step_gains[self.batches_seen.clamp(max=len(self.step_gains) - 1)]
+        if self.training:
+            self.batches_seen += 1
+        return gain
+
+    def _register_measurement(self, tensors: Mapping[str, Tensor], weight: Tensor) -> None:
+        """Keep what the units measure as constants; not in the state dict, since the payload determines them.
+
+        Args:
+            tensors: Of the payload.
+            weight: What each unit measures, spread over the blocks, shape (K, inputs).
+        """
+        if self.spec.trap is None:
+            # One row for each direction, of which there are far fewer than units.
+            rows, unit_direction = self._padded(tensors["directions"]), tensors["unit_direction"].clone()
+        else:
+            rows, unit_direction = weight.clone(), torch.arange(len(weight))
+        self.register_buffer("measuring", rows, persistent=False)
+        self.register_buffer("unit_direction", unit_direction, persistent=False)
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Rows over the image inputs as rows over all entries of all blocks."""
+        return self._spread(F.pad(rows, (0, self.constants.numel())))
 
     def _known(self, weight: Tensor) -> Tensor | float:
         """The contribution of the offsets to the units' products, shape (K,), which is subtracted."""

@@ -23,7 +23,7 @@ LAYER = "layer"
 
 _REQUIRED = ("mean", "colour", "index", "gain", "constants", "lower", "upper", "code")
 _DIRECTIONS = ("directions", "unit_direction")
-_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes")
+_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", "step_gains")
 
 _Finite = Annotated[float, Field(ge=-1e30, le=1e30)]
 
@@ -45,6 +45,8 @@ class _Settings(TypedDict):
     trap_scaling: NotRequired[_Finite]
     trap_deviation: NotRequired[_Finite]
     trap_seed: NotRequired[schema.Seed]
+    zero_weight: NotRequired[bool]
+    fixed_signs: NotRequired[bool]
     digital_code: NotRequired[schema.Index]
     digital_inputs: NotRequired[Annotated[int, Field(ge=1, le=schema.MOST_NUMBERS)]]
     digital_header: NotRequired[schema.NotNegative]
@@ -73,6 +75,9 @@ class LayerSpec:
         blocks: Over how many tensors the inputs are spread, a power of two, see `hadamard_spreading`.
         norm_ratio: Expected ratio of a row's L1 norm to its Euclidean norm, which the server has to know where the
             clip bounds the L1 norm; None otherwise.
+        zero_weight: Whether the trained weight starts at zero, not at what the units measure, so that weight decay does
+            nothing to a row before an image has reached it; needs `cancel`.
+        fixed_signs: Whether balanced head weights keep the signs of the tensor `code`, see `balanced_code`.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if
             those are there.
         digital: The digital code whose codewords are sent beside the coefficients; None without one.
@@ -88,6 +93,8 @@ class LayerSpec:
     pooling: int = 1
     blocks: int = 1
     norm_ratio: float | None = None
+    zero_weight: bool = False
+    fixed_signs: bool = False
     trap: TrapRecipe | None = None
     digital: Plan | None = None
 
@@ -109,6 +116,10 @@ class LayerSpec:
         blocks = settings.get("blocks", 1)
         if blocks & (blocks - 1):
             raise UserError(f"the payload's setting blocks is {blocks}: give a power of two")
+        if settings.get("zero_weight") and not settings["cancel"]:
+            raise UserError(
+                "the payload's setting zero_weight needs cancel: without it the weight itself measures the images"
+            )
         trap = _trap(settings)
         directions = [name in payload.tensors for name in _DIRECTIONS]
         if any(directions) != all(directions) or (trap is None) != all(directions):
@@ -127,6 +138,8 @@ class LayerSpec:
             pooling=settings.get("pooling", 1),
             blocks=blocks,
             norm_ratio=settings.get("norm_ratio"),
+            zero_weight=settings.get("zero_weight", False),
+            fixed_signs=settings.get("fixed_signs", False),
             trap=trap,
             digital=_digital(settings, payload),
         )

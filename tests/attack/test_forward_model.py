@@ -2,18 +2,25 @@
 """What a server works out that a client would send is what the client sends, clip and all."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recon.attack.inversion.forward_model import Update, client_update
+from lightning_recon.attack.inversion.forward_model import Update, check_modelled, client_update
 from lightning_recon.attack.inversion.functional_model import functionalize
-from lightning_recon.client import Privacy, VictimClient
-from lightning_recon.exchange import ServerPayload
+from lightning_recon.client import LocalOptions, Privacy, VictimClient
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import Compression, LocalTraining, ServerPayload
+from tests.local_sgd import local_sgd
 
 Honest = Callable[..., VictimClient]
+MOMENTUM = LocalOptions(
+    2, steps=2, optimizer=partial(torch.optim.SGD, lr=0.2, momentum=0.9, nesterov=True, weight_decay=0.1)
+)
 
 
 def worked_out(client: VictimClient, index: int = 0) -> Update:
@@ -33,11 +40,21 @@ def worked_out(client: VictimClient, index: int = 0) -> Update:
         {"network": "perceptron", "granularity": "sample", "aggregated": 3},
         {"network": "smooth", "granularity": "update", "batch_norm": "train"},
         {"network": "smooth", "granularity": "update", "batch_norm": "eval"},
-        {"network": "smooth", "granularity": "update", "local_steps": 3, "local_lr": 0.5},
-        {"network": "smooth", "granularity": "update", "local_epochs": 2, "local_steps": 2, "local_lr": 0.3},
-        {"network": "smooth", "granularity": "update", "local_steps": 3, "batch_norm": "eval", "aggregated": 3},
+        {"network": "smooth", "granularity": "update", "local": local_sgd(3, 0.5)},
+        {"network": "smooth", "granularity": "update", "local": local_sgd(2, 0.3, 2)},
+        {"network": "smooth", "granularity": "update", "local": MOMENTUM},
+        {"network": "smooth", "granularity": "update", "local": local_sgd(3), "batch_norm": "eval", "aggregated": 3},
     ],
-    ids=["sample", "sums of samples", "train", "eval", "local steps", "local epochs", "sums of local steps"],
+    ids=[
+        "sample",
+        "sums of samples",
+        "train",
+        "eval",
+        "local steps",
+        "local epochs",
+        "momentum and weight decay",
+        "sums of local steps",
+    ],
 )
 def test_the_server_knows_what_clients_do(
     settings: dict[str, Any], per_layer: bool, clip: float | None, honest: Honest
@@ -55,9 +72,7 @@ def test_the_server_knows_what_clients_do(
 
 def test_the_sign_of_local_steps_is_the_gradients(honest: Honest) -> None:
     """Against plain SGD: what it takes from the weights, over the learning rate."""
-    client = honest(
-        "perceptron", count=4, privacy=Privacy(max_grad_norm=None), local_steps=2, local_lr=0.3, local_epochs=2
-    )
+    client = honest("perceptron", count=4, privacy=Privacy(max_grad_norm=None), local=local_sgd(2, 0.3, 2))
     batch, names = client._batches[0], [name for name, _ in client.network.named_parameters()]
     before = [parameter.detach().clone() for parameter in client.network.parameters()]
     expected = worked_out(client)
@@ -80,3 +95,20 @@ def test_taking_a_network_apart_leaves_it_alone(honest: Honest) -> None:
     assert list(model.running) == ["norm"]
     assert network.training
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"local": LocalTraining(optimizer="torch.optim.adam.Adam")}, "local steps of Adam"),
+        ({"local": LocalTraining(2, shuffle=True)}, "shuffled in every epoch"),
+        ({"local": LocalTraining(batch_size=1, accumulate_grad_batches=2)}, "accumulated gradients"),
+        ({"local": LocalTraining(2), "granularity": "sample"}, "DP-SGD"),
+        ({"compression": Compression("sign")}, "compressed by sign"),
+    ],
+)
+def test_what_is_not_modelled_is_refused(changes: dict[str, Any], message: str, honest: Honest) -> None:
+    task = honest("perceptron", count=4, privacy=Privacy()).task
+    check_modelled(task)
+    with pytest.raises(UserError, match=message):
+        check_modelled(replace(task, **changes))

@@ -11,7 +11,7 @@ from lightning_recon.attack.inversion.classifier_head import Head, find_head
 from lightning_recon.attack.inversion.classifier_labels import public_images, public_predictions, read_labels
 from lightning_recon.attack.inversion.distances import announced_std
 from lightning_recon.attack.inversion.fisher_information import information
-from lightning_recon.attack.inversion.forward_model import Update, client_update
+from lightning_recon.attack.inversion.forward_model import Update, check_modelled, client_update
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.label_order import ordered_labels
 from lightning_recon.attack.inversion.objective import Candidates, Evaluated, GradientMatching
@@ -49,6 +49,7 @@ class InverseProblem:
             settings: How to search.
             device: Where to compute.
         """
+        check_modelled(task)
         self.task, self.statistics, self.settings, self.device = task, statistics, settings, device
         self.model = functionalize(network, task.batch_norm == "train")
         self.parametrization = Parametrization(settings.basis, statistics, device)
@@ -75,7 +76,7 @@ class InverseProblem:
         with twice_differentiable(self.task.network):
             self.head = find_head(self.model, images[:_PROBES])
             if self.settings.labels == "counted":
-                batch_size = max(1, self.task.sharers // self.task.local_steps)
+                batch_size = min(self.task.sharers, self.task.local.batch_size or self.task.sharers)
                 self.predictions = public_predictions(self.model, images, batch_size)
 
     @cached_property
@@ -122,7 +123,7 @@ class InverseProblem:
         elif labels is None:
             assert self.predictions is not None
             labels, shown = read_labels(update, self.head, self.task, self.predictions, index, warn=draw == 0)
-            if in_order and self.task.local_steps > 1:
+            if in_order and self.task.local.batches(self.task.batch_size) > 1:
                 labels = self._in_order(labels, update)
         return Observation(update, labels.to(self.device), shown)
 
