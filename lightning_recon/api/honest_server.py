@@ -14,6 +14,7 @@ from lightning_recon.attack.inversion.problem import InverseProblem
 from lightning_recon.attack.inversion.search import search
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.errors import UserError
+from lightning_recon.exchange import LocalTraining
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.privacy.parameters import Privacy
@@ -125,18 +126,19 @@ def invert_gradients(
         local_epochs=(local_epochs, COUNT),
         seed=(seed, SEED),
     )
+    if batch_size % local_steps:
+        raise UserError(f"local_steps is {local_steps}, which does not divide batch_size, {batch_size}")
     protection = Privacy(max_grad_norm=None) if privacy is None else privacy
     network, device = float_copy(model)
     task = task_of(network, (3, height, width), batch_size, protection)
-    task = replace(task, local_steps=local_steps, local_lr=local_lr, local_epochs=local_epochs)
+    local = LocalTraining(epochs=local_epochs, learning_rates=(local_lr,))
+    task = replace(task, local=local if local_steps == 1 else replace(local, batch_size=batch_size // local_steps))
     if labels is not None:
         check_labels(labels, batch_size, task.num_classes)
     if truth is not None:
         check_images(truth, "truth")
         if truth.shape != (batch_size, 3, height, width):
             raise UserError(f"truth is {tuple(truth.shape)}: give images ({batch_size}, 3, {height}, {width})")
-    if batch_size % local_steps:
-        raise UserError(f"local_steps is {local_steps}, which does not divide batch_size, {batch_size}")
     settings, usual_steps = inversion_preset(preset)
     settings = replace(settings, seed=seed, labels=settings.labels if labels is None else "oracle")
     statistics = public_statistics(height, width, False)

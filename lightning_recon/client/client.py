@@ -24,7 +24,7 @@ from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler, sam
 from lightning_recon.client.update import Clipped, Release, clipped_update, release_of, summed
 from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, NoiseShare, ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, LocalTraining, NoiseShare, ServerPayload, Task
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.setup_check import explained_batch_norm
@@ -186,9 +186,7 @@ class VictimClient(LightningModule):
             aggregated=self.aggregated,
             noise_share=self.noise_share,
             batch_norm=self.batch_norm,
-            local_steps=self.local_steps,
-            local_lr=self.local_lr,
-            local_epochs=self.local_epochs,
+            local=self._local_training(),
             normalization=announced(resolve(self.target.normalization, self.target.name, self.network)),
             subjects=self._protocol.subjects,
         )
@@ -267,6 +265,11 @@ class VictimClient(LightningModule):
     def normalises_batches(self) -> bool:
         """Whether the network has batch normalization, so that `batch_norm` matters."""
         return any(isinstance(module, BatchNorm) for module in self.network.modules())
+
+    def _local_training(self) -> LocalTraining:
+        local = LocalTraining(epochs=self.local_epochs, learning_rates=(self.local_lr,))
+        part = self._protocol.batch_size // self.local_steps
+        return local if self.local_steps == 1 else replace(local, batch_size=part)
 
     def _fit_network(self, image_shape: tuple[int, int, int], count: int) -> None:
         network = self.target.fit(self.network, self._misfit, image_shape, count)

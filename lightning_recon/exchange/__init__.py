@@ -7,6 +7,8 @@ that a run can be replayed after the images were deleted.
 """
 
 from lightning_recon.exchange.client import Client, RecordedClient
+from lightning_recon.exchange.compression import Compression
+from lightning_recon.exchange.local_training import LocalTraining
 from lightning_recon.exchange.payload import ServerPayload, payload_name
 from lightning_recon.exchange.task import NoiseShare, Task, check_task, completed, current_noise_share, summed_noise
 from lightning_recon.exchange.update import ClientUpdate, update_name
@@ -14,6 +16,8 @@ from lightning_recon.exchange.update import ClientUpdate, update_name
 __all__ = [
     "Client",
     "ClientUpdate",
+    "Compression",
+    "LocalTraining",
     "NoiseShare",
     "RecordedClient",
     "ServerPayload",

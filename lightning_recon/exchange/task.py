@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
+from lightning_recon.exchange.compression import Compression
+from lightning_recon.exchange.local_training import LocalTraining
 from lightning_recon.files import schema
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_json, validated, write_json
@@ -46,10 +48,8 @@ class Task:
         noise_share: noise of each aggregated client: "local", zC, so that the sum has zC sqrt(N); "distributed",
             zC / sqrt(N), so that the sum has zC.
         batch_norm: whether batch normalization uses the batch ("train") or its running statistics ("eval").
-        local_steps: SGD steps of a client, each on an equal part of its batch. Its update is old minus new weights,
-            divided by the learning rate: after one step the gradient itself.
-        local_lr: learning rate of the local steps.
-        local_epochs: local passes over the batch.
+        local: how each client trains between the model that it receives and the update that it sends. Records of
+            earlier versions have `local_steps`, `local_lr` and `local_epochs` instead, or mean one step of plain SGD.
         normalization: how the network normalizes its input images: "none", "imagenet", or mean and standard deviation;
             "auto" is resolved from the name by `networks.build_network`. Records of earlier versions do not have this
             field and mean "imagenet".
@@ -57,6 +57,7 @@ class Task:
             have this field and mean "gaussian".
         subjects: whether clients cut the subject out on black before they train; None: not announced, which records
             without this field mean.
+        compression: lossy compression of each client's update; None: none.
     """
 
     # Records are validated against these types when they are read from disk.
@@ -76,12 +77,11 @@ class Task:
     aggregated: schema.Clients = 1
     noise_share: NoiseShare = "local"
     batch_norm: Literal["train", "eval"] = "train"
-    local_steps: schema.Batch = 1
-    local_lr: schema.Positive = 0.1
-    local_epochs: schema.Rounds = 1
+    local: LocalTraining = LocalTraining()  # noqa: RUF009 - frozen
     normalization: Normalization = "auto"
     mechanism: schema.Name = "gaussian"
     subjects: bool | None = None
+    compression: Compression | None = None
 
     @property
     def updates(self) -> int:
@@ -162,21 +162,37 @@ class Task:
 
 
 TASK = TypeAdapter(Task)
+EARLIER_LOCAL_FIELDS = ("local_steps", "local_lr", "local_rate", "local_epochs")
 _RECORD = TypeAdapter(dict[str, Any])  # not validated before `completed`
 
 
 def completed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Update the record of a task that an earlier version wrote.
 
-    Without `normalization`, it means that of ImageNet. Earlier versions wrote `local_rate`, and other values of
-    `noise_share`.
+    Without `normalization`, it means that of ImageNet. Earlier versions wrote `local_steps` of plain SGD, each on an
+    equal part of the batch, with `local_lr` (or `local_rate`) and `local_epochs`; and other values of `noise_share`.
     """
     current = {"normalization": "imagenet", **record}
-    if "local_rate" in current and "local_lr" not in current:
-        current["local_lr"] = current.pop("local_rate")
+    earlier = {name: current.pop(name) for name in EARLIER_LOCAL_FIELDS if name in current}
+    if earlier and "local" not in current:
+        current["local"] = _local_of(earlier, current.get("batch_size"))
     if "noise_share" in current:
         current["noise_share"] = current_noise_share(current["noise_share"])
     return current
+
+
+def _local_of(earlier: Mapping[str, Any], images: Any) -> dict[str, Any]:  # noqa: ANN401 - unchecked content of a file
+    """The record of `Task.local` for the fields that earlier versions wrote.
+
+    Raises:
+        ValueError: the steps do not divide the batch.
+    """
+    found = {"epochs": earlier.get("local_epochs", 1)}
+    found["learning_rates"] = [earlier.get("local_lr", earlier.get("local_rate", 0.1))]
+    steps = earlier.get("local_steps", 1)
+    if not (type(steps) is int and steps >= 1 and type(images) is int and images % steps == 0):
+        raise ValueError(f"task.local_steps is {steps}, which does not divide task.batch_size")
+    return found | ({"batch_size": images // steps} if steps > 1 else {})
 
 
 def current_noise_share(value: Any) -> Any:  # noqa: ANN401 - unchecked content of a file
@@ -206,8 +222,8 @@ def check_task(task: Task) -> Task:
         raise ValueError(f"task.noise_share is distributed, which a sum of {task.mechanism} noises cannot be")
     if task.clients % task.aggregated:
         raise ValueError(f"task.aggregated is {task.aggregated}, which does not divide task.clients, {task.clients}")
-    if task.batch_size % task.local_steps:
-        raise ValueError(f"task.local_steps is {task.local_steps}, which does not divide task.batch_size")
+    if not task.local.batches(task.batch_size):
+        raise ValueError("task.local.batch_size exceeds task.batch_size, and task.local.drop_last drops the rest")
     for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):
         if task.victims * size > MOST_NUMBERS:
             raise ValueError(f"one update is about {task.victims} images with {size} {what} each: too many")

@@ -27,6 +27,7 @@ Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]  # of bytes, steps, bits: nothing is allocated from it
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
+Finite = Annotated[float, Field(ge=-1e30, le=1e30)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 Text = Annotated[str, Field(max_length=1000)]

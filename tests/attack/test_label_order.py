@@ -17,6 +17,7 @@ from lightning_recon.attack.inversion.objective import GradientMatching
 from lightning_recon.attack.inversion.observations import mean_update
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.exchange import LocalTraining
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.regularizers import Regularization
 
@@ -63,7 +64,7 @@ def test_where_nothing_comes_later_nothing_is_ordered(honest: Honest, inverted: 
 
 
 def test_orders_within_a_step_are_the_same_one(honest: Honest) -> None:
-    task = replace(honest("perceptron", count=4, privacy=NOISELESS).task, batch_size=4, local_steps=2)
+    task = replace(honest("perceptron", count=4, privacy=NOISELESS).task, local=LocalTraining(batch_size=2))
     assert _within_steps([3, 1, 2, 0], task) == (1, 3, 0, 2)
     near = _exchanged((0, 1, 2, 3), task)
     assert sorted(near) == [(0, 2, 1, 3), (0, 3, 1, 2), (1, 2, 0, 3), (1, 3, 0, 2)]

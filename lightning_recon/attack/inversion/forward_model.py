@@ -100,8 +100,7 @@ def local_training(
 
     Args:
         model: the network, with the weights that the server shipped.
-        images: (B, 3, H, W); step s takes the s-th of `task.local_steps` equal parts of the batch, in
-            every one of `task.local_epochs`.
+        images: (B, 3, H, W); the mini-batches are taken in this order in every epoch.
         targets: (B,) or (B, classes).
         task: the announced training parameters.
         watch: layers whose inputs in the last step are wanted too.
@@ -110,15 +109,17 @@ def local_training(
     Returns:
         (Old minus new weights) / learning rate by parameter name, and the watched inputs.
     """
-    if task.local_steps * task.local_epochs == 1:
+    local = task.local
+    if local.is_plain_step:
         return mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
-    size, parameters = len(images) // task.local_steps, dict(model.parameters)
+    size, parameters = local.batch_size or len(images), dict(model.parameters)
     seen: dict[str, Tensor] = {}
-    parts = list(zip(torch.split(images, size), torch.split(targets, size), strict=True))
-    for part, labels in task.local_epochs * parts:
+    parts = list(zip(torch.split(images, size), torch.split(targets, size), strict=True))[: local.batches(len(images))]
+    for step, (part, labels) in enumerate(local.epochs * parts):
         gradient, seen = mean_gradient_of(model, parameters, part, labels, watch, mapped)
-        parameters = {name: value - task.local_lr * gradient[name] for name, value in parameters.items()}
-    return {name: (value - parameters[name]) / task.local_lr for name, value in model.parameters.items()}, seen
+        rate = local.learning_rate(step)
+        parameters = {name: value - rate * gradient[name] for name, value in parameters.items()}
+    return {name: (value - parameters[name]) / local.divisor for name, value in model.parameters.items()}, seen
 
 
 def client_update(

@@ -111,7 +111,7 @@ def _misfits(orders: Tensor, images: Tensor, update: Update, matching: GradientM
 
 def _within_steps(labels: list[int], task: Task) -> Order:
     """Labels with those of each local step in ascending order: which of them was first does not matter there."""
-    size = task.batch_size // task.local_steps
+    size = task.local.batch_size or task.batch_size
     parts = [sorted(labels[first : first + size]) for first in range(0, len(labels), size)]
     return tuple(label for part in parts for label in part)
 

@@ -75,7 +75,7 @@ class InverseProblem:
         with twice_differentiable(self.task.network):
             self.head = find_head(self.model, images[:_PROBES])
             if self.settings.labels == "counted":
-                batch_size = max(1, self.task.sharers // self.task.local_steps)
+                batch_size = min(self.task.sharers, self.task.local.batch_size or self.task.sharers)
                 self.predictions = public_predictions(self.model, images, batch_size)
 
     @cached_property
@@ -122,7 +122,7 @@ class InverseProblem:
         elif labels is None:
             assert self.predictions is not None
             labels, shown = read_labels(update, self.head, self.task, self.predictions, index, warn=draw == 0)
-            if in_order and self.task.local_steps > 1:
+            if in_order and self.task.local.batches(self.task.batch_size) > 1:
                 labels = self._in_order(labels, update)
         return Observation(update, labels.to(self.device), shown)
 

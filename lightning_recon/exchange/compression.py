@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lossy compression of a client's update, as it is announced."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from lightning_recon.files import schema
+
+Method = Literal["float16", "bfloat16", "int8", "qsgd", "top_k", "random_k", "sign"]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What an update goes through besides clipping and noise.
+
+    Args:
+        method: "float16", "bfloat16": rounded to this format. "int8": a scale for each tensor, its largest entry / 127,
+            rounded to nearest. "qsgd": a scale for each tensor, its Euclidean norm, rounded to `levels` at random
+            without bias (Alistarh et al. 2017, arXiv 1610.02132). "top_k": the entries of largest magnitude, zero
+            elsewhere. "random_k": entries chosen at random, multiplied by 1 / share, zero elsewhere. "sign": the sign
+            of each entry times the mean magnitude of its tensor.
+        share: for "top_k" and "random_k": share of all entries that are kept, in (0, 1].
+        per_tensor: for "top_k" and "random_k": this share of each tensor instead of the whole update.
+        levels: for "qsgd": number of levels of the magnitude above 0.
+        before_noise: compress the clipped update before the noise is added to all of its entries. By default noise is
+            added first, so that compression is post-processing.
+    """
+
+    # Records are validated against these types when they are read from disk.
+    __pydantic_config__: ClassVar[ConfigDict] = schema.STRICT
+
+    method: Method
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    per_tensor: bool = False
+    levels: Annotated[int, Field(ge=1, le=65_536)] = 127
+    before_noise: bool = False
