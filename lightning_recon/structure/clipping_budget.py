@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure.detection.wiener import RowPrior
-from lightning_recon.structure.readout import budget_share, l1_clipped, weight_names
+from lightning_recon.structure.readout import announced_noise, budget_share, l1_clipped, weight_names
 
 # Below this share the structure loses 0.5 dB and more of its signal-to-noise ratio.
 LOW_SHARE = 0.9
@@ -77,7 +77,7 @@ def structure_share(
     sharers = victims / parts
     energy = float(rows.double().square().sum() + pilots.double().square().sum()) - entries * noise**2
     variance = 2 * entries * noise**4 + 4 * max(energy, 0.0) * noise**2
-    announced = task.update_noise / budget_share(task, len(weight_names(payload))) / math.sqrt(task.rounds)
+    announced = announced_noise(task, budget_share(task, len(weight_names(payload)))) / math.sqrt(task.rounds)
     nulls = payload.tensors["constants"].numel() - 1
     if nulls and not math.isclose(noise, announced, rel_tol=1e-9):
         variance += entries**2 * 2 * noise**4 / (nulls * units)

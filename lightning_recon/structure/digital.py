@@ -116,7 +116,8 @@ class Digital(Structure):
         """Design the structure from what was announced; a linear one where that makes the better image."""
         if l1_clipped(task):
             return self._l1_payload(task)
-        noise = design_noise(task, self.linear.assumed_noise) * math.sqrt(budget_sharers(task) / task.rounds)
+        noise = design_noise(task, self.linear.assumed_noise, weakest=True)
+        noise *= math.sqrt(budget_sharers(task) / task.rounds)
         if task.per_layer or self._plan(noise, task, self.upload_limit // _ENTRY) is None:
             return self.linear.payload(task)
         sketch = self._sketch(task, sketch_share(noise))
@@ -131,7 +132,8 @@ class Digital(Structure):
         ratio, rows = LayerSpec.of(sketch).norm_ratio, len(sketch.tensors["directions"])
         if task.per_layer or ratio is None:
             return self.linear.payload(task)
-        noise = design_noise(task, self.linear.assumed_noise) * math.sqrt(rows / task.rounds) * task.sharers
+        noise = design_noise(task, self.linear.assumed_noise, weakest=True)
+        noise *= math.sqrt(rows / task.rounds) * task.sharers
         taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
         room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
         pixels, margin = math.prod(task.image_shape[1:]), self.margin_db

@@ -14,7 +14,7 @@ from lightning_recon.ranges import PROBABILITY, check_ranges
 from lightning_recon.structure.base import Decoded, FeedbackCode, Knowledge, Structure
 from lightning_recon.structure.coding.hadamard_spreading import distortion
 from lightning_recon.structure.coding.power_allocation import water_filling
-from lightning_recon.structure.readout import budget_share, l1_clipped, released_rows, weight_names
+from lightning_recon.structure.readout import budget_share, design_noise, l1_clipped, released_rows, weight_names
 from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import WaterFilling
 
@@ -67,7 +67,7 @@ class Feedback(Structure):
         """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise."""
         # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
-        noise = task.update_noise * math.sqrt(task.sharers * directions)
+        noise = design_noise(task, None) * math.sqrt(task.sharers * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
 
     @property
@@ -151,7 +151,7 @@ class Feedback(Structure):
         first = self.payload(task)
         own = knowledge.units >= 0
         variance = _corrected_variance(task, knowledge)[own].mean(dim=0)
-        noise = task.update_noise * math.sqrt(task.sharers) / budget_share(task, len(weight_names(first)))
+        noise = design_noise(task, None) * math.sqrt(task.sharers) / budget_share(task, len(weight_names(first)))
         power = water_filling(variance, noise, 1 - self.pilot_power)
         gain = (power / variance).sqrt()
         # The coefficients that units measure must be sent, if only at a small gain.

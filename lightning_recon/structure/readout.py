@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, summed_noise
 from lightning_recon.structure.coding.hadamard_spreading import gather
 from lightning_recon.structure.layer_spec import LayerSpec
+from lightning_recon.structure.local_weights import local_weights
 
 # Standard deviations by which the measured noise may differ from the announced one.
 _NULL_REACH = 4.0
@@ -48,14 +49,27 @@ def euclidean_share(task: Task, payload: ServerPayload) -> float:
     return share / (spec.norm_ratio * math.sqrt(len(payload.tensors["directions"]) * task.sharers))
 
 
-def design_noise(task: Task, assumed: float | None) -> float:
-    """Standard deviation of an update's noise, divided by C, that a structure is designed for.
+def design_noise(task: Task, assumed: float | None, weakest: bool = False) -> float:
+    """Standard deviation of an update's noise, divided by the norm of a victim's rows, that a structure is designed for.
 
     Args:
         task: What was announced.
         assumed: Noise multiplier to design for; None: the announced one.
+        weakest: Whether to design for the victim that local training gives the least weight, not for the typical one.
     """
-    return task.update_noise if assumed is None else assumed * task.noise.noise_std
+    noise, local = task.update_noise if assumed is None else assumed * task.noise.noise_std, local_weights(task)
+    return noise * local.noise / (local.signal * (local.weakest if weakest else local.typical))
+
+
+def announced_noise(task: Task, share: float) -> float:
+    """Standard deviation of every entry that `released_rows` returns, as announced.
+
+    Args:
+        task: What was announced.
+        share: Norm that clipping leaves the structure, as a share of the clipping norm.
+    """
+    local = local_weights(task)
+    return task.update_noise / share * (local.noise / local.signal)
 
 
 def weight_names(payload: ServerPayload) -> list[str]:
@@ -74,7 +88,8 @@ def measured_multiplier(noise: float, task: Task, payload: ServerPayload) -> flo
     """
     if task.max_grad_norm is None:
         return None
-    measured = noise * euclidean_share(task, payload) * math.sqrt(task.rounds)
+    local = local_weights(task)
+    measured = noise * euclidean_share(task, payload) * math.sqrt(task.rounds) * (local.signal / local.noise)
     if math.isclose(measured, task.update_noise, rel_tol=1e-9):
         return None
     if task.update_noise == 0:
@@ -92,7 +107,8 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
         payload: What was shipped; its constants are one pilot and the nulls.
 
     Returns:
-        Rows of shape (K, m), pilots of shape (K,), and the noise standard deviation of every entry: as announced,
+        In units of the norm that one clip leaves a victim's rows, at the weight that local training gives them: rows of
+        shape (K, m), pilots of shape (K,), and the noise standard deviation of every entry: as announced,
         unless the zeros contradict that. The announcement has no error of its own, which matters where a row's energy
         is a sum over 100 000 inputs.
     """
@@ -100,10 +116,10 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     weight = torch.cat([update.gradient[name] for name in names], dim=1)
     nulls = payload.tensors["constants"].numel() - 1
     share = euclidean_share(task, payload)
-    budget = task.max_grad_norm * share if task.max_grad_norm else float(weight.norm())
+    budget = task.max_grad_norm * share * local_weights(task).signal if task.max_grad_norm else float(weight.norm())
     entries, zeros = torch.split(weight / budget, [weight.shape[1] - nulls, nulls], dim=1)
     rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))
-    announced = (task.update_noise / share) ** 2 / task.rounds if task.max_grad_norm else None
+    announced = announced_noise(task, share) ** 2 / task.rounds if task.max_grad_norm else None
     measured = float(zeros.square().mean()) if nulls else announced or 0.0
     # The square of a number of unit variance and excess kurtosis k has the variance 2 + k.
     spread = 2.0 + (0.0 if task.noise_is_normal else task.noise.excess_kurtosis)

@@ -14,6 +14,7 @@ from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import Separation
 from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior
+from lightning_recon.structure.local_weights import local_weights
 from lightning_recon.structure.readout import l1_clipped
 from lightning_recon.structure.refinement import Posterior
 
@@ -28,8 +29,11 @@ def budget_sharers(task: Task) -> int:
 
 
 def energy_is_known(task: Task) -> bool:
-    """Whether the energy of a victim's rows follows from the clip: a Euclidean clip that no other victim shares."""
-    return budget_sharers(task) == 1 and not l1_clipped(task)
+    """Whether the energy of a victim's rows follows from the clip: a Euclidean clip that no other victim shares.
+
+    Local training must give all victims the same weight, too.
+    """
+    return budget_sharers(task) == 1 and not l1_clipped(task) and local_weights(task).spread == 0
 
 
 def mean_shift(payload: ServerPayload, statistics: PublicStatistics) -> Tensor | None:
@@ -49,12 +53,13 @@ def row_prior(payload: ServerPayload, task: Task, statistics: PublicStatistics) 
         statistics: Public statistics of images: those that the payload was designed for, or others.
     """
     shipped, sharers, shift = payload.tensors, budget_sharers(task), mean_shift(payload, statistics)
+    local = local_weights(task)
     prior = RowPrior(
         power=shipped["gain"] ** 2 * statistics.variance.flatten()[shipped["index"]],
         pilot_level=float(shipped["constants"][0]),
         log_contrast_std=statistics.log_contrast_std,
-        scale=math.sqrt(len(shipped["directions"]) * sharers),
-        log_scale_std=0.0 if energy_is_known(task) else _LOG_SCALE_STD,
+        scale=math.sqrt(len(shipped["directions"]) * sharers) / local.typical,
+        log_scale_std=0.0 if energy_is_known(task) else math.hypot(_LOG_SCALE_STD, local.spread),
         mean=None if shift is None else shipped["gain"] * shift.flatten()[shipped["index"]],
     )
     if prior.mean is None or energy_is_known(task):

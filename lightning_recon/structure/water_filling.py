@@ -22,6 +22,7 @@ from lightning_recon.structure.detection.hypotheses import likelier, subjects_ev
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import decode_row
 from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
+from lightning_recon.structure.local_weights import layer_settings
 from lightning_recon.structure.readout import (
     budget_share,
     design_noise,
@@ -186,7 +187,7 @@ class WaterFilling(Structure):
             settings={
                 "pixels": False,
                 "cancel": self.cancel,
-                "strength": self.strength,
+                **(layer_settings(task, self.strength) if self.cancel else {"strength": self.strength}),
                 "target_scale": 0.0 if self.head_weights == "flattened" else 1.0,
                 "balanced": self.head_weights == "balanced",
                 "blocks": blocks,
