@@ -16,6 +16,7 @@ import numpy as np
 
 from lightning_recon.structure.coding.channel_code import binary_capacity
 
+Method = Literal["all", "signs", "largest", "some"]
 # Points and reach, in standard deviations, of the integral over the noise.
 _POINTS, _REACH = 801, 8.0
 # Steps of bisection for thresholds: to a hundred-thousandth of a standard deviation.
@@ -43,7 +44,7 @@ class SignChannel:
     movement: float | None = None
     weakest: float = 1.0
     moved: int = 0
-    method: Literal["all", "signs", "largest", "some"] = "all"
+    method: Method = "all"
     share: float = 1.0
     entries: int = 0
 

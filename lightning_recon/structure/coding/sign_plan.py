@@ -25,6 +25,9 @@ _UNITS = tuple(round(32 * 2 ** (step / 2)) for step in range(13))
 _MEAN_IMAGE, _AT_LOW_RATE, _EACH_BIT, _LOW_RATE = 12.0, 31.0, 2.0, 3.0
 # Intervals are not filled quite evenly, so that collisions are this much more frequent.
 _UNEVEN = 1.3
+# Without a digital code: units for each image and their least number, signs for each coefficient at most, and numbers
+# of signs that are tried, by factors of √2.
+_UNITS_PER_IMAGE, _FEWEST_UNITS, _MOST_REPEATS, _STEPS = 64, 64, 16, 24
 # Bisection for the number of inputs.
 _BISECTIONS = 12
 
@@ -37,15 +40,20 @@ class SignLayout:
         directions: Measurement directions.
         units: Units in all directions together.
         sketch: Inputs of the sketch.
-        plan: The digital code; its amplitudes are 1.
+        plan: The digital code, whose amplitudes are 1; None without one.
         quality: What to expect, in decibels, for comparison.
     """
 
     directions: int
     units: int
     sketch: int
-    plan: Plan
-    quality: float
+    plan: Plan | None = None
+    quality: float = 0.0
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of the digital code, its header included."""
+        return 0 if self.plan is None else HEADER + self.plan.inputs
 
 
 def sign_layout(
@@ -92,6 +100,26 @@ def sign_layout(
                     plan = Plan(inputs, 1.0, tuple(float(step <= rung) for step in range(len(LADDER))), rung, 0.0, True)
                     best = SignLayout(count, total, math.ceil(SKETCH * inputs), plan, quality)
     return best
+
+
+def linear_layout(
+    channel: SignChannel, victims: int, coefficients: int, room: int, constants: int, units: int | None = None
+) -> SignLayout:
+    """The layout without a digital code: one direction, and as many signs of coefficients as tell most.
+
+    Args:
+        channel: What the entries go through.
+        victims: Images in an update.
+        coefficients: Of an image.
+        room: Entries that the structure may have.
+        constants: Constant inputs of a row.
+        units: How many units the user asked for, if any.
+    """
+    total = units or (1 if victims == 1 else max(_FEWEST_UNITS, _UNITS_PER_IMAGE * victims))
+    most = max(PILOTS, min(_MOST_REPEATS * coefficients, room // total - constants))
+    counts = sorted({max(1, round(most * 2 ** (-step / 2))) for step in range(_STEPS)})
+    best = max(counts, key=lambda count: count * channel.information(count + PILOTS, total * (count + constants)))
+    return SignLayout(1, total, best)
 
 
 def _quality(bits: float, lost: float) -> float:

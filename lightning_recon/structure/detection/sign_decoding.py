@@ -86,7 +86,7 @@ def read_signs(
     found: list[SignImage] = []
     tried: dict[tuple[int, ...], float] = {}
     while len(found) < most:
-        failed = []
+        failed: list[tuple[tuple[int, ...], SignImage]] = []
         for row in remaining.order():
             one, beliefs = remaining.estimate(row)
             held = tuple(torch.nonzero(one.amplitude).flatten().tolist())
@@ -174,9 +174,8 @@ class _Remaining:
             amplitude = amplitude.sign() * amplitude.abs().minimum(self._most().cpu())
         held = torch.nonzero(amplitude).flatten().tolist()
         others = (self.power.cpu() - amplitude.square()).clamp(min=_LEAST)
-        match = sum(
-            float(amplitude[one] / max(float(others[one]), 1e-3 * float(self.power[one]))) * self.match[one] for one in held
-        )
+        weight = amplitude / others.maximum(1e-3 * self.power.cpu())
+        match = weight.to(self.match) @ self.match
         rung = int(match.abs().argmax())
         amplitude = amplitude * float(match[rung].sign())
         beliefs = torch.zeros(self.plan.inputs)
@@ -225,5 +224,5 @@ class _Remaining:
 
 
 def _log_cosh(values: Tensor) -> Tensor:
-    """log cosh, without overflow, but for a constant."""
+    """Log cosh, without overflow, but for a constant."""
     return values.abs() + torch.log1p(torch.exp(-2 * values.abs()))
