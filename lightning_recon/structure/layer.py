@@ -156,7 +156,8 @@ class InferenceStructure(ServerLayer):
             images: Shape (B, 3, H, W), values in [0, 1].
             logits: The network's own logits, shape (B, classes); needed for a balanced code.
         """
-        inputs, weight, bias = self.encode(images), self.matrix, self.bias
+        inputs, weight = self.encode(images), self.matrix
+        bias: Tensor | None = self.bias
         if self.spec.cancel:
             measurable = self._coefficients(images) if self.spec.signs else inputs
             measured = F.linear(measurable, self.measuring)[:, self.unit_direction]

@@ -76,8 +76,8 @@ class LayerSpec:
         blocks: Over how many tensors the inputs are spread, a power of two, see `hadamard_spreading`.
         norm_ratio: Expected ratio of a row's L1 norm to its Euclidean norm, which the server has to know where the
             clip bounds the L1 norm; None otherwise.
-        zero_weight: Whether the trained weight starts at zero instead of at what the units measure, so that weight decay
-            does nothing to a row before an image has reached it; needs `cancel`.
+        zero_weight: Whether the trained weight starts at zero, not at what the units measure, so that weight decay does
+            nothing to a row before an image has reached it; needs `cancel`.
         signs: Whether all inputs are ±1: signs of coefficients plus dithers, see `coding.dither`, and codewords. The
             units then measure coefficients, which are no inputs.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if

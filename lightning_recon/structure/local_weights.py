@@ -8,6 +8,7 @@ victim's rows are this gradient times the sum of the known weights of the steps 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from lightning_recon.exchange import LocalTraining, Task
 from lightning_recon.exchange.local_training import SGD
 
 _OPTIONS = ("momentum", "dampening", "nesterov", "weight_decay", "maximize")
+# Weights that differ by less are equal.
+_ROUNDING = 1e-9
 # Simulated orders of a batch that is shuffled in every epoch.
 _ORDERS = 64
 
@@ -56,14 +59,14 @@ def local_weights(task: Task) -> LocalWeights:
     victims = victim_weights(local, task.batch_size, steps, task.granularity == "sample")
     root = float(victims.square().mean().sqrt())
     seen = victims[victims != 0].abs() / root
-    sampled = task.granularity == "sample"
+    sampled, spread = task.granularity == "sample", float(seen.log().std(correction=0))
     return LocalWeights(
         size=root * task.batch_size,
         signal=root if sampled else 1.0,
         noise=float(steps.norm()) / _divisor(local, task.batch_size) if sampled else 1.0,
         typical=math.exp(float(seen.log().mean())),
         weakest=float(seen.min()),
-        spread=float(seen.log().std(correction=0)),
+        spread=spread if spread > _ROUNDING else 0.0,
     )
 
 
@@ -96,7 +99,7 @@ def step_weights(local: LocalTraining, count: int) -> Tensor:
         Shape (count,), float64.
     """
     impulses = torch.zeros(count, dtype=torch.float64, requires_grad=True)
-    options = {name: value for name, value in local.options.items() if name in _OPTIONS}
+    options: dict[str, Any] = {name: value for name, value in local.options.items() if name in _OPTIONS}
     optimizer = torch.optim.SGD([impulses], lr=local.learning_rate(0), **options)
     for step in range(count):
         optimizer.param_groups[0]["lr"] = local.learning_rate(step)

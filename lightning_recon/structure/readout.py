@@ -50,7 +50,7 @@ def euclidean_share(task: Task, payload: ServerPayload) -> float:
 
 
 def design_noise(task: Task, assumed: float | None, weakest: bool = False) -> float:
-    """Standard deviation of an update's noise, divided by the norm of a victim's rows, that a structure is designed for.
+    """Standard deviation of the noise that a structure is designed for, divided by the norm of a victim's rows.
 
     Args:
         task: What was announced.

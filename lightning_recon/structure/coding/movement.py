@@ -78,7 +78,8 @@ def _moved(local: LocalTraining, gradients: Tensor) -> Tensor | None:
         if name not in ("weight_decay", "decoupled_weight_decay", "maximize")
     }
     try:
-        optimizer: Any = kind([weights], lr=local.learning_rate(0), **options)
+        make: Any = kind
+        optimizer = make([weights], lr=local.learning_rate(0), **options)
         for step, gradient in enumerate(gradients):
             optimizer.param_groups[0]["lr"] = local.learning_rate(step)
             weights.grad = gradient.clone()
