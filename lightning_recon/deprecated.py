@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import yaml
 
+from lightning_recon.deprecated_local import LOCAL_OPTIONS, with_local_arguments, with_local_section
+
 # Import paths in configs, old to new.
 CLASS_PATHS: Final = {
     "lightning_recon.structure.TrapWeights": "lightning_recon.structure.CuriousAbandonHonesty",
@@ -28,7 +30,6 @@ CLASS_PATHS: Final = {
 KEYS: Final[dict[str, dict[str, str]]] = {
     "Digital": {"force": "always_digital"},
     "RobbingTheFed": {"row_choice": "row_selection"},
-    "VictimClient": {"local_rate": "local_lr"},
     "WaterFilling": {"encoding": "power_allocation", "voices": "head_weights"},
     "GradientInversion": {"start": "init", "penalties": "regularization"},
     "regularization": {"opponents": "double_opponents", "consensus": "group_consistency"},
@@ -68,6 +69,7 @@ Place = tuple[str, ...]
 ROOT: Final = "root"
 FOREIGN: Final = "foreign"
 ANY: Final = "any"
+_CLIENTS: Final = ("VictimClient", ANY)  # owners of the options that `deprecated_local` translates
 
 _CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*")
 _reported: Final[set[str]] = set()
@@ -118,7 +120,12 @@ def modernized_arguments(args: Sequence[str], classes: Mapping[Place, str] | Non
         option = current[-1]
         text = _value_of(value, path, owner, option, known) if equals else ""
         found.append(f"--{'.'.join(current)}{equals}{text}")
-    return found
+
+    def is_client(option: str) -> bool:
+        *_, owner = _walked(option.split("."), known)
+        return owner in _CLIENTS
+
+    return with_local_arguments(found, is_client)
 
 
 def modernized_option(word: str, old: str, new: str) -> str:
@@ -185,13 +192,15 @@ def _translated(part: Any, path: Place, owner: str, classes: Mapping[Place, str]
             found[key] = _translated(value, path, _owner_at(path, classes), classes)
             continue
         new = _replaced(_keys_of(owner), key) if isinstance(key, str) else key
+        if owner in _CLIENTS:
+            _replaced(LOCAL_OPTIONS, str(new))  # reports it
         values = _values_of(owner, new)
         if isinstance(value, str) and value in values:
             found[new] = _replaced(values, value)
         else:
             inner = path if new == "class_path" else (*path, str(new))
             found[new] = _translated(value, inner, _inner(owner, str(new)), classes)
-    return found
+    return with_local_section(found) if owner in _CLIENTS else found
 
 
 def _walked(parts: Sequence[str], classes: Mapping[Place, str]) -> tuple[list[str], Place, str]:
@@ -205,6 +214,8 @@ def _walked(parts: Sequence[str], classes: Mapping[Place, str]) -> tuple[list[st
             continue
         owner = inside
         new = _replaced(_keys_of(owner), part)
+        if owner in _CLIENTS:
+            _replaced(LOCAL_OPTIONS, new)  # reports it
         found.append(new)
         path = (*path, new)
         inside = _inner(owner, new)

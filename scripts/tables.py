@@ -271,7 +271,7 @@ def honest() -> Iterator[Cell]:
             for name in ("dlg", "idlg") if z < 1e-2 else ("dlg",):
                 yield searched(name, CONVNET, one, "--trainer.max_steps 15", z=z)  # each step evaluates 20 times
     several = f"{CONVNET} --data.batch_size 4 --data.clients 2 {ALIKE} --model.chunk_size 2 --trainer.max_steps 300"
-    averaged = f"{several} --model.client.local_steps 4"
+    averaged = f"{several} --model.client.local.steps 4 --model.client.local.update gradient"
     for name in ("likelihood", "inverting_gradients"):
         yield searched(name, several, SAMPLE, z=0, client="batch")
         yield searched(name, averaged, z=0, client="FedAvg")

@@ -211,3 +211,29 @@ def test_options_of_this_package_have_their_new_names_beside_others(tmp_path: Pa
     assert found[7:] == [
         *("--model.init", "mean", "--model.regularization.group_consistency", "1", "--model.optimizer.force", "1")
     ]
+
+
+def test_local_steps_of_earlier_versions_are_local_training_whose_gradients_are_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.3}}
+    path = "lightning_recon.client.VictimClient"
+    old = {"class_path": path, "init_args": {"local_steps": 4, "local_rate": 0.3, "local_epochs": 2, "seed": 1}}
+    local = {"steps": 4, "epochs": 2, "optimizer": sgd, "update": "gradient"}
+    with caplog.at_level(logging.WARNING, "lightning_recon"):
+        new = modernized({"model": {"client": old}})["model"]["client"]
+    assert new == {"class_path": path, "init_args": {"seed": 1, "local": local}}
+    assert len(caplog.messages) == 3
+    assert "local_steps is deprecated and will be removed in the next release: write local.steps" in caplog.messages[0]
+
+    words = ["--model.client.local_steps", "4", "--model.client.local_lr=0.3", "--model.client.seed", "1"]
+    assert modernized_arguments(words) == [
+        "--model.client.local.steps=4",
+        "--model.client.local.update=gradient",
+        f"--model.client.local.optimizer={json.dumps(sgd)}",
+        "--model.client.local.update=gradient",
+        "--model.client.seed",
+        "1",
+    ]
+    own = ["--model.client", "mine.Client", "--model.client.local_steps", "4"]
+    assert modernized_arguments(own) == own

@@ -3,13 +3,14 @@
 
 from collections.abc import Sequence
 
+from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 
 
 def check_batches(
-    batches: Sequence[ClientBatch], num_classes: int, aggregated: int, participation: float, local_steps: int
+    batches: Sequence[ClientBatch], num_classes: int, aggregated: int, participation: float, local: LocalOptions
 ) -> None:
     """Refuse batches that the client cannot answer on.
 
@@ -18,7 +19,7 @@ def check_batches(
         num_classes: number of classes of the network.
         aggregated: clients in a group under secure aggregation.
         participation: probability with which a client answers on its own batch.
-        local_steps: equal parts that a batch is divided into.
+        local: local training.
 
     Raises:
         UserError: a label exceeds the number of classes, or a number of clients or images does not fit the options.
@@ -34,11 +35,7 @@ def check_batches(
             f"absent client: set --data.clients to {2 * aggregated} or more"
         )
     for batch in batches:
-        if len(batch.labels) % local_steps:
-            raise UserError(
-                f"--model.client.local_steps is {local_steps}, which does not divide a batch of "
-                f"{len(batch.labels)}: set --data.batch_size to a multiple"
-            )
+        local.announced(len(batch.labels))
         if not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < num_classes:
             raise UserError(
                 f"the images have labels up to {int(batch.labels.max())}, but the network has {num_classes} classes: "

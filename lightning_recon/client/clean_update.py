@@ -15,25 +15,25 @@ from lightning_recon.networks.torch_internals import version_of
 from lightning_recon.structure.layer import build_layer
 from lightning_recon.structure.server_layer import TamperedNetwork
 
-Key = tuple[str, tuple[int, ...], str, int]
+Key = tuple[str, tuple[int, ...], str, int, tuple[object, ...]]
 
 
 @dataclass(frozen=True)
 class CleanUpdate:
-    """A sum of clipped updates before noise; it never leaves the client.
+    """A sum of clipped updates before noise, or with that of local steps; it never leaves the client.
 
     Args:
         key: what it was computed from, see `clean_key`.
-        payload: digest of the payload that it answers.
         clipped: the sum.
     """
 
     key: Key
-    payload: str
     clipped: Clipped
 
 
-def clean_key(digest: str, clients: tuple[int, ...], network: nn.Module, device: torch.device) -> Key:
+def clean_key(
+    digest: str, clients: tuple[int, ...], network: nn.Module, device: torch.device, drawn: tuple[object, ...]
+) -> Key:
     """Equal for equal updates before noise, different once anything that they depend on has changed.
 
     Args:
@@ -41,8 +41,9 @@ def clean_key(digest: str, clients: tuple[int, ...], network: nn.Module, device:
         clients: whose batches are summed.
         network: the target network; every training step changes its version.
         device: where the update is computed.
+        drawn: what the randomness of local training depends on; empty if it has none.
     """
-    return digest, clients, str(device), version_of(network)
+    return digest, clients, str(device), version_of(network), drawn
 
 
 def tampered_model(network: nn.Module, payload: ServerPayload, device: torch.device) -> nn.Module:

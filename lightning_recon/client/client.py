@@ -2,7 +2,6 @@
 """Simulated clients that train on images and release clipped, noisy updates."""
 
 import math
-from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,24 +13,22 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_recon.client.accountant import Accountant
-from lightning_recon.client.batches import answering_client, check_batches
-from lightning_recon.client.clean_update import CleanUpdate, clean_key, on_device, tampered_model
+from lightning_recon.client.answers import Clients, LastClean
+from lightning_recon.client.batches import check_batches
 from lightning_recon.client.dp_sgd import private_gradient
-from lightning_recon.client.gradients import reproducible_fp32
-from lightning_recon.client.noise import add_noise
+from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler, sampler_of
-from lightning_recon.client.update import Clipped, Release, clipped_update, release_of, summed
+from lightning_recon.client.privatize import check_compression
+from lightning_recon.client.update import Release, release_of
 from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, LocalTraining, NoiseShare, ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, Compression, NoiseShare, ServerPayload, Task
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
-from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.networks.target_network import TargetNetwork
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import COUNT, POSITIVE, SEED, SHARE, SIZE, check_ranges
-from lightning_recon.rng import generator_for
+from lightning_recon.ranges import COUNT, SEED, SHARE, SIZE, check_ranges
 
 
 class VictimClient(LightningModule):
@@ -61,9 +58,8 @@ class VictimClient(LightningModule):
         participation: float = 1.0,
         aggregated: int = 1,
         noise_share: NoiseShare = "local",
-        local_steps: int = 1,
-        local_lr: float = 0.1,
-        local_epochs: int = 1,
+        local: LocalOptions = LocalOptions(),  # noqa: B008 - frozen
+        compression: Compression | None = None,
         chunk_size: int = 1,
         seed: int = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -89,11 +85,9 @@ class VictimClient(LightningModule):
                 holds without secure aggregation; the sum has zC sqrt(N). "distributed": zC / sqrt(N), so that the sum
                 has zC; the guarantee is that of the sum, and holds only if all N clients add their noise and the server
                 sees nothing but the sum.
-            local_steps: SGD steps that a client takes before it answers (FedAvg), each on an equal part of its batch.
-                The change of the weights, divided by `local_lr`, is then clipped and noised. Above 1 only under
-                granularity "update".
-            local_lr: learning rate of the local steps.
-            local_epochs: local passes over the batch.
+            local: local training. Under granularity "update" the change of the weights is clipped and noised once;
+                under "sample" every local step is one of DP-SGD, and nothing is added to their result.
+            compression: lossy compression of each client's update; null: none.
             chunk_size: under granularity "sample", samples differentiated at once; each takes the memory of one copy of
                 all parameters, the server's layer included.
             seed: seed of the untrained weights and of dropout.
@@ -114,25 +108,18 @@ class VictimClient(LightningModule):
             num_classes=(num_classes, SIZE),
             participation=(participation, SHARE),
             aggregated=(aggregated, COUNT),
-            local_steps=(local_steps, COUNT),
-            local_lr=(local_lr, POSITIVE),
-            local_epochs=(local_epochs, COUNT),
             chunk_size=(chunk_size, COUNT),
             seed=(seed, SEED),
             noise_seed=(noise_seed, SEED),
         )
-        if local_steps * local_epochs > 1 and privacy.granularity == "sample":
-            raise UserError(
-                f"the client takes {local_steps * local_epochs} local steps, but under granularity sample each step is "
-                "a release of its own (DP-SGD): set --model.client.privacy.granularity update, or more rounds"
-            )
         if noise_share == "distributed" and aggregated > 1 and not privacy.noise.closed_under_sums:
             raise UserError(
                 f"--model.client.noise_share is distributed, but a sum of {privacy.mechanism} noises is none of the "
                 "kind, and its epsilon is not known: set it to local, or --model.client.privacy.mechanism gaussian"
             )
+        check_compression(compression, privacy, aggregated)
         self.automatic_optimization = False
-        self.local_steps, self.local_lr, self.local_epochs = local_steps, local_lr, local_epochs
+        self.local, self.compression = local, compression
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
         self.aggregated, self.noise_share = aggregated, noise_share
@@ -144,7 +131,8 @@ class VictimClient(LightningModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._batches: list[ClientBatch] = []
         self._protocol = DataProtocol(1)
-        self._clean: CleanUpdate | None = None
+        self._announced = local.announced(None)
+        self._last_clean = LastClean()
 
     # --- Answering a server ---
 
@@ -158,13 +146,14 @@ class VictimClient(LightningModule):
         Raises:
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
-        check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local_steps)
+        check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local)
         if batches:
             largest = max(batches, key=lambda batch: len(batch.images)).images
             self._fit_network((largest.shape[1], largest.shape[2], largest.shape[3]), min(2, len(largest)))
             self._protocol = DataProtocol(len(largest)) if protocol is None else protocol
+            self._announced = self.local.announced(self._protocol.batch_size)
         self._batches = list(batches)
-        self._clean = None
+        self._last_clean = LastClean()
 
     @property
     def task(self) -> Task:
@@ -187,9 +176,10 @@ class VictimClient(LightningModule):
             aggregated=self.aggregated,
             noise_share=self.noise_share,
             batch_norm=self.batch_norm,
-            local=self._local_training(),
+            local=self._announced,
             normalization=announced(resolve(self.target.normalization, self.target.name, self.network)),
             subjects=self._protocol.subjects,
+            compression=self.compression,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -205,26 +195,13 @@ class VictimClient(LightningModule):
         Returns:
             The update, on the module's device: equal for equal arguments in one run. The noise is independent between
             clients, draws and rounds, and does not depend on the payload. Granularity "sample": the sum of the clipped
-            gradients plus noise; "update": the clipped gradient of the mean loss plus noise. For a group, the sum of
-            its clients' updates.
+            gradients plus noise; "update": the clipped gradient of the mean loss plus noise; or what local training
+            makes of them, compressed as announced. For a group, the sum of its clients' updates.
 
         Raises:
             UserError: a gradient holds NaN or infinity.
         """
-        members = range(client * self.aggregated, (client + 1) * self.aggregated)
-        clean = self._clean_update(payload, tuple(self._answering(member, draw, round) for member in members))
-        gradient = {name: tensor.clone() for name, tensor in clean.clipped.gradient.items()}
-        scale = self.own_noise_multiplier * (self.privacy.max_grad_norm or 0.0)
-        for member in members:
-            add_noise(gradient, scale, self.noise_source.generators(member, draw, round), self.privacy.noise)
-        return ClientUpdate(
-            client=client,
-            draw=draw,
-            round=round,
-            gradient=gradient,
-            payload=clean.payload,
-            reproducible_noise=self.reproducible_noise,
-        )
+        return self._clients.share(payload, client, draw, round)
 
     def preview(self, payload: ServerPayload, client: int) -> Release:
         """Describe in numbers the update that one client would release on its own, without releasing it.
@@ -232,9 +209,11 @@ class VictimClient(LightningModule):
         Args:
             payload: what the server adds to the network.
             client: index of the client, from 0.
+
+        Returns:
+            Of DP-SGD in local steps that of the first step, of the others that before compression.
         """
-        own = replace(self.privacy, noise_multiplier=self.own_noise_multiplier)
-        return release_of(self._clean_update(payload, (client,)).clipped, own)
+        return release_of(self._clients.preview(payload, client), self._clients.privacy)
 
     def labels(self, update: int) -> Tensor:
         """Labels of an update's images, int64: an oracle that no server has.
@@ -267,51 +246,27 @@ class VictimClient(LightningModule):
         """Whether the network has batch normalization, so that `batch_norm` matters."""
         return any(isinstance(module, BatchNorm) for module in self.network.modules())
 
-    def _local_training(self) -> LocalTraining:
-        local = LocalTraining(epochs=self.local_epochs, learning_rates=(self.local_lr,))
-        part = self._protocol.batch_size // self.local_steps
-        return local if self.local_steps == 1 else replace(local, batch_size=part)
-
     def _fit_network(self, image_shape: tuple[int, int, int], count: int) -> None:
         network = self.target.fit(self.network, self._misfit, image_shape, count)
         self.network, self._misfit = network.to(self.device), None
 
-    def _answering(self, client: int, draw: int, round: int) -> int:
-        return answering_client(
-            client,
-            draw,
-            round,
-            clients=len(self._batches),
-            aggregated=self.aggregated,
+    @property
+    def _clients(self) -> Clients:
+        return Clients(
+            network=self.network,
+            device=self.device,
+            batches=self._batches,
+            privacy=replace(self.privacy, noise_multiplier=self.own_noise_multiplier),
+            batch_norm=self.batch_norm,
             participation=self.participation,
+            aggregated=self.aggregated,
+            local=self.local,
+            compression=self.compression,
+            chunk_size=self.chunk_size,
+            seed=self.seed,
             noise_source=self.noise_source,
+            last=self._last_clean,
         )
-
-    def _clean_update(self, payload: ServerPayload, clients: tuple[int, ...]) -> CleanUpdate:
-        """The sum of clipped updates before noise, computed once for all draws and rounds of the same payload."""
-        digest = payload.digest()
-        key = clean_key(digest, clients, self.network, self.device)
-        if self._clean is None or self._clean.key != key:
-            self._clean = None  # frees the memory first
-            self._clean = CleanUpdate(key, digest, summed(self._clipped(payload, client) for client in clients))
-        return self._clean
-
-    def _clipped(self, payload: ServerPayload, client: int) -> Clipped:
-        """One client's own update after clipping and before noise."""
-        with self._reproducible(client, 0), explained_batch_norm():
-            return clipped_update(
-                tampered_model(self.network, payload, self.device),
-                *on_device(self._batches[client], self.device),
-                self.privacy,
-                self.chunk_size,
-                self.local_steps,
-                self.local_lr,
-                self.local_epochs,
-            )
-
-    def _reproducible(self, client: int, step: int) -> AbstractContextManager[None]:
-        dropout = generator_for("dropout", self.seed, client, step).initial_seed()
-        return reproducible_fp32(self.network, self.device, dropout, self.batch_norm == "train")
 
     # --- Training the target network ---
 
@@ -362,7 +317,7 @@ class VictimClient(LightningModule):
         """One step of DP training: clip, sum over ranks, add noise, step."""
         images, labels = batch
         sampled, step = self.privacy.granularity == "sample", self.global_step
-        with self._reproducible(TRAINING, step):
+        with self._clients.reproducible(TRAINING, step):
             gradient, loss = private_gradient(
                 self.network,
                 images,

@@ -49,16 +49,17 @@ class NoiseSource(Callback):
         """The generator of one stream, see `NoiseKey.generator`."""
         return self.key.generator(purpose, *place)
 
-    def generators(self, client: int, draw: int, round: int) -> Generators:
+    def generators(self, client: int, draw: int, round: int, *step: int) -> Generators:
         """The generators of one update's noise, by the names of its tensors.
 
         Args:
             client: index of the client.
             draw: index of the noise realization.
             round: index of the round.
+            step: index of the local step, where each step has noise of its own.
         """
         key = self.key
-        return lambda name: key.generator("noise", client, draw, round, name)
+        return lambda name: key.generator("noise", client, draw, round, *step, name)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds: the seed, or the identifier of the key."""

@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
-from lightning_recon.networks.construction import copied
+from lightning_recon.client.local_training import LocalRound, mean_gradients, private_gradients, weight_change
+from lightning_recon.exchange import LocalTraining
 from lightning_recon.privacy.clipping import tensor_norms
 from lightning_recon.privacy.parameters import Privacy
 
@@ -24,11 +24,13 @@ class Clipped:
     Args:
         gradient: by parameter name; the sum of the samples' clipped gradients, or the update clipped once.
         norms: norm by parameter name before the clip, of each sample or of the update (one entry); Euclidean or L1,
-            whichever the clip bounds.
+            whichever the clip bounds; none of DP-SGD in local steps.
+        has_noise: whether the noise is in it already, because DP-SGD adds it in every local step.
     """
 
     gradient: dict[str, Tensor]
     norms: list[dict[str, float]]
+    has_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,65 +67,37 @@ def clipped_update(
     labels: Tensor,
     privacy: Privacy,
     chunk_size: int,
-    local_steps: int = 1,
-    local_lr: float = 0.1,
-    local_epochs: int = 1,
+    training: LocalRound | None = None,
 ) -> Clipped:
-    """Gradient of the cross-entropy, or the update of several local steps, clipped as the privacy setting says.
+    """Gradient of the cross-entropy, or the update of a client's local training, clipped as the privacy setting says.
 
     Args:
         model: network, images to logits, in the mode in which it is to be differentiated.
         images: (B, channels, height, width), floating point.
         labels: (B,), int64.
-        privacy: what is clipped, and to which norm.
+        privacy: what is clipped, and to which norm; and the noise of each local step under granularity "sample".
         chunk_size: under granularity "sample", samples differentiated at once.
-        local_steps: under granularity "update", steps of plain gradient descent, each on an equal part of the batch.
-        local_lr: their learning rate.
-        local_epochs: how often they go through the batch.
+        training: local training; None: one step of plain SGD.
 
     Raises:
         UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.
     """
     clip = privacy.clip
-    if privacy.granularity == "sample":
-        gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size)
-        return Clipped(gradient, norms)
-    if local_steps * local_epochs > 1:
-        gradient = local_descent(model, images, labels, local_steps, local_lr, local_epochs)
-    else:
+    local = LocalTraining() if training is None else training.local
+    if training is None or local.is_plain_step:
+        if privacy.granularity == "sample":
+            gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size)
+            return Clipped(gradient, norms)
         gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
+    elif privacy.granularity == "sample":
+        expected = local.expected_batch_size(len(images))
+        private = private_gradients(privacy, expected, chunk_size, training.randomness)
+        return Clipped(weight_change(model, images, labels, training, private), [], has_noise=True)
+    else:
+        gradient = weight_change(model, images, labels, training, mean_gradients(local.accumulate_grad_batches))
     whole = tensor_norms(gradient, clip.order)
     factors = clip.factors(whole)
     return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
-
-
-def local_descent(
-    model: nn.Module, images: Tensor, labels: Tensor, steps: int, rate: float, epochs: int
-) -> dict[str, Tensor]:
-    """What a client's own training takes from the weights: (old − new) / rate, so that one step gives the gradient.
-
-    Args:
-        model: network, images to logits; it stays as it is.
-        images: (B, channels, height, width), B a multiple of `steps`.
-        labels: (B,), int64.
-        steps: of plain stochastic gradient descent, each on an equal part of the batch.
-        rate: learning rate, above 0.
-        epochs: how often these steps are taken.
-
-    Returns:
-        By parameter name, float32.
-
-    Source: McMahan et al. 2017 (arXiv 1602.05629), algorithm 1.
-    """
-    own = copied(model).requires_grad_(True)
-    optimizer = torch.optim.SGD(own.parameters(), lr=rate)
-    for _ in range(epochs):
-        for part, targets in zip(images.chunk(steps), labels.chunk(steps), strict=True):
-            optimizer.zero_grad()
-            torch.autograd.backward(F.cross_entropy(own(part), targets))
-            optimizer.step()
-    new = dict(own.named_parameters())
-    return {name: (old.detach() - new[name].detach()) / rate for name, old in model.named_parameters()}
 
 
 def summed(updates: Iterator[Clipped]) -> Clipped:

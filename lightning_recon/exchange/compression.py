@@ -16,16 +16,18 @@ class Compression:
     """What an update goes through besides clipping and noise.
 
     Args:
-        method: "float16", "bfloat16": rounded to this format. "int8": a scale for each tensor, its largest entry / 127,
-            rounded to nearest. "qsgd": a scale for each tensor, its Euclidean norm, rounded to `levels` at random
-            without bias (Alistarh et al. 2017, arXiv 1610.02132). "top_k": the entries of largest magnitude, zero
-            elsewhere. "random_k": entries chosen at random, multiplied by 1 / share, zero elsewhere. "sign": the sign
-            of each entry times the mean magnitude of its tensor.
+        method: "float16", "bfloat16": rounded to this format. "int8": rounded to the nearest multiple of a scale for
+            each tensor, its largest magnitude / 127. "qsgd": rounded at random, without bias, to a multiple of a scale
+            for each tensor, its largest magnitude / `levels` (Alistarh et al. 2017, arXiv 1610.02132). "top_k": the
+            entries of largest magnitude, zero elsewhere. "random_k": entries drawn at random, zero elsewhere; they are
+            not scaled up (Stich et al. 2018, arXiv 1809.07599). "sign": the sign of each entry (zero counts as
+            positive) times the mean magnitude of its tensor.
         share: for "top_k" and "random_k": share of all entries that are kept, in (0, 1].
         per_tensor: for "top_k" and "random_k": this share of each tensor instead of the whole update.
         levels: for "qsgd": number of levels of the magnitude above 0.
-        before_noise: compress the clipped update before the noise is added to all of its entries. By default noise is
-            added first, so that compression is post-processing.
+        before_noise: under granularity "update", compress the clipped update, clip it once more, and then add the
+            noise: to all entries, under "random_k" to the kept ones. By default noise is added first, so that
+            compression is post-processing.
     """
 
     # Records are validated against these types when they are read from disk.

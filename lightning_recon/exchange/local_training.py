@@ -69,6 +69,14 @@ class LocalTraining:
         """Number of optimizer steps of a client with so many images."""
         return self.epochs * self.steps_of_epoch(images)
 
+    def first_step(self, images: int) -> slice:
+        """The images of the first optimizer step, if they are not shuffled."""
+        return slice(min(images, (self.batch_size or images) * self.accumulate_grad_batches))
+
+    def expected_batch_size(self, images: int) -> int:
+        """Number by which DP-SGD divides the sum over a mini-batch, as Opacus does: images by mini-batches, rounded."""
+        return images // self.batches(images)
+
     def learning_rate(self, step: int) -> float:
         """Learning rate of the optimizer step of this index, from 0."""
         return self.learning_rates[min(step, len(self.learning_rates) - 1)]

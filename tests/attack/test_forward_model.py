@@ -12,6 +12,7 @@ from lightning_recon.attack.inversion.forward_model import Update, client_update
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.exchange import ServerPayload
+from tests.local_sgd import local_sgd
 
 Honest = Callable[..., VictimClient]
 
@@ -33,9 +34,9 @@ def worked_out(client: VictimClient, index: int = 0) -> Update:
         {"network": "perceptron", "granularity": "sample", "aggregated": 3},
         {"network": "smooth", "granularity": "update", "batch_norm": "train"},
         {"network": "smooth", "granularity": "update", "batch_norm": "eval"},
-        {"network": "smooth", "granularity": "update", "local_steps": 3, "local_lr": 0.5},
-        {"network": "smooth", "granularity": "update", "local_epochs": 2, "local_steps": 2, "local_lr": 0.3},
-        {"network": "smooth", "granularity": "update", "local_steps": 3, "batch_norm": "eval", "aggregated": 3},
+        {"network": "smooth", "granularity": "update", "local": local_sgd(3, 0.5)},
+        {"network": "smooth", "granularity": "update", "local": local_sgd(2, 0.3, 2)},
+        {"network": "smooth", "granularity": "update", "local": local_sgd(3), "batch_norm": "eval", "aggregated": 3},
     ],
     ids=["sample", "sums of samples", "train", "eval", "local steps", "local epochs", "sums of local steps"],
 )
@@ -55,9 +56,7 @@ def test_the_server_knows_what_clients_do(
 
 def test_the_sign_of_local_steps_is_the_gradients(honest: Honest) -> None:
     """Against plain SGD: what it takes from the weights, over the learning rate."""
-    client = honest(
-        "perceptron", count=4, privacy=Privacy(max_grad_norm=None), local_steps=2, local_lr=0.3, local_epochs=2
-    )
+    client = honest("perceptron", count=4, privacy=Privacy(max_grad_norm=None), local=local_sgd(2, 0.3, 2))
     batch, names = client._batches[0], [name for name, _ in client.network.named_parameters()]
     before = [parameter.detach().clone() for parameter in client.network.parameters()]
     expected = worked_out(client)

@@ -20,6 +20,7 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.exchange import LocalTraining
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.regularizers import Regularization
+from tests.local_sgd import local_sgd
 
 Honest = Callable[..., VictimClient]
 Inverted = Callable[..., tuple[GradientInversion, Any]]
@@ -36,7 +37,7 @@ NOISELESS = Privacy(max_grad_norm=0.1, granularity="update")
 @pytest.mark.parametrize("labels", [[4, 1, 3, 0], [2, 3, 2, 0]], ids=["all different", "one twice"])
 def test_the_order_of_local_steps_is_found(labels: list[int], honest: Honest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_order, "_SEARCHED", 8)  # of 24, for the time it takes
-    client = honest("perceptron", count=4, privacy=NOISELESS, local_steps=4, local_lr=0.3)
+    client = honest("perceptron", count=4, privacy=NOISELESS, local=local_sgd(4, 0.3))
     client._batches[0].labels.copy_(torch.tensor(labels))
     model, parametrization = (
         functionalize(client.network, True),
@@ -50,7 +51,7 @@ def test_the_order_of_local_steps_is_found(labels: list[int], honest: Honest, mo
 
 def test_the_attack_orders_what_it_counted(honest: Honest, inverted: Inverted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_order, "_TRIAL", 1)
-    settings = {"count": 4, "privacy": NOISELESS, "local_steps": 2, "local_lr": 0.3}
+    settings = {"count": 4, "privacy": NOISELESS, "local": local_sgd(2, 0.3)}
     attack, (found,) = inverted(honest("perceptron", **settings), steps=1)
     known, _ = inverted(honest("perceptron", **settings), steps=1, labels="oracle")
     assert found.labels.sort().values.tolist() == known.observations[0, 0].labels.sort().values.tolist()

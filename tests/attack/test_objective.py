@@ -21,6 +21,7 @@ from lightning_recon.networks.construction import build_network
 from lightning_recon.networks.differentiability import math_attention, twice_differentiable
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.regularizers import Regularization
+from tests.local_sgd import local_sgd
 
 Honest = Callable[..., VictimClient]
 PLAIN = Regularization()
@@ -65,7 +66,7 @@ def test_the_gradient_is_the_derivative(
     distance: Distance, basis: Basis, regularization: Regularization, honest: Honest
 ) -> None:
     privacy = Privacy(max_grad_norm=0.05, noise_multiplier=0.3)
-    client = honest("smooth", count=2, privacy=privacy, local_steps=2, local_lr=0.4, batch_norm="eval")
+    client = honest("smooth", count=2, privacy=privacy, local=local_sgd(2, 0.4), batch_norm="eval")
     model, where = exact(client.network, False), coordinates(basis, 8)
     head = find_head(model, torch.rand(2, 3, 8, 8, dtype=torch.float64))
     matching = GradientMatching(model, client.task, where, distance, regularization, head)

@@ -16,6 +16,7 @@ from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.priors.regularizers import Regularization
+from tests.local_sgd import local_sgd
 
 Honest = Callable[..., VictimClient]
 PENALTIES = Regularization(total_variation=0.2, features=0.1)
@@ -54,7 +55,7 @@ def parts(found: Evaluated) -> list[Tensor]:
     ("joint", "settings"),
     [
         (False, {"network": "smooth", "batch_norm": "eval"}),
-        (True, {"network": "smooth", "batch_norm": "eval", "count": 2, "local_steps": 2}),
+        (True, {"network": "smooth", "batch_norm": "eval", "count": 2, "local": local_sgd(2)}),
         (False, {"network": "perceptron", "count": 3, "privacy": Privacy(0.1, granularity="sample")}),
     ],
     ids=["one picture", "joint labels and local steps", "clipped samples"],

@@ -19,6 +19,7 @@ from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import Digital, Structure, WaterFilling
 from lightning_recon.structure.clipping_budget import BudgetShare, mean_share, structure_share
 from lightning_recon.structure.detection.wiener import RowPrior
+from tests.local_sgd import local_sgd
 
 Photographs = Callable[[int], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -121,7 +122,7 @@ def test_no_image_makes_a_gradient_too_large_for_float32(
 
 
 def test_local_steps_leave_a_detached_network_as_it_is(photographs: Photographs) -> None:
-    client = client_of(photographs(SIZE)[:4], Privacy(1.0, 0.0), local_steps=2, local_epochs=2)
+    client = client_of(photographs(SIZE)[:4], Privacy(1.0, 0.0), local=local_sgd(2, epochs=2))
     update = client.share(WaterFilling().payload(client.task), 0, 0, 0)
     assert not any(tensor.any() for name, tensor in update.gradient.items() if name.startswith("network."))
     assert float(update.gradient["structure.weight"].norm()) == pytest.approx(1, rel=1e-5)

@@ -22,6 +22,7 @@ from lightning_recon.priors.image_statistics import public_statistics, synthetic
 from lightning_recon.structure import InferenceStructure, RobbingTheFed, Structure, TamperedNetwork
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.robbing_the_fed import FOOTPRINT, lowest_row_std
+from tests.local_sgd import local_sgd
 
 MakeTask = Callable[..., Task]
 Release = Callable[..., ClientUpdate]
@@ -110,7 +111,7 @@ def test_sparse_bins_work_over_several_local_steps_and_cumulative_ones_do_not(
         attack = photographs_only(variant=variant)
         images = isolated(photographs(SIZE), attack, task(SIZE, 16, 0.0))[:8]
         client = VictimClient(
-            "convnet", 10, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=0.0), local_steps=4, local_lr=0.01
+            "convnet", 10, privacy=Privacy(max_grad_norm=10.0, noise_multiplier=0.0), local=local_sgd(4, 0.01)
         )
         masks = torch.ones(8, 1, SIZE, SIZE, dtype=torch.bool)
         client.bind([ClientBatch(images, images, masks, torch.arange(8), [""] * 8)])

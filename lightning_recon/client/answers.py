@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clients' side of a round: from the server's payload and their images to the update that they send."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.client.batches import answering_client
+from lightning_recon.client.clean_update import CleanUpdate, clean_key, on_device, tampered_model
+from lightning_recon.client.gradients import reproducible_fp32
+from lightning_recon.client.local_options import LocalOptions
+from lightning_recon.client.local_training import LocalRandomness, LocalRound, randomness_of
+from lightning_recon.client.noise_source import NoiseSource
+from lightning_recon.client.privatize import added, privatized
+from lightning_recon.client.update import Clipped, clipped_update, summed
+from lightning_recon.data.sources import ClientBatch
+from lightning_recon.exchange import ClientUpdate, Compression, ServerPayload
+from lightning_recon.networks.setup_check import explained_batch_norm
+from lightning_recon.privacy.parameters import Privacy
+from lightning_recon.rng import generator_for
+
+Drawn = tuple[tuple[int, ...], int, int]  # clients that answer, draw, round
+
+
+@dataclass
+class LastClean:
+    """The last update before noise, which many draws and rounds share."""
+
+    update: CleanUpdate | None = None
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Clients with their images; arguments that are not listed are those of `VictimClient`.
+
+    Args:
+        network: the network that they received, on the device.
+        device: where it is.
+        batches: images of every client.
+        privacy: clip, and the noise of each client's own update.
+        noise_source: the secret key of everything that a server must not know.
+        last: the last update before noise; replaced by the next one.
+    """
+
+    network: nn.Module
+    device: torch.device
+    batches: Sequence[ClientBatch]
+    privacy: Privacy
+    batch_norm: Literal["train", "eval"]
+    participation: float
+    aggregated: int
+    local: LocalOptions
+    compression: Compression | None
+    chunk_size: int
+    seed: int
+    noise_source: NoiseSource
+    last: LastClean = field(default_factory=LastClean)
+
+    def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        """One client's update, or the sum of a group's, see `VictimClient.share`."""
+        members = tuple(range(client * self.aggregated, (client + 1) * self.aggregated))
+        # Each client compresses its own update. Without compression, the clipped updates are summed first, once.
+        parts = [members] if self.compression is None else [(member,) for member in members]
+        digest = payload.digest()
+        return ClientUpdate(
+            client=client,
+            draw=draw,
+            round=round,
+            gradient=added(self._release(payload, digest, (part, draw, round)) for part in parts),
+            payload=digest,
+            reproducible_noise=self.noise_source.seed is not None,
+        )
+
+    def preview(self, payload: ServerPayload, client: int) -> Clipped:
+        """One client's update before noise and compression; that of the first step, if local steps are of DP-SGD."""
+        if not self._trains_privately(client):
+            return self._clean_update(payload, payload.digest(), (client,), ((client,), 0, 0))
+        return self._clipped(payload, client, None)
+
+    def reproducible(self, client: int, step: int) -> AbstractContextManager[None]:
+        """Dropout that depends on client and step alone, and batch normalization in its mode."""
+        dropout = generator_for("dropout", self.seed, client, step).initial_seed()
+        return reproducible_fp32(self.network, self.device, dropout, self.batch_norm == "train")
+
+    def _trains_privately(self, client: int) -> bool:
+        """Whether each local step is one of DP-SGD, so that the update has its noise from them."""
+        local = self.local.announced(len(self.batches[client].labels))
+        return self.privacy.granularity == "sample" and not local.is_plain_step
+
+    def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> dict[str, Tensor]:
+        """The update of one client, or the sum of several without compression."""
+        members, draw, round = drawn
+        clean = self._clean_update(payload, digest, tuple(self._answering(one, draw, round) for one in members), drawn)
+        noise = [] if clean.has_noise else [self.noise_source.generators(one, draw, round) for one in members]
+        # All clients of a group keep the same random entries: only those can be added up in secret.
+        shared = self.compression is not None and self.compression.method == "random_k"
+        place = members[0] // self.aggregated if shared else members[0]
+        return privatized(
+            {name: tensor.clone() for name, tensor in clean.gradient.items()},
+            self.privacy,
+            noise,
+            self.compression,
+            self.noise_source.generator("compression", place, draw, round),
+        )
+
+    def _clean_update(self, payload: ServerPayload, digest: str, clients: tuple[int, ...], drawn: Drawn) -> Clipped:
+        """The sum of clipped updates, computed once for all draws and rounds if it does not depend on them."""
+        members, draw, round = drawn
+        random = self.local.shuffle or any(self._trains_privately(client) for client in clients)
+        key = clean_key(digest, clients, self.network, self.device, (*drawn, self.privacy) if random else ())
+        if self.last.update is None or self.last.update.key != key:
+            self.last.update = None  # frees the memory first
+            each = (
+                self._clipped(payload, client, randomness_of(self.noise_source, member, draw, round))
+                for client, member in zip(clients, members, strict=True)
+            )
+            self.last.update = CleanUpdate(key, summed(each))
+        return self.last.update.clipped
+
+    def _clipped(self, payload: ServerPayload, client: int, randomness: LocalRandomness | None) -> Clipped:
+        """One client's own update after clipping; without randomness, of its first step alone."""
+        with self.reproducible(client, 0), explained_batch_norm():
+            model = tampered_model(self.network, payload, self.device)
+            images, labels = on_device(self.batches[client], self.device)
+            local, training = self.local.announced(len(images)), None
+            if randomness is None:
+                first = local.first_step(len(images))
+                images, labels = images[first], labels[first]
+            else:
+                training = LocalRound(local, self.local.new_optimizer, randomness)
+            return clipped_update(model, images, labels, self.privacy, self.chunk_size, training)
+
+    def _answering(self, client: int, draw: int, round: int) -> int:
+        return answering_client(
+            client,
+            draw,
+            round,
+            clients=len(self.batches),
+            aggregated=self.aggregated,
+            participation=self.participation,
+            noise_source=self.noise_source,
+        )
