@@ -21,8 +21,12 @@ PILOTS = 64
 # Of the layouts that are compared: directions, and units for each direction.
 _DIRECTIONS = (1, 2, 3)
 _UNITS = tuple(round(32 * 2 ** (step / 2)) for step in range(13))
-# Quality of an image by the bits of its file, in decibels: that of the mean image, and what a bit for each pixel adds.
-_MEAN_IMAGE, _AT_LOW_RATE, _EACH_BIT, _LOW_RATE = 12.0, 31.0, 2.0, 3.0
+# Quality of an image by the bits of its file, in decibels: that of the mean image, what a bit for each pixel adds, and
+# what counts for an image that is exact.
+_MEAN_IMAGE, _AT_LOW_RATE, _EACH_BIT, _LOW_RATE, _EXACT = 12.0, 31.0, 2.0, 3.0, 79.0
+# Bits for each pixel of lossless files of 64 x 64 pixels, what each doubling of the side saves, and their standard
+# deviation: of the bundled photographs.
+_LOSSLESS_BITS, _OCTAVE_BITS, _LOSSLESS_STD = 13.3, 2.4, 2.4
 # Intervals are not filled quite evenly, so that collisions are this much more frequent.
 _UNEVEN = 1.3
 # Without a digital code: units for each image and their least number, signs for each coefficient at most, and numbers
@@ -89,13 +93,15 @@ def sign_layout(
             for rung in range(len(LADDER)):
                 most = math.ceil((RAW_BITS * pixels + 8 * OVERHEAD) / LADDER[rung].rate)
                 most = min(most, int((room // total - constants - HEADER) / (1 + SKETCH)))
-                if most < SHORTEST or (best and _quality(message_bits(rung, most) / pixels, lost) <= best.quality):
+                if most < SHORTEST or (
+                    best and _quality(message_bits(rung, most) / pixels, pixels, lost) <= best.quality
+                ):
                     continue
                 inputs = _most_inputs(channel, rung, most, count, total, constants, spare)
                 if inputs < SHORTEST:
                     continue
                 bits = message_bits(rung, inputs) / pixels
-                quality = _quality(bits, lost)
+                quality = _quality(bits, pixels, lost)
                 if bits >= WORTHWHILE and (best is None or quality > best.quality):
                     plan = Plan(inputs, 1.0, tuple(float(step <= rung) for step in range(len(LADDER))), rung, 0.0, True)
                     best = SignLayout(count, total, math.ceil(SKETCH * inputs), plan, quality)
@@ -122,16 +128,20 @@ def linear_layout(
     return SignLayout(1, total, best)
 
 
-def _quality(bits: float, lost: float) -> float:
+def _quality(bits: float, pixels: int, lost: float) -> float:
     """The same over all images, of which some are lost."""
-    return lost * _MEAN_IMAGE + (1 - lost) * expected_quality(bits)
+    return lost * _MEAN_IMAGE + (1 - lost) * expected_quality(bits, pixels)
 
 
-def expected_quality(bits: float) -> float:
-    """About how good an image is, in decibels, whose file has so many bits for each pixel; 24 and more are lossless."""
+def expected_quality(bits: float, pixels: int) -> float:
+    """About how good an image is, in decibels, whose file has so many bits for each of its pixels."""
+    typical = _LOSSLESS_BITS - _OCTAVE_BITS * math.log2(math.sqrt(pixels) / 64)
+    exact = 0.5 * math.erfc((typical - bits) / (_LOSSLESS_STD * math.sqrt(2)))
     if bits < _LOW_RATE:
-        return _MEAN_IMAGE + (_AT_LOW_RATE + _EACH_BIT * _LOW_RATE - _MEAN_IMAGE) * math.sqrt(bits / _LOW_RATE)
-    return _AT_LOW_RATE + _EACH_BIT * min(bits, float(RAW_BITS))
+        lossy = _MEAN_IMAGE + (_AT_LOW_RATE + _EACH_BIT * _LOW_RATE - _MEAN_IMAGE) * math.sqrt(bits / _LOW_RATE)
+    else:
+        lossy = _AT_LOW_RATE + _EACH_BIT * min(bits, float(RAW_BITS))
+    return exact * _EXACT + (1 - exact) * min(lossy, _EXACT)
 
 
 def expected_losses(victims: int, units: float, directions: int) -> float:
