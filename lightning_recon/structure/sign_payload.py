@@ -106,7 +106,7 @@ def _payload(
         design: The server's choices.
     """
     variance = statistics.variance.flatten()
-    row = layout.sketch + layout.inputs + PILOTS
+    row = layout.sketch + layout.inputs + layout.pilots
     snr = channel.information(layout.directions * row, layout.units * row) * 2 * math.log(2)
     repeats = repetitions(variance, layout.sketch, snr)
     directions = measurement_directions(statistics, layout.directions)
@@ -116,7 +116,7 @@ def _payload(
     gain = 1 / (REACH * variance[index].sqrt())
     lower, upper, unit_direction = intervals(statistics, directions, layout.units)
     dithered, dither = dithers(repeats[index])
-    constants = torch.cat([torch.ones(PILOTS), torch.zeros(design.nulls)])
+    constants = torch.cat([torch.ones(layout.pilots), torch.zeros(design.nulls)])
     return ServerPayload(
         settings={
             "pixels": False,

@@ -16,7 +16,6 @@ from lightning_recon.structure.base import Decoded, most_found
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.dither import decode_dithered
-from lightning_recon.structure.coding.sign_plan import PILOTS
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
 from lightning_recon.structure.layer_spec import LayerSpec
@@ -44,9 +43,10 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     """
     spec, shipped = LayerSpec.of(payload), payload.tensors
     weight = update.gradient["structure.weight"]
-    sent, nulls = shipped["dither"].numel(), shipped["constants"].numel() - PILOTS
+    sent, ones = shipped["dither"].numel(), int((shipped["constants"] != 0).sum())
+    nulls = shipped["constants"].numel() - ones
     words = 0 if spec.digital is None else HEADER + spec.digital.inputs
-    sketch, digital, pilots, zeros = torch.split(weight, [sent, words, PILOTS, nulls], dim=1)
+    sketch, digital, pilots, zeros = torch.split(weight, [sent, words, ones, nulls], dim=1)
     noise, only_signs = _measured_noise(zeros)
     largest = task.compression is not None and task.compression.method == "top_k"
     most = most_found(task)

@@ -32,6 +32,8 @@ _UNEVEN = 1.3
 # Without a digital code: units for each image and their least number, signs for each coefficient at most, and numbers
 # of signs that are tried, by factors of √2.
 _UNITS_PER_IMAGE, _FEWEST_UNITS, _MOST_REPEATS, _STEPS = 64, 64, 16, 24
+# Energy of the pilots without a digital code, by the variance of their noise: they show which rows hold an image.
+_PILOT_ENERGY, _MOST_PILOTS = 100.0, 4096
 # Bisection for the number of inputs.
 _BISECTIONS = 12
 
@@ -46,6 +48,7 @@ class SignLayout:
         sketch: Inputs of the sketch.
         plan: The digital code, whose amplitudes are 1; None without one.
         quality: What to expect, in decibels, for comparison.
+        pilots: Inputs that are always 1.
     """
 
     directions: int
@@ -53,6 +56,7 @@ class SignLayout:
     sketch: int
     plan: Plan | None = None
     quality: float = 0.0
+    pilots: int = PILOTS
 
     @property
     def inputs(self) -> int:
@@ -125,7 +129,9 @@ def linear_layout(
     most = max(PILOTS, min(_MOST_REPEATS * coefficients, room // total - constants))
     counts = sorted({max(1, round(most * 2 ** (-step / 2))) for step in range(_STEPS)})
     best = max(counts, key=lambda count: count * channel.information(count + PILOTS, total * (count + constants)))
-    return SignLayout(1, total, best)
+    snr = 2 * math.log(2) * channel.information(best + PILOTS, total * (best + constants))
+    pilots = min(_MOST_PILOTS, max(PILOTS, math.ceil(_PILOT_ENERGY / max(snr, 1e-12))))
+    return SignLayout(1, total, best, pilots=pilots)
 
 
 def _quality(bits: float, pixels: int, lost: float) -> float:
