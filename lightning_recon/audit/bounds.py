@@ -65,7 +65,7 @@ def _theory(one: Protection, rate: float | None) -> Theory:
     sampled = rate is not None and one.noise > 0 and privacy["granularity"] == "sample"
     # A report imports no mechanism of somebody else.
     mechanism = _MECHANISMS.get(privacy.get("mechanism", Gaussian.name)) if sampled else None
-    setting = one.noise, rate or 1.0, int(privacy["rounds"])
+    setting = one.noise, rate or 1.0, int(privacy["rounds"]) * int(privacy.get("releases_per_round", 1))
     guarantee = privacy["delta"], privacy["adjacency"]
     reference, low, high = gaussian_reference_of(point)
     return Theory(

@@ -27,6 +27,10 @@ def setting_name(setting: Setting) -> str:
     if setting.aggregated > 1:
         noise = "each adds the full noise" if setting.noise_share == "local" else "each adds a share of the noise"
         text += f"; sum over {setting.aggregated} clients, {noise}"
+    if setting.local_training:
+        text += f"; {setting.local_training}"
+    if setting.compression:
+        text += f"; {setting.compression}"
     return text if setting.participation in (1, None) else f"{text} with probability {setting.participation:g}"
 
 

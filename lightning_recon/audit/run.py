@@ -40,6 +40,8 @@ class Setting:
         about: The network, the images and their size, in words; empty if not known.
         pictures: Hash of the source of the images; empty if not known.
         mechanism: Name of the mechanism.
+        local_training: How clients train, in words; one step of plain SGD in records of earlier versions.
+        compression: What their updates go through besides clip and noise, in words; empty for nothing.
     """
 
     granularity: str
@@ -54,6 +56,8 @@ class Setting:
     about: str = ""
     pictures: str = field(default="", repr=False)
     mechanism: str = "gaussian"
+    local_training: str = ""
+    compression: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,8 @@ class Outcome:
     @property
     def setting(self) -> Setting:
         """The protection and the data under attack, without the noise."""
-        privacy = self.record["privacy"]
+        privacy, local = self.record["privacy"], self.record.get("local_training") or {}
+        compression = self.record.get("compression") or {}
         return Setting(
             granularity=privacy["granularity"],
             per_layer=bool(privacy["per_layer"]),
@@ -108,6 +113,8 @@ class Outcome:
             about=self.about,
             pictures=self.pictures,
             mechanism=str(privacy.get("mechanism", "gaussian")),
+            local_training="" if local.get("plain_step", True) else printable(str(local["words"]), 300),
+            compression=printable(str(compression.get("words", "")), 300),
         )
 
     def epsilon(self, rounds: int, adjacency: Adjacency) -> float | None:
@@ -225,4 +232,5 @@ def recorded_epsilon(
         mechanism = mechanism_named(str(privacy.get("mechanism", "gaussian")))
     except UserError:
         return None
-    return mechanism.epsilon(noise_multiplier, rounds, float(privacy["delta"]), adjacency)
+    releases = rounds * int(privacy.get("releases_per_round", 1))
+    return mechanism.epsilon(noise_multiplier, releases, float(privacy["delta"]), adjacency)

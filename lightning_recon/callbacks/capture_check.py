@@ -107,7 +107,8 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     declared, privacy = client.first.declared, privacy_of(client)
     delta: Any = privacy["delta"]
-    once: Record = {name: client.task.noise.epsilon(noise_of(client.task), 1, delta, name) for name in ADJACENCIES}
+    z, releases = noise_of(client.task), client.task.releases_per_round
+    once: Record = {name: client.task.noise.epsilon(z, releases, delta, name) for name in ADJACENCIES}
     remarks += _promise(declared, client.task.rounds, once, privacy)
     capture: Record = {
         "source": client.first.source,

@@ -38,6 +38,13 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
             f"each of {release.tensors} tensors is clipped to {bound:.3g}; the structure's make up "
             f"{100 * release.structure_bound:.3g} % of the squared clipping norm, its share is that of what is sent"
         )
+    task = client.task
+    if not task.local.is_plain_step:
+        say(f"each client trains: {task.local.in_words(task.batch_size)}, and sends the {task.local.update}")
+    if task.granularity == "sample" and not task.local.is_plain_step:
+        say("each local step is one of DP-SGD; norms, clip factors and noise above are those of the first step's sum")
+    if task.compression is not None:
+        say(f"each update is compressed: {task.compression.in_words}")
     if client.aggregated > 1:
         say(f"the server gets the sum of {client.aggregated} of these at a time")
     say(privacy_line(privacy_of(client)))

@@ -34,7 +34,11 @@ def with_identification(
     gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES))
     # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
     chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
-    bound = task.noise.reconstruction_robustness(chance, noise_of(task), task.rounds) if chance < 1 else 1.0
+    bound = (
+        task.noise.reconstruction_robustness(chance, noise_of(task), task.rounds * task.releases_per_round)
+        if chance < 1
+        else 1.0
+    )
     return identified(scored, of_each, gallery), replace(
         run, gallery_size=len(gallery), identification_chance=chance, identification_bound=bound
     )

@@ -22,7 +22,8 @@ def privacy_of(client: Client) -> Record:
             without a declared delta, and a recording, which does not state one, at 1e-5.
     """
     task = client.task
-    announced: dict[str, Any] = {name: getattr(task, name) for name in ("batch_size", "aggregated", "noise_share")}
+    own = ("batch_size", "aggregated", "noise_share", "releases_per_round")
+    announced: dict[str, Any] = {name: getattr(task, name) for name in own}
     if isinstance(client, VictimClient):
         privacy = privacy_record(**asdict(client.privacy), **announced)
         return privacy | {"reproducible_noise": client.reproducible_noise}

@@ -2,6 +2,7 @@
 """Collect the record of a run for `results.json`: protection, bounds, cost, and what the true images give."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lightning_recon.evaluation.metrics import lpips_per_image
 from lightning_recon.evaluation.results import Record, baselines_record, bounds_record
 from lightning_recon.evaluation.run_record import RunRecord
 from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.exchange import Task
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.layer_spec import channel_code_name
 
@@ -58,7 +60,7 @@ def run_record(
         mechanism=task.mechanism,
         granularity=task.granularity,
         per_layer=task.per_layer,
-        rounds=task.rounds,
+        rounds=task.rounds * task.releases_per_round,
         batch_size=task.batch_size,
     )
     masks = [truth.masks for truth in truths]
@@ -80,10 +82,25 @@ def run_record(
         capture=capture,
         victims=sum(len(truth.images) for truth in truths) or None,
         mismatch=mismatch_record(task, found),
+        local_training=local_training_record(task),
+        compression=compression_record(task),
         skipped_pictures=list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", [])) if truths else [],
         **share_record(module, found),
         **own,
     )
+
+
+def local_training_record(task: Task) -> Record:
+    """The announced local training, in numbers and in words."""
+    local = task.local
+    steps, words = local.steps(task.batch_size), local.in_words(task.batch_size)
+    return {**asdict(local), "plain_step": local.is_plain_step, "steps": steps, "words": words}
+
+
+def compression_record(task: Task) -> Record | None:
+    """The announced compression, in numbers and in words."""
+    compression = task.compression
+    return None if compression is None else {**asdict(compression), "words": compression.in_words}
 
 
 def mean_lpips(

@@ -42,6 +42,7 @@ def privacy_record(
     aggregated: int = 1,
     noise_share: NoiseShare = "local",
     mechanism: str = "gaussian",
+    releases_per_round: int = 1,
 ) -> Record:
     """The protection under attack and its privacy guarantee.
 
@@ -57,6 +58,8 @@ def privacy_record(
         aggregated: Clients whose updates reach the server as their sum alone (N).
         noise_share: "local": each adds noise of zC; "distributed": zC / sqrt(N), so that the sum has zC.
         mechanism: Name of the mechanism; what is not known of one is None.
+        releases_per_round: Noisy sums of a round that an image is in, see `Task.releases_per_round`. All of them
+            compose.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
@@ -66,8 +69,8 @@ def privacy_record(
         one client's update if the server sees it by itself, `epsilon_of_sum` that of the aggregated sum.
     """
     z = 0.0 if max_grad_norm is None else noise_multiplier
-    noise = mechanism_named(mechanism)
-    accounted = {name: noise.epsilon(z, rounds, delta, name) for name in ADJACENCIES}
+    noise, releases = mechanism_named(mechanism), rounds * releases_per_round
+    accounted = {name: noise.epsilon(z, releases, delta, name) for name in ADJACENCIES}
     of_sum = summed_noise(z, aggregated, noise_share)
     summable = aggregated == 1 or noise.closed_under_sums
     return {
@@ -77,6 +80,7 @@ def privacy_record(
         "max_grad_norm": max_grad_norm,
         "noise_multiplier": noise_multiplier,
         "rounds": rounds,
+        "releases_per_round": releases_per_round,
         "batch_size": batch_size,
         "delta": delta,
         "adjacency": adjacency,
@@ -85,11 +89,11 @@ def privacy_record(
         "epsilon_by_adjacency": accounted,
         "aggregated": aggregated,
         "noise_share": noise_share,
-        "epsilon_of_one_client": noise.epsilon(of_sum / math.sqrt(aggregated), rounds, delta, adjacency),
-        "epsilon_of_sum": noise.epsilon(of_sum, rounds, delta, adjacency) if summable else None,
+        "epsilon_of_one_client": noise.epsilon(of_sum / math.sqrt(aggregated), releases, delta, adjacency),
+        "epsilon_of_sum": noise.epsilon(of_sum, releases, delta, adjacency) if summable else None,
         "accountant": noise.accountant,
-        "mu": noise.mu(z, rounds, adjacency),
-        "rero_gamma": {str(kappa): noise.reconstruction_robustness(kappa, z, rounds) for kappa in _KAPPAS},
+        "mu": noise.mu(z, releases, adjacency),
+        "rero_gamma": {str(kappa): noise.reconstruction_robustness(kappa, z, releases) for kappa in _KAPPAS},
     }
 
 

@@ -64,6 +64,8 @@ class RunRecord:
         skipped_pictures: Images that could not be read.
         victims: Number of all clients' images; None where it is as announced, or not known.
         mismatch: What updates show that contradicts the announced training; None where they do not.
+        local_training: The announced local training; None if it is not known.
+        compression: The announced compression; None if there is none.
     """
 
     attack: str
@@ -97,6 +99,8 @@ class RunRecord:
     skipped_pictures: Sequence[object] = ()
     victims: int | None = None
     mismatch: Record | None = None
+    local_training: Record | None = None
+    compression: Record | None = None
 
 
 def results_record(
@@ -130,6 +134,8 @@ def results_record(
         "subject_fraction": run.subject_fraction,
         "batchnorm": run.batchnorm,
         "participation": run.participation,
+        "local_training": run.local_training,
+        "compression": run.compression,
         "mismatch": run.mismatch,
         "payload_alarms": None if run.payload_alarms is None else list(run.payload_alarms),
         "baselines": run.baselines or {"black_psnr": None, "mean_image_psnr": None},

@@ -38,3 +38,13 @@ class Compression:
     per_tensor: bool = False
     levels: Annotated[int, Field(ge=1, le=65_536)] = 127
     before_noise: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """The compression in a few words."""
+        name = self.method.replace("_", "-")
+        if self.method in ("top_k", "random_k"):
+            name += f" {100 * self.share:g} %{' of each tensor' if self.per_tensor else ''}"
+        elif self.method == "qsgd":
+            name += f" with {self.levels} levels"
+        return f"{name} {'before' if self.before_noise else 'after'} the noise"

@@ -91,6 +91,15 @@ class LocalTraining:
         """Whether the client sends the gradient of its whole batch: one step of plain SGD."""
         return self.is_plain_sgd and self.epochs == 1 and self.batch_size is None and self.update == "gradient"
 
+    def in_words(self, images: int) -> str:
+        """The training of a client with so many images, in a few words."""
+        name, steps, epochs = self.optimizer.rpartition(".")[2], self.steps_of_epoch(images), self.epochs
+        numbers = {"lr": self.learning_rates[0], **self.options}
+        shown = ", ".join(f"{key} {value}" for key, value in numbers.items() if not isinstance(value, list))
+        text = f"{steps} step{'s' if steps > 1 else ''} of {name} ({shown})"
+        text += f" × {epochs} epochs" if epochs > 1 else ""
+        return text + (", scheduled" if len(self.learning_rates) > 1 else "") + (", shuffled" if self.shuffle else "")
+
     @property
     def divisor(self) -> float:
         """The number by which the difference of the weights is divided before it is sent."""

@@ -102,6 +102,17 @@ class Task:
         return self.batch_size if self.granularity == "update" else 1
 
     @property
+    def releases_per_round(self) -> int:
+        """How many of a round's noisy sums an image is in: one, or one in each epoch of DP-SGD in local steps.
+
+        The mini-batches of an epoch have no image in common, and so compose in parallel: an image is in one of them, of
+        the size of a whole mini-batch, without amplification by sampling, because every image is used in every epoch.
+        This holds where a neighbouring data set leaves the other images where they are: one image is replaced, or its
+        place stays empty.
+        """
+        return self.local.epochs if self.granularity == "sample" and not self.local.is_plain_step else 1
+
+    @property
     def noise(self) -> Mechanism:
         """The mechanism itself."""
         return mechanism_named(self.mechanism)

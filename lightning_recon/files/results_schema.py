@@ -41,6 +41,7 @@ class PrivacyRecord(TypedDict):
     max_grad_norm: Positive | None
     noise_multiplier: NotNegative
     rounds: Rounds
+    releases_per_round: NotRequired[Rounds]
     batch_size: Batch
     delta: Annotated[float, Field(gt=0, lt=1)]
     adjacency: Literal["add_remove", "replace_one"]
@@ -54,6 +55,25 @@ class PrivacyRecord(TypedDict):
     mu: NotRequired[NotNegative | None]
     reproducible_noise: NotRequired[bool | None]  # earlier versions: all noise was, of simulated clients
     rero_gamma: dict[Name, Probability | None]
+
+
+@with_config(OPEN)
+class LocalTrainingRecord(TypedDict):
+    """The section `local_training`."""
+
+    words: Text
+    plain_step: bool
+    optimizer: Name
+    epochs: Rounds
+    steps: Count
+
+
+@with_config(OPEN)
+class CompressionRecord(TypedDict):
+    """The section `compression`."""
+
+    words: Text
+    method: Name
 
 
 @with_config(OPEN)
@@ -143,6 +163,8 @@ class ResultsRecord(TypedDict):
     subject_fraction: NotRequired[Probability | None]
     batchnorm: NotRequired[Text | None]
     participation: NotRequired[Probability | None]
+    local_training: NotRequired[LocalTrainingRecord | None]
+    compression: NotRequired[CompressionRecord | None]
     mismatch: NotRequired[dict[Name, MismatchRecord] | None]
     payload_alarms: NotRequired[list[Text] | None]
     alarms: NotRequired[list[Text] | None]  # the name of earlier versions

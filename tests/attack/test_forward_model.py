@@ -2,19 +2,25 @@
 """What a server works out that a client would send is what the client sends, clip and all."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recon.attack.inversion.forward_model import Update, client_update
+from lightning_recon.attack.inversion.forward_model import Update, check_modelled, client_update
 from lightning_recon.attack.inversion.functional_model import functionalize
-from lightning_recon.client import Privacy, VictimClient
-from lightning_recon.exchange import ServerPayload
+from lightning_recon.client import LocalOptions, Privacy, VictimClient
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import Compression, LocalTraining, ServerPayload
 from tests.local_sgd import local_sgd
 
 Honest = Callable[..., VictimClient]
+MOMENTUM = LocalOptions(
+    2, steps=2, optimizer=partial(torch.optim.SGD, lr=0.2, momentum=0.9, nesterov=True, weight_decay=0.1)
+)
 
 
 def worked_out(client: VictimClient, index: int = 0) -> Update:
@@ -36,9 +42,19 @@ def worked_out(client: VictimClient, index: int = 0) -> Update:
         {"network": "smooth", "granularity": "update", "batch_norm": "eval"},
         {"network": "smooth", "granularity": "update", "local": local_sgd(3, 0.5)},
         {"network": "smooth", "granularity": "update", "local": local_sgd(2, 0.3, 2)},
+        {"network": "smooth", "granularity": "update", "local": MOMENTUM},
         {"network": "smooth", "granularity": "update", "local": local_sgd(3), "batch_norm": "eval", "aggregated": 3},
     ],
-    ids=["sample", "sums of samples", "train", "eval", "local steps", "local epochs", "sums of local steps"],
+    ids=[
+        "sample",
+        "sums of samples",
+        "train",
+        "eval",
+        "local steps",
+        "local epochs",
+        "momentum and weight decay",
+        "sums of local steps",
+    ],
 )
 def test_the_server_knows_what_clients_do(
     settings: dict[str, Any], per_layer: bool, clip: float | None, honest: Honest
@@ -79,3 +95,20 @@ def test_taking_a_network_apart_leaves_it_alone(honest: Honest) -> None:
     assert list(model.running) == ["norm"]
     assert network.training
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"local": LocalTraining(optimizer="torch.optim.adam.Adam")}, "local steps of Adam"),
+        ({"local": LocalTraining(2, shuffle=True)}, "shuffled in every epoch"),
+        ({"local": LocalTraining(batch_size=1, accumulate_grad_batches=2)}, "accumulated gradients"),
+        ({"local": LocalTraining(2), "granularity": "sample"}, "DP-SGD"),
+        ({"compression": Compression("sign")}, "compressed by sign"),
+    ],
+)
+def test_what_is_not_modelled_is_refused(changes: dict[str, Any], message: str, honest: Honest) -> None:
+    task = honest("perceptron", count=4, privacy=Privacy()).task
+    check_modelled(task)
+    with pytest.raises(UserError, match=message):
+        check_modelled(replace(task, **changes))

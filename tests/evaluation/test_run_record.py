@@ -17,8 +17,10 @@ from lightning_recon.reconstruction import ReceivedFile, Reconstruction
 
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "participation mismatch alarms payload_alarms baselines bounds victims summary detached_logits skipped_pictures",
-    "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds batch_size delta adjacency "
+    "participation local_training compression mismatch alarms payload_alarms baselines bounds victims summary "
+    "detached_logits skipped_pictures",
+    "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds releases_per_round batch_size "
+    "delta adjacency "
     "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "
     "epsilon_of_one_client epsilon_of_sum",
     "baselines": "black_psnr mean_image_psnr",

@@ -15,7 +15,9 @@ from torch.func import functional_call, grad, vmap
 
 from lightning_recon.attack.inversion.double_backward import LeanConvolutions
 from lightning_recon.attack.inversion.functional_model import FunctionalModel, exact_normalisation, inputs_of
-from lightning_recon.exchange import Task
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import LocalTraining, Task
+from lightning_recon.exchange.local_training import SGD
 
 Update = dict[str, Tensor]
 
@@ -114,12 +116,59 @@ def local_training(
         return mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
     size, parameters = local.batch_size or len(images), dict(model.parameters)
     seen: dict[str, Tensor] = {}
+    velocity: Update | None = None
     parts = list(zip(torch.split(images, size), torch.split(targets, size), strict=True))[: local.batches(len(images))]
     for step, (part, labels) in enumerate(local.epochs * parts):
         gradient, seen = mean_gradient_of(model, parameters, part, labels, watch, mapped)
-        rate = local.learning_rate(step)
-        parameters = {name: value - rate * gradient[name] for name, value in parameters.items()}
+        parameters, velocity = sgd_step(local, step, parameters, gradient, velocity)
     return {name: (value - parameters[name]) / local.divisor for name, value in model.parameters.items()}, seen
+
+
+def sgd_step(
+    local: LocalTraining, step: int, parameters: Update, gradient: Update, velocity: Update | None
+) -> tuple[Update, Update | None]:
+    """A step of SGD with the announced momentum and weight decay, as `torch.optim.SGD` takes it.
+
+    Args:
+        local: the announced training.
+        step: index of the step.
+        parameters: weights before it.
+        gradient: of the loss.
+        velocity: the momentum buffer; None before the first step.
+
+    Returns:
+        Weights after the step, and the momentum buffer.
+    """
+    momentum, decay, rate = local.option("momentum"), local.option("weight_decay"), local.learning_rate(step)
+    moved = {name: one + decay * parameters[name] for name, one in gradient.items()} if decay else gradient
+    if momentum:
+        fresh = 1 - local.option("dampening")
+        last, now = velocity, moved
+        velocity = now if last is None else {name: momentum * last[name] + fresh * one for name, one in now.items()}
+        nesterov = bool(local.option("nesterov"))
+        moved = {name: now[name] + momentum * one if nesterov else one for name, one in velocity.items()}
+    return {name: value - rate * moved[name] for name, value in parameters.items()}, velocity
+
+
+def check_modelled(task: Task) -> None:
+    """Refuse an announced training that `client_update` does not model, rather than search for the wrong images.
+
+    Raises:
+        UserError: what is not modelled.
+    """
+    local, lacking = task.local, ""
+    if task.granularity == "sample" and not local.is_plain_step:
+        lacking = "local steps of DP-SGD, whose noise changes the weights of later steps"
+    elif local.optimizer != SGD or local.option("maximize"):
+        lacking = f"local steps of {local.optimizer.rpartition('.')[2]}"
+    elif local.accumulate_grad_batches > 1:
+        lacking = "accumulated gradients"
+    elif local.shuffle and local.epochs > 1:
+        lacking = "mini-batches that are shuffled in every epoch"
+    elif task.compression is not None and task.compression.method not in ("float16", "bfloat16", "int8", "qsgd"):
+        lacking = f"updates compressed by {task.compression.method}"
+    if lacking:
+        raise UserError(f"an honest server's attack does not model {lacking}: attack with a structure, or train by SGD")
 
 
 def client_update(
