@@ -33,6 +33,8 @@ _SECOND = 0.05
 _HOPELESS = 0.97
 # A failed image is tried again once others were subtracted and the information grew by this.
 _BETTER = 0.002
+# Entries whose fourth moment exceeds their squared second one by less than this share have the same magnitude.
+_EQUAL = 1e-3
 # Rounding in float32 leaves this share of the power of the strongest row.
 _ROUNDING = 1e-6
 _LEAST = 1e-30
@@ -118,6 +120,8 @@ class _Remaining:
         self.floor = _ROUNDING * float(power.max())
         self.noise, self.plan, self.moments = max(noise, math.sqrt(self.floor)), plan, amplitudes_from == "moments"
         self.erasures = bool((self.words == 0).any())
+        fourth = float(self.words.double().pow(4).mean())
+        self.binary = not self.moments and not self.erasures and fourth < (1 + _EQUAL) * float(power.mean()) ** 2
         self.used = torch.tensor(plan.amplitudes).to(rows) > 0
         self._measure()
 
@@ -200,6 +204,11 @@ class _Remaining:
         words, power = self.words[row], float(self.power[row])
         rest = max(power - amplitude**2, 1e-6 * power)
         noise = min(max(self.noise**2, 1e-6 * power), rest) if self.moments else rest
+        if self.binary:
+            # A binary symmetric channel: entries of the same magnitude, some of the wrong sign.
+            magnitude = math.sqrt(power)
+            ratio = max(-1 + 1e-6, min(1 - 1e-6, amplitude / magnitude))
+            return words * (2 * math.atanh(ratio) / magnitude)
         beliefs = 2 * amplitude * words / noise
         other = rest - noise
         if other > _SECOND * amplitude**2:
