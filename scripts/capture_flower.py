@@ -12,6 +12,7 @@ switched off.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,9 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_recon.capture.flower import FlowerAudit
+from lightning_recon.exchange import LocalTraining, training_by
 from lightning_recon.structure import WaterFilling
 
 SETTINGS = "CAPTURE_FLOWER"  # environment variable that tells the apps what the command line said
@@ -55,8 +57,9 @@ class Settings:
         batch_size: images of each client.
         clients: how many clients take part.
         rounds: how often each of them answers.
-        lr: learning rate of the client's SGD.
-        momentum: its momentum.
+        optimizer: the client's optimizer: "sgd", "adam" or "adamw".
+        lr: its learning rate.
+        momentum: momentum of "sgd".
         batches: number of batches of a client; each one is a local step.
         epochs: how often it goes through them.
     """
@@ -70,6 +73,7 @@ class Settings:
     batch_size: int = 8
     clients: int = 1
     rounds: int = 1
+    optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.0
     batches: int = 1
@@ -93,6 +97,20 @@ class Net(nn.Module):
         return logits
 
 
+def optimizer_of(settings: Settings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The client's optimizer."""
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](parameters, lr=settings.lr)
+
+
+def local_training_of(settings: Settings) -> LocalTraining:
+    """The client's local training, as the server announces it."""
+    one = training_by(optimizer_of(settings, [nn.Parameter(torch.zeros(1))]))
+    size = None if settings.batches == 1 else math.ceil(settings.batch_size / settings.batches)
+    return replace(one, epochs=settings.epochs, batch_size=size, update="delta")
+
+
 def audit_of(settings: Settings) -> FlowerAudit:
     """The server's model code, which both sides run."""
     return FlowerAudit(
@@ -104,6 +122,7 @@ def audit_of(settings: Settings) -> FlowerAudit:
         batch_size=settings.batch_size,
         clients=settings.clients,
         rounds=settings.rounds,
+        local=local_training_of(settings),
     )
 
 
@@ -136,7 +155,7 @@ def client_app_of(settings: Settings, audit: FlowerAudit) -> ClientApp:
         model = audit.model()
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
         own = load_file(pictures_file(settings, int(context.node_config["partition-id"])))
-        optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
+        optimizer = optimizer_of(settings, model.parameters())
         for batch in list(torch.arange(len(own["labels"])).chunk(settings.batches)) * settings.epochs:
             optimizer.zero_grad()
             F.cross_entropy(model(own["images"][batch]), own["labels"][batch]).backward()

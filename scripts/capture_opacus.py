@@ -10,6 +10,7 @@ What is Opacus's is left to Opacus: clipping, noise, the optimizer, the accounta
 
 import argparse
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,14 +20,25 @@ from opacus.accountants import RDPAccountant
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_recon.capture import Declared
-from lightning_recon.capture.opacus import capture_steps
+from lightning_recon.capture.opacus import capture_change, capture_steps
 from lightning_recon.data import ClientDataModule, NoMasks, save_truth
-from lightning_recon.exchange import Task
+from lightning_recon.exchange import LocalTraining, Task, training_by, update_name
 from lightning_recon.networks.construction import build_network
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
 
 CLASSES = 16  # of the bundled photographs
 DELTA = 1e-5
+
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def local_training_of(given: argparse.Namespace) -> LocalTraining:
+    """The client's local training, as the server announces it."""
+    if not given.epochs:
+        return LocalTraining()
+    one = training_by(OPTIMIZERS[given.optimizer]([torch.nn.Parameter(torch.zeros(1))], lr=given.lr))
+    return replace(one, epochs=given.epochs, batch_size=given.local_batch_size, update="delta")
 
 
 def main() -> None:
@@ -38,6 +50,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1, help="steps, all on the same images")
+    parser.add_argument("--epochs", type=int, default=0, help="local epochs of a round; 0: a single step")
+    parser.add_argument("--local_batch_size", type=int, help="images in a local mini-batch; default: all")
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="of local epochs")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of local epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     given = parser.parse_args()
     for message in ("Secure RNG turned off", "Full backward hook is firing", "Optimal order is the"):
@@ -63,6 +79,7 @@ def main() -> None:
         rounds=given.rounds,
         parameter_tensors=len(list(network.parameters())),
         normalization="imagenet",
+        local=local_training_of(given),
     )
     payload = WaterFilling().payload(task)
     model = TamperedNetwork(network, InferenceStructure(payload))
@@ -71,23 +88,36 @@ def main() -> None:
     torch.manual_seed(given.seed)
     module, optimizer, loader = PrivacyEngine().make_private(
         module=GradSampleModule(model, strict=False),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),  # rounds with the same network: only updates matter here
-        data_loader=DataLoader(TensorDataset(batch.images, batch.labels), batch_size=given.batch_size),
+        # Single steps repeat on the same network: only their gradients matter here.
+        optimizer=OPTIMIZERS[given.optimizer](model.parameters(), lr=given.lr if given.epochs else 0.0),
+        data_loader=DataLoader(
+            TensorDataset(batch.images, batch.labels), batch_size=given.local_batch_size or given.batch_size
+        ),
         noise_multiplier=given.noise_multiplier,
         max_grad_norm=given.max_grad_norm,
         poisson_sampling=False,  # one batch with all pictures in every step
     )
     module.train()
-    # The epsilon of Opacus's accountant after all rounds, without sampling: every step uses the whole batch.
+    # The epsilon of Opacus's accountant after all rounds, without sampling: every image is in one batch of an epoch.
     accountant = RDPAccountant()
-    accountant.history = [(given.noise_multiplier, 1.0, given.rounds)]
+    accountant.history = [(given.noise_multiplier, 1.0, given.rounds * max(1, given.epochs))]
     declared = Declared(epsilon=accountant.get_epsilon(DELTA), delta=DELTA)
-    capture_steps(optimizer, module, given.output, task, payload, declared=declared)
-    for _ in range(given.rounds):
-        for images, labels in loader:
-            optimizer.zero_grad()
-            F.cross_entropy(module(images), labels).backward()
-            optimizer.step()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if not given.epochs:
+        capture_steps(optimizer, module, given.output, task, payload, declared=declared)
+    for round in range(given.rounds):
+        with torch.no_grad():  # every round starts from what the server sends
+            for name, parameter in model.named_parameters():
+                parameter.copy_(before[name])
+        optimizer.original_optimizer.state.clear()
+        for _ in range(max(1, given.epochs)):
+            for images, labels in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(module(images), labels).backward()
+                optimizer.step()
+        if given.epochs:
+            path = given.output / f"{update_name(0, 0, round)}.safetensors"
+            capture_change(before, model, path, task, payload, round=round, declared=declared)
     save_truth(given.output / "truth.safetensors", batch.images, batch.labels)
     print(f"{given.rounds} update(s) and the truth in {given.output}; Opacus declares epsilon {declared.epsilon:.4g}")
 

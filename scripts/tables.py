@@ -342,11 +342,40 @@ def margins() -> Iterator[Cell]:
             yield cell(common, f"--model.structure.margin_db {margin}", z=z, margin_db=margin)
 
 
+def clients() -> Iterator[Cell]:
+    """Local training of 16 images a client at 64 x 64: SGD over steps and epochs, one clip of the weight change."""
+    setting = f"--data.image_size 64 --data.batch_size 16 --data.clients 2 {PHOTOGRAPHS} {CLOSED_FORM}"
+    setting += " --model.client.privacy.max_grad_norm 1.0 --model.record false"
+    sgd = "--model.client.local.update delta --model.client.local.optimizer torch.optim.SGD"
+    trainings = (
+        ("one step", 1, ""),
+        ("SGD, 4 steps", 1, f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01"),
+        ("SGD, 4 steps", 3, f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01"),
+        ("SGD, 16 steps", 5, f"--model.client.local.batch_size 1 {sgd} --model.client.local.optimizer.lr 0.1"),
+        (
+            "momentum 0.9, 4 steps",
+            1,
+            f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01 "
+            "--model.client.local.optimizer.momentum 0.9",
+        ),
+    )
+    for network, pictures in (("--model.client.network resnet18", "root"), (PRETRAINED, "labelled")):
+        for training, epochs, options in trainings:
+            if pictures == "labelled" and (training, epochs) not in (("one step", 1), ("SGD, 4 steps", 3)):
+                continue
+            passes = f"--model.client.local.epochs {epochs}" if options else ""
+            for attack, code in ((LINEAR, "linear"), (DIGITAL, "digital")):
+                yield cell(
+                    attack, network, setting, options, passes, z=3e-4, pictures=pictures, training=training,
+                    epochs=epochs, code=code,
+                )  # fmt: skip
+
+
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
         headline, seed_sweep, peers, curve, sample64, moments, expectations, batch_size, aggregation, ablation, rounds,
-        mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, margins,
+        mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, margins, clients,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.

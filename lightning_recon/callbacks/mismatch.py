@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What updates show that contradicts the announced training, for `results.json`, and a warning."""
+"""What contradicts the announced training, or what the structure was designed for, for `results.json`; warnings."""
 
 import logging
 from collections.abc import Sequence
 
 from lightning_recon.attack import Reconstruction
 from lightning_recon.evaluation.results import Record
-from lightning_recon.exchange import Task
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.modelled_training import training_mismatch
 
 log = logging.getLogger(__name__)
 
 
-def mismatch_record(task: Task, found: Sequence[Reconstruction]) -> Record | None:
-    """The section `mismatch`; warns in one line if there is one.
+def mismatch_record(task: Task, found: Sequence[Reconstruction], payload: ServerPayload | None = None) -> Record | None:
+    """The section `mismatch`; warns in one line of what updates contradict, and in one of the design.
 
     Args:
         task: What was announced.
         found: Reconstructions of every update and draw.
+        payload: What was shipped first; None: nothing.
 
     Returns:
         For each field that some update contradicts: what was announced, what the update shows (of noise and number of
-        images a mean over these updates), and how many updates do; None if none does.
+        images a mean over these updates), and how many updates do; and `local_training`, if the structure was not
+        designed for it: the reason, and the estimated cost in decibels. None if there is nothing of this.
     """
     record: Record = {}
+    design = training_mismatch(payload, task)
+    if design is not None:
+        cost = "unknown" if design.cost_db is None else f"about {design.cost_db:.1f} dB of signal to noise"
+        log.warning("%s; this run shows less than a server could see, the loss is %s", design.reason, cost)
     words = []
     kinds = {None: "images", True: "subjects on black", False: "whole photographs"}
     subjects = [one.mismatch.subjects for one in found if one.mismatch.subjects is not None]
@@ -42,8 +49,10 @@ def mismatch_record(task: Task, found: Sequence[Reconstruction]) -> Record | Non
             record[name] = {"announced": announced, "found": mean, "updates": len(values)}
             shown = "noise multiplier" if name == "noise_multiplier" else "images an update"
             words.append(f"{shown} {mean:.3g}, not {announced:g} ({len(values)} of {len(found)} updates)")
-    if not record:
-        return None
+    if design is not None:
+        record["local_training"] = {"reason": design.reason, "cost_db": design.cost_db}
+    if not words:
+        return record or None
     log.warning(
         "the updates contradict the announced training: %s; they are decoded as what they show, but the structure was "
         "designed for the announcement",

@@ -81,7 +81,7 @@ def run_record(
         channel_code=channel_code_name(module.payload) if module.payload is not None else None,
         capture=capture,
         victims=sum(len(truth.images) for truth in truths) or None,
-        mismatch=mismatch_record(task, found),
+        mismatch=mismatch_record(task, found, module.payload),
         local_training=local_training_record(task),
         compression=compression_record(task),
         skipped_pictures=list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", [])) if truths else [],

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lightning_recon.capture.flower_ldp import DeclaredPrivacy, declared_privacy
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ServerPayload, Task, update_name
+from lightning_recon.exchange import LocalTraining, ServerPayload, Task, update_name
 from lightning_recon.structure.base import Structure
 from lightning_recon.structure.layer import build_layer
 from lightning_recon.structure.server_layer import TamperedNetwork
@@ -59,6 +59,8 @@ class FlowerAudit:
         clients: number of clients; each update is captured in its own file.
         rounds: number of updates of each client.
         name: name of the network in the captured files.
+        local: the clients' local training, which the server knows from the app's code or its own configuration; see
+            `exchange.training_by`. Flower sends the weights, so `update` is "delta".
     """
 
     network: nn.Module
@@ -70,6 +72,7 @@ class FlowerAudit:
     clients: int = 1
     rounds: int = 1
     name: str = "flower"
+    local: LocalTraining = LocalTraining()  # noqa: RUF009 - frozen
 
     @property
     def privacy(self) -> DeclaredPrivacy:
@@ -94,6 +97,7 @@ class FlowerAudit:
             parameter_tensors=len(list(self.network.parameters())),
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
             normalization="none",
+            local=self.local,
         )
 
     @cached_property

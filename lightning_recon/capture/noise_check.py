@@ -6,7 +6,9 @@ import math
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload
+from lightning_recon.exchange.local_training import SGD
 from lightning_recon.structure.layer_spec import layer_spec
+from lightning_recon.structure.local_weights import local_weights
 from lightning_recon.structure.readout import weight_names
 
 # Tolerated difference between measured and announced noise: this share, or so many standard errors.
@@ -48,10 +50,13 @@ def check_noise(captured: CapturedUpdate, update: ClientUpdate, payload: ServerP
         UserError: the two differ by more than 5 %, and by more than chance explains.
     """
     found, task = null_noise(update, payload), captured.task
-    if found is None or task.max_grad_norm is None:
+    private_steps = task.granularity == "sample" and not task.local.is_plain_step
+    # Of DP-SGD by other optimizers the noise of an update is not known, nor is that after compression.
+    unknown = task.compression is not None or (private_steps and task.local.optimizer != SGD)
+    if found is None or task.max_grad_norm is None or unknown:
         return
     measured, count = found
-    announced = task.update_noise * task.max_grad_norm
+    announced = task.update_noise * task.max_grad_norm * local_weights(task).noise
     errors = ERRORS if task.noise_is_normal else _HEAVY_TAILS * ERRORS
     if abs(measured - announced) <= max(TOLERANCE, errors / math.sqrt(2 * count)) * announced + 1e-6 * measured:
         return

@@ -187,13 +187,56 @@ def capture_steps(
     optimizer.attach_step_hook(hook)
 
 
+def capture_change(
+    before: Mapping[str, Tensor],
+    model: nn.Module,
+    path: str | Path,
+    task: Task,
+    payload: ServerPayload,
+    client: int = 0,
+    round: int = 0,
+    declared: Declared | None = None,
+) -> None:
+    """Write what a client's local training has changed, after any number of steps of `DPOptimizer`.
+
+    Args:
+        before: the server's model as the client received it: its parameters by name.
+        model: the same model after the training, wrapped or not.
+        path: file to write, see `capture.update_file`.
+        task: the announced task; its local training says what the steps were, with `update` "delta".
+        payload: what the server sent to the client.
+        client: index of the client, from 0.
+        round: index of the round, from 0.
+        declared: the privacy that the client's program declares.
+
+    Raises:
+        UserError: the model has not the same parameters, or the task announces another update.
+    """
+    if task.granularity != "sample" or task.local.update != "delta":
+        raise UserError('announce granularity "sample" and local training whose update is "delta"')
+    after = {_own_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    if missing := sorted(after.keys() ^ before.keys()):
+        raise UserError(f"{missing[0]} is a parameter only before or only after the training: give copies of one model")
+    tensors = {name: after[name] - one.to(after[name]) for name, one in before.items()}
+    source = f"opacus {version('opacus')}"
+    place = {"client": client, "round": round}
+    save_captured(
+        path, CapturedUpdate(task, tensors, "delta", payload.digest(), **place, source=source, declared=declared)
+    )
+
+
+def _own_name(wrapped: str) -> str:
+    """The name of a parameter without the prefixes of wrappers."""
+    for prefix in _PREFIXES:
+        wrapped = wrapped.removeprefix(prefix)
+    return wrapped
+
+
 def _gradients(model: nn.Module) -> Mapping[str, Tensor]:
     """Gradients by parameter name of the server's model; zeros for frozen parameters."""
     found: dict[str, Tensor] = {}
     for wrapped, parameter in model.named_parameters():
-        name = wrapped
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
+        name = _own_name(wrapped)
         gradient: Any = parameter.grad
         if gradient is None and parameter.requires_grad:
             raise UserError(f"{name} has no gradient: pass the model that the optimizer trains, after its pre_step()")

@@ -134,10 +134,11 @@ def as_gradient(tensors: Mapping[str, Tensor], convention: Convention, task: Tas
     Raises:
         ValueError: a delta under granularity "sample", whose scale depends on an unknown learning rate.
     """
-    if convention == "delta" and task.granularity == "sample":
+    if convention == "delta" and task.granularity == "sample" and task.local.is_plain_step:
         raise ValueError(
-            "convention delta needs granularity update, where the delta itself is clipped; under sample the noise is "
-            "added to gradients: divide the delta by minus the learning rate and set convention gradient_mean"
+            "convention delta needs granularity update, where the delta itself is clipped, or announced local steps; "
+            "under sample the noise is added to gradients: divide the delta by minus the learning rate and set "
+            "convention gradient_mean"
         )
     factor = -1.0 if convention == "delta" else 1.0
     if convention == "gradient_mean" and task.granularity == "sample":

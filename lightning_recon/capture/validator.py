@@ -73,6 +73,8 @@ def check_sign(captured: CapturedUpdate, update: ClientUpdate, head: str) -> Non
         UserError: more classes are negative than chance explains.
     """
     task = captured.task
+    if not task.local.is_plain_sgd or (task.granularity == "sample" and not task.local.is_plain_step):
+        return  # signs of noise, of earlier steps or of weights
     entries = update.gradient[NETWORK + head].double()
     margin = max(ERRORS * task.update_noise * (task.max_grad_norm or 0.0), 1e-4 * float(entries.abs().max()))
     below, above = int((entries < -margin).sum()), int((entries > margin).sum())

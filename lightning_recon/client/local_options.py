@@ -15,11 +15,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining
+from lightning_recon.exchange.local_training import training_by
 from lightning_recon.ranges import COUNT, check_ranges
 
 FLAG = "--model.client.local."
-# Options of PyTorch's optimizers that choose an implementation, not what is computed.
-_IMPLEMENTATION = ("lr", "foreach", "fused", "capturable", "differentiable")
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ class LocalOptions:
             UserError: the mini-batches do not fit this number, or the optimizer or its schedule cannot be used here.
         """
         optimizer = _probe(self)
+        announced = training_by(optimizer)
         found: dict[str, Any] = {name: getattr(self, name) for name in ("epochs", "drop_last", "shuffle")}
         size = self.batch_size
         if images is not None and self.steps is not None:
@@ -94,9 +94,7 @@ class LocalOptions:
         local = LocalTraining(
             batch_size=size,
             accumulate_grad_batches=self.accumulate_grad_batches,
-            optimizer=f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
-            options=_options_of(optimizer),
-            learning_rates=(float(optimizer.defaults["lr"]),),
+            **{name: getattr(announced, name) for name in ("optimizer", "options", "learning_rates")},
             **found,
         )
         if images is None:
@@ -137,19 +135,6 @@ def _probe(options: LocalOptions) -> Optimizer:
     if not isinstance(optimizer.defaults.get("lr"), float | int):
         raise UserError(f"{FLAG}optimizer is {type(optimizer).__name__}, which has no learning rate that is a number")
     return optimizer
-
-
-def _options_of(optimizer: Optimizer) -> dict[str, float | bool | list[float]]:
-    """The options that are numbers or truth values, without those that are zero or off."""
-    found: dict[str, float | bool | list[float]] = {}
-    for name, value in optimizer.defaults.items():
-        if name in _IMPLEMENTATION or not value:
-            continue
-        if isinstance(value, bool | float | int):
-            found[name] = value
-        elif isinstance(value, list | tuple) and all(isinstance(one, float | int) for one in value):
-            found[name] = [float(one) for one in value]
-    return found
 
 
 def _schedule(options: LocalOptions, optimizer: Optimizer, steps: int, steps_of_epoch: int) -> tuple[float, ...]:

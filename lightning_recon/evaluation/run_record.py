@@ -63,7 +63,8 @@ class RunRecord:
         capture: Of a captured update: its source, and what its program declared.
         skipped_pictures: Images that could not be read.
         victims: Number of all clients' images; None where it is as announced, or not known.
-        mismatch: What updates show that contradicts the announced training; None where they do not.
+        mismatch: What updates show that contradicts the announced training, and what of the training the structure was
+            not designed for; None where there is nothing of this.
         local_training: The announced local training; None if it is not known.
         compression: The announced compression; None if there is none.
     """

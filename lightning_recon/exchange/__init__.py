@@ -8,7 +8,7 @@ that a run can be replayed after the images were deleted.
 
 from lightning_recon.exchange.client import Client, RecordedClient
 from lightning_recon.exchange.compression import Compression
-from lightning_recon.exchange.local_training import LocalTraining
+from lightning_recon.exchange.local_training import LocalTraining, training_by
 from lightning_recon.exchange.payload import ServerPayload, payload_name
 from lightning_recon.exchange.task import NoiseShare, Task, check_task, completed, current_noise_share, summed_noise
 from lightning_recon.exchange.update import ClientUpdate, update_name
@@ -27,5 +27,6 @@ __all__ = [
     "current_noise_share",
     "payload_name",
     "summed_noise",
+    "training_by",
     "update_name",
 ]

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
+from torch.optim import Optimizer
 
 from lightning_recon.files import schema
 
 SGD = "torch.optim.sgd.SGD"
 ADAM = "torch.optim.adam.Adam"
 ADAMW = "torch.optim.adamw.AdamW"
+
+# Options of PyTorch's optimizers that choose an implementation, not what is computed; and the learning rate.
+_NOT_ANNOUNCED = ("lr", "foreach", "fused", "capturable", "differentiable")
 
 Option = schema.Finite | bool | Annotated[list[schema.Finite], Field(max_length=100)]
 Update = Literal["gradient", "delta"]
@@ -104,3 +108,20 @@ class LocalTraining:
     def divisor(self) -> float:
         """The number by which the difference of the weights is divided before it is sent."""
         return self.learning_rates[0] if self.update == "gradient" else 1.0
+
+
+def training_by(optimizer: Optimizer) -> LocalTraining:
+    """One step of an optimizer, to be announced: its class, its options and its learning rate.
+
+    Options that are neither numbers nor truth values are not announced, nor are those that are zero or off.
+    """
+    options: dict[str, float | bool | list[float]] = {}
+    for name, value in optimizer.defaults.items():
+        if name in _NOT_ANNOUNCED or not value:
+            continue
+        if isinstance(value, bool | float | int):
+            options[name] = value
+        elif isinstance(value, list | tuple) and all(isinstance(one, float | int) for one in value):
+            options[name] = [float(one) for one in value]
+    path = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    return LocalTraining(optimizer=path, options=options, learning_rates=(float(optimizer.defaults["lr"]),))

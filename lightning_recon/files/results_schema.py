@@ -152,6 +152,14 @@ class MismatchRecord(TypedDict):
 
 
 @with_config(OPEN)
+class TrainingMismatchRecord(TypedDict):
+    """The entry `local_training` of `mismatch`: why the structure was not designed for it, and the estimated cost."""
+
+    reason: Text
+    cost_db: float | None
+
+
+@with_config(OPEN)
 class ResultsRecord(TypedDict):
     """`results.json`, as far as it is read."""
 
@@ -165,7 +173,7 @@ class ResultsRecord(TypedDict):
     participation: NotRequired[Probability | None]
     local_training: NotRequired[LocalTrainingRecord | None]
     compression: NotRequired[CompressionRecord | None]
-    mismatch: NotRequired[dict[Name, MismatchRecord] | None]
+    mismatch: NotRequired[dict[Name, MismatchRecord | TrainingMismatchRecord] | None]
     payload_alarms: NotRequired[list[Text] | None]
     alarms: NotRequired[list[Text] | None]  # the name of earlier versions
     capture: NotRequired[CaptureRecord]

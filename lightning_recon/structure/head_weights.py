@@ -25,7 +25,7 @@ def class_code(classes: int) -> Tensor:
     return torch.where(order % 2 == 0, 1.0, -1.0)
 
 
-def balanced_code(logits: Tensor) -> Tensor:
+def balanced_code(logits: Tensor, signs: Tensor | None = None) -> Tensor:
     """Head weights for each image under which every label gives about the same gradient weight.
 
     With Σ p u = 0 the gradient weight of label y is exactly −u_y. So the classes are parted into two sets of
@@ -36,10 +36,15 @@ def balanced_code(logits: Tensor) -> Tensor:
 
     Args:
         logits: Shape (B, classes), at least 2 classes.
+        signs: The sign of every class, ±1, shape (classes,): then the classes of either sign are the two sets. The
+            gradient of an image has the same sign at every visit of several epochs then, while its logits change. The
+            sets are less equal, so a confident network leaves more unequal weights. None: the most equal sets.
 
     Returns:
         Shape (B, classes), same dtype.
     """
+    if signs is not None:
+        return _balanced_signs(logits, signs)
     probability, order = torch.softmax(logits, dim=1).sort(dim=1, descending=True, stable=True)
     # The likeliest class against as many of the next ones as come nearest to one half.
     mass = probability[:, 1:].cumsum(dim=1)
@@ -51,3 +56,14 @@ def balanced_code(logits: Tensor) -> Tensor:
     code = torch.where(second, -largest, largest / ratio)
     first = (largest / ratio).expand(-1, 1)
     return torch.zeros_like(probability).scatter(1, order, torch.cat([first, code], dim=1))
+
+
+def _balanced_signs(logits: Tensor, signs: Tensor) -> Tensor:
+    """Head weights with a given sign of every class, of which the likelier set has the weight 1 while it can."""
+    positive = (signs > 0).expand_as(logits)
+    # In logarithms, which stay finite where one set has hardly any probability.
+    mass = [logits.masked_fill(~kind, -torch.inf).logsumexp(dim=1, keepdim=True) for kind in (positive, ~positive)]
+    ratio = (mass[0] - mass[1]).abs().clamp(max=60.0).exp()
+    largest = ratio.clamp(max=MAX_WEIGHT_RATIO)
+    likelier = positive == (mass[0] > mass[1])
+    return signs.to(logits) * torch.where(likelier, largest / ratio, largest)

@@ -51,6 +51,8 @@ class InferenceStructure(ServerLayer):
     bias_constants: Tensor
     offset: Tensor | None
     measuring: Tensor
+    step_gains: Tensor | None
+    batches_seen: Tensor
     unit_direction: Tensor
     dithered: Tensor
     dither: Tensor
@@ -67,6 +69,8 @@ class InferenceStructure(ServerLayer):
                 `weight.1` …; the inputs that are always zero are in the last one. `digital_amplitudes` belongs to a
                 digital code. With `signs` the inputs are signs: of the coefficients `dithered` (L,), int64, plus
                 `dither` (L,), then those of the digital code, then constants of 1 and 0.
+                Optional `step_gains` (mini-batches,) are factors of the gradient of each image in a
+                client's mini-batches in order; the last one holds for all later ones.
 
         Raises:
             UserError: The payload describes no such layer.
@@ -94,6 +98,8 @@ class InferenceStructure(ServerLayer):
         weight = self._padded(weight)
         offset = self._padded(tensors["offset"]) if "offset" in tensors else None
         self.register_buffer("offset", offset)
+        self.register_buffer("step_gains", tensors.get("step_gains"), persistent=False)
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64), persistent=False)
         if spec.cancel:
             self._register_measurement(tensors, weight)
         if spec.zero_weight:
@@ -172,8 +178,24 @@ class InferenceStructure(ServerLayer):
             activation = activation - self.lower
         excited = (self.lower <= measured) & (measured < self.upper)
         output = torch.where(excited, activation, 0.0).sum(dim=1, keepdim=True)
-        code = balanced_code(logits) if self.spec.balanced and logits is not None else self.code
+        code = self.code
+        if self.spec.balanced and logits is not None:
+            code = balanced_code(logits, self.code if self.spec.fixed_signs else None)
+        if self.step_gains is not None:
+            output = output * self._step_gain(len(images))
         return self.spec.strength * output * code.to(output)
+
+    def _step_gain(self, images: int) -> Tensor:
+        """Factor that gives every image the same weight in the update, whichever mini-batch it is in.
+
+        A loss is a mean over its mini-batch; what the optimizer makes of the gradient is in `step_gains`. Mini-batches
+        are counted as batch normalization counts them: by forward passes in training mode.
+        """
+        assert self.step_gains is not None
+        gain = images * self.step_gains[self.batches_seen.clamp(max=len(self.step_gains) - 1)]
+        if self.training:
+            self.batches_seen += 1
+        return gain
 
     def _register_measurement(self, tensors: Mapping[str, Tensor], weight: Tensor) -> None:
         """Keep what the units measure as constants; not in the state dict, since the payload determines them.

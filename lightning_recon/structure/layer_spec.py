@@ -24,7 +24,7 @@ LAYER = "layer"
 _REQUIRED = ("mean", "colour", "index", "gain", "constants", "lower", "upper", "code")
 _DIRECTIONS = ("directions", "unit_direction")
 _SIGNS = ("dithered", "dither")
-_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", *_SIGNS)
+_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", "step_gains", *_SIGNS)
 
 _Finite = Annotated[float, Field(ge=-1e30, le=1e30)]
 
@@ -48,6 +48,7 @@ class _Settings(TypedDict):
     trap_seed: NotRequired[schema.Seed]
     zero_weight: NotRequired[bool]
     signs: NotRequired[bool]
+    fixed_signs: NotRequired[bool]
     digital_code: NotRequired[schema.Index]
     digital_inputs: NotRequired[Annotated[int, Field(ge=1, le=schema.MOST_NUMBERS)]]
     digital_header: NotRequired[schema.NotNegative]
@@ -80,6 +81,7 @@ class LayerSpec:
             nothing to a row before an image has reached it; needs `cancel`.
         signs: Whether all inputs are ±1: signs of coefficients plus dithers, see `coding.dither`, and codewords. The
             units then measure coefficients, which are no inputs.
+        fixed_signs: Whether balanced head weights keep the signs of the tensor `code`, see `balanced_code`.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if
             those are there.
         digital: The digital code whose codewords are sent beside the coefficients; None without one.
@@ -97,6 +99,7 @@ class LayerSpec:
     norm_ratio: float | None = None
     zero_weight: bool = False
     signs: bool = False
+    fixed_signs: bool = False
     trap: TrapRecipe | None = None
     digital: Plan | None = None
 
@@ -148,6 +151,7 @@ class LayerSpec:
             norm_ratio=settings.get("norm_ratio"),
             zero_weight=settings.get("zero_weight", False),
             signs=settings.get("signs", False),
+            fixed_signs=settings.get("fixed_signs", False),
             trap=trap,
             digital=_digital(settings, payload),
         )

@@ -23,7 +23,7 @@ from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import decode_row
 from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
 from lightning_recon.structure.layer_spec import LayerSpec
-from lightning_recon.structure.local_weights import layer_settings
+from lightning_recon.structure.local_weights import layer_settings, layer_tensors
 from lightning_recon.structure.readout import (
     budget_share,
     design_noise,
@@ -210,6 +210,7 @@ class WaterFilling(Structure):
                 "lower": lower,
                 "upper": upper,
                 "code": class_code(task.num_classes),
+                **(layer_tensors(task) if self.cancel else {}),
             },
         )
 

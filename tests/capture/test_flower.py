@@ -170,6 +170,20 @@ def test_three_captured_draws_show_what_our_own_client_shows(script: ModuleType,
     assert ours > results["baselines"]["mean_image_psnr"] + 10
 
 
+def test_local_epochs_of_adam_are_announced_and_captured(script: ModuleType, tmp_path: Path) -> None:
+    training = {"optimizer": "adam", "lr": 1e-3, "epochs": 2, "batches": 4}
+    settings = script.Settings(str(tmp_path / "captured"), epsilon=1e8, image_size=16, **training)
+    script.write_pictures(settings)
+    audit = script.audit_of(settings)
+    received = {name: array.numpy() for name, array in audit.arrays().items()}
+    script.client_app_of(settings, audit)(message_of(received), context(0))
+    update = load_captured(Path(settings.folder, "update-c000-d000-r0000.safetensors"))
+    local = update.task.local
+    assert (local.optimizer, local.steps(8), local.update) == ("torch.optim.adam.Adam", 8, "delta")
+    largest = max(float(tensor.abs().max()) for tensor in update.tensors.values())
+    assert 1e-3 <= largest <= 2e-2  # eight steps of about the learning rate
+
+
 @pytest.mark.slow
 def test_a_client_and_a_server_over_loopback(script: ModuleType, tmp_path: Path, ours: float) -> None:
     settings = script.Settings(str(tmp_path / "captured"))

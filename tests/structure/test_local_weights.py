@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from lightning_recon.client.gradients import per_sample_gradients
 from lightning_recon.exchange import LocalTraining, Task
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
-from lightning_recon.structure.local_weights import layer_settings, local_weights, step_weights, victim_weights
+from lightning_recon.structure.local_weights import (
+    layer_settings,
+    local_weights,
+    step_gains,
+    step_weights,
+    victim_weights,
+)
 
 SIZE, BATCH, CLASSES = 16, 5, 10
 LABELS = torch.tensor([0, 3, 7, 7, 1])
@@ -67,10 +73,12 @@ def test_an_update_is_the_weighted_sum_of_the_victims_gradients(
         Fixed(), InferenceStructure(WaterFilling(units=24, nulls=4).payload(announced)), zeros=False
     )
     model, images = model.double(), photographs(SIZE)[:BATCH].double()
+    model.structure.step_gains, gains = None, model.structure.step_gains
     gradients = per_sample_gradients(model, F.cross_entropy, images, LABELS)["structure.weight"]
     local = announced.local
-    weights = victim_weights(local, BATCH, step_weights(local, local.steps(BATCH)), sampled=False)
+    weights = victim_weights(local, BATCH, sampled=False)
     expected = torch.einsum("b,bkm->km", weights, gradients)
+    model.structure.step_gains = gains
     torch.testing.assert_close(trained(model, local, images), expected, rtol=1e-6, atol=1e-6 * float(expected.max()))
 
 
@@ -82,7 +90,7 @@ def test_one_step_of_plain_sgd_is_what_it_was(task: MakeTask) -> None:
     # Other optimizers are left to the codes that are made for them.
     adam = replace(plain, local=LocalTraining(optimizer="torch.optim.adam.Adam", epochs=3))
     assert local_weights(adam) == found
-    assert layer_settings(adam, 1e12) == {"strength": 1e12, "zero_weight": True}
+    assert layer_settings(adam, 1e12) == {"strength": 1e12, "zero_weight": True, "fixed_signs": True}
 
 
 def test_the_weights_of_momentum_are_geometric_sums() -> None:
@@ -90,9 +98,19 @@ def test_the_weights_of_momentum_are_geometric_sums() -> None:
     torch.testing.assert_close(steps, torch.tensor([1 + 0.9 + 0.81, 1 + 0.9, 1.0]).double())
 
 
-def test_victims_of_early_steps_have_more_weight_under_momentum(task: MakeTask) -> None:
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_step_gains_give_all_victims_the_same_weight(task: MakeTask, name: str) -> None:
+    local = LocalTraining(**TRAININGS[name])
+    weights = victim_weights(local, BATCH, sampled=False)
+    weights = weights[: BATCH - BATCH % (local.batch_size or BATCH)] if local.drop_last else weights
+    torch.testing.assert_close(weights, weights.mean().expand_as(weights), rtol=1e-9, atol=0)
+    found = local_weights(replace(task(SIZE, BATCH, 1e-3, "update"), local=local))
+    assert found.spread == 0
+
+
+def test_where_samples_are_clipped_victims_of_early_steps_have_more_weight(task: MakeTask) -> None:
     local = LocalTraining(batch_size=1, options={"momentum": 0.9})
-    found = local_weights(replace(task(SIZE, 4, 1e-3, "update"), local=local))
+    found = local_weights(replace(task(SIZE, 4, 1e-3, "sample"), local=local))
     weights = torch.tensor([3.439, 2.71, 1.9, 1.0])
     root = float(weights.square().mean().sqrt())
     assert found.weakest == pytest.approx(1 / root, rel=1e-5)
@@ -100,14 +118,15 @@ def test_victims_of_early_steps_have_more_weight_under_momentum(task: MakeTask) 
     assert found.spread == pytest.approx(float(weights.log().std(correction=0)), rel=1e-5)
 
 
-def test_a_shuffled_batch_gives_every_victim_the_same_weights_on_average(task: MakeTask) -> None:
+def test_a_shuffled_batch_gives_every_victim_the_same_weights_on_average() -> None:
     local = LocalTraining(batch_size=2, epochs=3, options={"momentum": 0.9})
-    shuffled = replace(local, shuffle=True)
-    steps = step_weights(local, local.steps(BATCH))
-    fixed, drawn = (victim_weights(one, BATCH, steps, sampled=False) for one in (local, shuffled))
+    fixed, drawn = (victim_weights(one, BATCH, sampled=True) for one in (local, replace(local, shuffle=True)))
     assert float(drawn.mean()) == pytest.approx(float(fixed.mean()), rel=1e-9)
-    # Over the epochs lucky and unlucky places average out.
-    assert float(drawn.log().std()) < float(fixed.log().std())
+
+
+def test_a_step_without_a_learning_rate_has_a_bounded_gain() -> None:
+    gains = step_gains(LocalTraining(batch_size=1, learning_rates=(0.1, 0.1, 0.0)), 3)
+    assert gains.tolist() == pytest.approx([2 / 3, 2 / 3, 100.0])
 
 
 def test_noise_of_dp_sgd_adds_up_over_the_steps_as_the_signal_does_over_the_visits(task: MakeTask) -> None:

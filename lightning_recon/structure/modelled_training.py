@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a client's announced training is not the one that a shipped layer was designed for, and what that costs."""
+
+import math
+from dataclasses import dataclass
+
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.exchange.local_training import ADAM, ADAMW, SGD
+from lightning_recon.structure.layer_spec import layer_spec
+from lightning_recon.structure.local_weights import victim_weights
+
+_MODELLED = (SGD, ADAM, ADAMW)
+
+
+@dataclass(frozen=True)
+class TrainingMismatch:
+    """A difference between announced local training and what a layer was designed for.
+
+    Args:
+        reason: What differs, a clause of a sentence.
+        cost_db: Estimated loss of signal-to-noise ratio, in decibels; None where no model gives it.
+    """
+
+    reason: str
+    cost_db: float | None
+
+
+def training_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMismatch | None:
+    """Compare what was shipped with the announced local training; None where the one was designed for the other.
+
+    Args:
+        payload: What was shipped; None, or an empty one: nothing was added to the network.
+        task: What was announced.
+    """
+    spec = None if payload is None else layer_spec(payload)
+    local = task.local
+    if spec is None or payload is None or local.is_plain_step:
+        return None
+    name = local.optimizer.rpartition(".")[2]
+    if not spec.cancel:
+        return TrainingMismatch(
+            "the structure measures images with the weight that local training moves, so later steps mix its rows", None
+        )
+    if local.optimizer not in _MODELLED:
+        return TrainingMismatch(f"no code is made for the optimizer {name}, and rows are decoded as those of SGD", None)
+    if not spec.zero_weight:
+        cost = _unequal_weights_db(task) if local.optimizer == SGD else None
+        return TrainingMismatch(
+            f"the structure was designed for one step of plain SGD, and clients take {local.steps(task.batch_size)} "
+            f"local step(s) of {name} and send the {local.update}",
+            cost,
+        )
+    return None
+
+
+def _unequal_weights_db(task: Task) -> float:
+    """What the typical victim loses where nothing makes up for the weights of the steps that visit it."""
+    weights = victim_weights(task.local, task.batch_size, sampled=True).abs()
+    weights = weights[weights > 0]
+    return max(0.0, 20 * math.log10(float(weights.square().mean().sqrt()) / math.exp(float(weights.log().mean()))))

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A structure that was not designed for the announced local training is never used silently."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_recon.callbacks.mismatch import mismatch_record
+from lightning_recon.exchange import LocalTraining, ServerPayload, Task
+from lightning_recon.reconstruction import Mismatch, Reconstruction
+from lightning_recon.structure import SeedPaper, Structure, WaterFilling
+from lightning_recon.structure.modelled_training import training_mismatch
+
+PLAIN = Task((3, 16, 16), 10, 4, 1, "none", "update", False, 1.0, 1e-3, 1, 3)
+STEPS = replace(PLAIN, local=LocalTraining(batch_size=1, options={"momentum": 0.9}))
+ADAM = replace(PLAIN, local=LocalTraining(epochs=2, optimizer="torch.optim.adam.Adam", learning_rates=(1e-3,)))
+RMSPROP = replace(PLAIN, local=LocalTraining(optimizer="torch.optim.rmsprop.RMSprop", epochs=2))
+
+
+def test_a_structure_that_was_designed_for_the_training_is_no_mismatch() -> None:
+    for task in (PLAIN, STEPS, ADAM):
+        assert training_mismatch(WaterFilling(units=24).payload(task), task) is None
+    assert training_mismatch(SeedPaper(units=8).payload(PLAIN), PLAIN) is None
+    assert training_mismatch(None, STEPS) is None
+    assert training_mismatch(ServerPayload(), STEPS) is None
+
+
+@pytest.mark.parametrize(
+    ("structure", "designed", "actual", "words", "cost"),
+    [
+        # Weights 3.44, 2.71, 1.9 and 1: the geometric mean is 1.5 dB below the root mean square.
+        (WaterFilling(units=24), PLAIN, STEPS, "designed for one step of plain SGD, and clients take 4", 1.50),
+        (WaterFilling(units=24), PLAIN, ADAM, "2 local step(s) of Adam", None),
+        (WaterFilling(units=24), RMSPROP, RMSPROP, "no code is made for the optimizer RMSprop", None),
+        (SeedPaper(units=8), STEPS, STEPS, "measures images with the weight that local training moves", None),
+    ],
+)
+def test_a_mismatch_is_in_the_record_and_in_one_line(
+    caplog: pytest.LogCaptureFixture, structure: Structure, designed: Task, actual: Task, words: str, cost: float | None
+) -> None:
+    found = [Reconstruction(0, 0, torch.zeros(0, 3, 16, 16), torch.zeros(0, 3, 16, 16), 0)]
+    with caplog.at_level(logging.WARNING):
+        record = mismatch_record(actual, found, structure.payload(designed))
+    assert record is not None
+    entry = record["local_training"]
+    assert isinstance(entry, dict)
+    assert entry["cost_db"] == (None if cost is None else pytest.approx(cost, abs=1e-2))
+    (line,) = caplog.messages
+    assert entry["reason"] in line
+    assert words in line
+
+
+def test_both_kinds_of_mismatch_have_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    images = torch.zeros(0, 3, 16, 16)
+    found = [Reconstruction(0, 0, images, images, 0, mismatch=Mismatch(images=7))]
+    with caplog.at_level(logging.WARNING):
+        record = mismatch_record(ADAM, found, WaterFilling(units=24).payload(PLAIN))
+    assert record is not None
+    assert set(record) == {"local_training", "images"}
+    assert len(caplog.messages) == 2
+    assert mismatch_record(PLAIN, found[:0], WaterFilling(units=24).payload(PLAIN)) is None
