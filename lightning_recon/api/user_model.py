@@ -89,6 +89,7 @@ def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: i
         noise_multiplier=privacy.noise_multiplier,
         rounds=privacy.rounds,
         parameter_tensors=len(list(network.parameters())),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
         mechanism=privacy.mechanism,
         batch_norm="train" if normalises_by_batch(network) else "eval",
     )

@@ -95,6 +95,7 @@ class FlowerAudit:
             noise_multiplier=self.privacy.noise_multiplier,
             rounds=self.rounds,
             parameter_tensors=len(list(self.network.parameters())),
+            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
             normalization="none",
             local=self.local,
         )

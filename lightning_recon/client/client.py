@@ -172,6 +172,7 @@ class VictimClient(LightningModule):
             rounds=self.privacy.rounds,
             mechanism=self.privacy.mechanism,
             parameter_tensors=len(list(self.network.parameters())),
+            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
             aggregated=self.aggregated,
             noise_share=self.noise_share,
             batch_norm=self.batch_norm,

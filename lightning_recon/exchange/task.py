@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from lightning_recon.exchange.compression import Compression
 from lightning_recon.exchange.local_training import LocalTraining
@@ -58,6 +58,8 @@ class Task:
         subjects: whether clients cut the subject out on black before they train; None: not announced, which records
             without this field mean.
         compression: lossy compression of each client's update; None: none.
+        parameters: number of parameters of the network, without the server's layer; 0: not announced, which records
+            without this field mean.
     """
 
     # Records are validated against these types when they are read from disk.
@@ -82,6 +84,7 @@ class Task:
     mechanism: schema.Name = "gaussian"
     subjects: bool | None = None
     compression: Compression | None = None
+    parameters: Annotated[int, Field(ge=0, le=1 << 40)] = 0
 
     @property
     def updates(self) -> int:

@@ -114,6 +114,9 @@ class Digital(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better image."""
+        signs = self.linear.sign_design(self.margin_db, self.upload_limit).payload(task, self.statistics(task))
+        if signs is not None:
+            return signs
         if l1_clipped(task):
             return self._l1_payload(task)
         noise = design_noise(task, self.linear.assumed_noise, weakest=True)
@@ -176,8 +179,9 @@ class Digital(Structure):
         Returns:
             The images and their posterior.
         """
-        plan = LayerSpec.of(payload).digital
-        if plan is None:
+        spec = LayerSpec.of(payload)
+        plan = spec.digital
+        if plan is None or spec.signs:
             return self.linear.decode(payload, task, update)
         statistics, shipped = self.statistics(task), payload.tensors
         released, pilot, noise = released_rows(update, task, payload)

@@ -11,13 +11,14 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.priors.dct import CosineTransform, PixelTransform, Transform
 from lightning_recon.structure.coding.code_plan import Plan
+from lightning_recon.structure.coding.dither import dithered_signs
 from lightning_recon.structure.coding.hadamard_spreading import block_width, spread
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE
 from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.coding.modulation import DigitalWords
 from lightning_recon.structure.coding.trap_weights import trap_weights
 from lightning_recon.structure.head_weights import balanced_code
-from lightning_recon.structure.layer_spec import LAYER, LayerSpec, layer_spec
+from lightning_recon.structure.layer_spec import LAYER, LayerSpec, layer_spec, sign_inputs
 from lightning_recon.structure.server_layer import ServerLayer
 
 
@@ -53,6 +54,8 @@ class InferenceStructure(ServerLayer):
     step_gains: Tensor | None
     batches_seen: Tensor
     unit_direction: Tensor
+    dithered: Tensor
+    dither: Tensor
 
     def __init__(self, payload: ServerPayload) -> None:
         """Build the layer from what the server shipped.
@@ -64,7 +67,9 @@ class InferenceStructure(ServerLayer):
                 seed paper. Optional `offset` (K, inputs) is subtracted from the inputs of each unit, so its gradient
                 is δ · (e − offset). With `blocks` above 1 the weight consists of that many tensors, `weight.0`,
                 `weight.1` …; the inputs that are always zero are in the last one. `digital_amplitudes` belongs to a
-                digital code. Optional `step_gains` (mini-batches,) are factors of the gradient of each image in a
+                digital code. With `signs` the inputs are signs: of the coefficients `dithered` (L,), int64, plus
+                `dither` (L,), then those of the digital code, then constants of 1 and 0.
+                Optional `step_gains` (mini-batches,) are factors of the gradient of each image in a
                 client's mini-batches in order; the last one holds for all later ones.
 
         Raises:
@@ -81,7 +86,11 @@ class InferenceStructure(ServerLayer):
                 "the structure has an interval without a lower end and no cancelling copy, so its output is infinite: "
                 "set `cancel`, or make every lower end finite"
             )
-        if spec.trap is None:
+        if spec.signs:
+            self.register_buffer("dithered", tensors["dithered"].clone())
+            self.register_buffer("dither", tensors["dither"].clone())
+            weight = torch.zeros(self.lower.numel(), sign_inputs(payload) - self.constants.numel())
+        elif spec.trap is None:
             # On the wire every unit of one direction shares that direction as its weight row.
             weight = tensors["directions"][tensors["unit_direction"]]
         else:
@@ -119,13 +128,19 @@ class InferenceStructure(ServerLayer):
         Returns:
             Shape (B, m + constants), or as many entries as all blocks have.
         """
-        pooled = F.avg_pool2d(images, self.spec.pooling) if self.spec.pooling > 1 else images
-        sent = self.transform.analyse(pooled).flatten(1)[:, self.index] * self.gain
+        sent = self._coefficients(images)
+        if self.spec.signs:
+            sent = dithered_signs(sent, self.dithered, self.dither)
         extra = [moments(images).flatten(1)] if self.spec.moments else []
         if (plan := self.spec.digital) is not None:
             words = DigitalWords.apply(images, plan)
             extra.append(words if plan.shared else words * self._sketch_level(sent, plan))
         return self._spread(torch.cat([sent, *extra, self.constants.to(sent).expand(len(sent), -1)], dim=1))
+
+    def _coefficients(self, images: Tensor) -> Tensor:
+        """Scaled coefficients of each image, or pixels, shape (B, m)."""
+        pooled = F.avg_pool2d(images, self.spec.pooling) if self.spec.pooling > 1 else images
+        return self.transform.analyse(pooled).flatten(1)[:, self.index] * self.gain
 
     def _sketch_level(self, sent: Tensor, plan: Plan) -> Tensor:
         """Norm of each image's sketch, in the norm that the clip bounds, by its expected norm; shape (B, 1)."""
@@ -150,7 +165,8 @@ class InferenceStructure(ServerLayer):
         inputs, weight = self.encode(images), self.matrix
         bias: Tensor | None = self.bias
         if self.spec.cancel:
-            measured = F.linear(inputs, self.measuring)[:, self.unit_direction]
+            measurable = self._coefficients(images) if self.spec.signs else inputs
+            measured = F.linear(measurable, self.measuring)[:, self.unit_direction]
             # Exactly 0 at every weight, with the gradient that the weight itself would have.
             weight, bias = weight - weight.detach(), None if bias is None else bias - bias.detach()
         else:
@@ -188,7 +204,9 @@ class InferenceStructure(ServerLayer):
             tensors: Of the payload.
             weight: What each unit measures, spread over the blocks, shape (K, inputs).
         """
-        if self.spec.trap is None:
+        if self.spec.signs:
+            rows, unit_direction = tensors["directions"].clone(), tensors["unit_direction"].clone()
+        elif self.spec.trap is None:
             # One row for each direction, of which there are far fewer than units.
             rows, unit_direction = self._padded(tensors["directions"]), tensors["unit_direction"].clone()
         else:
@@ -245,6 +263,8 @@ def structure_bytes(payload: ServerPayload) -> int:
     spec, tensors = layer_spec(payload), payload.tensors
     if spec is None:
         return 4 * sum(parameter.numel() for parameter in build_layer(payload).parameters())
+    if spec.signs:
+        return 4 * tensors["lower"].numel() * sign_inputs(payload)
     inputs = tensors["directions"].shape[1] if spec.trap is None else tensors["index"].numel()
     inputs += tensors["constants"].numel()
     if "bias_constants" in tensors:

@@ -14,7 +14,7 @@ from lightning_recon.files import schema
 from lightning_recon.files.faults import reason_of
 from lightning_recon.files.serialization import validated
 from lightning_recon.structure.coding.channel_code import NAME
-from lightning_recon.structure.coding.code_plan import VERSION, Plan
+from lightning_recon.structure.coding.code_plan import HEADER, VERSION, Plan
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.suggestions import closest
 
@@ -23,7 +23,8 @@ LAYER = "layer"
 
 _REQUIRED = ("mean", "colour", "index", "gain", "constants", "lower", "upper", "code")
 _DIRECTIONS = ("directions", "unit_direction")
-_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", "step_gains")
+_SIGNS = ("dithered", "dither")
+_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", "step_gains", *_SIGNS)
 
 _Finite = Annotated[float, Field(ge=-1e30, le=1e30)]
 
@@ -46,6 +47,7 @@ class _Settings(TypedDict):
     trap_deviation: NotRequired[_Finite]
     trap_seed: NotRequired[schema.Seed]
     zero_weight: NotRequired[bool]
+    signs: NotRequired[bool]
     fixed_signs: NotRequired[bool]
     digital_code: NotRequired[schema.Index]
     digital_inputs: NotRequired[Annotated[int, Field(ge=1, le=schema.MOST_NUMBERS)]]
@@ -77,6 +79,8 @@ class LayerSpec:
             clip bounds the L1 norm; None otherwise.
         zero_weight: Whether the trained weight starts at zero, not at what the units measure, so that weight decay does
             nothing to a row before an image has reached it; needs `cancel`.
+        signs: Whether all inputs are ±1: signs of coefficients plus dithers, see `coding.dither`, and codewords. The
+            units then measure coefficients, which are no inputs.
         fixed_signs: Whether balanced head weights keep the signs of the tensor `code`, see `balanced_code`.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if
             those are there.
@@ -94,6 +98,7 @@ class LayerSpec:
     blocks: int = 1
     norm_ratio: float | None = None
     zero_weight: bool = False
+    signs: bool = False
     fixed_signs: bool = False
     trap: TrapRecipe | None = None
     digital: Plan | None = None
@@ -120,6 +125,12 @@ class LayerSpec:
             raise UserError(
                 "the payload's setting zero_weight needs cancel: without it the weight itself measures the images"
             )
+        signs = [settings.get("signs", False), *(name in payload.tensors for name in _SIGNS)]
+        if any(signs) != all(signs) or (all(signs) and not (settings["cancel"] and settings.get("zero_weight"))):
+            raise UserError(
+                "the payload's inputs are signs only with the settings signs, cancel and zero_weight and the tensors "
+                "dithered and dither together"
+            )
         trap = _trap(settings)
         directions = [name in payload.tensors for name in _DIRECTIONS]
         if any(directions) != all(directions) or (trap is None) != all(directions):
@@ -139,6 +150,7 @@ class LayerSpec:
             blocks=blocks,
             norm_ratio=settings.get("norm_ratio"),
             zero_weight=settings.get("zero_weight", False),
+            signs=settings.get("signs", False),
             fixed_signs=settings.get("fixed_signs", False),
             trap=trap,
             digital=_digital(settings, payload),
@@ -150,6 +162,13 @@ def layer_spec(payload: ServerPayload) -> LayerSpec | None:
     if LAYER in payload.settings or not (payload.settings or payload.tensors):
         return None
     return LayerSpec.of(payload)
+
+
+def sign_inputs(payload: ServerPayload) -> int:
+    """Number of inputs of a layer whose inputs are signs."""
+    digital = LayerSpec.of(payload).digital
+    words = 0 if digital is None else HEADER + digital.inputs
+    return payload.tensors["dither"].numel() + words + payload.tensors["constants"].numel()
 
 
 def channel_code_name(payload: ServerPayload) -> str | None:

@@ -22,6 +22,7 @@ from lightning_recon.structure.detection.hypotheses import likelier, subjects_ev
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import decode_row
 from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
+from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.local_weights import layer_settings, layer_tensors
 from lightning_recon.structure.readout import (
     budget_share,
@@ -40,6 +41,8 @@ from lightning_recon.structure.row_model import (
     rows_of,
     with_sharers,
 )
+from lightning_recon.structure.sign_payload import SignDesign
+from lightning_recon.structure.sign_readout import decode_signs
 
 # Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip for
 # every victim: |δ| is 30 (1 − p) for an image that the network is sure of, so for a clip of 10 over 16 images this
@@ -159,6 +162,8 @@ class WaterFilling(Structure):
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""
         statistics = self.statistics(task)
+        if self.cancel and (signs := self.sign_design().payload(task, statistics)) is not None:
+            return signs
         effective, blocks = design_noise(task, self.assumed_noise) * math.sqrt(task.sharers / task.rounds), 1
         if l1_clipped(task):
             power, index = self._l1_code(statistics, task)
@@ -209,6 +214,25 @@ class WaterFilling(Structure):
             },
         )
 
+    def sign_design(self, margin_db: float | None = None, upload_limit: int = 123_000_000) -> SignDesign:
+        """The same choices for clients that let little more than signs through, see `sign_payload`.
+
+        Args:
+            margin_db: Decibels by which the noise may exceed what a digital code is designed for; None: no such code.
+            upload_limit: Most bytes that the structure may add to an upload.
+        """
+        return SignDesign(
+            self.assumed_noise,
+            self.units,
+            self.directions,
+            self.nulls,
+            self.strength,
+            self.head_weights == "balanced",
+            self.detach_logits,
+            margin_db,
+            upload_limit,
+        )
+
     def _code(self, statistics: PublicStatistics, noise: float) -> tuple[Tensor, Tensor]:
         """Power of every coefficient, shape (3 H W,), and which of them are sent, the strongest first."""
         variance, budget = statistics.variance.flatten(), 1 - self.pilot_power
@@ -249,6 +273,8 @@ class WaterFilling(Structure):
         Returns:
             The images and their posterior.
         """
+        if LayerSpec.of(payload).signs:
+            return decode_signs(payload, task, update, self.statistics(task))
         statistics, level = self.statistics(task), float(payload.tensors["constants"][0])
         inputs, pilot, noise = released_rows(update, task, payload)
         prior = row_prior(payload, task, statistics)

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From rows of ±1 inputs to files, where images that share a row do not add up.
+
+Under Adam two images that activate one unit in the same step leave the signs of a sum: those of the image of larger
+gradient weight. In different steps each adds its signs, times a movement of its own. Either way a row holds
+α s + β t + ... with codewords s and t, because every odd function of two signs is linear in them, but an image has a
+different amplitude in each of its rows, and none in some. So amplitudes are estimated row by row: from the second and
+fourth moments of its entries, or, where only signs or the largest entries arrive, from its header.
+
+A row that holds one image shows by correlation which other rows hold it, too; their beliefs add up. An image whose
+checksum is right is subtracted from all rows, which may uncover others.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_recon.structure.coding.channel_code import LADDER, decode
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.modulation import header_words, symbols
+
+# A header is readable, and two rows are alike, if they stand this many standard deviations above the noise.
+_READABLE, _ALIKE = 6.0, 6.0
+# A row holds a second image if the estimate of its power has this share of the first one's.
+_SECOND = 0.05
+# A codeword with less than this share of the information that its rate needs is not decoded.
+_HOPELESS = 0.97
+# A failed image is tried again once others were subtracted and the information grew by this.
+_BETTER = 0.002
+# Entries whose fourth moment exceeds their squared second one by less than this share have the same magnitude.
+_EQUAL = 1e-3
+# Rounding in float32 leaves this share of the power of the strongest row.
+_ROUNDING = 1e-6
+_LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class SignImage:
+    """What the rows hold of one image.
+
+    Args:
+        image: Shape (3, H, W), uint8; None if no file was received.
+        exact: Whether it was sent losslessly.
+        rung: The rung of the ladder that its header names.
+        information: Bits that each input carried, as its beliefs show.
+        amplitude: Signed amplitude in every row, shape (K,); 0 where it is not.
+        noise: Standard deviation of everything else in every row, shape (K,).
+    """
+
+    image: Tensor | None
+    exact: bool
+    rung: int
+    information: float
+    amplitude: Tensor
+    noise: Tensor
+
+
+def read_signs(
+    rows: Tensor,
+    noise: float,
+    plan: Plan,
+    size: tuple[int, int],
+    most: int,
+    amplitudes_from: Literal["moments", "header"] = "moments",
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[SignImage]:
+    """Decode all images.
+
+    Args:
+        rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row; 0 where nothing arrived.
+        noise: Standard deviation of the noise on every entry that arrived.
+        plan: What was shipped.
+        size: Height and width of the images.
+        most: Largest number of images to find.
+        amplitudes_from: How to estimate amplitudes, see above.
+        progress: Called with the number of images received so far.
+
+    Returns:
+        Images received, then those whose header was read but whose file was not, the strongest first.
+    """
+    remaining = _Remaining(rows, noise, plan, amplitudes_from)
+    found: list[SignImage] = []
+    tried: dict[tuple[int, ...], float] = {}
+    while len(found) < most:
+        failed: list[tuple[tuple[int, ...], SignImage]] = []
+        for row in remaining.order():
+            one, beliefs = remaining.estimate(row)
+            held = tuple(torch.nonzero(one.amplitude).flatten().tolist())
+            if any(set(held) <= set(other) for other, _ in failed):
+                continue
+            failed.append((held, one))
+            if one.information < max(_HOPELESS * LADDER[one.rung].rate, tried.get(held, -1.0) + _BETTER):
+                continue
+            tried[held] = one.information
+            bits = decode(beliefs, one.rung)
+            content = None if bits is None else unframed(bits.cpu(), *size)
+            if bits is not None and content is not None:
+                amplitude = remaining.subtract(symbols(bits, one.rung, plan.inputs), one.rung)
+                found.append(SignImage(*content, one.rung, one.information, amplitude, one.noise))
+                progress(len(found))
+                break
+        else:
+            return found + [one for _, one in failed][: most - len(found)]
+    return found
+
+
+class _Remaining:
+    """The rows after the codewords that were decoded."""
+
+    def __init__(self, rows: Tensor, noise: float, plan: Plan, amplitudes_from: str) -> None:
+        self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
+        self.arrived = (self.words != 0).sum(dim=1).clamp(min=1)
+        power = self.words.double().square().sum(dim=1) / self.arrived
+        self.floor = _ROUNDING * float(power.max())
+        self.noise, self.plan, self.moments = max(noise, math.sqrt(self.floor)), plan, amplitudes_from == "moments"
+        self.erasures = bool((self.words == 0).any())
+        fourth = float(self.words.double().pow(4).mean())
+        self.binary = not self.moments and not self.erasures and fourth < (1 + _EQUAL) * float(power.mean()) ** 2
+        self.used = torch.tensor(plan.amplitudes).to(rows) > 0
+        self._measure()
+
+    def _measure(self) -> None:
+        """Power and header of every row."""
+        self.power = (self.words.double().square().sum(dim=1) / self.arrived).clamp(min=_LEAST)
+        known = (self.header != 0).sum(dim=1).clamp(min=1)
+        match = (self.header @ header_words().to(self.header).T).double() / known[:, None]
+        match[:, ~self.used] = 0.0
+        self.match, self.known = match, known
+        self.strength = match.abs().amax(dim=1) * (known / self.power).sqrt()
+
+    def order(self) -> list[int]:
+        """Rows with a readable header, those that hold one image and the strongest of them first."""
+        readable = torch.nonzero(self.strength > _READABLE).flatten().tolist()
+        signal = (self.power - self.noise**2).clamp(min=0)
+        pure = {row: not self.moments or self._components(row)[1] == 0 for row in readable}
+        return sorted(
+            (row for row in readable if self.power[row] > 2 * self.floor),
+            key=lambda row: (not pure[row], -float(signal[row] if self.moments else self.strength[row])),
+        )
+
+    def _components(self, row: int) -> tuple[float, float]:
+        """Amplitudes of the two strongest images in a row, from its second and fourth moments; the second may be 0."""
+        words = self.words[row]
+        square = words.double().square()
+        second = float(self.power[row])
+        signal = max(second - self.noise**2, _LEAST)
+        # The fourth cumulant of normal noise is 0, that of ±α is -2 α⁴.
+        fourth = float(square.square().sum() / self.arrived[row]) - 3 * second**2
+        fourths = min(max(-fourth / 2, signal**2 / 2), signal**2)
+        apart = math.sqrt(max(fourths / 2 - signal**2 / 4, 0.0))
+        first, other = signal / 2 + apart, signal / 2 - apart
+        error = 1.5 * math.sqrt(24 / float(self.arrived[row])) * second**2 / signal
+        if other < max(_SECOND * first, error):
+            return math.sqrt(signal), 0.0
+        return math.sqrt(first), math.sqrt(other)
+
+    def estimate(self, row: int) -> tuple[SignImage, Tensor]:
+        """The strongest image of a row: its amplitudes in all rows, and the beliefs about its codeword."""
+        best = int(self.match[row].abs().argmax())
+        if self.moments:
+            first, second = self._components(row)
+        else:
+            first, second = float(self.match[row, best].abs()), 0.0
+        amplitude = torch.zeros(len(self.words), dtype=torch.float64)
+        amplitude[row] = first
+        if second == 0:
+            both = self._both(row)
+            shared = (self.words @ self.words[row]).double() / both
+            alike = shared.abs() > _ALIKE * (self.power * self.power[row] / both).sqrt()
+            alike[row] = False
+            amplitude = torch.where(alike.cpu(), (shared / first).cpu(), amplitude)
+            amplitude = amplitude.sign() * amplitude.abs().minimum(self._most().cpu())
+        held = torch.nonzero(amplitude).flatten().tolist()
+        others = (self.power.cpu() - amplitude.square()).clamp(min=_LEAST)
+        weight = amplitude / others.maximum(1e-3 * self.power.cpu())
+        match = weight.to(self.match) @ self.match
+        rung = int(match.abs().argmax())
+        amplitude = amplitude * float(match[rung].sign())
+        beliefs = torch.zeros(self.plan.inputs)
+        for one in held:
+            beliefs += self._beliefs(one, float(amplitude[one])).cpu()
+        information = 1 - float(F.softplus(-beliefs.abs()).double().mean()) / math.log(2)
+        information -= float((beliefs.abs() * torch.sigmoid(-beliefs.abs())).double().mean()) / math.log(2)
+        return SignImage(None, False, rung, information, amplitude, others.sqrt()), beliefs
+
+    def _both(self, row: int) -> Tensor:
+        """Number of inputs that arrived both in a row and in each other one, shape (K,)."""
+        if not self.erasures:
+            return self.arrived
+        return ((self.words[row] != 0) & (self.words != 0)).sum(dim=1).clamp(min=1)
+
+    def _most(self) -> Tensor:
+        """The largest amplitude that an image may have in each row."""
+        return (self.power - (self.noise**2 if self.moments else 0.0)).clamp(min=0).sqrt() * (1 - 1e-6)
+
+    def _beliefs(self, row: int, amplitude: float) -> Tensor:
+        """Log-likelihood ratio of every input; what else the row holds is another image, where moments tell."""
+        words, power = self.words[row], float(self.power[row])
+        rest = max(power - amplitude**2, 1e-6 * power)
+        noise = min(max(self.noise**2, 1e-6 * power), rest) if self.moments else rest
+        if self.binary:
+            # A binary symmetric channel: entries of the same magnitude, some of the wrong sign.
+            magnitude = math.sqrt(power)
+            ratio = max(-1 + 1e-6, min(1 - 1e-6, amplitude / magnitude))
+            return words * (2 * math.atanh(ratio) / magnitude)
+        beliefs = 2 * amplitude * words / noise
+        other = rest - noise
+        if other > _SECOND * amplitude**2:
+            second = math.sqrt(other)
+            beliefs = beliefs + _log_cosh(second * (words - amplitude) / noise)
+            beliefs = beliefs - _log_cosh(second * (words + amplitude) / noise)
+        elif other > 0:
+            beliefs = 2 * amplitude * words / rest
+        return torch.where(words == 0, 0.0, beliefs)
+
+    def subtract(self, codeword: Tensor, rung: int) -> Tensor:
+        """Take a known codeword and its header out of all rows; returns its amplitude in each, shape (K,)."""
+        arrived = (self.words != 0).to(self.words)
+        share = (self.words @ codeword) / self.arrived
+        certain = share.abs().double() > _ALIKE * (self.power / self.arrived).sqrt()
+        share = torch.where(certain, share, 0.0)
+        for row in torch.nonzero(certain).flatten().tolist():
+            self.words[row] -= share[row] * codeword * arrived[row]
+            self.header[row] -= share[row] * header_words()[rung].to(self.header) * (self.header[row] != 0)
+        self._measure()
+        return share.double().cpu()
+
+
+def _log_cosh(values: Tensor) -> Tensor:
+    """Log cosh, without overflow, but for a constant."""
+    return values.abs() + torch.log1p(torch.exp(-2 * values.abs()))

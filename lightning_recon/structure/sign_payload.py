@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A structure whose inputs are all ±1, for clients whose optimizer or compression lets little but signs through."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.priors.image_statistics import PublicStatistics
+from lightning_recon.structure.coding.dither import REACH, dithers, repetitions
+from lightning_recon.structure.coding.gating import intervals, measurement_directions
+from lightning_recon.structure.coding.movement import movements, scale_free, steady_movement
+from lightning_recon.structure.coding.sign_channel import Method, SignChannel
+from lightning_recon.structure.coding.sign_plan import PILOTS, SignLayout, linear_layout, sign_layout
+from lightning_recon.structure.head_weights import class_code
+from lightning_recon.structure.local_weights import layer_settings
+from lightning_recon.structure.readout import design_noise
+
+_METHODS: dict[str, Method] = {"sign": "signs", "top_k": "largest", "random_k": "some"}
+
+
+def sign_channel(task: Task, noise: float, detach_logits: bool = True) -> SignChannel | None:
+    """The channel of signs that was announced; None where the client sends more than signs.
+
+    Args:
+        task: What was announced.
+        noise: Standard deviation of an update's noise, divided by C.
+        detach_logits: Whether the network's own gradient is zero.
+    """
+    local, compression = task.local, task.compression
+    signs = scale_free(local)
+    method: Method = "all" if compression is None else _METHODS.get(compression.method, "all")
+    if task.max_grad_norm is None or task.per_layer or task.clip.order != 2 or not (signs or method != "all"):
+        return None
+    share = 1.0 if compression is None or method in ("all", "signs") else compression.share
+    noise, entries = noise / math.sqrt(task.rounds), task.parameters
+    if not signs:
+        return SignChannel(noise, task.sharers, None, 1.0, 0, method, share, entries)
+    if task.granularity == "sample":
+        # Noise is added before the optimizer makes signs of it; later steps add their noise to a row, too.
+        return SignChannel(noise * math.sqrt(local.steps_of_epoch(task.batch_size)), 1, None, 1.0, 0, "signs")
+    moved = movements(local, task.batch_size).abs()
+    typical = float(moved.square().mean().sqrt())
+    weakest = float(moved[moved > 0].min()) / typical
+    # Without decoupling, weight decay is a gradient of its own, which moves the weights of the network.
+    decays = local.option("weight_decay") > 0 and "AdamW" not in local.optimizer
+    steady = abs(steady_movement(local, task.batch_size)) / typical
+    network = 0 if detach_logits and not decays else round(steady**2 * entries)
+    movement = typical / task.max_grad_norm
+    return SignChannel(noise, task.sharers, movement, weakest, network, method, share, entries)
+
+
+@dataclass(frozen=True)
+class SignDesign:
+    """The server's choices, see `WaterFilling` and `Digital`.
+
+    Args:
+        assumed_noise: Noise multiplier to design for; None: the announced one.
+        units: Rows of the structure; None: as many as suit the task.
+        directions: Measurement directions; None: likewise.
+        nulls: Inputs that are always zero, from which the noise is measured.
+        strength: Factor of the structure's gradient.
+        balanced: Whether head weights are chosen for each image.
+        detach_logits: Whether the network's own gradient is zero.
+        margin_db: Decibels by which the noise may exceed what a digital code is designed for; None: no digital code.
+        upload_limit: Most bytes that the structure may add to an upload.
+    """
+
+    assumed_noise: float | None
+    units: int | None
+    directions: int | None
+    nulls: int
+    strength: float
+    balanced: bool
+    detach_logits: bool
+    margin_db: float | None = None
+    upload_limit: int = 123_000_000
+
+    def payload(self, task: Task, statistics: PublicStatistics) -> ServerPayload | None:
+        """The structure for a client that lets little more than signs through; None for another one."""
+        channel = sign_channel(task, design_noise(task, self.assumed_noise, weakest=True), self.detach_logits)
+        if channel is None:
+            return None
+        room, layout = self.upload_limit // 4, None
+        pixels, constants = math.prod(task.image_shape[1:]), PILOTS + self.nulls
+        if self.margin_db is not None:
+            layout = sign_layout(
+                channel, task.victims, pixels, room, constants, self.margin_db, self.units, self.directions
+            )
+        if layout is None:
+            layout = linear_layout(channel, task.victims, 3 * pixels, room, constants, self.units)
+        return _payload(task, statistics, channel, layout, self)
+
+
+def _payload(
+    task: Task, statistics: PublicStatistics, channel: SignChannel, layout: SignLayout, design: SignDesign
+) -> ServerPayload:
+    """The structure of a layout.
+
+    Args:
+        task: What was announced.
+        statistics: What is public about the images.
+        channel: From `sign_channel`.
+        layout: Directions, units and inputs.
+        design: The server's choices.
+    """
+    variance = statistics.variance.flatten()
+    row = layout.sketch + layout.inputs + layout.pilots
+    snr = channel.information(layout.directions * row, layout.units * row) * 2 * math.log(2)
+    repeats = repetitions(variance, layout.sketch, snr)
+    directions = measurement_directions(statistics, layout.directions)
+    measured = (directions != 0).any(dim=0).flatten()
+    index = torch.nonzero((repeats > 0) | measured).flatten()
+    index = index[variance[index].argsort(descending=True, stable=True)]
+    gain = 1 / (REACH * variance[index].sqrt())
+    lower, upper, unit_direction = intervals(statistics, directions, layout.units)
+    dithered, dither = dithers(repeats[index])
+    constants = torch.cat([torch.ones(layout.pilots), torch.zeros(design.nulls)])
+    return ServerPayload(
+        settings={
+            "pixels": False,
+            "cancel": True,
+            **layer_settings(task, design.strength),
+            "zero_weight": True,
+            "signs": True,
+            "target_scale": 1.0,
+            "balanced": design.balanced,
+            "detach_logits": design.detach_logits,
+            **(layout.plan.settings() if layout.plan else {}),
+        },
+        tensors={
+            "mean": statistics.mean,
+            "colour": statistics.colour,
+            "index": index,
+            "gain": gain,
+            "constants": constants,
+            "directions": directions.flatten(1)[:, index] / gain,
+            "unit_direction": unit_direction,
+            "lower": lower,
+            "upper": upper,
+            "code": class_code(task.num_classes),
+            "dithered": dithered,
+            "dither": dither,
+            **({"digital_amplitudes": torch.tensor(layout.plan.amplitudes)} if layout.plan else {}),
+        },
+    )

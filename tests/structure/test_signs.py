@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes of ±1: movements, dithers, layouts, and clients that run Adam or compress what they send."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_recon.client.compression import compressed
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import ClientUpdate, Compression, LocalTraining, ServerPayload, Task
+from lightning_recon.exchange.local_training import ADAM, ADAMW
+from lightning_recon.structure import Digital, WaterFilling
+from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
+from lightning_recon.structure.coding.movement import movements, scale_free
+from lightning_recon.structure.coding.sign_channel import SignChannel, censored_capacity, kept_threshold, sign_capacity
+from lightning_recon.structure.coding.sign_plan import expected_losses, sign_layout
+from lightning_recon.structure.layer import InferenceStructure, structure_bytes
+from lightning_recon.structure.layer_spec import LayerSpec
+from lightning_recon.structure.server_layer import TamperedNetwork
+from lightning_recon.structure.sign_payload import sign_channel
+
+Photographs = Callable[[int], Tensor]
+SIDE, CLASSES = 16, 10
+
+
+def adam(steps: int = 1, epochs: int = 1, images: int = 4, optimizer: str = ADAM) -> LocalTraining:
+    return LocalTraining(
+        epochs=epochs,
+        batch_size=images // steps,
+        optimizer=optimizer,
+        options={"betas": [0.9, 0.999], "eps": 1e-8},
+        learning_rates=(1e-3,),
+        update="delta",
+    )
+
+
+def announced(images: int, noise: float, **fields: object) -> Task:
+    task = Task(
+        image_shape=(3, SIDE, SIDE),
+        num_classes=CLASSES,
+        batch_size=images,
+        clients=1,
+        network="none",
+        granularity="update",
+        per_layer=False,
+        max_grad_norm=1.0,
+        noise_multiplier=noise,
+        rounds=1,
+        parameter_tensors=2,
+        parameters=3 * SIDE * SIDE * CLASSES + CLASSES,
+    )
+    return replace(task, **fields)  # type: ignore[arg-type]
+
+
+def trained(payload: ServerPayload, task: Task, images: Tensor, seed: int = 0) -> ClientUpdate:
+    """What a client of a tiny network sends after its local training."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))
+    model = TamperedNetwork(network, InferenceStructure(payload))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    kind = torch.optim.Adam if task.local.optimizer == ADAM else torch.optim.SGD
+    optimizer = kind(model.parameters(), lr=1e-3)
+    labels, size = torch.arange(len(images)) % CLASSES, task.local.batch_size or len(images)
+    for _ in range(task.local.epochs):
+        for part, targets in zip(images.split(size), labels.split(size), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(part), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    delta = {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
+    norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in delta.values()))
+    generator = torch.Generator().manual_seed(seed)
+    sent = {
+        name: tensor / max(1.0, norm) + task.noise_multiplier * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in delta.items()
+    }
+    if task.compression is not None:
+        sent = compressed(sent, task.compression, np.random.default_rng(0))
+    return ClientUpdate(client=0, draw=0, round=0, gradient=sent, payload="0" * 64, reproducible_noise=True)
+
+
+def exact(images: Tensor, found: Tensor) -> int:
+    """Number of images that were found bit for bit."""
+    return sum(bool((found == image).flatten(1).all(dim=1).any()) for image in images)
+
+
+@pytest.fixture
+def images(photographs: Photographs) -> Tensor:
+    return (photographs(SIDE)[:4] * 255).round() / 255
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RMSprop", "Adagrad"])
+def test_movements_are_those_of_training_whatever_the_magnitude(name: str) -> None:
+    local = LocalTraining(epochs=2, batch_size=2, optimizer=f"torch.optim.{name.lower()}.{name}", update="delta",
+                          learning_rates=(0.1, 0.05))  # fmt: skip
+    weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = getattr(torch.optim, name)([weights], lr=0.1)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = local.learning_rate(step)
+        weights.grad = torch.zeros_like(weights)
+        weights.grad[step % 3] = -20.0 * 3 ** (step % 3)
+        optimizer.step()
+    assert scale_free(local)
+    torch.testing.assert_close(movements(local, 6), weights.detach(), rtol=1e-4, atol=0)
+
+
+def test_a_first_adam_step_at_step_t_has_its_bias_corrections() -> None:
+    moved = movements(adam(steps=4), 4)
+    for first in range(1, 5):
+        total = sum(
+            0.1 * 0.9**late / (1 - 0.9**step) / math.sqrt(0.001 * 0.999**late / (1 - 0.999**step))
+            for late, step in enumerate(range(first, 5))
+        )
+        assert float(moved[first - 1]) == pytest.approx(1e-3 * total, rel=1e-6)
+
+
+def test_sgd_and_unknown_optimizers_send_no_signs() -> None:
+    assert not scale_free(LocalTraining())
+    assert not scale_free(LocalTraining(optimizer="of.their.own.Optimizer"))
+    assert sign_channel(announced(4, 1e-4), 1e-4) is None
+
+
+def test_the_weights_of_the_network_count_where_they_move() -> None:
+    detached = sign_channel(announced(4, 1e-4, local=adam()), 1e-4)
+    moving = sign_channel(announced(4, 1e-4, local=adam()), 1e-4, detach_logits=False)
+    assert detached is not None
+    assert moving is not None
+    assert (detached.moved, moving.moved) == (0, announced(4, 1e-4).parameters)
+    decaying = replace(adam(), options={"weight_decay": 0.01})
+    channel = sign_channel(announced(4, 1e-4, local=decaying), 1e-4)
+    assert channel is not None
+    assert channel.moved == moving.moved  # the decay is a gradient, whose sign moves a weight
+
+
+def test_dithered_signs_are_linear_on_average() -> None:
+    value, repeats = torch.tensor([0.7, -0.31, 0.02]), torch.full((3,), 20_000)
+    coefficient, dither = dithers(repeats)
+    signs = dithered_signs(value[None], coefficient, dither)[0]
+    assert set(signs.tolist()) == {-1.0, 1.0}
+    means = torch.zeros(3).index_add(0, coefficient, signs) / repeats
+    torch.testing.assert_close(means, value, rtol=0, atol=2e-4)
+    alone = torch.stack([dithers(torch.ones(20_000, dtype=torch.int64))[1]])
+    single = torch.where(0.4 + alone >= 0, 1.0, -1.0)
+    assert float(single.mean()) == pytest.approx(0.4, abs=0.03)
+
+
+def test_repetitions_follow_the_variance_and_their_decoder_shrinks() -> None:
+    variance = torch.tensor([16.0, 4.0, 1.0, 0.01])
+    repeats = repetitions(variance, 400, 10.0)
+    assert abs(int(repeats.sum()) - 400) <= 2
+    assert bool((repeats.diff() <= 0).all())
+    coefficient, _ = dithers(repeats)
+    noise = torch.randn(len(coefficient), generator=torch.Generator().manual_seed(0))
+    known = decode_dithered(torch.ones(len(coefficient)), 0.1, coefficient, 4)
+    nothing = decode_dithered(5 * noise, 5.0, coefficient, 4)
+    assert float(known.inputs[0]) > 0.8
+    assert float(nothing.inputs.abs().max()) < 0.3
+
+
+def test_capacities_of_signs_and_of_the_largest_entries() -> None:
+    assert sign_capacity(0.0) == pytest.approx(0.0, abs=1e-12)
+    assert sign_capacity(0.1) == pytest.approx(0.1**2 / math.pi / math.log(2), rel=0.02)  # 2/π of the noise's channel
+    assert sign_capacity(8.0) == pytest.approx(1.0, abs=1e-6)
+    assert censored_capacity(3.0, 0.0) > censored_capacity(3.0, 2.5) > censored_capacity(3.0, 4.0)
+
+
+def test_the_largest_entries_are_those_of_the_structure_only_if_they_are_few() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for excited, share in ((0.01, 0.1), (0.05, 0.02)):
+        entries = torch.randn(100_000, generator=generator).abs()
+        entries[: int(excited * 1e5)] = (4.0 + torch.randn(int(excited * 1e5), generator=generator)).abs()
+        kept = float(entries.topk(int(share * 1e5)).values[-1])
+        assert kept_threshold(4.0, excited, share) == pytest.approx(kept, rel=0.02)
+
+
+def test_a_layout_holds_the_information_that_its_rate_needs() -> None:
+    for channel in (
+        SignChannel(1e-3, 16, 1e-3),
+        SignChannel(2e-4, 16, method="signs"),
+        SignChannel(2e-4, 16, method="largest", share=0.1, entries=11_000_000),
+    ):
+        layout = sign_layout(channel, 16, 32 * 32, 3_000_000, 320, 0.2)
+        assert layout is not None
+        assert layout.plan is not None
+        row = layout.sketch + layout.inputs + 320
+        assert layout.units * row <= 3_000_000
+        rate = (layout.plan.fair + 3) * 0.05
+        assert channel.information(layout.directions * row, layout.units * row) > rate
+        assert set(layout.plan.amplitudes) <= {0.0, 1.0}
+    assert sign_layout(SignChannel(0.5, 16, 1e-3), 16, 32 * 32, 3_000_000, 320, 0.2) is None
+
+
+def test_the_strongest_of_a_collision_survives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    units = torch.randint(20, (4000, 8, 3), generator=generator)
+    lost = 0
+    for image in range(8):
+        captured = (units[:, :image] == units[:, image : image + 1]).any(dim=1) if image else torch.zeros(4000, 3) > 0
+        lost += int(captured.all(dim=1).sum())
+    assert expected_losses(8, 20 * 1.3, 3) == pytest.approx(lost / 32_000, rel=0.2)
+
+
+def test_every_input_is_a_sign_or_a_zero_and_the_output_is_exactly_zero(images: Tensor) -> None:
+    task = announced(4, 1e-4, local=adam())
+    payload = Digital(upload_limit=3_000_000).payload(task)
+    layer = InferenceStructure(payload)
+    inputs = layer.encode(images)
+    nulls = 256
+    assert bool((inputs[:, :-nulls].abs() == 1).all())
+    assert bool((inputs[:, -nulls:] == 0).all())
+    assert structure_bytes(payload) == 4 * sum(parameter.numel() for parameter in layer.parameters())
+    logits = torch.randn(4, CLASSES)
+    assert bool((layer(images, logits) == 0).all())
+    with torch.no_grad():
+        layer.matrix.add_(torch.randn_like(layer.matrix))
+    assert bool((layer(images, logits) == 0).all())
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (2, 2)])
+def test_images_of_an_adam_client_come_back_bit_for_bit(images: Tensor, steps: int, epochs: int) -> None:
+    task = announced(4, 1e-4, local=adam(steps, epochs))
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    decoded = structure.decode(payload, task, trained(payload, task, images))
+    assert exact(images, decoded.images) == 4
+    assert decoded.evident
+    assert sum(file is not None for file in decoded.files or ()) == 4
+    loud = replace(task, noise_multiplier=0.5)
+    nothing = structure.decode(payload, loud, trained(payload, loud, images))
+    assert exact(images, nothing.images) == 0
+    assert not any(nothing.files or ())
+
+
+@pytest.mark.parametrize("method", ["sign", "top_k", "int8", "bfloat16"])
+def test_files_survive_compression(images: Tensor, method: str) -> None:
+    compression = Compression(method, share=0.2)  # type: ignore[arg-type]
+    task = announced(4, 1e-4, compression=compression)
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    assert LayerSpec.of(payload).signs == (method in ("sign", "top_k"))
+    decoded = structure.decode(payload, task, trained(payload, task, images))
+    assert exact(images, decoded.images) >= 3
+
+
+def test_what_is_too_noisy_for_files_is_sent_as_dithered_coefficients(images: Tensor) -> None:
+    task = announced(4, 2e-3, local=adam())
+    structure = WaterFilling(units=64)
+    payload = structure.payload(task)
+    spec = LayerSpec.of(payload)
+    assert spec.signs
+    assert spec.digital is None
+    decoded = structure.decode(payload, task, trained(payload, task, images))
+    errors = (decoded.images[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
+    mean = (images - structure.statistics(task).mean).square().flatten(1).mean(dim=1)
+    assert float((errors / mean).median()) < 0.35
+
+
+def test_signs_need_their_tensors_and_a_layer_without_footprint() -> None:
+    payload = Digital(upload_limit=3_000_000).payload(announced(4, 1e-4, local=adam(optimizer=ADAMW)))
+    LayerSpec.of(payload)
+    lacking = {name: tensor for name, tensor in payload.tensors.items() if name != "dither"}
+    for broken in (
+        ServerPayload(payload.settings, lacking),
+        ServerPayload({**payload.settings, "zero_weight": False}, payload.tensors),
+    ):
+        with pytest.raises(UserError, match="signs"):
+            LayerSpec.of(broken)
