@@ -235,13 +235,13 @@ def test_images_of_an_adam_client_come_back_bit_for_bit(images: Tensor, steps: i
     assert not any(nothing.files or ())
 
 
-@pytest.mark.parametrize("method", ["sign", "top_k", "int8", "bfloat16"])
+@pytest.mark.parametrize("method", ["sign", "top_k", "random_k", "int8", "bfloat16"])
 def test_files_survive_compression(images: Tensor, method: str) -> None:
-    compression = Compression(method, share=0.2)  # type: ignore[arg-type]
+    compression = Compression(method, share=0.5 if method == "random_k" else 0.2)  # type: ignore[arg-type]
     task = announced(4, 1e-4, compression=compression)
     structure = Digital(upload_limit=3_000_000)
     payload = structure.payload(task)
-    assert LayerSpec.of(payload).signs == (method in ("sign", "top_k"))
+    assert LayerSpec.of(payload).signs == (method in ("sign", "top_k", "random_k"))
     decoded = structure.decode(payload, task, trained(payload, task, images))
     assert exact(images, decoded.images) >= 3
 
