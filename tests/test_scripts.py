@@ -75,7 +75,7 @@ def test_rows_of_committed_tables_keep_their_runs() -> None:
     for path in TABLES:
         for options in {row["options"] for row in read_table(path)}:
             current = " ".join(modernized_arguments(options.split(" ")))
-            assert deprecated_options(current) == options
+            assert options in (current, deprecated_options(current))
             renamed += current != options
     assert renamed > 10
 
@@ -127,7 +127,7 @@ def test_figures_show_the_strongest_variant_at_each_noise_level() -> None:
 
     scores = {"paper": (30.0, 12.0), "paper 2x2": (28.0, 20.0), "paper published": (30.0, 40.0), "papers": (50.0, 50.0)}
     rows = [
-        {"attack": name, "z": z, "psnr_mean": str(score + change)}
+        {"attack": name, "z": z, "psnr_mean": str(score + change), "mean_image_psnr": "11.0"}
         for name, both in scores.items()
         for z, score in zip(("0.001", "0.01"), both, strict=True)
         for change in (-1, 1)
