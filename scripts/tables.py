@@ -381,6 +381,30 @@ def clients() -> Iterator[Cell]:
                     attack, network, setting, options, passes, z=3e-4, pictures=pictures, training=training,
                     epochs=epochs, code=code,
                 )  # fmt: skip
+    for name in ("Adam", "AdamW"):
+        optimizer = f"--model.client.local.optimizer torch.optim.{name} --model.client.local.optimizer.lr 0.001"
+        for training, epochs, batches in ((name, 1, ""), (f"{name}, 4 steps", 2, "--model.client.local.batch_size 4")):
+            passes = f"{batches} --model.client.local.epochs {epochs}" if batches else ""
+            for z in (1e-4, 3e-4, 1e-3):
+                yield cell(
+                    DIGITAL, "--model.client.network resnet18", setting, optimizer, passes, z=z, training=training,
+                    epochs=epochs, code="digital",
+                )  # fmt: skip
+
+
+def compression() -> Iterator[Cell]:
+    """Updates of 16 images a client at 64 x 64 that are compressed after the noise: one step, one clip."""
+    setting = f"--data.image_size 64 --data.batch_size 16 --data.clients 2 {PHOTOGRAPHS} {CLOSED_FORM}"
+    setting += " --model.client.network resnet18 --model.client.privacy.max_grad_norm 1.0 --model.record false"
+    for method, share in (
+        ("none", None), ("float16", None), ("int8", None), ("qsgd", None), ("top_k", 0.1), ("top_k", 0.01),
+        ("random_k", 0.1), ("sign", None),
+    ):  # fmt: skip
+        options = "" if method == "none" else f"--model.client.compression.method {method}"
+        options += "" if share is None else f" --model.client.compression.share {share}"
+        for attack, code in ((LINEAR, "linear"), (DIGITAL, "digital")):
+            kept = 1.0 if share is None else share
+            yield cell(attack, setting, options, z=2e-4, method=method, share=kept, code=code)
 
 
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
@@ -388,7 +412,7 @@ CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     for table in (
         headline, seed_sweep, peers, peers_bundled, curve, sample64, moments, expectations, batch_size, aggregation,
         ablation, rounds, mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, digital_paper,
-        digital_rounds, margins, clients,
+        digital_rounds, margins, clients, compression,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.
