@@ -40,7 +40,14 @@ def test_everything_announced_is_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("learning_rates", []), ("options", {"momentum": "0.9"}), ("update", "weights"), ("steps", 2)],
+    [
+        ("epochs", 0),
+        ("learning_rates", []),
+        ("learning_rates", [0.0]),
+        ("options", {"momentum": "0.9"}),
+        ("update", "weights"),
+        ("steps", 2),
+    ],
 )
 def test_records_out_of_bounds_are_refused(field: str, value: object) -> None:
     record = asdict(TASK)

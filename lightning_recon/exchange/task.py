@@ -238,6 +238,10 @@ def check_task(task: Task) -> Task:
         raise ValueError(f"task.aggregated is {task.aggregated}, which does not divide task.clients, {task.clients}")
     if not task.local.batches(task.batch_size):
         raise ValueError("task.local.batch_size exceeds task.batch_size, and task.local.drop_last drops the rest")
+    if task.local.divisor == 0:
+        raise ValueError(
+            'task.local.learning_rates begins with 0, by which no update can be divided: set update "delta"'
+        )
     for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):
         if task.victims * size > MOST_NUMBERS:
             raise ValueError(f"one update is about {task.victims} images with {size} {what} each: too many")
