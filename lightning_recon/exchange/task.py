@@ -239,9 +239,7 @@ def check_task(task: Task) -> Task:
     if not task.local.batches(task.batch_size):
         raise ValueError("task.local.batch_size exceeds task.batch_size, and task.local.drop_last drops the rest")
     if task.local.divisor == 0:
-        raise ValueError(
-            'task.local.learning_rates begins with 0, by which no update can be divided: set update "delta"'
-        )
+        raise ValueError("task.local.learning_rates begins with 0, by which the update was to be divided")
     for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):
         if task.victims * size > MOST_NUMBERS:
             raise ValueError(f"one update is about {task.victims} images with {size} {what} each: too many")
