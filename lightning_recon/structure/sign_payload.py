@@ -20,6 +20,10 @@ from lightning_recon.structure.readout import design_noise
 _METHODS: dict[str, Method] = {"sign": "signs", "top_k": "largest", "random_k": "some"}
 
 
+# Methods that round to multiples of a scale, which the largest entry of a tensor sets: least where all are alike.
+_ROUNDED = ("int8", "qsgd")
+
+
 def sign_channel(task: Task, noise: float, detach_logits: bool = True) -> SignChannel | None:
     """The channel of signs that was announced; None where the client sends more than signs.
 
@@ -79,9 +83,10 @@ class SignDesign:
 
     def payload(self, task: Task, statistics: PublicStatistics) -> ServerPayload | None:
         """The structure for a client that lets little more than signs through; None for another one."""
-        channel = sign_channel(task, design_noise(task, self.assumed_noise, weakest=True), self.detach_logits)
+        noise = design_noise(task, self.assumed_noise, weakest=True)
+        channel = sign_channel(task, noise, self.detach_logits)
         if channel is None:
-            return None
+            return self._rounded(task, statistics, noise)
         room, layout = self.upload_limit // 4, None
         pixels, constants = math.prod(task.image_shape[1:]), PILOTS + self.nulls
         if self.margin_db is not None:
@@ -91,6 +96,26 @@ class SignDesign:
         if layout is None:
             layout = linear_layout(channel, task.victims, 3 * pixels, room, constants, self.units)
         return _payload(task, statistics, channel, layout, self)
+
+    def _rounded(self, task: Task, statistics: PublicStatistics, noise: float) -> ServerPayload | None:
+        """A digital code of ±1 for a gradient that is rounded with a scale for each tensor; None otherwise."""
+        rounded = task.compression is not None and task.compression.method in _ROUNDED and task.local.is_plain_step
+        bounded = task.max_grad_norm is not None and not task.per_layer and task.clip.order == 2
+        if self.margin_db is None or not (rounded and bounded):
+            return None
+        channel = SignChannel(noise / math.sqrt(task.rounds), task.sharers, entries=task.parameters)
+        pixels, constants = math.prod(task.image_shape[1:]), PILOTS + self.nulls
+        layout = sign_layout(
+            channel,
+            task.victims,
+            pixels,
+            self.upload_limit // 4,
+            constants,
+            self.margin_db,
+            self.units,
+            self.directions,
+        )
+        return None if layout is None else _payload(task, statistics, channel, layout, self)
 
 
 def _payload(
