@@ -5,11 +5,9 @@ import math
 from dataclasses import dataclass
 
 from lightning_recon.exchange import ServerPayload, Task
-from lightning_recon.exchange.local_training import ADAM, ADAMW, SGD
+from lightning_recon.exchange.local_training import SGD
 from lightning_recon.structure.layer_spec import layer_spec
 from lightning_recon.structure.local_weights import victim_weights
-
-_MODELLED = (SGD, ADAM, ADAMW)
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,6 @@ def training_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMism
         return TrainingMismatch(
             "the structure measures images with the weight that local training moves, so later steps mix its rows", None
         )
-    if local.optimizer not in _MODELLED:
-        return TrainingMismatch(f"no code is made for the optimizer {name}, and rows are decoded as those of SGD", None)
     if not spec.zero_weight:
         cost = _unequal_weights_db(task) if local.optimizer == SGD else None
         return TrainingMismatch(
@@ -50,6 +46,8 @@ def training_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMism
             f"local step(s) of {name} and send the {local.update}",
             cost,
         )
+    if local.optimizer != SGD and not spec.signs:
+        return TrainingMismatch(f"no code is made for the optimizer {name}, and rows are decoded as those of SGD", None)
     return None
 
 

@@ -84,38 +84,33 @@ class SignDesign:
     def payload(self, task: Task, statistics: PublicStatistics) -> ServerPayload | None:
         """The structure for a client that lets little more than signs through; None for another one."""
         noise = design_noise(task, self.assumed_noise, weakest=True)
-        channel = sign_channel(task, noise, self.detach_logits)
+        channel, room, layout = sign_channel(task, noise, self.detach_logits), self.upload_limit // 4, None
+        rounded = channel is None
         if channel is None:
-            return self._rounded(task, statistics, noise)
-        room, layout = self.upload_limit // 4, None
+            channel = _rounding_channel(task, noise)
+        if channel is None or (rounded and self.margin_db is None):
+            return None
         pixels, constants = math.prod(task.image_shape[1:]), PILOTS + self.nulls
         if self.margin_db is not None:
             layout = sign_layout(
                 channel, task.victims, pixels, room, constants, self.margin_db, self.units, self.directions
             )
+        if layout is None and rounded:
+            return None
         if layout is None:
             layout = linear_layout(channel, task.victims, 3 * pixels, room, constants, self.units)
         return _payload(task, statistics, channel, layout, self)
 
-    def _rounded(self, task: Task, statistics: PublicStatistics, noise: float) -> ServerPayload | None:
-        """A digital code of ±1 for a gradient that is rounded with a scale for each tensor; None otherwise."""
-        rounded = task.compression is not None and task.compression.method in _ROUNDED and task.local.is_plain_step
-        bounded = task.max_grad_norm is not None and not task.per_layer and task.clip.order == 2
-        if self.margin_db is None or not (rounded and bounded):
-            return None
-        channel = SignChannel(noise / math.sqrt(task.rounds), task.sharers, entries=task.parameters)
-        pixels, constants = math.prod(task.image_shape[1:]), PILOTS + self.nulls
-        layout = sign_layout(
-            channel,
-            task.victims,
-            pixels,
-            self.upload_limit // 4,
-            constants,
-            self.margin_db,
-            self.units,
-            self.directions,
-        )
-        return None if layout is None else _payload(task, statistics, channel, layout, self)
+
+def _rounding_channel(task: Task, noise: float) -> SignChannel | None:
+    """The channel of one gradient that is rounded with a scale for each tensor; None for any other update.
+
+    It lets more than signs through, so that codes of ±1 serve as digital codes alone.
+    """
+    rounded = task.compression is not None and task.compression.method in _ROUNDED and task.local.is_plain_step
+    if not rounded or task.max_grad_norm is None or task.per_layer or task.clip.order != 2:
+        return None
+    return SignChannel(noise / math.sqrt(task.rounds), task.sharers, entries=task.parameters)
 
 
 def _payload(

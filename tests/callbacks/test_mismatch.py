@@ -17,10 +17,11 @@ PLAIN = Task((3, 16, 16), 10, 4, 1, "none", "update", False, 1.0, 1e-3, 1, 3)
 STEPS = replace(PLAIN, local=LocalTraining(batch_size=1, options={"momentum": 0.9}))
 ADAM = replace(PLAIN, local=LocalTraining(epochs=2, optimizer="torch.optim.adam.Adam", learning_rates=(1e-3,)))
 RMSPROP = replace(PLAIN, local=LocalTraining(optimizer="torch.optim.rmsprop.RMSprop", epochs=2))
+UNKNOWN = replace(PLAIN, local=LocalTraining(optimizer="their.module.Mine", epochs=2))
 
 
 def test_a_structure_that_was_designed_for_the_training_is_no_mismatch() -> None:
-    for task in (PLAIN, STEPS, ADAM):
+    for task in (PLAIN, STEPS, ADAM, RMSPROP):
         assert training_mismatch(WaterFilling(units=24).payload(task), task) is None
     assert training_mismatch(SeedPaper(units=8).payload(PLAIN), PLAIN) is None
     assert training_mismatch(None, STEPS) is None
@@ -33,7 +34,7 @@ def test_a_structure_that_was_designed_for_the_training_is_no_mismatch() -> None
         # Weights 3.44, 2.71, 1.9 and 1: the geometric mean is 1.5 dB below the root mean square.
         (WaterFilling(units=24), PLAIN, STEPS, "designed for one step of plain SGD, and clients take 4", 1.50),
         (WaterFilling(units=24), PLAIN, ADAM, "2 local step(s) of Adam", None),
-        (WaterFilling(units=24), RMSPROP, RMSPROP, "no code is made for the optimizer RMSprop", None),
+        (WaterFilling(units=24), UNKNOWN, UNKNOWN, "no code is made for the optimizer Mine", None),
         (SeedPaper(units=8), STEPS, STEPS, "measures images with the weight that local training moves", None),
     ],
 )
