@@ -129,7 +129,8 @@ class CuriousAbandonHonesty(Structure):
         kept = torch.cat([chosen, weakest])
         if self.fallback:
             tries = max(1, len(detected) // max(1, len(chosen)))
-            chosen = chosen[worth_showing(self.statistics(task), noise[picked], tries)]
+            mixed = min(task.victims, round(_ACTIVE_VICTIMS))
+            chosen = chosen[worth_showing(self.statistics(task), noise[picked], tries, mixed)]
         images = (inputs[chosen] / biases[chosen, None]).view(-1, *task.image_shape).clamp(0, 1)
         return Decoded(images, unresolved=0, rows={"structure.weight": kept})
 

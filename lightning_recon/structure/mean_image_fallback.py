@@ -19,6 +19,7 @@ def beats_mean_image(
     finish: Callable[[Tensor, Tensor], Tensor],
     pooling: int = 1,
     tries: int = 1,
+    mixed: int = 1,
 ) -> Tensor:
     """Try an attack's own decoding on synthetic images, under the noise of each of its rows.
 
@@ -35,13 +36,16 @@ def beats_mean_image(
         pooling: The attack's images are averages over squares of this width: H = pooling · h.
         tries: Each row was chosen among this many of the same victim, as that with the largest image, that is, with the
             most underestimated gradient weight.
+        mixed: How many victims activate a row. Under noise that hides which rows hold one victim alone, a row is the
+            average of as many images.
 
     Returns:
         Shape (M,), bool.
     """
     size = min(statistics.mean.shape[1:]) // pooling * pooling
     truth = synthetic_images(statistics, _COUNT, size)
-    sent = F.avg_pool2d(truth, pooling)
+    mixture = torch.stack([truth.roll(shift, dims=0) for shift in range(mixed)]).mean(dim=0)
+    sent = F.avg_pool2d(mixture, pooling)
     noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(5))
     # The weight's error scales a whole image. Equally likely values of the largest of some normals, one for each image.
     places = (torch.arange(_COUNT, dtype=torch.float64) + 0.5) / _COUNT

@@ -141,18 +141,19 @@ class RobbingTheFed(Structure):
         return Decoded(images, unresolved=0, rows={"structure.weight": None})
 
 
-def worth_showing(statistics: PublicStatistics, std: Tensor, tries: int = 1) -> Tensor:
+def worth_showing(statistics: PublicStatistics, std: Tensor, tries: int = 1, mixed: int = 1) -> Tensor:
     """Which rows are expected to beat the public mean image once they are divided by their bias and clamped.
 
     Args:
         statistics: What is public about the images.
         std: Standard deviation of the noise of each row, divided by its bias, shape (M,).
         tries: Among how many rows of the same victim each was chosen.
+        mixed: How many victims activate a row.
 
     Returns:
         Shape (M,), bool.
     """
-    return beats_mean_image(statistics, std, std, lambda noisy, _: noisy.clamp(0, 1), tries=tries)
+    return beats_mean_image(statistics, std, std, lambda noisy, _: noisy.clamp(0, 1), tries=tries, mixed=mixed)
 
 
 def relu_payload(

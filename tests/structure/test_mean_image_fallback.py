@@ -45,6 +45,18 @@ def test_the_choice_is_the_same_each_time_and_leaves_random_numbers_alone() -> N
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_rows_that_hold_several_victims_are_worth_less_noise(photographs: Photographs) -> None:
+    statistics, images, levels = public_statistics(SIZE, SIZE, False), photographs(SIZE), torch.linspace(0.05, 0.6, 23)
+    limits = [int(worth_showing(statistics, levels, mixed=victims).sum()) for victims in (1, 2, 4)]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[0] > limits[2] > 0
+    # The same on photographs that the choice never saw, to one step of the noise.
+    half, mean_image = (images + images.roll(1, dims=0)) / 2, float((statistics.mean - images).square().mean())
+    level = levels[: limits[1] - 2][-1]
+    noisy = (half + level * torch.randn_like(half)) / (1 + level * torch.randn(16, 1, 1, 1))
+    assert float((noisy.clamp(0, 1) - images).square().mean()) < mean_image
+
+
 def test_an_image_of_other_proportions_and_no_row_at_all() -> None:
     statistics = public_statistics(24, 50, False)
     assert beats_mean_image(statistics, torch.tensor([1e-3]), torch.zeros(1), lambda noisy, _: noisy).tolist() == [True]
