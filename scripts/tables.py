@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("table", choices=[*CELLS, *SCRIPTS], metavar="TABLE", help="one of the tables below")
     parser.add_argument("--root", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--gallery", type=Path, help="folder of further photographs, for identification")
+    parser.add_argument("--classifier", help="class path of an ImageNet classifier, for recognition")
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table is written")
     parser.add_argument("--jobs", type=int, default=1, help="cells that are measured at once")
@@ -83,11 +84,15 @@ def main() -> None:
         rows = list(import_module(chosen.table).rows(chosen.root))
     else:
         cells = list(CELLS[chosen.table]())
-        measure = partial(measured, root=chosen.root, runs=chosen.runs, gallery=chosen.gallery)
+        scores = {"gallery": chosen.gallery, "classifier": chosen.classifier}
+        measure = partial(measured, root=chosen.root, runs=chosen.runs, **scores)
         with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:
             folders = list(pool.map(measure, cells))
         rows = [row for place, folder in zip(cells, folders, strict=True) for row in rows_of(folder, place)]
-    write_table(path, f"python scripts/tables.py {chosen.table} --root DIR", rows)
+    command = f"python scripts/tables.py {chosen.table} --root DIR"
+    command += " --gallery DIR" if chosen.gallery else ""
+    command += f" --classifier {chosen.classifier}" if chosen.classifier else ""
+    write_table(path, command, rows)
     print(path)
 
 
