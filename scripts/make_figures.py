@@ -160,7 +160,7 @@ def psnr_against_z() -> None:
     above = axes.secondary_xaxis("top")
     above.set_xticks(multipliers, [power_of_ten(epsilon[z]) for z in multipliers])
     above.minorticks_off()
-    above.set_xlabel("accounted ε of one round (δ = 1e-5)")
+    above.set_xlabel("accounted ε of one round (δ = 1e-5, add/remove; replace-one is about four times as large)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     figure.savefig(FIGURES / "psnr_against_z.png", dpi=160)
 
