@@ -48,10 +48,10 @@ CURVES = (
     ("digital", "psnr_mean", "ours", "#0072B2", "-", "o", 2.8),
     ("water_filling", "psnr_mean", "ours, linear code", "#56B4E9", "-", "h", 1.8),
     ("water_filling", "psnr_initial", "the same without refinement", "#56B4E9", "--", "", 1.6),
-    ("paper best", "psnr_mean", "seed paper, best variant at each z", "#D55E00", "-", "s", 1.8),
+    ("paper best", "psnr_mean", "seed paper, best at each z", "#D55E00", "-", "s", 1.8),
     ("paper published", "psnr_mean", "seed paper, as published", "#D55E00", ":", "", 1.6),
-    ("robbing_the_fed best", "psnr_mean", "Robbing the Fed, best variant", "#E69F00", "-", "^", 1.8),
-    ("curious_abandon_honesty best", "psnr_mean", "Curious Abandon Honesty, best variant", "#CC79A7", "-", "v", 1.8),
+    ("robbing_the_fed best", "psnr_mean", "Robbing the Fed, best", "#E69F00", "-", "^", 1.8),
+    ("curious_abandon_honesty best", "psnr_mean", "Curious Abandon Honesty, best", "#CC79A7", "-", "v", 1.8),
     ("water_filling", "gaussian_reference_psnr", "Gaussian reference of one round", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )
