@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from measuring import read_table
-from peer_variants import LABELS, OTHERS, TRAPS, Variant, seed_paper
+from peer_variants import LABELS, OTHERS, Variant, seed_paper
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -32,8 +32,10 @@ comparison:
 
 # The paper's setting on the sixteen bundled photographs, at nominal epsilon 5; of several variants the strongest.
 PEERS: tuple[tuple[str, tuple[Variant, ...]], ...] = (
-    ("Curious Abandon Honesty", ((TRAPS, "curious_abandon_honesty"),)),
-    ("Robbing the Fed", tuple(variant for variant in OTHERS if variant[1] in LABELS)),
+    *(
+        (heading, tuple(variant for variant in OTHERS if variant[1].startswith(name) and variant[1] in LABELS))
+        for heading, name in (("Curious Abandon Honesty", "curious"), ("Robbing the Fed", "robbing"))
+    ),
     ("seed paper", seed_paper(1, 2, 4)),
     ("ours", (("", "digital"),)),
 )
@@ -46,10 +48,10 @@ CURVES = (
     ("digital", "psnr_mean", "ours", "#0072B2", "-", "o", 2.8),
     ("water_filling", "psnr_mean", "ours, linear code", "#56B4E9", "-", "h", 1.8),
     ("water_filling", "psnr_initial", "the same without refinement", "#56B4E9", "--", "", 1.6),
-    ("paper best", "psnr_mean", "seed paper, best variant at each z", "#D55E00", "-", "s", 1.8),
+    ("paper best", "psnr_mean", "seed paper, best at each z", "#D55E00", "-", "s", 1.8),
     ("paper published", "psnr_mean", "seed paper, as published", "#D55E00", ":", "", 1.6),
-    ("robbing_the_fed best", "psnr_mean", "Robbing the Fed, best variant", "#E69F00", "-", "^", 1.8),
-    ("curious_abandon_honesty", "psnr_mean", "Curious Abandon Honesty", "#CC79A7", "-", "v", 1.8),
+    ("robbing_the_fed best", "psnr_mean", "Robbing the Fed, best", "#E69F00", "-", "^", 1.8),
+    ("curious_abandon_honesty best", "psnr_mean", "Curious Abandon Honesty, best", "#CC79A7", "-", "v", 1.8),
     ("water_filling", "gaussian_reference_psnr", "Gaussian reference of one round", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )
@@ -66,6 +68,18 @@ HONEST = (
     ("water_filling", "psnr_mean", "our structure (malicious server), linear code", "#0072B2", "-", "o", 2.2),
     ("water_filling", "gaussian_reference_psnr", "Gaussian reference", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
+)
+TRAININGS = (
+    # training, epochs and noise multiplier in clients.csv, label
+    ("one step", "1", 3e-4, "one step"),
+    ("SGD, 4 steps", "1", 3e-4, "SGD, 4 steps"),
+    ("SGD, 4 steps", "3", 3e-4, "SGD, 4 steps × 3 epochs"),
+    ("momentum 0.9, 4 steps", "1", 3e-4, "SGD with momentum 0.9, 4 steps"),
+    ("SGD, 16 steps", "5", 3e-4, "SGD, η = 0.1, 16 steps × 5 epochs"),
+    ("Adam", "1", 3e-4, "Adam, one step"),
+    ("Adam, 4 steps", "2", 3e-4, "Adam, 4 steps × 2 epochs"),
+    ("AdamW", "1", 3e-4, "AdamW, one step"),
+    ("AdamW, 4 steps", "2", 3e-4, "AdamW, 4 steps × 2 epochs"),
 )
 NO_NOISE = 2e-5  # where a logarithmic axis shows z = 0
 
@@ -120,7 +134,8 @@ def psnr_against_z() -> None:
     multipliers = sorted({float(row["z"]) for row in rows})
     alike = {"granularity": "update", "size": "64", "batch": "16", "rounds": "1", "attack": "digital"}
     rows += [row for row in read_table(RESULTS / "digital.csv") if alike.items() <= row.items()]
-    rows += strongest(rows, "paper") + strongest(rows, "robbing_the_fed")
+    for attack in ("paper", "robbing_the_fed", "curious_abandon_honesty"):
+        rows += strongest(rows, attack)
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(figsize=(8.8, 6.0), layout="constrained")
     for attack, column, label, colour, dashes, mark, width in CURVES:
@@ -148,7 +163,7 @@ def psnr_against_z() -> None:
     above = axes.secondary_xaxis("top")
     above.set_xticks(multipliers, [power_of_ten(epsilon[z]) for z in multipliers])
     above.minorticks_off()
-    above.set_xlabel("accounted ε of one round (δ = 1e-5)")
+    above.set_xlabel("accounted ε of one round (δ = 1e-5, add/remove; replace-one is about four times as large)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     figure.savefig(FIGURES / "psnr_against_z.png", dpi=160)
 
@@ -179,6 +194,42 @@ def honest() -> None:
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     figure.savefig(FIGURES / "honest.png", dpi=160)
+
+
+def clients() -> None:
+    """fig/clients.png: leakage by optimizer and epochs, with the structure of before and the one for local training."""
+    import matplotlib.pyplot as plt
+
+    versions = [
+        ("a structure for one step of SGD", "#E69F00", read_table(RESULTS / "clients_before.csv")),
+        ("a structure for the announced training", "#0072B2", read_table(RESULTS / "clients.csv")),
+    ]
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained", sharey=True)
+    quantities = (
+        ("linear", "psnr_mean", 1, "linear code: PSNR (dB)"),
+        ("digital", "bit_exact", 100, "digital code: bit-exact images (%)"),
+    )
+    for axes, (code, column, scale, title) in zip(panels, quantities, strict=True):
+        for offset, (version, colour, rows) in zip((-0.2, 0.2), versions, strict=True):
+            for place, (training, epochs, z, _) in enumerate(TRAININGS):
+                values = [
+                    scale * float(row[column]) for row in rows
+                    if (row["training"], row["epochs"], row["code"], float(row["z"])) == (training, epochs, code, z)
+                    and row["network"] == "resnet18"
+                ]  # fmt: skip
+                if values:
+                    mean = sum(values) / len(values)
+                    label = version if place == 0 else None
+                    axes.barh(place + offset, mean, 0.38, color=colour, label=label)
+                    axes.text(mean, place + offset, f" {mean:.3g}", va="center", fontsize=9)
+        axes.set_title(title, fontsize=11)
+        axes.margins(x=0.12)
+    panels[0].set_yticks(range(len(TRAININGS)), [label for *_, label in TRAININGS])
+    panels[0].invert_yaxis()
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    figure.savefig(FIGURES / "clients.png", dpi=150)
 
 
 def curve(rows: list[dict[str, str]], attack: str, column: str) -> list[tuple[float, float]]:
@@ -233,7 +284,7 @@ def power_of_ten(number: float) -> str:
     return f"${mantissa}\\cdot10^{{{int(exponent)}}}$"
 
 
-DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z, honest)}
+DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z, honest, clients)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
