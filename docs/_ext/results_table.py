@@ -51,6 +51,7 @@ NAMES = {
     "identification": "identified",
     "recognition_top1": "recognized, top 1",
     "recognition_top5": "recognized, top 5",
+    "recognition_top1_mean_image": "top 1 of the mean image",
     "batch": "images a client",
     "rows": "models",
     "predicted_orthogonal": "theory, orthogonal candidates",
