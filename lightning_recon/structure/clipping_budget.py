@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload, Task
@@ -86,6 +87,28 @@ def structure_share(
     pairs = (victims**2 - parts * sharers**2) / 2
     variance += 4 * alike * pairs / (units * sharers**2)
     return BudgetShare(energy / parts, math.sqrt(variance) / parts)
+
+
+def sign_share(rows: Tensor, noise: float, zeros: int, task: Task) -> BudgetShare | None:
+    """The same for a structure whose inputs are signs.
+
+    Args:
+        rows: All its rows, as they arrived.
+        noise: Standard deviation of every entry.
+        zeros: Number of entries that it was measured on.
+        task: What was announced.
+
+    Returns:
+        The share; None without one clip for each update, where compression changes the norm, and without zeros.
+    """
+    one_clip = task.granularity == "update" and task.aggregated == 1
+    if task.max_grad_norm is None or not one_clip or not task.values_arrive or not zeros:
+        return None
+    entries, budget = rows.numel(), task.max_grad_norm**2
+    energy = float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2 - entries * noise**2
+    variance = 2 * entries * noise**4 + 4 * max(energy, 0.0) * noise**2
+    variance += 2 * (entries * noise**2) ** 2 / zeros
+    return BudgetShare(energy / budget, math.sqrt(variance) / budget)
 
 
 def mean_share(shares: Sequence[BudgetShare | None]) -> tuple[float | None, int]:

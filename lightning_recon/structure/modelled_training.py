@@ -51,6 +51,19 @@ def training_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMism
     return None
 
 
+def compression_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMismatch | None:
+    """The same for the announced compression: only structures whose inputs are signs are designed for one.
+
+    Arguments as in `training_mismatch`.
+    """
+    spec = None if payload is None else layer_spec(payload)
+    if spec is None or spec.signs or task.compression is None or task.values_arrive:
+        return None
+    return TrainingMismatch(
+        f"no code is made for updates under {task.compression.in_words}, and rows are decoded as if dense", None
+    )
+
+
 def _unequal_weights_db(task: Task) -> float:
     """What the typical victim loses where nothing makes up for the weights of the steps that visit it."""
     weights = victim_weights(task.local, task.batch_size, sampled=True).abs()
