@@ -34,7 +34,8 @@ class LocalOptions:
         drop_last: leave out a last mini-batch that is smaller than the others.
         shuffle: draw the mini-batches anew in every epoch. The order comes from the secret that the noise comes from.
         accumulate_grad_batches: mini-batches for each optimizer step, as in Lightning.
-        optimizer: optimizer of the local steps; null: torch.optim.SGD with a learning rate of 0.1.
+        optimizer: optimizer of the local steps, whose class is given before its options; null: torch.optim.SGD with a
+            learning rate of 0.1.
         scheduler: learning rate scheduler of the local steps, which starts anew in every round; null: none.
         scheduler_interval: when the scheduler is stepped: after every "epoch" or every optimizer "step".
         update: what is clipped and sent: "delta", the weights before minus the weights after; or "gradient", this

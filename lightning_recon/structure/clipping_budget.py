@@ -10,7 +10,13 @@ from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure.detection.wiener import RowPrior
-from lightning_recon.structure.readout import announced_noise, budget_share, l1_clipped, weight_names
+from lightning_recon.structure.readout import (
+    announced_noise,
+    budget_share,
+    l1_clipped,
+    noise_is_announced,
+    weight_names,
+)
 
 # Below this share the structure loses 0.5 dB and more of its signal-to-noise ratio.
 LOW_SHARE = 0.9
@@ -68,9 +74,10 @@ def structure_share(
         images: Number of images that the update shows; None: as announced.
 
     Returns:
-        The share; None without a clip, where there is no budget, and under an L1 clip, which does not fix the energy.
+        The share; None without a clip, where there is no budget, under an L1 clip, which does not fix the energy, and
+        where compression or the optimizer changes the noise.
     """
-    if task.max_grad_norm is None or l1_clipped(task):
+    if task.max_grad_norm is None or l1_clipped(task) or not noise_is_announced(task):
         return None
     units, entries, victims = len(rows), rows.numel() + pilots.numel(), images or task.victims
     # Samples are clipped by themselves, however many there are; the updates of clients likewise.

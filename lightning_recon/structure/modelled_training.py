@@ -60,7 +60,8 @@ def compression_mismatch(payload: ServerPayload | None, task: Task) -> TrainingM
     if spec is None or spec.signs or task.compression is None or task.values_arrive:
         return None
     return TrainingMismatch(
-        f"no code is made for updates under {task.compression.in_words}, and rows are decoded as if dense", None
+        f"no code is made for updates compressed by {task.compression.in_words}, and rows are decoded as uncompressed",
+        None,
     )
 
 

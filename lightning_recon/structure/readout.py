@@ -87,7 +87,7 @@ def measured_multiplier(noise: float, task: Task, payload: ServerPayload) -> flo
         task: What was announced.
         payload: What was shipped.
     """
-    if task.max_grad_norm is None or not _noise_is_announced(task):
+    if task.max_grad_norm is None or not noise_is_announced(task):
         return None
     local = local_weights(task)
     measured = noise * euclidean_share(task, payload) * math.sqrt(task.rounds) * (local.signal / local.noise)
@@ -102,14 +102,14 @@ def multiplier_of_zeros(noise: float, count: int, task: Task) -> float | None:
         count: Their number.
         task: What was announced.
     """
-    if task.max_grad_norm is None or not _noise_is_announced(task) or not count:
+    if task.max_grad_norm is None or not noise_is_announced(task) or not count:
         return None
     measured, announced = noise * math.sqrt(task.rounds) / task.max_grad_norm, task.update_noise
     reach = _NULL_REACH * math.sqrt(_spread(task) / count)
     return None if abs(measured**2 - announced**2) <= reach * announced**2 else _multiplier(measured, task)
 
 
-def _noise_is_announced(task: Task) -> bool:
+def noise_is_announced(task: Task) -> bool:
     """Whether the noise on every entry of an update follows from the noise multiplier.
 
     It does not where compression changes it, and where an optimizer other than SGD takes steps along it.

@@ -62,7 +62,7 @@ def test_a_code_that_is_not_made_for_the_compression_is_in_the_record(
     record = mismatch_record(task, [], structure.payload(task))
     assert record is not None
     assert set(record) == {"compression"}
-    assert f"no code is made for updates under {method.replace('_', '-')}" in caplog.text
+    assert f"no code is made for updates compressed by {method.replace('_', '-')}" in caplog.text
 
 
 @pytest.mark.parametrize(("structure", "method"), [(WaterFilling(units=24), "sign"), (SeedPaper(units=8), "bfloat16")])
