@@ -151,7 +151,9 @@ class ResultsWriter(Callback):
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         if isinstance(pl_module, Attack) and isinstance(pl_module.client, VictimClient):
-            show_release(pl_module.client, pl_module.make_payload(pl_module.client))
+            payload = pl_module.make_payload(pl_module.client)
+            show_release(pl_module.client, payload)
+            mismatch_record(pl_module.client.task, [], payload)  # warns
         if isinstance(pl_module, Attack) and self._examined is not None:
             show_capture(privacy_of(pl_module.client), self._examined.capture)
             if self._examined.network is not None:

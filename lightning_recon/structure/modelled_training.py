@@ -56,13 +56,17 @@ def compression_mismatch(payload: ServerPayload | None, task: Task) -> TrainingM
 
     Arguments as in `training_mismatch`.
     """
-    spec = None if payload is None else layer_spec(payload)
-    if spec is None or spec.signs or task.compression is None or task.values_arrive:
+    spec, compression = None if payload is None else layer_spec(payload), task.compression
+    if spec is None or compression is None or task.values_arrive:
         return None
-    return TrainingMismatch(
-        f"no code is made for updates compressed by {task.compression.in_words}, and rows are decoded as uncompressed",
-        None,
-    )
+    reason, how = "", compression.in_words
+    if not spec.signs:
+        reason = f"no code is made for updates compressed by {how}, and rows are decoded as uncompressed"
+    elif compression.method == "sign" and task.aggregated > 1:
+        reason = "the code is made for the signs of one client, and the server gets sums of several clients' signs"
+    elif compression.before_noise and compression.method in ("sign", "top_k"):
+        reason = f"the code is made for compression after the noise, and clients compress by {how}"
+    return TrainingMismatch(reason, None) if reason else None
 
 
 def _unequal_weights_db(task: Task) -> float:

@@ -3,6 +3,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,22 @@ def test_a_code_that_is_made_for_the_compression_is_no_mismatch(structure: Struc
     task = replace(PLAIN, compression=Compression(method))
     assert mismatch_record(task, [], structure.payload(task)) is None
     assert mismatch_record(task, [], ServerPayload()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compression": Compression("sign"), "aggregated": 2, "clients": 2}, "sums of several clients' signs"),
+        ({"compression": Compression("sign", before_noise=True)}, "made for compression after the noise"),
+        ({"compression": Compression("top_k", before_noise=True)}, "clients compress by top-k 10 % before the noise"),
+    ],
+)
+def test_signs_are_designed_for_one_client_that_compresses_after_the_noise(
+    caplog: pytest.LogCaptureFixture, changes: dict[str, Any], words: str
+) -> None:
+    task = replace(PLAIN, **changes)
+    assert mismatch_record(task, [], WaterFilling(units=24).payload(task)) is not None
+    assert words in caplog.text
 
 
 def test_both_kinds_of_mismatch_have_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
