@@ -24,7 +24,8 @@ def share_record(module: Attack, found: Sequence[Reconstruction]) -> dict[str, A
     detached = None if spec is None else spec.detach_logits
     shares = [one.share for one in found]
     mean, low = mean_share(shares)
-    if low:
+    # The optimizer gives signs their size: once the logits are detached, a server can do no better.
+    if low and not (spec is not None and spec.signs and detached):
         worst = min(share.value for share in shares if share is not None and share.low)
         fewer = "clients answered on fewer images or in fewer rounds than announced"
         cause = f"{fewer}, or their gradients did not reach the clip, for which a larger strength helps"

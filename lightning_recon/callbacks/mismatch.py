@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning_recon.attack import Reconstruction
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload, Task
-from lightning_recon.structure.modelled_training import training_mismatch
+from lightning_recon.structure.modelled_training import compression_mismatch, training_mismatch
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,18 @@ def mismatch_record(task: Task, found: Sequence[Reconstruction], payload: Server
 
     Returns:
         For each field that some update contradicts: what was announced, what the update shows (of noise and number of
-        images a mean over these updates), and how many updates do; and `local_training`, if the structure was not
-        designed for it: the reason, and the estimated cost in decibels. None if there is nothing of this.
+        images a mean over these updates), and how many updates do; and `local_training` and `compression`, if
+        the structure was not designed for them: the reason, and the estimated cost in decibels. None if there is
+        nothing of this.
     """
     record: Record = {}
-    design = training_mismatch(payload, task)
-    if design is not None:
+    for name, design in (
+        ("local_training", training_mismatch(payload, task)),
+        ("compression", compression_mismatch(payload, task)),
+    ):
+        if design is None:
+            continue
+        record[name] = {"reason": design.reason, "cost_db": design.cost_db}
         cost = "unknown" if design.cost_db is None else f"about {design.cost_db:.1f} dB of signal to noise"
         log.warning("%s; this run shows less than a server could see, the loss is %s", design.reason, cost)
     words = []
@@ -49,8 +55,6 @@ def mismatch_record(task: Task, found: Sequence[Reconstruction], payload: Server
             record[name] = {"announced": announced, "found": mean, "updates": len(values)}
             shown = "noise multiplier" if name == "noise_multiplier" else "images an update"
             words.append(f"{shown} {mean:.3g}, not {announced:g} ({len(values)} of {len(found)} updates)")
-    if design is not None:
-        record["local_training"] = {"reason": design.reason, "cost_db": design.cost_db}
     if not words:
         return record or None
     log.warning(

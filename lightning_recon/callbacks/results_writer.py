@@ -16,6 +16,7 @@ from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.console_tables import show_capture, show_release, show_results, training_line
 from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.identification import with_identification
+from lightning_recon.callbacks.mismatch import mismatch_record
 from lightning_recon.callbacks.payload_check import alarms_of
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.callbacks.recognition import Classifier, recognition_of
@@ -107,7 +108,9 @@ class ResultsWriter(Callback):
         reconstructed = write_reconstructions(root, found)
         images = [] if scorable else [f"images/{name}" for name in export(reconstructed, root / "images")]
         if not scorable and self._examined is None:
-            share_record(pl_module, found)  # warns of a low share; a replay knows neither the images nor the clients
+            # They warn; a replay, which knows neither the images nor the clients, writes no results.
+            share_record(pl_module, found)
+            mismatch_record(pl_module.task, found, pl_module.payload)
             return
         run = run_record(trainer, pl_module, found, seconds, trainer.global_step, self._capture)
         if scorable:
@@ -148,7 +151,9 @@ class ResultsWriter(Callback):
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         if isinstance(pl_module, Attack) and isinstance(pl_module.client, VictimClient):
-            show_release(pl_module.client, pl_module.make_payload(pl_module.client))
+            payload = pl_module.make_payload(pl_module.client)
+            show_release(pl_module.client, payload)
+            mismatch_record(pl_module.client.task, [], payload)  # warns
         if isinstance(pl_module, Attack) and self._examined is not None:
             show_capture(privacy_of(pl_module.client), self._examined.capture)
             if self._examined.network is not None:

@@ -21,8 +21,10 @@ from lightning_recon.evaluation.results import Record, baselines_record, bounds_
 from lightning_recon.evaluation.run_record import RunRecord
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.exchange import Task
+from lightning_recon.exchange.local_training import SGD
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.layer_spec import channel_code_name
+from lightning_recon.structure.local_weights import local_weights
 
 
 def run_record(
@@ -54,6 +56,7 @@ def run_record(
         own = {"seed": client.seed, "batchnorm": normalised, "participation": client.participation}
     elif not isinstance(client, CapturedClient):
         raise UserError("only a run with its own clients can be scored: use `recon replay` for a recorded exchange")
+    local = local_weights(task)
     bounds = bounds_record(
         truths,
         noise_multiplier=task.update_multiplier,
@@ -62,6 +65,8 @@ def run_record(
         per_layer=task.per_layer,
         rounds=task.rounds * task.releases_per_round,
         batch_size=task.batch_size,
+        averaged=task.rounds * (local.signal / local.noise) ** 2,
+        linear=task.local.optimizer == SGD and task.values_arrive,
     )
     masks = [truth.masks for truth in truths]
     return RunRecord(

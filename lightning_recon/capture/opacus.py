@@ -146,9 +146,9 @@ def capture(
     factor = float(batches) if convention == "gradient_mean" else 1.0
     tensors = {name: factor * gradient for name, gradient in _gradients(model).items()}
     source = f"opacus {version('opacus')}"
-    place = {"client": client, "round": round, "draw": draw}
-    captured = CapturedUpdate(task, tensors, convention, payload.digest(), **place, source=source, declared=declared)
-    save_captured(path, captured)
+    save_captured(
+        path, CapturedUpdate(task, tensors, convention, payload.digest(), client, round, draw, source, declared)
+    )
 
 
 def capture_steps(
@@ -219,10 +219,7 @@ def capture_change(
         raise UserError(f"{missing[0]} is a parameter only before or only after the training: give copies of one model")
     tensors = {name: after[name] - one.to(after[name]) for name, one in before.items()}
     source = f"opacus {version('opacus')}"
-    place = {"client": client, "round": round}
-    save_captured(
-        path, CapturedUpdate(task, tensors, "delta", payload.digest(), **place, source=source, declared=declared)
-    )
+    save_captured(path, CapturedUpdate(task, tensors, "delta", payload.digest(), client, round, 0, source, declared))
 
 
 def _own_name(wrapped: str) -> str:

@@ -4,7 +4,7 @@
 import inspect
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,7 +34,8 @@ class LocalOptions:
         drop_last: leave out a last mini-batch that is smaller than the others.
         shuffle: draw the mini-batches anew in every epoch. The order comes from the secret that the noise comes from.
         accumulate_grad_batches: mini-batches for each optimizer step, as in Lightning.
-        optimizer: optimizer of the local steps; null: torch.optim.SGD with a learning rate of 0.1.
+        optimizer: optimizer of the local steps, whose class is given before its options; null: torch.optim.SGD with a
+            learning rate of 0.1.
         scheduler: learning rate scheduler of the local steps, which starts anew in every round; null: none.
         scheduler_interval: when the scheduler is stepped: after every "epoch" or every optimizer "step".
         update: what is clipped and sent: "delta", the weights before minus the weights after; or "gradient", this
@@ -64,6 +65,14 @@ class LocalOptions:
         )
         if self.steps is not None and self.batch_size is not None:
             raise UserError(f"{FLAG}steps and {FLAG}batch_size both set the size of a mini-batch: give one of them")
+        if self.drop_last and self.batch_size is None:
+            raise UserError(
+                f"{FLAG}drop_last needs {FLAG}batch_size: without it no mini-batch is smaller than the others"
+            )
+        if self.scheduler_interval == "step" and self.scheduler is None:
+            raise UserError(
+                f"{FLAG}scheduler_interval needs {FLAG}scheduler: without one the learning rate is constant"
+            )
         self.announced(None)
 
     def new_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -81,8 +90,6 @@ class LocalOptions:
             UserError: the mini-batches do not fit this number, or the optimizer or its schedule cannot be used here.
         """
         optimizer = _probe(self)
-        announced = training_by(optimizer)
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("epochs", "drop_last", "shuffle")}
         size = self.batch_size
         if images is not None and self.steps is not None:
             if images % self.steps:
@@ -91,11 +98,13 @@ class LocalOptions:
                     f"a multiple, or {FLAG}batch_size"
                 )
             size = None if self.steps == 1 else images // self.steps
-        local = LocalTraining(
+        local = replace(
+            training_by(optimizer),
+            epochs=self.epochs,
             batch_size=size,
+            drop_last=self.drop_last,
+            shuffle=self.shuffle,
             accumulate_grad_batches=self.accumulate_grad_batches,
-            **{name: getattr(announced, name) for name in ("optimizer", "options", "learning_rates")},
-            **found,
         )
         if images is None:
             return local
@@ -107,11 +116,15 @@ class LocalOptions:
                 f"has {local.batches(images)} mini-batch(es): lower it, or {FLAG}batch_size"
             )
         rates = _schedule(self, optimizer, local.steps(images), local.steps_of_epoch(images))
+        if not any(rates):
+            raise UserError(
+                f"the learning rate of every local step is 0, so nothing would be sent: raise {FLAG}optimizer.lr"
+            )
         plain = local.is_plain_step and len(rates) == 1
         update = self.update or ("gradient" if plain else "delta")
         if update == "gradient" and not rates[0]:
             raise UserError(f"the first learning rate is 0, by which no update can be divided: set {FLAG}update delta")
-        return LocalTraining(**{**vars(local), "learning_rates": rates, "update": update})
+        return replace(local, learning_rates=rates, update=update)
 
 
 def _probe(options: LocalOptions) -> Optimizer:

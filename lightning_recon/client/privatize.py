@@ -2,6 +2,7 @@
 """From a clipped update to what leaves the client: noise and compression, in the announced order."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -74,6 +75,11 @@ def check_compression(compression: Compression | None, privacy: Privacy, aggrega
         return
     flag = "--model.client.compression."
     check_ranges(flag, share=(compression.share, SHARE), levels=(compression.levels, LEVELS))
+    idle = [] if compression.method in ("top_k", "random_k") else ["share", "per_tensor"]
+    idle += [] if compression.method == "qsgd" else ["levels"]
+    for field in fields(compression):
+        if field.name in idle and getattr(compression, field.name) != field.default:
+            raise UserError(f"{flag}{field.name} has no effect on {compression.method}: leave it out")
     if compression.before_noise and privacy.granularity == "sample":
         raise UserError(
             f"{flag}before_noise is true, but under granularity sample no clip bounds what one image changes in the "

@@ -41,6 +41,11 @@ _VALUE = re.compile(r"Got value: (.*)", re.DOTALL)
 _NAME = re.compile(r"Expected a dot import path string: (.+)|Import path (\S+) does not .*")
 _NO_PARTS = re.compile(r"Unable to load config [\"'](.*)[\"']")
 _NO_VALUE = "expected one argument"
+_OUT_OF_BOUNDS = re.compile(r"validation error for .*? Input (?P<rule>.*?) \[type=.*input_value='?(?P<value>[^',]*)'?,")
+# Parts of the name of an option that no shipped config sets.
+_DEEP = 3
+# Owners that jsonargparse names where a callable's class was not chosen.
+_NOT_CHOSEN = ("torch.optim.Optimizer", "typing.Union")
 
 
 @contextmanager
@@ -95,6 +100,12 @@ def explained(error: BaseException, roots: Mapping[str, Any], args: Sequence[str
         return f"{flag} is {parts[1]!r}{place}: give its parts by name{': ' if names else ''}{', '.join(names)}"
     value = _VALUE.search(text)
     name = _NAME.search(text)
+    if type(None) in parts_of(announced) and "None" in (value and value[1], name and name[1]):
+        return f"{flag} cannot be set to null on the command line: leave it out, or set it in a file given by --config"
+    if name and name[1] and (group := group_of(announced)):
+        return f"{flag} is {name[1]!r}{place}: give its parts by name: {', '.join(options_of(group))}"
+    if bounds := _OUT_OF_BOUNDS.search(text):
+        return f"{flag} is {bounds['value']}{place}, but it {bounds['rule']}"
     if name or found.chosen or (value and _names_class(announced, value[1])):
         given = found.chosen or (name and (name[1] or name[2])) or (value[1] if value else "")
         return f"{flag}{place}: {_no_class(given, announced, found.reason, bool(name and name[2]))}"
@@ -118,6 +129,8 @@ def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequ
             f"{flag}{place} belongs to a class that was not chosen: give --config quickstart.yaml, or --{part} with "
             f"the class of the {kind}"
         )
+    if found.owner in _NOT_CHOSEN:
+        return f"{flag}{place} belongs to a class that was not chosen: give {_flag(found.path)} CLASS before it"
     near = nearest(owner, option)
     of = f" of {found.owner.rpartition('.')[2]}" if found.owner else f" of recon {command}"
     if near:
@@ -153,9 +166,8 @@ def _missing(path: Sequence[str], names: str, command: str) -> str:
     verb = "is" if len(flags) == 1 else "are"
     usage = COMMANDS[command].usage if command in COMMANDS else "recon --help"
     if command in RUNS:
-        return (
-            f"{' and '.join(flags)} {verb} missing: give it, or a config that has it, such as --config quickstart.yaml"
-        )
+        config = ", or a config that has it, such as --config quickstart.yaml" if len(path) < _DEEP else ""
+        return f"{' and '.join(flags)} {verb} missing: give it{config}"
     if command in ("replay", "report"):
         flags = [flag if flag == "--output" else "RUN" for flag in flags]
     return f"{' and '.join(flags)} {verb} missing: {usage}"

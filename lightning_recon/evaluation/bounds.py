@@ -16,7 +16,7 @@ from lightning_recon.privacy.mechanism import Mechanism
 Granularity = Literal["sample", "update"]
 
 
-def noise_law_psnr(noise_multiplier: float, energies: Tensor, granularity: Granularity, rounds: int) -> float:
+def noise_law_psnr(noise_multiplier: float, energies: Tensor, granularity: Granularity, rounds: float) -> float:
     """PSNR of decoding a release without a prior, by the best unbiased linear estimate.
 
     A released row is the image on unit power plus noise z a coordinate; undoing the scale multiplies the noise by the
@@ -38,7 +38,7 @@ def noise_law_psnr(noise_multiplier: float, energies: Tensor, granularity: Granu
     return float(psnr_from_mse(noise_multiplier**2 / rounds * shared.mean()))
 
 
-def noise_law_tail(psnr: float, noise_multiplier: float, energy: float, dimension: int, rounds: int) -> float:
+def noise_law_tail(psnr: float, noise_multiplier: float, energy: float, dimension: int, rounds: float) -> float:
     """Probability, over the noise, that the decoding of `noise_law_psnr` reaches a PSNR.
 
     Args:
@@ -59,7 +59,7 @@ def noise_law_tail(psnr: float, noise_multiplier: float, energy: float, dimensio
 
 
 def noise_law_quantile(
-    probability: float, noise_multiplier: float, energy: float, dimension: int, rounds: int
+    probability: float, noise_multiplier: float, energy: float, dimension: int, rounds: float
 ) -> float:
     """PSNR that the decoding of `noise_law_psnr` reaches with a given probability: the inverse of `noise_law_tail`.
 
@@ -86,7 +86,7 @@ def noise_law_batch_quantile(
     energies: Tensor,
     granularity: Granularity,
     dimension: int,
-    rounds: int,
+    rounds: float,
 ) -> float:
     """PSNR that the decoding of `noise_law_psnr` exceeds with a given probability, over victims and noise.
 

@@ -116,6 +116,8 @@ def bounds_record(
     rounds: int,
     batch_size: int = 1,
     mechanism: str = "gaussian",
+    averaged: float | None = None,
+    linear: bool = True,
 ) -> Record:
     """The `bounds` section: bounds and reference values for these victims.
 
@@ -128,6 +130,9 @@ def bounds_record(
         rounds: Releases of the same images.
         batch_size: Images a client, where `truths` do not say.
         mechanism: Name of the mechanism. The noise law, the unbiased bound and their quantiles hold for Gaussian noise.
+        averaged: Number of releases whose mean has the noise of a victim's part in what the server sees, for the noise
+            law; fewer than `rounds` where noise of releases without the victim is in it, too. None: `rounds`.
+        linear: Whether an update is linear in the victims' gradients; no noise law is stated otherwise.
 
     Returns:
         The `bounds` section; None for what does not hold, or is not known.
@@ -139,17 +144,18 @@ def bounds_record(
     noise = mechanism_named(mechanism)
     gaussian = isinstance(noise, Gaussian)
     nats = channel_nats(noise_multiplier, granularity, images, rounds, noise)
-    lawless = per_layer or not known or not gaussian
+    lawless = per_layer or not known or not gaussian or not linear
     energies = torch.cat(shared) if known else torch.zeros(0)
     law: tuple[float, Tensor, Granularity] = noise_multiplier, energies, "sample"
     carried = noise.mutual_information(noise_multiplier, rounds)
     source = None if carried is None else gaussian_reference(truths, carried, granularity)
     values = truths[0].images[0].numel() if known else 0
-    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=values, rounds=rounds)
+    looks = rounds if averaged is None else averaged
+    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=values, rounds=looks)
     return {
         "channel_nats": nats,
         "channel_bits": None if nats is None else nats / math.log(2),
-        "noise_law_psnr": None if lawless else noise_law_psnr(*law, rounds),
+        "noise_law_psnr": None if lawless else noise_law_psnr(*law, looks),
         "noise_law_psnr_p95": upper,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
         "gaussian_reference_psnr": None if source is None else source.psnr,

@@ -113,6 +113,11 @@ class Task:
         return self.local.epochs if self.granularity == "sample" and not self.local.is_plain_step else 1
 
     @property
+    def values_arrive(self) -> bool:
+        """Whether every entry of an update arrives, at a precision of at least 16 bits."""
+        return self.compression is None or self.compression.method in ("float16", "bfloat16")
+
+    @property
     def noise(self) -> Mechanism:
         """The mechanism itself."""
         return mechanism_named(self.mechanism)
@@ -238,6 +243,8 @@ def check_task(task: Task) -> Task:
         raise ValueError(f"task.aggregated is {task.aggregated}, which does not divide task.clients, {task.clients}")
     if not task.local.batches(task.batch_size):
         raise ValueError("task.local.batch_size exceeds task.batch_size, and task.local.drop_last drops the rest")
+    if not any(task.local.learning_rates):
+        raise ValueError("task.local.learning_rates are all 0: nothing would be sent")
     if task.local.divisor == 0:
         raise ValueError("task.local.learning_rates begins with 0, by which the update was to be divided")
     for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):

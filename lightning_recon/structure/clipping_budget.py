@@ -5,11 +5,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure.detection.wiener import RowPrior
-from lightning_recon.structure.readout import announced_noise, budget_share, l1_clipped, weight_names
+from lightning_recon.structure.readout import (
+    announced_noise,
+    budget_share,
+    l1_clipped,
+    noise_is_announced,
+    weight_names,
+)
 
 # Below this share the structure loses 0.5 dB and more of its signal-to-noise ratio.
 LOW_SHARE = 0.9
@@ -67,9 +74,10 @@ def structure_share(
         images: Number of images that the update shows; None: as announced.
 
     Returns:
-        The share; None without a clip, where there is no budget, and under an L1 clip, which does not fix the energy.
+        The share; None without a clip, where there is no budget, under an L1 clip, which does not fix the energy, and
+        where compression or the optimizer changes the noise.
     """
-    if task.max_grad_norm is None or l1_clipped(task):
+    if task.max_grad_norm is None or l1_clipped(task) or not noise_is_announced(task):
         return None
     units, entries, victims = len(rows), rows.numel() + pilots.numel(), images or task.victims
     # Samples are clipped by themselves, however many there are; the updates of clients likewise.
@@ -86,6 +94,28 @@ def structure_share(
     pairs = (victims**2 - parts * sharers**2) / 2
     variance += 4 * alike * pairs / (units * sharers**2)
     return BudgetShare(energy / parts, math.sqrt(variance) / parts)
+
+
+def sign_share(rows: Tensor, noise: float, zeros: int, task: Task) -> BudgetShare | None:
+    """The same for a structure whose inputs are signs.
+
+    Args:
+        rows: All its rows, as they arrived.
+        noise: Standard deviation of every entry.
+        zeros: Number of entries that it was measured on.
+        task: What was announced.
+
+    Returns:
+        The share; None without one clip for each update, where compression changes the norm, and without zeros.
+    """
+    one_clip = task.granularity == "update" and task.aggregated == 1
+    if task.max_grad_norm is None or not one_clip or not task.values_arrive or not zeros:
+        return None
+    entries, budget = rows.numel(), task.max_grad_norm**2
+    energy = float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2 - entries * noise**2
+    variance = 2 * entries * noise**4 + 4 * max(energy, 0.0) * noise**2
+    variance += 2 * (entries * noise**2) ** 2 / zeros
+    return BudgetShare(energy / budget, math.sqrt(variance) / budget)
 
 
 def mean_share(shares: Sequence[BudgetShare | None]) -> tuple[float | None, int]:

@@ -16,6 +16,7 @@ from lightning_recon.structure.coding.hadamard_spreading import distortion
 from lightning_recon.structure.coding.power_allocation import water_filling
 from lightning_recon.structure.readout import budget_share, design_noise, l1_clipped, released_rows, weight_names
 from lightning_recon.structure.refinement import Posterior
+from lightning_recon.structure.sign_payload import sign_channel
 from lightning_recon.structure.water_filling import WaterFilling
 
 # Factors by which the true remaining variance may differ from the computed one, their log-prior, and the decay of
@@ -64,7 +65,12 @@ class Feedback(Structure):
         return self.opening.statistics(task)
 
     def rounds(self, task: Task) -> int:
-        """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise."""
+        """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise.
+
+        All rounds are averaged where little but signs arrives, for which there is no code with feedback.
+        """
+        if self.opening.cancel and sign_channel(task, design_noise(task, self.opening.assumed_noise)) is not None:
+            return task.rounds
         # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
         noise = design_noise(task, None) * math.sqrt(task.sharers * directions)

@@ -51,6 +51,24 @@ def training_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMism
     return None
 
 
+def compression_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMismatch | None:
+    """The same for the announced compression: only structures whose inputs are signs are designed for one.
+
+    Arguments as in `training_mismatch`.
+    """
+    spec, compression = None if payload is None else layer_spec(payload), task.compression
+    if spec is None or compression is None or task.values_arrive:
+        return None
+    reason, how = "", compression.in_words
+    if not spec.signs:
+        reason = f"no code is made for updates compressed by {how}, and rows are decoded as uncompressed"
+    elif compression.method == "sign" and task.aggregated > 1:
+        reason = "the code is made for the signs of one client, and the server gets sums of several clients' signs"
+    elif compression.before_noise and compression.method in ("sign", "top_k"):
+        reason = f"the code is made for compression after the noise, and clients compress by {how}"
+    return TrainingMismatch(reason, None) if reason else None
+
+
 def _unequal_weights_db(task: Task) -> float:
     """What the typical victim loses where nothing makes up for the weights of the steps that visit it."""
     weights = victim_weights(task.local, task.batch_size, sampled=True).abs()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, summed_noise
+from lightning_recon.exchange.local_training import SGD
 from lightning_recon.structure.coding.hadamard_spreading import gather
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.local_weights import local_weights
@@ -86,12 +87,43 @@ def measured_multiplier(noise: float, task: Task, payload: ServerPayload) -> flo
         task: What was announced.
         payload: What was shipped.
     """
-    if task.max_grad_norm is None:
+    if task.max_grad_norm is None or not noise_is_announced(task):
         return None
     local = local_weights(task)
     measured = noise * euclidean_share(task, payload) * math.sqrt(task.rounds) * (local.signal / local.noise)
-    if math.isclose(measured, task.update_noise, rel_tol=1e-9):
+    return None if math.isclose(measured, task.update_noise, rel_tol=1e-9) else _multiplier(measured, task)
+
+
+def multiplier_of_zeros(noise: float, count: int, task: Task) -> float | None:
+    """The same, from inputs that are zero of a structure whose inputs are signs.
+
+    Args:
+        noise: Root mean square of what arrived of them.
+        count: Their number.
+        task: What was announced.
+    """
+    if task.max_grad_norm is None or not noise_is_announced(task) or not count:
         return None
+    measured, announced = noise * math.sqrt(task.rounds) / task.max_grad_norm, task.update_noise
+    reach = _NULL_REACH * math.sqrt(_spread(task) / count)
+    return None if abs(measured**2 - announced**2) <= reach * announced**2 else _multiplier(measured, task)
+
+
+def noise_is_announced(task: Task) -> bool:
+    """Whether the noise on every entry of an update follows from the noise multiplier.
+
+    It does not where compression changes it, and where an optimizer other than SGD takes steps along it.
+    """
+    return task.values_arrive and (task.granularity == "update" or task.local.optimizer == SGD)
+
+
+def _spread(task: Task) -> float:
+    """Variance of the square of an entry's noise of variance 1, which is 2 plus the excess kurtosis."""
+    return 2.0 + (0.0 if task.noise_is_normal else task.noise.excess_kurtosis)
+
+
+def _multiplier(measured: float, task: Task) -> float:
+    """The noise multiplier of a client for which updates have this noise, divided by C."""
     if task.update_noise == 0:
         return measured / (task.noise.noise_std * summed_noise(1.0, task.aggregated, task.noise_share))
     return task.noise_multiplier * measured / task.update_noise
@@ -121,9 +153,7 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))
     announced = announced_noise(task, share) ** 2 / task.rounds if task.max_grad_norm else None
     measured = float(zeros.square().mean()) if nulls else announced or 0.0
-    # The square of a number of unit variance and excess kurtosis k has the variance 2 + k.
-    spread = 2.0 + (0.0 if task.noise_is_normal else task.noise.excess_kurtosis)
-    reach = _NULL_REACH * math.sqrt(spread / zeros.numel()) if nulls else 0.0
+    reach = _NULL_REACH * math.sqrt(_spread(task) / zeros.numel()) if nulls else 0.0
     if announced is not None and abs(measured - announced) <= reach * announced:
         measured = announced
     return rows[:, :-1], rows[:, -1], math.sqrt(measured)

@@ -13,6 +13,7 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, most_found
+from lightning_recon.structure.clipping_budget import sign_share
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.dither import decode_dithered
@@ -20,6 +21,7 @@ from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
 from lightning_recon.structure.layer_spec import LayerSpec
+from lightning_recon.structure.readout import multiplier_of_zeros
 from lightning_recon.structure.row_model import in_coefficients
 
 # Without a digital code, a row holds an image if its pilots stand this many standard deviations above the noise.
@@ -49,6 +51,7 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     words = 0 if spec.digital is None else HEADER + spec.digital.entries
     sketch, digital, pilots, zeros = torch.split(weight, [sent, words, ones, nulls], dim=1)
     noise, only_signs = _measured_noise(zeros)
+    multiplier = multiplier_of_zeros(noise, zeros.numel(), task)
     largest = task.compression is not None and task.compression.method == "top_k"
     most = most_found(task)
     if spec.digital is not None:
@@ -79,8 +82,9 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     shown = len(found) if len(found) > task.victims else None
     read: dict[str, Tensor | None] = {"structure.weight": None}
     files = None if spec.digital is None else tuple(_as_file(one, spec.digital) for one in found)
-    mismatch = Mismatch(images=shown)
-    return Decoded(images, 0, read, posterior, evident=bool(found), files=files, mismatch=mismatch)
+    mismatch = Mismatch(noise_multiplier=multiplier, images=shown)
+    share = sign_share(weight, noise, zeros.numel(), task)
+    return Decoded(images, 0, read, posterior, evident=bool(found), files=files, share=share, mismatch=mismatch)
 
 
 def _as_file(one: SignImage, plan: Plan) -> ReceivedFile | None:

@@ -3,12 +3,14 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_recon.callbacks.mismatch import mismatch_record
-from lightning_recon.exchange import LocalTraining, ServerPayload, Task
+from lightning_recon.exchange import Compression, LocalTraining, ServerPayload, Task
+from lightning_recon.exchange.compression import Method
 from lightning_recon.reconstruction import Mismatch, Reconstruction
 from lightning_recon.structure import SeedPaper, Structure, WaterFilling
 from lightning_recon.structure.modelled_training import training_mismatch
@@ -51,6 +53,40 @@ def test_a_mismatch_is_in_the_record_and_in_one_line(
     (line,) = caplog.messages
     assert entry["reason"] in line
     assert words in line
+
+
+@pytest.mark.parametrize(("structure", "method"), [(SeedPaper(units=8), "top_k"), (WaterFilling(units=24), "int8")])
+def test_a_code_that_is_not_made_for_the_compression_is_in_the_record(
+    caplog: pytest.LogCaptureFixture, structure: Structure, method: Method
+) -> None:
+    task = replace(PLAIN, compression=Compression(method))
+    record = mismatch_record(task, [], structure.payload(task))
+    assert record is not None
+    assert set(record) == {"compression"}
+    assert f"no code is made for updates compressed by {method.replace('_', '-')}" in caplog.text
+
+
+@pytest.mark.parametrize(("structure", "method"), [(WaterFilling(units=24), "sign"), (SeedPaper(units=8), "bfloat16")])
+def test_a_code_that_is_made_for_the_compression_is_no_mismatch(structure: Structure, method: Method) -> None:
+    task = replace(PLAIN, compression=Compression(method))
+    assert mismatch_record(task, [], structure.payload(task)) is None
+    assert mismatch_record(task, [], ServerPayload()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compression": Compression("sign"), "aggregated": 2, "clients": 2}, "sums of several clients' signs"),
+        ({"compression": Compression("sign", before_noise=True)}, "made for compression after the noise"),
+        ({"compression": Compression("top_k", before_noise=True)}, "clients compress by top-k 10 % before the noise"),
+    ],
+)
+def test_signs_are_designed_for_one_client_that_compresses_after_the_noise(
+    caplog: pytest.LogCaptureFixture, changes: dict[str, Any], words: str
+) -> None:
+    task = replace(PLAIN, **changes)
+    assert mismatch_record(task, [], WaterFilling(units=24).payload(task)) is not None
+    assert words in caplog.text
 
 
 def test_both_kinds_of_mismatch_have_a_line_each(caplog: pytest.LogCaptureFixture) -> None:

@@ -113,7 +113,7 @@ def client_of(batches: list[ClientBatch], aggregated: int = 1, **settings: Any) 
 @pytest.mark.parametrize("method", ["int8", "random_k", "qsgd"])
 def test_clients_compress_before_they_are_added_up(method: Method, a_batch: Callable[..., ClientBatch]) -> None:
     batches = [a_batch(0), a_batch(1)]
-    privacy, compression = Privacy(1.0, 1e-3), Compression(method, share=0.25)
+    privacy, compression = Privacy(1.0, 1e-3), Compression(method)
     assert client_of(batches, privacy=privacy, compression=compression).task.compression == compression
     summed = client_of(batches, 2, privacy=privacy, compression=compression).share(ServerPayload(), 0, 0, 0).gradient
     alone = client_of(batches, privacy=privacy, compression=compression)
@@ -134,6 +134,9 @@ def test_clients_compress_before_they_are_added_up(method: Method, a_batch: Call
         (Compression("int8", before_noise=True), Privacy(granularity="sample"), 1, "no clip bounds"),
         (Compression("top_k", share=0.0), Privacy(), 1, "share is 0.0"),
         (Compression("qsgd", levels=0), Privacy(), 1, "levels is 0"),
+        (Compression("int8", share=0.5), Privacy(), 1, "share has no effect on int8"),
+        (Compression("qsgd", per_tensor=True), Privacy(), 1, "per_tensor has no effect on qsgd"),
+        (Compression("top_k", levels=3), Privacy(), 1, "levels has no effect on top_k"),
     ],
 )
 def test_what_cannot_be_compressed_is_refused(

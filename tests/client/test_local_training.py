@@ -179,7 +179,18 @@ def test_running_statistics_move_and_the_model_stays_as_it_is() -> None:
         ({"optimizer": partial(torch.optim.SGD, lr=-1.0)}, "optimizer cannot be used .*-1.0"),
         ({"optimizer": torch.optim.SparseAdam}, "optimizer cannot be used"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"optimizer": partial(torch.optim.SGD, lr=0.0), "update": "gradient"}, "learning rate is 0"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.0), "update": "gradient"}, "every local step is 0"),
+        (
+            {
+                "epochs": 2,
+                "scheduler": partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: epoch),
+                "update": "gradient",
+            },
+            "first learning rate is 0",
+        ),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.0), "epochs": 2}, "every local step is 0"),
+        ({"drop_last": True}, "drop_last needs .*batch_size"),
+        ({"scheduler_interval": "step"}, "scheduler_interval needs .*scheduler"),
         ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, "follows a metric"),
         (
             {

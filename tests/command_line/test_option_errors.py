@@ -73,6 +73,27 @@ from .typed import refusal
         ("QS --data.download ja", "--data.download is 'ja': give true or false"),
         ("QS --data.source cifar10", "--data.source is 'cifar10': did you mean cifar100? give one of samples, folder"),
         ("QS --trainer.precision bf17", "--trainer.precision is 'bf17': did you mean bf16? give one of"),
+        (
+            "QS --model.client.local.optimizer.lr 0.1",
+            "--model.client.local.optimizer.lr belongs to a class that was not chosen: give "
+            "--model.client.local.optimizer CLASS before it",
+        ),
+        ("QS --model.client.local.scheduler.gamma 0.1", "give --model.client.local.scheduler CLASS before it"),
+        ("QS --model.client.local.batch_size null", "cannot be set to null on the command line: leave it out, or"),
+        ("QS --model.client.compression null", "--model.client.compression cannot be set to null on the command line"),
+        (
+            "QS --model.client.compression top_k",
+            "--model.client.compression is 'top_k': give its parts by name: method,",
+        ),
+        ("QS --model.client.compression.share 0.5", "--model.client.compression.method is missing: give it"),
+        (
+            "QS --model.client.compression.method top_k --model.client.compression.share 7",
+            "--model.client.compression.share is 7, but it should be less than or equal to 1",
+        ),
+        (
+            "QS --model.client.compression.method qsgd --model.client.compression.levels 2.5",
+            "--model.client.compression.levels is 2.5, but it should be a valid integer",
+        ),
         ("QS --model.client.privacy 3", "--model.client.privacy is '3': give its parts by name: max_grad_norm,"),
         (
             "QS --model ReconstructionAtack",

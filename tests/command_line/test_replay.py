@@ -3,11 +3,13 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lightning_recon.command_line.replay import sameness
+from lightning_recon.command_line.replay import replay, sameness
 
 from .typed import answer
 
@@ -37,3 +39,14 @@ def test_replays_that_differ(finished: Path, tmp_path: Path) -> None:
     assert re.search(r"not equal to those of .* pixels differ by up to 0\.\d+ of 1", sameness(finished, tmp_path))
     save_file({key: one[:1] for key, one in pictures.items()}, tmp_path / name)
     assert "others than those of" in sameness(finished, tmp_path)
+
+
+def test_a_replay_warns_of_local_training_that_the_structure_was_not_designed_for(
+    fit: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--model.structure", "SeedPaper", "--model.client.local.batch_size", "2", "--trainer.max_steps", "0")
+    assert set(fit(run, *flags)["mismatch"]) == {"local_training"}
+    caplog.clear()
+    replay(str(run), str(tmp_path / "again"))
+    assert "measures images with the weight that local training moves" in caplog.text

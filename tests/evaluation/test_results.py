@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sections of `results.json` about the protection and its bounds."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from lightning_recon.evaluation.results import Record, bounds_record, privacy_record
+from lightning_recon.exchange import LocalTraining, Task
+from lightning_recon.structure.local_weights import local_weights
 
 
 def paper(**changes: object) -> Record:
@@ -65,6 +69,25 @@ class Batch:
         self.masks = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
         self.masks[..., 4:12, :] = True
         self.images = self.photographs * self.masks
+
+
+def test_the_noise_law_counts_the_noise_of_mini_batches_that_do_not_hold_an_image() -> None:
+    """Of 6 epochs of DP-SGD in 3 mini-batches an image is in 6 sums, and its row has the noise of 18."""
+    local = LocalTraining(epochs=6, batch_size=2, update="delta")
+    task = Task((3, 16, 16), 10, 6, 1, "none", "sample", False, 1.0, 0.1, 1, 3, local=local)
+    weights = local_weights(task)
+    averaged = (weights.signal / weights.noise) ** 2
+    assert averaged == pytest.approx(6 / 3)
+    arguments: dict[str, Any] = {"noise_multiplier": 0.1, "granularity": "sample", "per_layer": False}
+    found = bounds_record([Batch(0)], rounds=6, averaged=averaged, **arguments)  # type: ignore[list-item]
+    two, six = (bounds_record([Batch(0)], rounds=count, **arguments) for count in (2, 6))  # type: ignore[list-item]
+    for name in ("noise_law_psnr", "noise_law_psnr_p95"):
+        assert found[name] == pytest.approx(two[name])
+    for name in ("channel_nats", "unbiased_psnr", "gaussian_reference_psnr"):  # of all releases
+        assert found[name] == six[name]
+    nonlinear = bounds_record([Batch(0)], rounds=1, linear=False, **arguments)  # type: ignore[list-item]
+    assert nonlinear["noise_law_psnr"] is None
+    assert nonlinear["noise_law_psnr_p95"] is None
 
 
 def test_no_noise_law_is_invented_for_per_layer_clipping() -> None:

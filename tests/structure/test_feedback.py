@@ -3,13 +3,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_recon.attack.protocol import run_protocol
-from lightning_recon.client import VictimClient
+from lightning_recon.client import LocalOptions, VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.evaluation.assignment import match
 from lightning_recon.evaluation.metrics import psnr_per_image
@@ -23,7 +24,12 @@ Photographs = Callable[[int], Tensor]
 
 
 def client_of(
-    images: Tensor, noise: float, rounds: int, granularity: str = "sample", per_layer: bool = False
+    images: Tensor,
+    noise: float,
+    rounds: int,
+    granularity: str = "sample",
+    per_layer: bool = False,
+    local: LocalOptions = LocalOptions(),  # noqa: B008 - frozen
 ) -> VictimClient:
     privacy = Privacy(
         max_grad_norm=1.0,
@@ -32,7 +38,7 @@ def client_of(
         granularity="sample" if granularity == "sample" else "update",
         per_layer=per_layer,
     )
-    client = VictimClient("convnet", num_classes=10, privacy=privacy, noise_seed=0)
+    client = VictimClient("convnet", num_classes=10, privacy=privacy, noise_seed=0, local=local)
     masks = torch.ones_like(images[:, :1], dtype=torch.bool)
     labels = torch.arange(len(images)) % 10
     client.bind([ClientBatch(images, images, masks, labels, [str(i) for i in range(len(images))])])
@@ -94,6 +100,15 @@ def test_noise_that_hides_the_sign_takes_a_longer_opening(photographs: Photograp
     task = client_of(photographs(32)[:1], noise=0.1, rounds=300).task
     rounds = [Feedback().rounds(replace(task, noise_multiplier=z)) for z in (0.01, 0.1, 0.6, 10.0)]
     assert rounds == [1, 1, 29, 300]
+
+
+def test_signs_are_averaged_over_all_rounds_without_feedback(photographs: Photographs) -> None:
+    """The rows of a structure of signs hold no coefficients, so that nothing could be fed back."""
+    local = LocalOptions(optimizer=partial(torch.optim.Adam, lr=1e-3))
+    client = client_of(photographs(16)[:2], 1e-4, rounds=3, granularity="update", local=local)
+    assert Feedback().payload(client.task).settings["signs"]
+    assert Feedback().rounds(client.task) == 3
+    scores(attack(client, Feedback()), photographs(16)[:2])
 
 
 def shipped_residual(size: int, units: int) -> ServerPayload:

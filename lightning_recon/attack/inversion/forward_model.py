@@ -156,19 +156,21 @@ def check_modelled(task: Task) -> None:
     Raises:
         UserError: what is not modelled.
     """
-    local, lacking = task.local, ""
+    local, lacking, instead = task.local, "", "train by SGD"
     if task.granularity == "sample" and not local.is_plain_step:
         lacking = "local steps of DP-SGD, whose noise changes the weights of later steps"
+        instead = "announce one step of plain SGD"
     elif local.optimizer != SGD or local.option("maximize"):
         lacking = f"local steps of {local.optimizer.rpartition('.')[2]}"
     elif local.accumulate_grad_batches > 1:
-        lacking = "accumulated gradients"
+        lacking, instead = "accumulated gradients", "give a larger batch_size"
     elif local.shuffle and local.epochs > 1:
-        lacking = "mini-batches that are shuffled in every epoch"
+        lacking, instead = "mini-batches that are shuffled in every epoch", "set shuffle to false"
     elif task.compression is not None and task.compression.method not in ("float16", "bfloat16", "int8", "qsgd"):
         lacking = f"updates compressed by {task.compression.method}"
+        instead = "leave the compression out"
     if lacking:
-        raise UserError(f"an honest server's attack does not model {lacking}: attack with a structure, or train by SGD")
+        raise UserError(f"an honest server's attack does not model {lacking}: attack with a structure, or {instead}")
 
 
 def client_update(

@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_recon.attack.base import Attack
 from lightning_recon.attack.inversion.candidates import CandidatePool
 from lightning_recon.attack.inversion.distances import Distance
+from lightning_recon.attack.inversion.forward_model import check_modelled
 from lightning_recon.attack.inversion.observations import Observation, Place, lay_out, mean_update
 from lightning_recon.attack.inversion.parametrization import Basis, Start
 from lightning_recon.attack.inversion.problem import InverseProblem
@@ -140,6 +141,7 @@ class GradientInversion(Attack):
         """An empty payload: nothing is added to the network."""
         if isinstance(client, RecordedClient):
             client.require(client.task.rounds)
+        check_modelled(client.task)
         return ServerPayload()
 
     def announce(self, folder: Path) -> None:

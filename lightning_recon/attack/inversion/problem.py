@@ -11,7 +11,7 @@ from lightning_recon.attack.inversion.classifier_head import Head, find_head
 from lightning_recon.attack.inversion.classifier_labels import public_images, public_predictions, read_labels
 from lightning_recon.attack.inversion.distances import announced_std
 from lightning_recon.attack.inversion.fisher_information import information
-from lightning_recon.attack.inversion.forward_model import Update, check_modelled, client_update
+from lightning_recon.attack.inversion.forward_model import Update, client_update
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.label_order import ordered_labels
 from lightning_recon.attack.inversion.objective import Candidates, Evaluated, GradientMatching
@@ -49,7 +49,6 @@ class InverseProblem:
             settings: How to search.
             device: Where to compute.
         """
-        check_modelled(task)
         self.task, self.statistics, self.settings, self.device = task, statistics, settings, device
         self.model = functionalize(network, task.batch_norm == "train")
         self.parametrization = Parametrization(settings.basis, statistics, device)

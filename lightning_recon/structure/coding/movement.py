@@ -20,6 +20,8 @@ _GRADIENT, _OTHER = 1e6, 1e8
 # Relative difference up to which movements are equal.
 _SAME = 1e-3
 _PREFIX = "torch.optim."
+# Its steps depend on whole rows and columns of a weight, of which a probe of single entries shows nothing.
+_FACTORED = "Adafactor"
 # Orders of a shuffled batch that are simulated.
 _ORDERS = 16
 
@@ -70,7 +72,7 @@ def _moved(local: LocalTraining, gradients: Tensor) -> Tensor | None:
     weights = torch.zeros(gradients.shape[1], dtype=torch.float64, requires_grad=True)
     name = local.optimizer.rpartition(".")[2]
     kind: Any = getattr(torch.optim, name, None) if local.optimizer.startswith(_PREFIX) else None
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+    if name == _FACTORED or not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         return None
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
