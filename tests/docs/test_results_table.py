@@ -26,7 +26,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_a_cell_is_the_mean_of_its_rows(module: Any) -> None:  # noqa: ANN401
     first, rows = module.read("peers")
-    assert first.startswith("python scripts/tables.py peers --root DIR; lightning_recon ")
+    assert first.startswith("python scripts/tables.py peers --root DIR --gallery DIR; lightning_recon ")
     cases = [("seed paper", "attack=paper"), ("ours", "attack=water_filling")]
     shown = module.table(rows, cases, ["psnr_mean"], "z", True, "attack")
     assert shown[0] == ["attack", "z = 2e-05", "z = 0.0002", "z = 0.0008"]
@@ -54,7 +54,7 @@ def test_filters(module: Any) -> None:  # noqa: ANN401
 
 def test_every_table_is_shown() -> None:
     shown = set(re.findall(r"^```\{results\} (\w+)$", BENCHMARKS, flags=re.MULTILINE))
-    assert shown == {path.stem for path in (ROOT / "results").glob("*.csv")}
+    assert shown == {path.stem for path in (ROOT / "results").glob("*.csv")} - {"clients_before"}  # of the figure
 
 
 def test_no_measured_number_is_typed_by_hand() -> None:
