@@ -184,21 +184,12 @@ def test_payloads_of_another_code_are_refused(task: Callable[..., Task]) -> None
         LayerSpec.of(older)
 
 
-def test_short_files_are_not_found_twice(photographs: Photographs) -> None:
-    """Files far shorter than their codewords are filled up alike, so that their codewords are correlated."""
+def test_codewords_of_short_files_are_not_correlated(photographs: Photographs) -> None:
     plan = digital_plan(2e-4, 24 * 24, 400_000, shared=True, margin_db=0.2)
     assert plan is not None
-    images = (0.1 * small(photographs, 4, 24) * 255).round() / 255
-    words = torch.stack([word(image, plan) for image in images])
-    codewords = words[:, HEADER:]
-    assert float(torch.corrcoef(codewords).fill_diagonal_(0).abs().max()) > 0.05
-    holds = torch.eye(4).repeat_interleave(3, dim=0)
-    rows = holds @ words + 2e-5 * torch.randn(12, words.shape[1])
-    found, others = read_victims(rows, 2e-5, holds.T.bool(), 1.0, plan, (24, 24), victims=8)
-    assert others == []
-    for one, image in zip(found, images, strict=True):
-        assert one is not None
-        assert torch.equal(one.image.float() / 255, image)
+    images = (0.1 * small(photographs, 4, 24) * 255).round() / 255  # files of a fraction of what the code takes
+    codewords = torch.stack([word(image, plan)[HEADER:] for image in images])
+    assert float(torch.corrcoef(codewords).fill_diagonal_(0).abs().max()) < 6 / math.sqrt(plan.inputs)
 
 
 def test_empty_rows_hold_nothing(photographs: Photographs) -> None:

@@ -50,7 +50,10 @@ def lossy(image: Tensor, most: int) -> bytes:
 
 
 def framed(data: bytes, exact: bool, bits: int) -> Tensor:
-    """Length, data and checksum as bits, filled up with zeros and whitened.
+    """Length, data and checksum as bits, filled up with pseudo-random bits and whitened.
+
+    The checksum determines the bits that fill up: if all images had the same, the codewords of short files would be
+    correlated, and decoders would mistake one for another.
 
     Args:
         data: What `lossless` or `lossy` gave, at most `bits // 8 - OVERHEAD` bytes.
@@ -61,8 +64,9 @@ def framed(data: bytes, exact: bool, bits: int) -> Tensor:
         Shape (bits,), int64.
     """
     content = (len(data) | (_LOSSLESS if exact else 0)).to_bytes(_HEAD, "big") + data
-    content += zlib.crc32(content).to_bytes(_CHECK, "big")
-    padded = np.zeros(bits, np.uint8)
+    checksum = zlib.crc32(content)
+    content += checksum.to_bytes(_CHECK, "big")
+    padded = _random_bits(bits, checksum)
     padded[: 8 * len(content)] = np.unpackbits(np.frombuffer(content, np.uint8))
     return torch.from_numpy(padded).long() ^ _whitening(bits)
 
@@ -147,6 +151,12 @@ def _refilled(container: bytes, length: int) -> bytes:
     end = place - 4 + int.from_bytes(container[place - 4 : place], "big")
     head, tail = container[: end - 4], container[end:-8]
     return head + length.to_bytes(4, "big") + tail + (length + 8).to_bytes(4, "big") + b"mdat"
+
+
+def _random_bits(count: int, seed: int) -> np.typing.NDArray[np.uint8]:
+    """Pseudo-random bits, the same on every machine, shape (count,)."""
+    words = np.random.Philox(key=seed).random_raw(-(-count // 64)).astype("<u8")
+    return np.unpackbits(words.view(np.uint8))[:count]
 
 
 @lru_cache(maxsize=8)

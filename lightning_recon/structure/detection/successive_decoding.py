@@ -151,7 +151,6 @@ class _RemainingRows:
     ) -> None:
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
         self.plan, self.size, self.mechanism = plan, size, mechanism
-        self.codewords: list[Tensor] = []  # those that were subtracted, orthogonal to each other, mean square 1
         self.gram = (self.words @ self.words.T).double() / plan.inputs
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
@@ -219,16 +218,10 @@ class _RemainingRows:
         if bits is None or content is None:
             return None
         codeword = symbols(bits, filter_.rung, self.plan.inputs)
-        # Files that are much shorter than a codeword are filled up alike, so that their codewords are not orthogonal. The
-        # part of a codeword that the earlier ones do not hold gives its amplitude in each row.
-        for earlier in self.codewords:
-            codeword = codeword - (codeword @ earlier) / self.plan.inputs * earlier
-        new = max(float(codeword.square().mean().sqrt()), _ROUNDING)
-        codeword = codeword / new
-        self.codewords.append(codeword)
+        # Correlation with the codeword gives its amplitude in each row.
         share = self.words @ codeword / self.plan.inputs
         self.words -= torch.outer(share, codeword)
-        header = self.plan.header / self.plan.amplitudes[filter_.rung] / new
+        header = self.plan.header / self.plan.amplitudes[filter_.rung]
         self.header -= torch.outer(share, header * header_words()[filter_.rung].to(self.header))
         self.gram -= torch.outer(share, share).double()
         return Received(*content, filter_.rung, (filter_.amplitude / filter_.deviation) ** 2)
