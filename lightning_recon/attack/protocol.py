@@ -5,6 +5,7 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -87,21 +88,23 @@ def run_protocol(
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
         decoded = structure.decode(payload, task, opened)
-        if len(decoded.images) >= (decoded.mismatch.images or task.victims) or received == task.rounds:
+        enough = len(decoded.images) >= (decoded.mismatch.images or task.victims)
+        if enough or received == task.rounds or task.batches_change:
             break
         # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.
         opening = min(2 * received, task.rounds)
     if folder is not None and task.rounds == 1:
         update.save(folder, update_name(index, draw, 0), keep=decoded.rows)
-    if structure.feedback is not None and received < task.rounds:
-        decoded = _feed_back(client, structure.feedback, payload, opened, decoded, received, folder)
+    code = structure.feedback_code(task)
+    if code is not None and received < task.rounds:
+        decoded = _feed_back(client, code, payload, opened, decoded, received, folder)
     refinement = None if decoded.refinement is None else decoded.refinement.to("cpu")
     return replace(decoded, images=decoded.images.cpu(), refinement=refinement)
 
 
 def _feed_back(
     client: Client,
-    code: FeedbackCode,
+    code: FeedbackCode[Any],
     payload: ServerPayload,
     opened: ClientUpdate,
     decoded: Decoded,

@@ -9,16 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.client.batches import answering_client
+from lightning_recon.client.batches import answering_client, drawn_images
 from lightning_recon.client.clean_update import CleanUpdate, clean_key, on_device, tampered_model
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.local_training import LocalRandomness, LocalRound, randomness_of
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.privatize import added, privatized
-from lightning_recon.client.update import Clipped, clipped_update, summed
+from lightning_recon.client.update import Clipped, clipped_update, nothing, summed
 from lightning_recon.data.sources import ClientBatch
-from lightning_recon.exchange import ClientUpdate, Compression, ServerPayload
+from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, ServerPayload
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.rng import generator_for
@@ -43,6 +43,7 @@ class Clients:
         batches: images of every client.
         privacy: clip, and the noise of each client's own update.
         noise_source: the secret key of everything that a server must not know.
+        batch_size: images in a round, where batches are sampled.
         last: the last update before noise; replaced by the next one.
     """
 
@@ -58,6 +59,8 @@ class Clients:
     chunk_size: int
     seed: int
     noise_source: NoiseSource
+    sampling: BatchSampling
+    batch_size: int
     last: LastClean = field(default_factory=LastClean)
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -79,7 +82,7 @@ class Clients:
         """One client's update before noise and compression; that of the first step, if local steps are of DP-SGD."""
         if not self._trains_privately(client):
             return self._clean_update(payload, payload.digest(), (client,), ((client,), 0, 0))
-        return self._clipped(payload, client, None)
+        return self._clipped(payload, client, None, self._drawn(client, 0, 0))
 
     def reproducible(self, client: int, step: int) -> AbstractContextManager[None]:
         """Dropout that depends on client and step alone, and batch normalization in its mode."""
@@ -88,7 +91,8 @@ class Clients:
 
     def _trains_privately(self, client: int) -> bool:
         """Whether each local step is one of DP-SGD, so that the update has its noise from them."""
-        local = self.local.announced(len(self.batches[client].labels))
+        whole = self.sampling.method == "all"
+        local = self.local.announced(len(self.batches[client].labels) if whole else self.batch_size)
         return self.privacy.granularity == "sample" and not local.is_plain_step
 
     def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> dict[str, Tensor]:
@@ -111,21 +115,38 @@ class Clients:
         """The sum of clipped updates, computed once for all draws and rounds if it does not depend on them."""
         members, draw, round = drawn
         random = self.local.shuffle or any(self._trains_privately(client) for client in clients)
+        random = random or self.sampling.method != "all"
         key = clean_key(digest, clients, self.network, self.device, (*drawn, self.privacy) if random else ())
         if self.last.update is None or self.last.update.key != key:
             self.last.update = None  # frees the memory first
             each = (
-                self._clipped(payload, client, randomness_of(self.noise_source, member, draw, round))
+                self._clipped(
+                    payload,
+                    client,
+                    randomness_of(self.noise_source, member, draw, round),
+                    self._drawn(client, draw, round),
+                )
                 for client, member in zip(clients, members, strict=True)
             )
             self.last.update = CleanUpdate(key, summed(each))
         return self.last.update.clipped
 
-    def _clipped(self, payload: ServerPayload, client: int, randomness: LocalRandomness | None) -> Clipped:
+    def _drawn(self, client: int, draw: int, round: int) -> Tensor | None:
+        """Which images of a client a round is about; None: all."""
+        count = len(self.batches[client].labels)
+        return drawn_images(self.sampling, self.batch_size, count, (client, draw, round), self.noise_source)
+
+    def _clipped(
+        self, payload: ServerPayload, client: int, randomness: LocalRandomness | None, drawn: Tensor | None
+    ) -> Clipped:
         """One client's own update after clipping; without randomness, of its first step alone."""
         with self.reproducible(client, 0), explained_batch_norm():
             model = tampered_model(self.network, payload, self.device)
             images, labels = on_device(self.batches[client], self.device)
+            if drawn is not None:
+                images, labels = images[drawn], labels[drawn]
+            if not len(images):
+                return nothing(model)
             local, training = self.local.announced(len(images)), None
             if randomness is None:
                 first = local.first_step(len(images))

@@ -23,7 +23,7 @@ from lightning_recon.client.privatize import check_compression
 from lightning_recon.client.update import Release, release_of
 from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, Compression, NoiseShare, ServerPayload, Task
+from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, NoiseShare, Sampling, ServerPayload, Task
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.target_network import TargetNetwork
@@ -66,6 +66,7 @@ class VictimClient(LightningModule):
         normalization: Normalization = "auto",
         noise_seed: int | None = None,
         noise_key_folder: str | None = None,
+        sampling: Sampling = "all",
     ) -> None:
         """Build the network; `bind` provides the images.
 
@@ -77,8 +78,8 @@ class VictimClient(LightningModule):
             batch_norm: under granularity "update", whether batch normalization uses the batch ("train") or its running
                 statistics ("eval").
             participation: probability, above 0, with which a client answers a round on its own batch. Otherwise it
-                answers on another client's batch, as a client does that iterates over a larger data set. The server
-                does not know which, and the accounting claims no amplification from it.
+                answers on another client's batch. The server knows this probability, but not which rounds they are,
+                and the accounting claims no amplification from it.
             aggregated: number of clients whose updates reach the server only as their sum (secure aggregation, N); must
                 divide the number of clients. Each client clips its own update and adds its own noise.
             noise_share: noise of each aggregated client. "local" (local DP): scale zC, so that each client's guarantee
@@ -101,6 +102,10 @@ class VictimClient(LightningModule):
                 anyone who knows the number can subtract the noise; for tables and tests.
             noise_key_folder: folder in which the secret is kept while a run may need it after an interruption, outside
                 the run folder; null: $LIGHTNING_RECON_NOISE_KEYS or ~/.local/state/lightning_recon/noise_keys.
+            sampling: which of its images, of which `--data.local_images` gives the number, a client uses in a round:
+                "all" of them; "shuffle", the batches of a data loader that shuffles them in every epoch; "fixed_size",
+                a batch drawn anew in every round; "poisson", every image independently with the same probability, as in
+                DP-SGD. The server knows how, but not which.
         """
         super().__init__()
         check_ranges(
@@ -123,6 +128,7 @@ class VictimClient(LightningModule):
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
         self.aggregated, self.noise_share = aggregated, noise_share
+        self.sampling = sampling
         per_sample = privacy.granularity == "sample"
         self.target = TargetNetwork(network, num_classes, weights, seed, normalization, per_sample)
         self.network, self._misfit = self.target.build_before_data()
@@ -146,7 +152,8 @@ class VictimClient(LightningModule):
         Raises:
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
-        check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local)
+        chosen = (BatchSampling(), None) if protocol is None else self._sampling_of(protocol)
+        check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local, *chosen)
         if batches:
             largest = max(batches, key=lambda batch: len(batch.images)).images
             self._fit_network((largest.shape[1], largest.shape[2], largest.shape[3]), min(2, len(largest)))
@@ -180,6 +187,8 @@ class VictimClient(LightningModule):
             normalization=announced(resolve(self.target.normalization, self.target.name, self.network)),
             subjects=self._protocol.subjects,
             compression=self.compression,
+            sampling=self._sampling_of(self._protocol)[0],
+            participation=self.participation,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -265,8 +274,14 @@ class VictimClient(LightningModule):
             chunk_size=self.chunk_size,
             seed=self.seed,
             noise_source=self.noise_source,
+            sampling=self._sampling_of(self._protocol)[0],
+            batch_size=self._protocol.batch_size,
             last=self._last_clean,
         )
+
+    def _sampling_of(self, protocol: DataProtocol) -> tuple[BatchSampling, int]:
+        """How batches are drawn from what clients hold, and the number of images in a batch."""
+        return BatchSampling(self.sampling, protocol.local_images), protocol.batch_size
 
     # --- Training the target network ---
 

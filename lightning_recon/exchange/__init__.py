@@ -6,6 +6,7 @@ safetensors and JSON, so that reading them never executes code. A `RecordedClien
 that a run can be replayed after the images were deleted.
 """
 
+from lightning_recon.exchange.batch_sampling import BatchSampling, Sampling
 from lightning_recon.exchange.client import Client, RecordedClient
 from lightning_recon.exchange.compression import Compression
 from lightning_recon.exchange.local_training import LocalTraining, training_by
@@ -14,12 +15,14 @@ from lightning_recon.exchange.task import NoiseShare, Task, check_task, complete
 from lightning_recon.exchange.update import ClientUpdate, update_name
 
 __all__ = [
+    "BatchSampling",
     "Client",
     "ClientUpdate",
     "Compression",
     "LocalTraining",
     "NoiseShare",
     "RecordedClient",
+    "Sampling",
     "ServerPayload",
     "Task",
     "check_task",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from lightning_recon.exchange.batch_sampling import BatchSampling
 from lightning_recon.exchange.compression import Compression
 from lightning_recon.exchange.local_training import LocalTraining
 from lightning_recon.files import schema
@@ -60,6 +61,10 @@ class Task:
         compression: lossy compression of each client's update; None: none.
         parameters: number of parameters of the network, without the server's layer; 0: not announced, which records
             without this field mean.
+        sampling: which of its images a client uses in a round. Records of earlier versions do not have this field and
+            mean the same batch in every round.
+        participation: probability with which a client answers a round on its own images, not on others; None: not
+            announced, which records without this field mean.
     """
 
     # Records are validated against these types when they are read from disk.
@@ -85,6 +90,8 @@ class Task:
     subjects: bool | None = None
     compression: Compression | None = None
     parameters: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    sampling: BatchSampling = BatchSampling()  # noqa: RUF009 - frozen
+    participation: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
     def updates(self) -> int:
@@ -95,6 +102,21 @@ class Task:
     def victims(self) -> int:
         """Announced number of images in an update."""
         return self.aggregated * self.batch_size
+
+    @property
+    def local_images(self) -> int:
+        """Announced number of images from which the batches of an update's rounds are taken."""
+        return self.aggregated * (self.sampling.images or self.batch_size)
+
+    @property
+    def batches_change(self) -> bool:
+        """Whether rounds are about different images, because batches are sampled or clients do not always take part."""
+        return self.sampling.method != "all" or self.participation not in (None, 1.0)
+
+    @property
+    def looks(self) -> int:
+        """Expected number of rounds that an image is in, rounded, at least 1."""
+        return max(1, round(self.rounds * self.sampling.rate(self.batch_size)))
 
     @property
     def sharers(self) -> int:
@@ -238,6 +260,10 @@ def check_task(task: Task) -> Task:
         raise ValueError(f"task.aggregated is {task.aggregated}, which does not divide task.clients, {task.clients}")
     if not task.local.batches(task.batch_size):
         raise ValueError("task.local.batch_size exceeds task.batch_size, and task.local.drop_last drops the rest")
+    if task.sampling.method != "all" and (task.sampling.images or 0) < task.batch_size:
+        raise ValueError(
+            f"task.sampling.images is {task.sampling.images}, of which no batches of {task.batch_size} can be drawn"
+        )
     if task.local.divisor == 0:
         raise ValueError("task.local.learning_rates begins with 0, by which the update was to be divided")
     for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):

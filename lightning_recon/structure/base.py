@@ -4,7 +4,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -69,10 +69,16 @@ class Knowledge:
     belief: Tensor
 
 
-class FeedbackCode(Protocol):
-    """Feedback coding: each payload after the first rounds depends on the updates before it."""
+State = TypeVar("State")
 
-    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
+
+class FeedbackCode(Protocol[State]):
+    """Feedback coding: each payload after the first rounds depends on the updates before it.
+
+    What the server knows of one client is of the code's own type, such as `Knowledge`.
+    """
+
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> State | None:
         """The server's knowledge when feedback starts; None if feedback cannot start.
 
         Args:
@@ -83,17 +89,15 @@ class FeedbackCode(Protocol):
         """
         ...
 
-    def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
+    def next_payload(self, task: Task, knowledge: State) -> ServerPayload:
         """The payload for this client in the next round."""
         ...
 
-    def update_knowledge(
-        self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
-    ) -> Knowledge:
+    def update_knowledge(self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: State) -> State:
         """The server's knowledge after one more update."""
         ...
 
-    def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
+    def conclude(self, task: Task, knowledge: State, decoded: Decoded) -> Decoded:
         """The result after the last round."""
         ...
 
@@ -104,7 +108,7 @@ def most_found(task: Task) -> int:
     Args:
         task: What was announced; clients may have more images than that.
     """
-    return max(task.victims, min(_MOST_FOUND * task.victims, MOST_NUMBERS // math.prod(task.image_shape)))
+    return max(task.local_images, min(_MOST_FOUND * task.victims, MOST_NUMBERS // math.prod(task.image_shape)))
 
 
 @runtime_checkable
@@ -119,8 +123,7 @@ class Structure(Protocol):
         """Name of the attack in `results.json`."""
         ...
 
-    @property
-    def feedback(self) -> FeedbackCode | None:
+    def feedback_code(self, task: Task) -> FeedbackCode[Any] | None:
         """The code of the rounds after the first ones; None if no payload depends on earlier updates."""
         return None
 
