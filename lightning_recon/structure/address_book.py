@@ -27,6 +27,7 @@ class AddressBook:
         mean: Posterior mean, shape (A, n).
         variance: Posterior variance, without the correction by `belief`, shape (A, n).
         prior_variance: The variance before the first look, shape (A, n).
+        gain: Encoder gains for the next look, shape (A, n).
         scales: Signed scale of each image's row at unit energy, shape (A,).
         belief: Log-evidence for each factor of `MISMATCH` by which the variance may be mistaken, shape (A, factors).
         looks: Expected number of rounds, after the first, that each image was in, shape (A,).
@@ -36,6 +37,7 @@ class AddressBook:
     mean: Tensor
     variance: Tensor
     prior_variance: Tensor
+    gain: Tensor
     scales: Tensor
     belief: Tensor
     looks: Tensor
@@ -46,17 +48,18 @@ class AddressBook:
         """No address yet."""
         none = torch.zeros(0)
         whole = torch.zeros(0, coefficients)
-        return cls(whole, whole, whole, none, torch.zeros(0, len(MISMATCH)), none, none)
+        return cls(whole, whole, whole, whole, none, torch.zeros(0, len(MISMATCH)), none, none)
 
     def __len__(self) -> int:
         """Number of addresses, A."""
         return len(self.mean)
 
-    def with_images(self, found: Posterior, scales: Tensor) -> "AddressBook":
+    def with_images(self, found: Posterior, gain: Tensor, scales: Tensor) -> "AddressBook":
         """The book with images that were seen for the first time in the latest round.
 
         Args:
             found: Their posterior.
+            gain: Encoder gains for their next look, shape (new, n).
             scales: The signed scales of their rows.
         """
         count = len(scales)
@@ -64,6 +67,7 @@ class AddressBook:
             mean=found.mean.flatten(1),
             variance=found.variance.flatten(1),
             prior_variance=found.prior_variance.flatten(1),
+            gain=gain,
             scales=scales,
             belief=LOG_PRIOR.repeat(count, 1),
             looks=torch.zeros(count),

@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.reconstruction import NO_MISMATCH
-from lightning_recon.structure.address_book import EXACT, LOG_PRIOR, MEMORY, MISMATCH, AddressBook
+from lightning_recon.structure.address_book import AddressBook
+from lightning_recon.structure.address_filter import NEGLIGIBLE, corrected_variance, updated_by_rows
 from lightning_recon.structure.base import Decoded
 from lightning_recon.structure.coding.address_gate import AddressGate
 from lightning_recon.structure.coding.power_allocation import water_filling
@@ -22,8 +23,6 @@ from lightning_recon.structure.water_filling import WaterFilling
 
 # At most this many coefficients, those of the largest variance, tell images apart.
 _TELLING = 256
-# Addresses that a round's update is less likely to hold than this are left as they are.
-_NEGLIGIBLE = 1e-3
 
 
 class AddressedRounds:
@@ -70,17 +69,12 @@ class AddressedRounds:
             decoded: Its decoding.
         """
         book = AddressBook.empty(math.prod(task.image_shape))
-        return _with_new(book, payload, task, update, decoded)
+        return self._with_new(book, payload, task, update, decoded)
 
     def next_payload(self, task: Task, book: AddressBook) -> ServerPayload:
         """The structure with a unit for every address, before the units of the opening."""
         first = self.opening_payload(task)
-        shipped, variance = first.tensors, _corrected_variance(task, book)
-        noise = design_noise(task, None) * math.sqrt(task.sharers) / budget_share(task, 1)
-        gain = torch.zeros_like(book.mean)
-        for place, one in enumerate(variance):
-            power = water_filling(one, noise, 1 - self.pilot_power)
-            gain[place] = (power / one).sqrt()
+        shipped, gain, variance = first.tensors, book.gain, corrected_variance(task, book)
         new_gain = torch.zeros(gain.shape[1])
         new_gain[shipped["index"]] = shipped["gain"]
         strongest = torch.maximum(gain.amax(dim=0), new_gain) if len(book) else new_gain
@@ -130,7 +124,10 @@ class AddressedRounds:
         """Update every address by the row of its unit, and add the new images that other units show."""
         inputs, pilot, noise = released_rows(update, _one_round(task), payload)
         inputs, pilot, count = inputs.cpu(), pilot.cpu(), len(book)
-        known, present = _updated(payload, task, inputs[:count], pilot[:count], noise, book)
+        known, present = updated_by_rows(payload, task, inputs[:count], pilot[:count], noise, book)
+        seen, gain = (present > NEGLIGIBLE).nonzero()[:, 0], book.gain.clone()
+        gain[seen] = self._gains(task, corrected_variance(task, known)[seen])
+        known = replace(known, gain=gain)
         first = self.opening_payload(task)
         opened = _of_new_images(first, payload, update, count)
         # Known images are not looked for among the new ones.
@@ -138,7 +135,7 @@ class AddressedRounds:
         expected = max(1, math.ceil(missing / task.aggregated)) if task.granularity == "sample" else task.batch_size
         announced = replace(_one_round(task), batch_size=min(expected, task.batch_size))
         decoded = self.opening.decode(first, announced, opened)
-        return _with_new(known, first, task, opened, decoded)
+        return self._with_new(known, first, task, opened, decoded)
 
     def conclude(self, task: Task, book: AddressBook, decoded: Decoded) -> Decoded:
         """The images that were seen most often, at most as many as the client holds."""
@@ -161,76 +158,37 @@ class AddressedRounds:
             mean_image=None,
         )
 
+    def _gains(self, task: Task, variance: Tensor) -> Tensor:
+        """Encoder gains for the next look at images whose coefficients have these variances, shape (images, n)."""
+        noise = design_noise(task, None) * math.sqrt(task.sharers) / budget_share(task, 1)
+        power = [water_filling(one, noise, 1 - self.pilot_power) for one in variance]
+        return (torch.stack(power) / variance).sqrt() if power else torch.zeros_like(variance)
+
+    def _with_new(
+        self, book: AddressBook, first: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded
+    ) -> AddressBook:
+        """The book with the images that an update shows in the units of the opening."""
+        posterior = decoded.refinement
+        if not decoded.evident or not isinstance(posterior, Posterior) or not len(decoded.images):
+            return book
+        inputs, pilot, _ = released_rows(update, _one_round(task), first)
+        shipped = first.tensors
+        encoded = posterior.mean.flatten(1)[:, shipped["index"]] * shipped["gain"]
+        level = float(shipped["constants"][0])
+        overlap = encoded @ inputs.cpu().T + level * pilot.cpu()
+        overlap = overlap / (encoded.square().sum(dim=1, keepdim=True) + level**2)
+        # An image is in the row of each direction that correlates most with it; collisions there average out.
+        clearest = []
+        for direction in range(count := len(shipped["directions"])):
+            place = torch.where(shipped["unit_direction"] == direction, overlap.abs(), -1.0).argmax(dim=1, keepdim=True)
+            clearest.append(overlap.gather(1, place)[:, 0])
+        scales = 1 / (torch.stack(clearest).mean(dim=0) * math.sqrt(count))
+        gain = self._gains(task, posterior.variance.flatten(1))
+        return book.with_images(posterior, gain, scales if task.granularity == "update" else scales.sign())
+
 
 def _one_round(task: Task) -> Task:
     return replace(task, rounds=1)
-
-
-def _corrected_variance(task: Task, book: AddressBook) -> Tensor:
-    """Posterior variances, shape (A, n), corrected by the evidence of the pilots."""
-    return book.variance * (_mismatch(book)[:, None] if task.granularity == "sample" else 1.0)
-
-
-def _mismatch(book: AddressBook) -> Tensor:
-    """Expected factor between true and computed variance, shape (A,)."""
-    return torch.softmax(book.belief, dim=1) @ MISMATCH
-
-
-def _updated(
-    payload: ServerPayload, task: Task, inputs: Tensor, pilot: Tensor, noise: float, book: AddressBook
-) -> tuple[AddressBook, Tensor]:
-    """Every address after its row was seen.
-
-    Args:
-        payload: What was shipped.
-        task: What was announced.
-        inputs: Rows of the units of the addresses, shape (A, m).
-        pilot: Their pilots, shape (A,).
-        noise: Standard deviation of every entry.
-        book: What was known.
-
-    Returns:
-        What is known now, and the probability that each image was in the batch, shape (A,).
-    """
-    count, index = len(book), payload.tensors["index"]
-    gain, level = payload.tensors["unit_gain"][:count, :-1], payload.tensors["unit_gain"][:count, -1:]
-    noise, sign = max(noise, 1e-7), book.scales.sign()[:, None]
-    inputs, pilot = sign * inputs, sign * pilot[:, None]
-    variance = _corrected_variance(task, book)[:, index]
-    energies = gain**2 * variance
-    expected = energies.sum(dim=1, keepdim=True)
-    relative = MISMATCH / _mismatch(book)[:, None]
-    if task.granularity == "sample":
-        scales = (expected * relative + level**2).sqrt()
-    else:
-        scales = book.scales.abs()[:, None] * (MISMATCH * (expected + level**2)).sqrt()
-    # The evidence that the image is there: of its pilot, at every scale, and of its energy at the likeliest one.
-    seen = -((pilot - level / scales) ** 2) / (2 * noise**2)
-    weight = torch.softmax(book.belief, dim=1)
-    pilot_ratio = torch.logsumexp(seen + weight.log(), dim=1) + pilot[:, 0] ** 2 / (2 * noise**2)
-    usual = (weight * scales).sum(dim=1, keepdim=True)
-    ratio = energies / (usual * noise) ** 2
-    energy_ratio = 0.5 * (inputs**2 * ratio / (1 + ratio) / noise**2 - ratio.log1p()).sum(dim=1)
-    rate = task.sampling.rate(task.batch_size) * (task.participation or 1.0)
-    present = torch.sigmoid(torch.logit(book.presence(rate), eps=1e-6) + pilot_ratio + energy_ratio)
-    # Kalman's update where the image is there, none where it is not, and their disagreement.
-    there = (present > _NEGLIGIBLE).nonzero()[:, 0]
-    chance = present[there, None]
-    belief = book.belief.clone()
-    belief[there] += chance * (LOG_PRIOR + MEMORY * (belief[there] - LOG_PRIOR) + seen[there] - belief[there])
-    updated = replace(book, belief=belief)
-    scale = (torch.softmax(belief[there], dim=1) * scales[there]).sum(dim=1, keepdim=True)
-    variance = _corrected_variance(task, updated)[there][:, index]
-    gain = gain[there]
-    kept = torch.where(gain > 0, variance / (variance + (noise * scale / gain) ** 2), 0.0)
-    innovation = torch.where(gain > 0, kept * scale * inputs[there] / gain, 0.0)
-    mean, remaining = book.mean.clone(), book.variance.clone()
-    columns = there[:, None], index[None]
-    mean[columns] += chance * innovation
-    remaining[columns] = remaining[columns] * (1 - chance * kept) + chance * (1 - chance) * innovation.square()
-    remaining = remaining.maximum(EXACT * book.prior_variance).minimum(book.prior_variance.maximum(book.variance))
-    looked = replace(updated, mean=mean, variance=remaining, looks=book.looks + present, since=book.since + 1)
-    return looked, present
 
 
 def _of_new_images(first: ServerPayload, payload: ServerPayload, update: ClientUpdate, count: int) -> ClientUpdate:
@@ -248,25 +206,3 @@ def _of_new_images(first: ServerPayload, payload: ServerPayload, update: ClientU
     rows = weight[count:]
     inputs = rows[:, position[first.tensors["index"]].to(rows.device)]
     return replace(update, gradient={"structure.weight": torch.cat([inputs, rows[:, len(index) :]], dim=1)})
-
-
-def _with_new(
-    book: AddressBook, first: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded
-) -> AddressBook:
-    """The book with the images that an update shows in the units of the opening."""
-    posterior = decoded.refinement
-    if not decoded.evident or not isinstance(posterior, Posterior) or not len(decoded.images):
-        return book
-    inputs, pilot, _ = released_rows(update, _one_round(task), first)
-    shipped = first.tensors
-    encoded = posterior.mean.flatten(1)[:, shipped["index"]] * shipped["gain"]
-    level = float(shipped["constants"][0])
-    overlap = encoded @ inputs.cpu().T + level * pilot.cpu()
-    overlap = overlap / (encoded.square().sum(dim=1, keepdim=True) + level**2)
-    # An image is in the row of each direction that correlates most with it; collisions there average out.
-    clearest = []
-    for direction in range(count := len(shipped["directions"])):
-        place = torch.where(shipped["unit_direction"] == direction, overlap.abs(), -1.0).argmax(dim=1, keepdim=True)
-        clearest.append(overlap.gather(1, place)[:, 0])
-    scales = 1 / (torch.stack(clearest).mean(dim=0) * math.sqrt(count))
-    return book.with_images(posterior, scales if task.granularity == "update" else scales.sign())

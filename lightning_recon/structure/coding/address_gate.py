@@ -23,7 +23,7 @@ class AddressGate:
     Args:
         index: Which of the layer's inputs are looked at, shape (F,).
         mean: Estimates of the known images, shape (A, F).
-        precision: Inverse variance of each, shape (A, F); its last row, number A, is that of the prior of mean 0.
+        precision: Inverse variance of each, shape (A + 1, F); the last row is that of the prior of mean 0.
         evidence: What is added to each logarithm of a likelihood ratio, shape (A,).
     """
 
