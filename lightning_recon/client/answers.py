@@ -69,6 +69,7 @@ class Clients:
         # Each client compresses its own update. Without compression, the clipped updates are summed first, once.
         parts = [members] if self.compression is None else [(member,) for member in members]
         digest = payload.digest()
+        self.noise_source.check_single_use(client, draw, round, digest, self.privacy.noise_multiplier)
         return ClientUpdate(
             client=client,
             draw=draw,
