@@ -60,7 +60,7 @@ def run_record(
         mechanism=task.mechanism,
         granularity=task.granularity,
         per_layer=task.per_layer,
-        rounds=task.rounds * task.releases_per_round,
+        rounds=task.looks * task.releases_per_round,
         batch_size=task.batch_size,
     )
     masks = [truth.masks for truth in truths]

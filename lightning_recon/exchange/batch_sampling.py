@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a client chooses the images of a round among its own, as it is announced."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -35,3 +36,14 @@ class BatchSampling:
             batch_size: images in a batch, of Poisson samples their expected number.
         """
         return 1.0 if self.method == "all" or self.images is None else min(1.0, batch_size / self.images)
+
+    def most_looks(self, batch_size: int, rounds: int) -> int:
+        """The most rounds that an image can be in: of shuffled batches one in every epoch, else all.
+
+        Args:
+            batch_size: images in a batch.
+            rounds: number of rounds.
+        """
+        if self.method != "shuffle" or self.images is None:
+            return rounds
+        return math.ceil(rounds / math.ceil(self.images / batch_size))

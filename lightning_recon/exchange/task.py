@@ -119,6 +119,11 @@ class Task:
         return max(1, round(self.rounds * self.sampling.rate(self.batch_size)))
 
     @property
+    def most_looks(self) -> int:
+        """The most rounds that an image can be in."""
+        return self.sampling.most_looks(self.batch_size, self.rounds)
+
+    @property
     def sharers(self) -> int:
         """Number of images that are clipped together: a client's batch, or one."""
         return self.batch_size if self.granularity == "update" else 1

@@ -32,6 +32,18 @@ Decibels = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 
 @with_config(OPEN)
+class SamplingRecord(TypedDict):
+    """The entry `sampling` of `privacy`."""
+
+    method: Name
+    images: Batch
+    rate: Probability
+    looks: NotNegative
+    most_looks: Rounds
+    epsilon_if_hidden: NotNegative | None
+
+
+@with_config(OPEN)
 class PrivacyRecord(TypedDict):
     """The section `privacy` of `results.json`, as far as reports read it."""
 
@@ -55,6 +67,7 @@ class PrivacyRecord(TypedDict):
     mu: NotRequired[NotNegative | None]
     reproducible_noise: NotRequired[bool | None]  # earlier versions: all noise was, of simulated clients
     rero_gamma: dict[Name, Probability | None]
+    sampling: NotRequired[SamplingRecord | None]
 
 
 @with_config(OPEN)
@@ -88,6 +101,8 @@ class VictimRecord(TypedDict):
     ssim: NotRequired[float | None]
     bit_exact: NotRequired[bool | None]
     identified: NotRequired[bool | None]
+    first_round: NotRequired[Index | None]
+    looks: NotRequired[NotNegative | None]
     image: NotRequired[Text | None]
 
 

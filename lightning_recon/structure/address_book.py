@@ -32,6 +32,7 @@ class AddressBook:
         belief: Log-evidence for each factor of `MISMATCH` by which the variance may be mistaken, shape (A, factors).
         looks: Expected number of rounds, after the first, that each image was in, shape (A,).
         since: Number of rounds after the first one, shape (A,).
+        first: Index of the round in which each image was seen first, shape (A,).
     """
 
     mean: Tensor
@@ -42,25 +43,27 @@ class AddressBook:
     belief: Tensor
     looks: Tensor
     since: Tensor
+    first: Tensor
 
     @classmethod
     def empty(cls, coefficients: int) -> "AddressBook":
         """No address yet."""
         none = torch.zeros(0)
         whole = torch.zeros(0, coefficients)
-        return cls(whole, whole, whole, whole, none, torch.zeros(0, len(MISMATCH)), none, none)
+        return cls(whole, whole, whole, whole, none, torch.zeros(0, len(MISMATCH)), none, none, none)
 
     def __len__(self) -> int:
         """Number of addresses, A."""
         return len(self.mean)
 
-    def with_images(self, found: Posterior, gain: Tensor, scales: Tensor) -> "AddressBook":
+    def with_images(self, found: Posterior, gain: Tensor, scales: Tensor, number: int) -> "AddressBook":
         """The book with images that were seen for the first time in the latest round.
 
         Args:
             found: Their posterior.
             gain: Encoder gains for their next look, shape (new, n).
             scales: The signed scales of their rows.
+            number: Index of that round.
         """
         count = len(scales)
         new = AddressBook(
@@ -72,6 +75,7 @@ class AddressBook:
             belief=LOG_PRIOR.repeat(count, 1),
             looks=torch.zeros(count),
             since=torch.zeros(count),
+            first=torch.full((count,), float(number)),
         )
         return AddressBook(*(torch.cat([getattr(self, one.name), getattr(new, one.name)]) for one in fields(self)))
 

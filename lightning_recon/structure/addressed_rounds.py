@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.reconstruction import NO_MISMATCH
+from lightning_recon.reconstruction import NO_MISMATCH, Looks
 from lightning_recon.structure.address_book import AddressBook
 from lightning_recon.structure.address_filter import NEGLIGIBLE, corrected_variance, updated_by_rows
 from lightning_recon.structure.base import Decoded
@@ -156,6 +156,9 @@ class AddressedRounds:
             evident=len(best) > 0,
             mismatch=NO_MISMATCH,
             mean_image=None,
+            looks=tuple(
+                Looks(int(first), float(looks) + 1) for first, looks in zip(best.first, best.looks, strict=True)
+            ),
         )
 
     def _gains(self, task: Task, variance: Tensor) -> Tensor:
@@ -184,7 +187,8 @@ class AddressedRounds:
             clearest.append(overlap.gather(1, place)[:, 0])
         scales = 1 / (torch.stack(clearest).mean(dim=0) * math.sqrt(count))
         gain = self._gains(task, posterior.variance.flatten(1))
-        return book.with_images(posterior, gain, scales if task.granularity == "update" else scales.sign())
+        signed = scales if task.granularity == "update" else scales.sign()
+        return book.with_images(posterior, gain, signed, update.round)
 
 
 def _one_round(task: Task) -> Task:
