@@ -115,6 +115,8 @@ def show_results(record: Record, root: Path) -> None:
         f"SSIM {summary['ssim_mean']:.3f}; {summary['detected']} victims detected, {summary['collided']} collided, "
         f"{summary['false_detections']} false; {summary['seconds']:.0f} s"
     )
+    if line := _extraction_line(_plain(record["privacy"]), victims):
+        say(line)
     if summary["identification"] is not None:
         bound = summary["identification_bound"]
         say(
@@ -138,6 +140,19 @@ def show_results(record: Record, root: Path) -> None:
     else:
         say(privacy_line(_plain(record["privacy"])))
     say(f"images and results.json in {root}; tensorboard --logdir {root}")
+
+
+def _extraction_line(privacy: dict[str, Any], victims: list[dict[str, Any]]) -> str:
+    """How many of the images that batches are drawn from were found, and when; empty where none are drawn."""
+    sampling = privacy.get("sampling")
+    if sampling is None:
+        return ""
+    found = [victim for victim in victims if victim["detected"] and not victim["false_detection"]]
+    line = f"found {100 * len(found) / len(victims):.0f} % of the images that batches were drawn from"
+    if at := [victim["first_round"] + 1 for victim in found if victim.get("first_round") is not None]:
+        line += f", the last one in round {max(at)} of {privacy['rounds']}"
+    hidden = sampling["epsilon_if_hidden"]
+    return line + ("" if hidden is None else f"; epsilon {hidden:.3g} if the server did not see who is in a batch")
 
 
 def _exact_line(summary: dict[str, Any]) -> str:

@@ -76,12 +76,10 @@ def privacy_record(
     noise = mechanism_named(mechanism)
     sampling = sampling if granularity == "sample" else BatchSampling()
     releases = sampling.most_looks(batch_size, rounds) * releases_per_round
-    rate = sampling.rate(batch_size) if sampling.method in ("poisson", "fixed_size") else 1.0
 
     def epsilon(multiplier: float, neighbours: Adjacency = adjacency) -> float | None:
-        if isinstance(noise, Gaussian) and releases_per_round == 1:
-            return visible_sampling_epsilon(multiplier, rate, releases, delta, neighbours)
-        return noise.epsilon(multiplier, releases, delta, neighbours)
+        guarantee = delta, neighbours
+        return sampled_epsilon(noise, multiplier, rounds, releases_per_round, sampling, batch_size, guarantee)
 
     accounted = {name: epsilon(z, name) for name in ADJACENCIES}
     of_sum = summed_noise(z, aggregated, noise_share)
@@ -109,6 +107,36 @@ def privacy_record(
         "rero_gamma": {str(kappa): noise.reconstruction_robustness(kappa, z, releases) for kappa in _KAPPAS},
         "sampling": _sampling_record(sampling, batch_size, rounds, z, noise, (delta, adjacency), accounted[adjacency]),
     }
+
+
+def sampled_epsilon(
+    noise: Mechanism,
+    noise_multiplier: float,
+    rounds: int,
+    releases_per_round: int,
+    sampling: BatchSampling,
+    batch_size: int,
+    guarantee: tuple[float, Adjacency],
+) -> float | None:
+    """Accounted epsilon of rounds about samples, for a server that sees who is in them.
+
+    Args:
+        noise: The mechanism.
+        noise_multiplier: Scale of the noise divided by the clipping norm.
+        rounds: Number of rounds.
+        releases_per_round: Noisy sums of a round that an image in it is in.
+        sampling: How a client draws batches.
+        batch_size: Images in a batch.
+        guarantee: Delta and adjacency.
+
+    Returns:
+        Of samples drawn anew, under Gaussian noise, that of a random number of rounds; else that of the most rounds
+        that an image can be in. None where it is not known.
+    """
+    releases = sampling.most_looks(batch_size, rounds) * releases_per_round
+    if isinstance(noise, Gaussian) and releases_per_round == 1 and sampling.method in ("poisson", "fixed_size"):
+        return visible_sampling_epsilon(noise_multiplier, sampling.rate(batch_size), releases, *guarantee)
+    return noise.epsilon(noise_multiplier, releases, *guarantee)
 
 
 def _sampling_record(
