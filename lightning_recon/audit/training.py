@@ -121,5 +121,5 @@ def extraction_sentence(one: Extraction) -> str:
     text = f"{one.attack} at z = {one.noise:.3g} found {100 * one.found:.0f} % of the {one.images} images"
     text += f", on average with {one.psnr_found:.1f} dB"
     known = [(share, one.round_of(share)) for share in SHARES]
-    reached = [f"{100 * share:.0f} % after {number} rounds" for share, number in known if number is not None]
+    reached = [f"{100 * share:.0f} % by round {number}" for share, number in known if number is not None]
     return text + (f": {', '.join(reached)}." if reached else ".")

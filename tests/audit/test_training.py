@@ -38,7 +38,7 @@ def test_images_are_counted_by_the_round_that_found_them(make_run: MakeRun) -> N
     assert one.epsilon is not None
     assert one.epsilon_if_hidden is not None
     assert one.epsilon_if_hidden <= one.epsilon
-    assert extraction_sentence(one).endswith("with 23.0 dB: 50 % after 1 rounds, 90 % after 4 rounds.")
+    assert extraction_sentence(one).endswith("with 23.0 dB: 50 % by round 1, 90 % by round 4.")
     assert extraction_chart([one], 8, {one.attack: "#000000"}).startswith("data:image/svg")
 
 
@@ -65,6 +65,6 @@ def test_the_report_has_a_table_and_a_figure(make_run: MakeRun, tmp_path: Path) 
     write_report(page, tmp_path / "results.csv", Runs([outcome], []), ReportOptions())
     text = page.read_text()
     assert "Images found over the training" in text
-    assert "90 % after 4 rounds" in text
+    assert "90 % by round 4" in text
     (training,) = json.loads(page.with_suffix(".json").read_text())["settings"][0]["training"]
     assert training["found"] == 1.0
