@@ -5,7 +5,8 @@
     python scripts/tables.py --help                         # the tables there are
 
 DIR is any folder of photographs; the committed tables were made with 64 ImageNet photographs in folders named after
-WordNet ids, and `trainings` with 868 others. Finished cells are kept in --runs, where tables share them, and not measured again, so that a stopped
+WordNet ids, and `trainings` with 868 others. Finished
+cells are kept in --runs, where tables share them, and not measured again, so that a stopped
 measurement goes on where it was. `--jobs 2` measures two cells at once; give each its core by OMP_NUM_THREADS=1.
 """
 
