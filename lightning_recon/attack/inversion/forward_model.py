@@ -165,6 +165,8 @@ def check_modelled(task: Task) -> None:
         lacking = "accumulated gradients"
     elif local.shuffle and local.epochs > 1:
         lacking = "mini-batches that are shuffled in every epoch"
+    elif task.sampling.method != "all":
+        lacking = "batches that are drawn anew in every round"
     elif task.compression is not None and task.compression.method not in ("float16", "bfloat16", "int8", "qsgd"):
         lacking = f"updates compressed by {task.compression.method}"
     if lacking:
