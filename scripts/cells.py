@@ -21,14 +21,16 @@ def fixed(number: float) -> str:
     return f"{number:.12f}".rstrip("0").rstrip(".")
 
 
-def cell(*options: str, z: float, attack: str | None = None, pictures: str = "root", **columns: object) -> Cell:
-    """A cell with five noise draws: the paper's setting with further options; quickstart's for the bundled images.
+def cell(
+    *options: str, z: float, attack: str | None = None, pictures: str = "root", draws: int = 5, **columns: object
+) -> Cell:
+    """A cell with several noise draws: the paper's setting with further options; quickstart's for the bundled images.
 
     Where no attack is named it is our linear code.
     """
     config = "--config quickstart.yaml" if pictures == "bundled" else "--config imagenet.yaml"
     code = "" if any("attack/" in option for option in options) else LINEAR
-    line = " ".join((config, code, *options, "--model.draws 5", f"{Z} {fixed(z)}"))
+    line = " ".join((config, code, *options, f"--model.draws {draws}", f"{Z} {fixed(z)}"))
     return Cell(" ".join(line.split()), attack, pictures, tuple(columns.items()))
 
 

@@ -67,47 +67,45 @@ def voices() -> Iterator[Cell]:
 
 
 def clients() -> Iterator[Cell]:
-    """Local training of 16 images a client at 64 x 64: SGD over steps and epochs, one clip of the weight change."""
-    setting = f"--data.image_size 64 --data.batch_size 16 --data.clients 2 {PHOTOGRAPHS} {CLOSED_FORM}"
-    setting += " --model.client.privacy.max_grad_norm 1.0 --model.record false"
+    """Local training of 16 images a client at 64 x 64, one clip of the weight change, three noise draws."""
     sgd = "--model.client.local.update delta --model.client.local.optimizer torch.optim.SGD"
-    trainings = (
-        ("one step", 1, ""),
-        ("SGD, 4 steps", 1, f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01"),
-        ("SGD, 4 steps", 3, f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01"),
-        ("SGD, 16 steps", 5, f"--model.client.local.batch_size 1 {sgd} --model.client.local.optimizer.lr 0.1"),
-        (
-            "momentum 0.9, 4 steps",
-            1,
-            f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01 "
-            "--model.client.local.optimizer.momentum 0.9",
-        ),
-    )
-    for network, pictures in (("--model.client.network resnet18", "root"), (PRETRAINED, "labelled")):
+    slow = f"--model.client.local.batch_size 4 {sgd} --model.client.local.optimizer.lr 0.01"
+    fast = f"--model.client.local.batch_size 1 {sgd} --model.client.local.optimizer.lr 0.1"
+    momentum = f"{slow} --model.client.local.optimizer.momentum 0.9"
+    one, several = ("one step", 1, ""), ("SGD, 4 steps", 3, slow)
+    others = (("SGD, 4 steps", 1, slow), ("SGD, 16 steps", 5, fast), ("momentum 0.9, 4 steps", 1, momentum))
+    for network, trainings in ((RESNET, (one, several, *others)), (PRETRAINED, (one, several))):
         for training, epochs, options in trainings:
-            if pictures == "labelled" and (training, epochs) not in (("one step", 1), ("SGD, 4 steps", 3)):
-                continue
-            passes = f"--model.client.local.epochs {epochs}" if options else ""
             for attack, code in ((LINEAR, "linear"), (DIGITAL, "digital")):
-                yield cell(
-                    attack, network, setting, options, passes, z=3e-4, pictures=pictures, training=training,
-                    epochs=epochs, code=code,
-                )  # fmt: skip
+                yield _trained(network, f"{attack} {options}", training, epochs, 3e-4, code)
     for name in ("Adam", "AdamW"):
-        optimizer = f"--model.client.local.optimizer torch.optim.{name} --model.client.local.optimizer.lr 0.001"
-        for training, epochs, batches in ((name, 1, ""), (f"{name}, 4 steps", 2, "--model.client.local.batch_size 4")):
-            passes = f"{batches} --model.client.local.epochs {epochs}" if batches else ""
-            for z in (1e-4, 3e-4, 1e-3):
-                yield cell(
-                    DIGITAL, "--model.client.network resnet18", setting, optimizer, passes, z=z, training=training,
-                    epochs=epochs, code="digital",
-                )  # fmt: skip
+        optimizer = (
+            f"{DIGITAL} --model.client.local.optimizer torch.optim.{name} --model.client.local.optimizer.lr 0.001"
+        )
+        for z in (1e-4, 3e-4, 1e-3):
+            for network in (RESNET, PRETRAINED) if name == "Adam" and z < 1e-3 else (RESNET,):
+                yield _trained(network, optimizer, name, 1, z, "digital")
+                batches = "--model.client.local.batch_size 4"
+                yield _trained(network, f"{optimizer} {batches}", f"{name}, 4 steps", 2, z, "digital")
+
+
+RESNET = "--model.client.network resnet18"
+TRAINED = (
+    f"--data.image_size 64 --data.batch_size 16 --data.clients 2 {PHOTOGRAPHS} {CLOSED_FORM} "
+    "--model.client.privacy.max_grad_norm 1.0 --model.record false"
+)
+
+
+def _trained(network: str, options: str, training: str, epochs: int, z: float, code: str) -> Cell:
+    """A cell of the table of local training."""
+    passes = f"--model.client.local.epochs {epochs}" if epochs > 1 else ""
+    pictures = "labelled" if network == PRETRAINED else "root"
+    columns = {"training": training, "epochs": epochs, "code": code}
+    return cell(options, network, TRAINED, passes, z=z, pictures=pictures, draws=3, **columns)
 
 
 def compression() -> Iterator[Cell]:
-    """Updates of 16 images a client at 64 x 64 that are compressed after the noise: one step, one clip."""
-    setting = f"--data.image_size 64 --data.batch_size 16 --data.clients 2 {PHOTOGRAPHS} {CLOSED_FORM}"
-    setting += " --model.client.network resnet18 --model.client.privacy.max_grad_norm 1.0 --model.record false"
+    """Updates of 16 images a client at 64 x 64 that are compressed after the noise: one step, three noise draws."""
     for method, share in (
         ("none", None), ("float16", None), ("int8", None), ("qsgd", None), ("top_k", 0.1), ("top_k", 0.01),
         ("random_k", 0.1), ("sign", None),
@@ -116,7 +114,7 @@ def compression() -> Iterator[Cell]:
         options += "" if share is None else f" --model.client.compression.share {share}"
         for attack, code in ((LINEAR, "linear"), (DIGITAL, "digital")):
             kept = 1.0 if share is None else share
-            yield cell(attack, setting, options, z=2e-4, method=method, share=kept, code=code)
+            yield cell(attack, RESNET, TRAINED, options, z=2e-4, draws=3, method=method, share=kept, code=code)
 
 
 def aggregation() -> Iterator[Cell]:
