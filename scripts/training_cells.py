@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 
-from cells import CLOSED_FORM, FEEDBACK, PHOTOGRAPHS, ROUNDS, SAMPLE, Z, fixed, small
+from cells import CLOSED_FORM, FEEDBACK, PHOTOGRAPHS, ROUNDS, SAMPLE, cell, small
 from measuring import Cell
 
 IMAGES, BATCH, EPOCHS = 256, 16, 10
@@ -20,6 +20,5 @@ def trainings() -> Iterator[Cell]:
 
 
 def _cell(setting: str, rounds: int, z: float, sampling: str) -> Cell:
-    line = f"--config imagenet.yaml {FEEDBACK} {setting} {PHOTOGRAPHS} {ROUNDS} {rounds} --model.record false"
-    options = f"{line} {CLOSED_FORM} --model.draws 3 {Z} {fixed(z)}"
-    return Cell(" ".join(options.split()), None, "root", (("sampling", sampling),))
+    options = f"{setting} {ROUNDS} {rounds} --model.record false {CLOSED_FORM}"
+    return cell(FEEDBACK, options, PHOTOGRAPHS, z=z, draws=3, sampling=sampling)

@@ -70,7 +70,7 @@ class Feedback(Structure):
         noise = design_noise(task, None) * math.sqrt(task.sharers * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
 
-    def feedback_code(self, task: Task) -> FeedbackCode[Any]:
+    def feedback_code(self, task: Task) -> FeedbackCode[Any] | None:
         """The code of the rounds after the opening: this one, or one for batches that change."""
         return self._addressed if task.batches_change else self
 

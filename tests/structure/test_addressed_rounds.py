@@ -112,6 +112,7 @@ def test_addresses_leave_no_footprint_and_send_residuals(photographs: Photograph
     client = sampling_client(images, 4, 8, 0.01)
     update = client.share(payload, 0, 0, 0)
     rounds = code.feedback_code(task)
+    assert rounds is not None
     book = rounds.begin(payload, task, update, code.decode(payload, replace(task, rounds=1), update))
     assert len(book) == 4
     structure = InferenceStructure(rounds.next_payload(task, book))
