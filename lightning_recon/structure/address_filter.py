@@ -23,6 +23,17 @@ def _mismatch(book: AddressBook) -> Tensor:
     return torch.softmax(book.belief, dim=1) @ MISMATCH
 
 
+def _at_most(log_odds: Tensor, count: int) -> Tensor:
+    """Log-odds lowered by one number, so that the probabilities add up to `count` at most."""
+    low, high = -60.0, 0.0
+    if float(torch.sigmoid(log_odds).sum()) <= count:
+        return log_odds
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(torch.sigmoid(log_odds + middle).sum()) > count else (middle, high)
+    return log_odds + low
+
+
 def updated_by_rows(
     payload: ServerPayload, task: Task, inputs: Tensor, pilot: Tensor, noise: float, book: AddressBook
 ) -> tuple[AddressBook, Tensor]:
@@ -59,7 +70,9 @@ def updated_by_rows(
     ratio = energies / (usual * noise) ** 2
     energy_ratio = 0.5 * (inputs**2 * ratio / (1 + ratio) / noise**2 - ratio.log1p()).sum(dim=1)
     rate = task.sampling.rate(task.batch_size) * (task.participation or 1.0)
-    present = torch.sigmoid(torch.logit(book.presence(rate), eps=1e-6) + pilot_ratio + energy_ratio)
+    present = torch.logit(book.presence(rate), eps=1e-6) + pilot_ratio + energy_ratio
+    # Batches of a fixed size hold no more images than that.
+    present = torch.sigmoid(present if task.sampling.method == "poisson" else _at_most(present, task.victims))
     # Kalman's update where the image is there, none where it is not, and their disagreement.
     there = (present > NEGLIGIBLE).nonzero()[:, 0]
     chance = present[there, None]

@@ -23,6 +23,9 @@ from lightning_recon.structure.water_filling import WaterFilling
 
 # At most this many coefficients, those of the largest variance, tell images apart.
 _TELLING = 256
+# The pilot of a known image is so many standard deviations of the noise, for this share of its power at most: late
+# looks, whose energy is spread over all coefficients, hardly show by that whether the image is there.
+_PILOT_DEVIATIONS, _MOST_PILOT = 3.0, 0.2
 
 
 class AddressedRounds:
@@ -41,7 +44,7 @@ class AddressedRounds:
 
         Args:
             opening: The structure that finds new images.
-            pilot_power: Share of the power spent on the pilot of known images, in (0, 1).
+            pilot_power: Least share of the power spent on the pilot of known images, in (0, 1).
         """
         self.opening, self.pilot_power = copy(opening), pilot_power
         self.opening.spread = False
@@ -90,7 +93,8 @@ class AddressedRounds:
             self.statistics_variance(task)[looked_at],
         )
         count, units = len(book), len(shipped["lower"])
-        levels = torch.cat([torch.full((count,), math.sqrt(self.pilot_power)), shipped["constants"][:1].expand(units)])
+        pilot = torch.full((count,), math.sqrt(self._pilot(task)))
+        levels = torch.cat([pilot, shipped["constants"][:1].expand(units)])
         gains = torch.cat([gain[:, index], new_gain[index].expand(units, -1)])
         directions = torch.zeros(len(shipped["directions"]), len(index))
         directions[:, position[shipped["index"]]] = shipped["directions"] * shipped["gain"]
@@ -163,9 +167,13 @@ class AddressedRounds:
 
     def _gains(self, task: Task, variance: Tensor) -> Tensor:
         """Encoder gains for the next look at images whose coefficients have these variances, shape (images, n)."""
-        noise = design_noise(task, None) * math.sqrt(task.sharers) / budget_share(task, 1)
-        power = [water_filling(one, noise, 1 - self.pilot_power) for one in variance]
+        noise, budget = _noise(task), 1 - self._pilot(task)
+        power = [water_filling(one, noise, budget) for one in variance]
         return (torch.stack(power) / variance).sqrt() if power else torch.zeros_like(variance)
+
+    def _pilot(self, task: Task) -> float:
+        """Share of the power of a known image's pilot."""
+        return max(self.pilot_power, min(_MOST_PILOT, (_PILOT_DEVIATIONS * _noise(task)) ** 2))
 
     def _with_new(
         self, book: AddressBook, first: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded
@@ -189,6 +197,11 @@ class AddressedRounds:
         gain = self._gains(task, posterior.variance.flatten(1))
         signed = scales if task.granularity == "update" else scales.sign()
         return book.with_images(posterior, gain, signed, update.round)
+
+
+def _noise(task: Task) -> float:
+    """Standard deviation of the noise, divided by the norm of a known image's row."""
+    return design_noise(task, None) * math.sqrt(task.sharers) / budget_share(task, 1)
 
 
 def _one_round(task: Task) -> Task:
