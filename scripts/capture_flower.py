@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from lightning_recon.capture.flower import FlowerAudit
 from lightning_recon.exchange import LocalTraining, training_by
-from lightning_recon.structure import WaterFilling
+from lightning_recon.structure import Digital, WaterFilling
 
 SETTINGS = "CAPTURE_FLOWER"  # environment variable that tells the apps what the command line said
 CLASSES = 16  # of the bundled photographs
@@ -62,6 +62,7 @@ class Settings:
         momentum: momentum of "sgd".
         batches: number of batches of a client; each one is a local step.
         epochs: how often it goes through them.
+        structure: what the server ships: "linear", or "digital", which is attacked with `--config attack/digital.yaml`.
     """
 
     folder: str = "runs/flower"
@@ -78,6 +79,7 @@ class Settings:
     momentum: float = 0.0
     batches: int = 1
     epochs: int = 1
+    structure: str = "linear"
 
 
 class Net(nn.Module):
@@ -115,7 +117,7 @@ def audit_of(settings: Settings) -> FlowerAudit:
     """The server's model code, which both sides run."""
     return FlowerAudit(
         network=Net(),
-        structure=WaterFilling(),
+        structure={"linear": WaterFilling, "digital": Digital}[settings.structure](),
         protection=LocalDpMod(settings.clipping_norm, settings.sensitivity, settings.epsilon, settings.delta),
         image_size=settings.image_size,
         num_classes=CLASSES,

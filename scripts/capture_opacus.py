@@ -24,12 +24,13 @@ from lightning_recon.capture.opacus import capture_change, capture_steps
 from lightning_recon.data import ClientDataModule, NoMasks, save_truth
 from lightning_recon.exchange import LocalTraining, Task, training_by, update_name
 from lightning_recon.networks.construction import build_network
-from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
+from lightning_recon.structure import Digital, InferenceStructure, TamperedNetwork, WaterFilling
 
 CLASSES = 16  # of the bundled photographs
 DELTA = 1e-5
 
 
+STRUCTURES = {"linear": WaterFilling, "digital": Digital}
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -54,6 +55,12 @@ def main() -> None:
     parser.add_argument("--local_batch_size", type=int, help="images in a local mini-batch; default: all")
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="of local epochs")
     parser.add_argument("--lr", type=float, default=1e-3, help="of local epochs")
+    parser.add_argument(
+        "--structure",
+        choices=list(STRUCTURES),
+        default="linear",
+        help="what the server ships; digital: attack it with --config attack/digital.yaml",
+    )
     parser.add_argument(
         "--seed", type=int, help="for reproducible noise, which anyone who knows it can subtract; default: drawn anew"
     )
@@ -83,7 +90,7 @@ def main() -> None:
         normalization="imagenet",
         local=local_training_of(given),
     )
-    payload = WaterFilling().payload(task)
+    payload = STRUCTURES[given.structure]().payload(task)
     model = TamperedNetwork(network, InferenceStructure(payload))
 
     # The client trains it as Opacus's documentation says; strict=False lets the structure's constants pass.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from measuring import read_table
-from peer_variants import LABELS, OTHERS, TRAPS, Variant, seed_paper
+from peer_variants import LABELS, OTHERS, Variant, seed_paper
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -32,8 +32,10 @@ comparison:
 
 # The paper's setting on the sixteen bundled photographs, at nominal epsilon 5; of several variants the strongest.
 PEERS: tuple[tuple[str, tuple[Variant, ...]], ...] = (
-    ("Curious Abandon Honesty", ((TRAPS, "curious_abandon_honesty"),)),
-    ("Robbing the Fed", tuple(variant for variant in OTHERS if variant[1] in LABELS)),
+    *(
+        (heading, tuple(variant for variant in OTHERS if variant[1].startswith(name) and variant[1] in LABELS))
+        for heading, name in (("Curious Abandon Honesty", "curious"), ("Robbing the Fed", "robbing"))
+    ),
     ("seed paper", seed_paper(1, 2, 4)),
     ("ours", (("", "digital"),)),
 )
@@ -46,10 +48,10 @@ CURVES = (
     ("digital", "psnr_mean", "ours", "#0072B2", "-", "o", 2.8),
     ("water_filling", "psnr_mean", "ours, linear code", "#56B4E9", "-", "h", 1.8),
     ("water_filling", "psnr_initial", "the same without refinement", "#56B4E9", "--", "", 1.6),
-    ("paper best", "psnr_mean", "seed paper, best variant at each z", "#D55E00", "-", "s", 1.8),
+    ("paper best", "psnr_mean", "seed paper, best at each z", "#D55E00", "-", "s", 1.8),
     ("paper published", "psnr_mean", "seed paper, as published", "#D55E00", ":", "", 1.6),
-    ("robbing_the_fed best", "psnr_mean", "Robbing the Fed, best variant", "#E69F00", "-", "^", 1.8),
-    ("curious_abandon_honesty", "psnr_mean", "Curious Abandon Honesty", "#CC79A7", "-", "v", 1.8),
+    ("robbing_the_fed best", "psnr_mean", "Robbing the Fed, best", "#E69F00", "-", "^", 1.8),
+    ("curious_abandon_honesty best", "psnr_mean", "Curious Abandon Honesty, best", "#CC79A7", "-", "v", 1.8),
     ("water_filling", "gaussian_reference_psnr", "Gaussian reference of one round", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )
@@ -132,7 +134,8 @@ def psnr_against_z() -> None:
     multipliers = sorted({float(row["z"]) for row in rows})
     alike = {"granularity": "update", "size": "64", "batch": "16", "rounds": "1", "attack": "digital"}
     rows += [row for row in read_table(RESULTS / "digital.csv") if alike.items() <= row.items()]
-    rows += strongest(rows, "paper") + strongest(rows, "robbing_the_fed")
+    for attack in ("paper", "robbing_the_fed", "curious_abandon_honesty"):
+        rows += strongest(rows, attack)
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(figsize=(8.8, 6.0), layout="constrained")
     for attack, column, label, colour, dashes, mark, width in CURVES:

@@ -30,7 +30,11 @@ COLUMNS = [
     "lost_in_theory", "structure_bytes", "seconds", "options",
 ]  # fmt: skip
 SUMS = ("epsilon_of_one_client", "epsilon_of_sum")  # stated in tables about secure aggregation
-RECOGNITION = ("recognition_top1", "recognition_top5")  # over all draws, where a classifier scores
+RECOGNITION = (
+    "recognition_top1",
+    "recognition_top5",
+    "recognition_top1_mean_image",
+)  # over all draws, where a classifier scores
 LABELS = ("label_accuracy", "steps")  # over all draws, for attacks that recover labels
 PACKAGES = ("lightning_recon", "torch", "torchvision", "lightning", "torchmetrics", "opacus")
 

@@ -23,6 +23,7 @@ OTHERS: tuple[Variant, ...] = (
     (f"{SPARSE} --model.structure.units 1024", "robbing_the_fed sparse 1024"),
     (f"{TRAPS} {PUBLISHED}", "curious_abandon_honesty published"),
     (TRAPS, "curious_abandon_honesty"),
+    (f"{TRAPS} --model.structure.units 200", "curious_abandon_honesty 200"),
     (f"{PAPER} {PUBLISHED}", "paper published"),
 )
 # Names in figures of the variants by which an attack may be represented.
@@ -30,6 +31,8 @@ LABELS = {
     "robbing_the_fed cumulative": "cumulative",
     "robbing_the_fed sparse": "sparse",
     "robbing_the_fed sparse 1024": "sparse, 1024 bins",
+    "curious_abandon_honesty": "1000 units",
+    "curious_abandon_honesty 200": "200 units",
     "paper": "all pixels",
     "paper raw": "all pixels, no filter",
     **{

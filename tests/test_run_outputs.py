@@ -79,6 +79,8 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
             "identification_bound",
             "recognition_top1",
             "recognition_top5",
+            "recognition_top1_mean_image",
+            "recognition_top5_mean_image",
             "lpips_mean",
             "psnr_std_over_draws",
             "psnr_median",

@@ -168,7 +168,7 @@ class ReconstructionAttack(Attack):
         # A likelihood at 50 dB needs more than the eight bits of bfloat16, whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
             losses = self.objective.losses(self.dummies[self.slots.to(self.device)].float(), self.trainer.global_step)
-        self.latest_objective = losses.detach().mean()
+        self.latest_objective = losses.detach().mean() if len(losses) else None
         return losses.sum() * self.trainer.world_size
 
     @torch.no_grad()

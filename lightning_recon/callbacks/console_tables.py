@@ -125,9 +125,11 @@ def show_results(record: Record, root: Path) -> None:
             + (")" if bound is None else f", bound for every attack {100 * bound:.3g} %)")
         )
     if summary["recognition_top1"] is not None:
+        baseline = summary.get("recognition_top1_mean_image")  # which older records lack
         say(
             f"recognised by the classifier: {100 * summary['recognition_top1']:.0f} % (among its five most probable "
             f"classes {100 * summary['recognition_top5']:.0f} %)"
+            + ("" if baseline is None else f"; the mean image: {100 * baseline:.0f} %")
         )
     if line := _exact_line(summary):
         say(line)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.recognition import Recognition, recognition
@@ -51,15 +51,20 @@ class Classifier:
 
 
 def recognition_of(
-    scored: Sequence[Scored], truths: Sequence[Truth], network: nn.Module, image_size: int
-) -> Recognition:
-    """How often a classifier predicts of a reconstruction what it predicts of the original.
+    scored: Sequence[Scored], truths: Sequence[Truth], mean_image: Tensor, network: nn.Module, image_size: int
+) -> tuple[Recognition, Recognition]:
+    """How often a classifier predicts of a reconstruction what it predicts of the original, and of the mean image.
 
     Args:
         scored: Every client and draw after matching.
         truths: The batch of each of them, in the same order.
+        mean_image: The public mean image, shape (3, H, W), which needs no attack.
         network: The classifier.
         image_size: Side of its input in pixels.
     """
     reconstructions, originals = (torch.cat([one.images.cpu() for one in part]) for part in (scored, truths))
-    return recognition(reconstructions, originals, network, image_size)
+    baseline = mean_image.to(originals).expand_as(originals)
+    return (
+        recognition(reconstructions, originals, network, image_size),
+        recognition(baseline, originals, network, image_size),
+    )

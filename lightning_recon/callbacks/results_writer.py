@@ -169,8 +169,10 @@ class ResultsWriter(Callback):
         if self.inspect and run.payload_alarms is None:
             run = replace(run, payload_alarms=alarms_of(trainer, module))
         if self.classifier is not None and self._network is not None:
-            agreement = recognition_of(scored, of_each, self._network, self.classifier.image_size)
-            run = replace(run, recognition=agreement)
+            agreement, baseline = recognition_of(
+                scored, of_each, module.mean_image, self._network, self.classifier.image_size
+            )
+            run = replace(run, recognition=agreement, recognition_of_mean_image=baseline)
         run = replace(run, lpips_mean=mean_lpips(scored, of_each))
         images = [image for one in scored for image in one.images]
         names = [f"images/{number:03d}.png" for number in range(len(images))]

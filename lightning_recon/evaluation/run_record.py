@@ -55,6 +55,7 @@ class RunRecord:
             updates and draws; None where it cannot be estimated.
         low_shares: In how many updates, of all draws, it is significantly below 0.9; None likewise.
         recognition: Agreement of a classifier's predictions; None without a classifier.
+        recognition_of_mean_image: The same for the public mean image instead of each reconstruction.
         gallery_size: Number of images among which originals were searched; None if they were not.
         identification_chance: Probability with which a guess without the releases identifies a victim; None likewise.
         identification_bound: Bound on the probability with which any attack identifies a victim among them; None where
@@ -93,6 +94,7 @@ class RunRecord:
     low_shares: int | None = None
     lpips_mean: float | None = None
     recognition: Recognition | None = None
+    recognition_of_mean_image: Recognition | None = None
     gallery_size: int | None = None
     identification_chance: float | None = None
     identification_bound: float | None = None
@@ -254,6 +256,7 @@ def _scores(victims: Sequence[VictimScore], label_accuracy: float | None, unmatc
 
 def _identification(victims: Sequence[VictimScore], run: RunRecord) -> Record:
     """The fields of the `summary` section about identification and recognition; None without gallery and classifier."""
+    baseline = run.recognition_of_mean_image
     flags = [victim.identified for victim in victims if victim.identified is not None]
     return {
         "identification": statistics.fmean(flags) if flags else None,
@@ -262,6 +265,8 @@ def _identification(victims: Sequence[VictimScore], run: RunRecord) -> Record:
         "identification_bound": run.identification_bound,
         "recognition_top1": None if run.recognition is None else run.recognition.top1,
         "recognition_top5": None if run.recognition is None else run.recognition.top5,
+        "recognition_top1_mean_image": None if baseline is None else baseline.top1,
+        "recognition_top5_mean_image": None if baseline is None else baseline.top5,
     }
 
 

@@ -128,6 +128,8 @@ class SummaryRecord(TypedDict):
     identification_bound: NotRequired[Probability | None]
     recognition_top1: NotRequired[Probability | None]
     recognition_top5: NotRequired[Probability | None]
+    recognition_top1_mean_image: NotRequired[Probability | None]
+    recognition_top5_mean_image: NotRequired[Probability | None]
     seconds: NotRequired[NotNegative | None]
     steps: NotRequired[Count | None]
     structure_bytes: NotRequired[Count | None]

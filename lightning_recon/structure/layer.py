@@ -17,6 +17,7 @@ from lightning_recon.structure.coding.hadamard_spreading import block_width, spr
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE
 from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.coding.modulation import DigitalWords
+from lightning_recon.structure.coding.own_units import own_units
 from lightning_recon.structure.coding.trap_weights import trap_weights
 from lightning_recon.structure.head_weights import balanced_code
 from lightning_recon.structure.layer_spec import LAYER, LayerSpec, layer_spec, sign_inputs
@@ -54,6 +55,7 @@ class InferenceStructure(ServerLayer):
     measuring: Tensor
     step_gains: Tensor | None
     batches_seen: Tensor
+    owners: Tensor
     unit_direction: Tensor
     dithered: Tensor
     dither: Tensor
@@ -110,6 +112,8 @@ class InferenceStructure(ServerLayer):
             self.register_buffer(name, tensors.get(name), persistent=False)
         self.register_buffer("step_gains", tensors.get("step_gains"), persistent=False)
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        if spec.own_units:
+            self.register_buffer("owners", torch.full((self.lower.numel(),), torch.nan), persistent=False)
         if spec.cancel:
             self._register_measurement(tensors, weight)
         if spec.zero_weight:
@@ -188,6 +192,8 @@ class InferenceStructure(ServerLayer):
         if not self.spec.cancel:
             activation = activation - self.lower
         excited = (self.lower <= measured) & (measured < self.upper)
+        if self.spec.own_units:
+            excited = self._own_units(measured, excited)
         if self.unit_gain is not None:
             gate = AddressGate(self.address_index, self.address_mean, self.address_precision, self.address_evidence)
             excited = gate.excited(inputs[:, gate.index], excited)
@@ -198,6 +204,18 @@ class InferenceStructure(ServerLayer):
         if self.step_gains is not None:
             output = output * self._step_gain(len(images))
         return self.spec.strength * output * code.to(output)
+
+    def _own_units(self, measured: Tensor, excited: Tensor) -> Tensor:
+        """Which units images excite, shape (B, K), where each one has a unit of its own, see `own_units`.
+
+        Args:
+            measured: What each unit measures; all of them measure the same direction.
+            excited: Whose interval that is in.
+        """
+        # In evaluation mode nothing is remembered, just as batch normalization then remembers nothing.
+        owners = self.owners if self.training else self.owners.clone()
+        units = own_units(measured[:, 0].detach(), excited.int().argmax(dim=1), owners)
+        return F.one_hot(units, excited.shape[1]).bool()
 
     def _step_gain(self, images: int) -> Tensor:
         """Factor that gives every image the same weight in the update, whichever mini-batch it is in.

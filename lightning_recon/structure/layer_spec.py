@@ -50,12 +50,14 @@ class _Settings(TypedDict):
     zero_weight: NotRequired[bool]
     signs: NotRequired[bool]
     fixed_signs: NotRequired[bool]
+    own_units: NotRequired[bool]
     digital_code: NotRequired[schema.Index]
     digital_inputs: NotRequired[Annotated[int, Field(ge=1, le=schema.MOST_NUMBERS)]]
     digital_header: NotRequired[schema.NotNegative]
     digital_fair: NotRequired[schema.Index]
     digital_sketch: NotRequired[schema.Probability]
     digital_shared: NotRequired[bool]
+    digital_positions: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
 
 
 _SCHEMA = TypeAdapter(_Settings)
@@ -83,6 +85,8 @@ class LayerSpec:
         signs: Whether all inputs are ±1: signs of coefficients plus dithers, see `coding.dither`, and codewords. The
             units then measure coefficients, which are no inputs.
         fixed_signs: Whether balanced head weights keep the signs of the tensor `code`, see `balanced_code`.
+        own_units: Whether each image of a client gets a unit of its own, see `coding.own_units`; needs `cancel` and
+            units that measure one direction.
         trap: What the units' weights are made from, in place of the tensors `directions` and `unit_direction`; None if
             those are there.
         digital: The digital code whose codewords are sent beside the coefficients; None without one.
@@ -101,6 +105,7 @@ class LayerSpec:
     zero_weight: bool = False
     signs: bool = False
     fixed_signs: bool = False
+    own_units: bool = False
     trap: TrapRecipe | None = None
     digital: Plan | None = None
 
@@ -120,8 +125,9 @@ class LayerSpec:
         except ValueError as error:
             raise UserError(f"the payload's settings describe no layer ({reason_of(error)})") from error
         blocks = settings.get("blocks", 1)
-        if blocks & (blocks - 1):
-            raise UserError(f"the payload's setting blocks is {blocks}: give a power of two")
+        for name, count in (("blocks", blocks), ("digital_positions", settings.get("digital_positions", 1))):
+            if count & (count - 1):
+                raise UserError(f"the payload's setting {name} is {count}: give a power of two")
         if settings.get("zero_weight") and not settings["cancel"]:
             raise UserError(
                 "the payload's setting zero_weight needs cancel: without it the weight itself measures the images"
@@ -138,6 +144,9 @@ class LayerSpec:
                 f"the payload gates by addresses only with all of the tensors {', '.join(ADDRESSES)}, the setting "
                 "cancel, and one block"
             )
+        units = payload.tensors.get("unit_direction")
+        if settings.get("own_units") and (not settings["cancel"] or units is None or bool(units.any())):
+            raise UserError("the payload's setting own_units needs cancel, and units that measure one direction")
         trap = _trap(settings)
         directions = [name in payload.tensors for name in _DIRECTIONS]
         if any(directions) != all(directions) or (trap is None) != all(directions):
@@ -159,6 +168,7 @@ class LayerSpec:
             zero_weight=settings.get("zero_weight", False),
             signs=settings.get("signs", False),
             fixed_signs=settings.get("fixed_signs", False),
+            own_units=settings.get("own_units", False),
             trap=trap,
             digital=_digital(settings, payload),
         )
@@ -174,7 +184,7 @@ def layer_spec(payload: ServerPayload) -> LayerSpec | None:
 def sign_inputs(payload: ServerPayload) -> int:
     """Number of inputs of a layer whose inputs are signs."""
     digital = LayerSpec.of(payload).digital
-    words = 0 if digital is None else HEADER + digital.inputs
+    words = 0 if digital is None else HEADER + digital.entries
     return payload.tensors["dither"].numel() + words + payload.tensors["constants"].numel()
 
 
@@ -217,6 +227,7 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
             fair=settings["digital_fair"],
             sketch=settings["digital_sketch"],
             shared=settings["digital_shared"],
+            positions=settings.get("digital_positions", 1),
         )
     except KeyError as error:
         raise UserError(f"the payload lacks {error.args[0]}, without which its digital code is unknown") from error

@@ -38,7 +38,9 @@ def sign_channel(task: Task, noise: float, detach_logits: bool = True) -> SignCh
     if task.max_grad_norm is None or task.per_layer or task.clip.order != 2 or not (signs or method != "all"):
         return None
     share = 1.0 if compression is None or method in ("all", "signs") else compression.share
-    noise, entries = noise / math.sqrt(task.rounds), task.parameters
+    noise = noise / math.sqrt(task.rounds)
+    # Where the largest entries of each tensor are kept, those of the network are no competitors.
+    entries = 0 if compression is not None and compression.per_tensor else task.parameters
     if not signs:
         return SignChannel(noise, task.sharers, None, 1.0, 0, method, share, entries)
     if task.granularity == "sample":
@@ -50,7 +52,7 @@ def sign_channel(task: Task, noise: float, detach_logits: bool = True) -> SignCh
     # Without decoupling, weight decay is a gradient of its own, which moves the weights of the network.
     decays = local.option("weight_decay") > 0 and "AdamW" not in local.optimizer
     steady = abs(steady_movement(local, task.batch_size)) / typical
-    network = 0 if detach_logits and not decays else round(steady**2 * entries)
+    network = 0 if detach_logits and not decays else round(steady**2 * task.parameters)
     movement = typical / task.max_grad_norm
     return SignChannel(noise, task.sharers, movement, weakest, network, method, share, entries)
 
@@ -90,16 +92,24 @@ class SignDesign:
             channel = _rounding_channel(task, noise)
         if channel is None or (rounded and self.margin_db is None):
             return None
-        pixels, constants = math.prod(task.image_shape[1:]), PILOTS + self.nulls
+        pixels, constants, apart = math.prod(task.image_shape[1:]), PILOTS + self.nulls, _sees_all_images(task)
         if self.margin_db is not None:
             layout = sign_layout(
-                channel, task.victims, pixels, room, constants, self.margin_db, self.units, self.directions
+                channel, task.victims, pixels, room, constants, self.margin_db, self.units, self.directions, apart
             )
         if layout is None and rounded:
             return None
         if layout is None:
-            layout = linear_layout(channel, task.victims, 3 * pixels, room, constants, self.units)
+            layout = linear_layout(channel, task.victims, 3 * pixels, room, constants, self.units, apart)
         return _payload(task, statistics, channel, layout, self)
+
+
+def _sees_all_images(task: Task) -> bool:
+    """Whether a client's layer sees all images of an update, and the same ones in every round in the same order.
+
+    Not where each sample's gradient is computed alone, and not where several clients' updates are summed.
+    """
+    return task.granularity == "update" and task.aggregated == 1 and (task.rounds == 1 or not task.local.shuffle)
 
 
 def _rounding_channel(task: Task, noise: float) -> SignChannel | None:
@@ -126,8 +136,8 @@ def _payload(
         design: The server's choices.
     """
     variance = statistics.variance.flatten()
-    row = layout.sketch + layout.inputs + layout.pilots
-    snr = channel.information(layout.directions * row, layout.units * row) * 2 * math.log(2)
+    shipped = layout.units * layout.inputs
+    snr = channel.information(layout.directions * layout.excited, shipped) * 2 * math.log(2)
     repeats = repetitions(variance, layout.sketch, snr)
     directions = measurement_directions(statistics, layout.directions)
     measured = (directions != 0).any(dim=0).flatten()
@@ -144,6 +154,7 @@ def _payload(
             **layer_settings(task, design.strength),
             "zero_weight": True,
             "signs": True,
+            **({"own_units": True} if layout.own_units else {}),
             "target_scale": 1.0,
             "balanced": design.balanced,
             "detach_logits": design.detach_logits,

@@ -16,6 +16,7 @@ from lightning_recon.structure.base import Decoded, most_found
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.dither import decode_dithered
+from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
 from lightning_recon.structure.layer_spec import LayerSpec
@@ -45,7 +46,7 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     weight = update.gradient["structure.weight"]
     sent, ones = shipped["dither"].numel(), int((shipped["constants"] != 0).sum())
     nulls = shipped["constants"].numel() - ones
-    words = 0 if spec.digital is None else HEADER + spec.digital.inputs
+    words = 0 if spec.digital is None else HEADER + spec.digital.entries
     sketch, digital, pilots, zeros = torch.split(weight, [sent, words, ones, nulls], dim=1)
     noise, only_signs = _measured_noise(zeros)
     largest = task.compression is not None and task.compression.method == "top_k"
@@ -53,8 +54,15 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     if spec.digital is not None:
         size = (task.image_shape[1], task.image_shape[2])
         with counting("decoding", task.victims) as progress:
-            kind: Literal["header", "moments"] = "header" if only_signs or largest else "moments"
-            found = read_signs(digital, noise, spec.digital, size, most, kind, progress)
+            if spec.digital.positions > 1:
+                threshold = float(weight[weight != 0].abs().min())
+                found = read_pulses(digital, threshold, spec.digital, size, most, progress)
+            else:
+                # Under DP-SGD the optimizer moves an input that is always zero by noise alone in every step, but one
+                # that holds an image hardly by noise at all once the image was there.
+                unlike = only_signs or largest or task.granularity == "sample"
+                kind: Literal["header", "moments"] = "header" if unlike else "moments"
+                found = read_signs(digital, noise, spec.digital, size, most, kind, progress)
         # Codewords that were not decoded may be remains of others: they count up to the announced number alone.
         received = sum(one.image is not None for one in found)
         found = found[: max(task.victims, received)]

@@ -40,6 +40,7 @@ def test_recognition_is_scored_by_a_classifier_of_the_users(
     classifier = ["--results.classifier.network", "convnet", "--results.classifier.num_classes", "9"]
     summary = fit(tmp_path / "with", "--trainer.max_steps", "0", *classifier)["summary"]
     assert 0 <= summary["recognition_top1"] <= summary["recognition_top5"] <= 1
+    assert 0 <= summary["recognition_top1_mean_image"] <= summary["recognition_top5_mean_image"] <= 1
     with pytest.raises(SystemExit) as stop:
         fit(tmp_path / "few", "--trainer.max_steps", "0", *classifier[:-1], "3")
     assert stop.value.code == 2

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_recon.capture import CapturedClient, load_captured, save_captured
@@ -182,6 +183,21 @@ def test_local_epochs_of_adam_are_announced_and_captured(script: ModuleType, tmp
     assert (local.optimizer, local.steps(8), local.update) == ("torch.optim.adam.Adam", 8, "delta")
     largest = max(float(tensor.abs().max()) for tensor in update.tensors.values())
     assert 1e-3 <= largest <= 2e-2  # eight steps of about the learning rate
+
+
+def test_files_of_local_epochs_of_adam_are_captured_bit_for_bit(script: ModuleType, tmp_path: Path) -> None:
+    training = {"optimizer": "adam", "lr": 1e-3, "epochs": 2, "batches": 2, "structure": "digital"}
+    protection = {"clipping_norm": 1.0, "sensitivity": 1.0, "epsilon": 5e4}
+    settings = script.Settings(str(tmp_path), image_size=16, batch_size=4, **protection, **training)
+    script.write_pictures(settings)
+    audit = script.audit_of(settings)
+    received = {name: array.numpy() for name, array in audit.arrays().items()}
+    script.client_app_of(settings, audit)(message_of(received), context(0))
+    update = load_captured(tmp_path / "update-c000-d000-r0000.safetensors")
+    assert update.task.noise_multiplier == pytest.approx(9.7e-5, rel=0.01)
+    decoded = audit.structure.decode(audit.payload, audit.task, update.update())
+    images = load_file(script.pictures_file(settings, 0))["images"]
+    assert all((decoded.images == image).flatten(1).all(dim=1).any() for image in images)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ KEYS = {
     "psnr_photograph codec code_rate bits_sent capacity_bits identified first_round looks image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_mean_low "
     "psnr_mean_high psnr_worst lost_share identification gallery_size identification_chance identification_bound "
-    "recognition_top1 recognition_top5 lpips_mean "
+    "recognition_top1 recognition_top5 recognition_top1_mean_image recognition_top5_mean_image lpips_mean "
     "psnr_std_over_draws psnr_median "
     "psnr_of_mean_mse ssim_mean label_accuracy bit_exact_share channel_code received_share file_decoded_fraction "
     "bits_sent_mean capacity_bits_mean seconds steps steps_per_second structure_bytes structure_share low_shares",

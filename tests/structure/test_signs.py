@@ -19,7 +19,7 @@ from lightning_recon.structure import Digital, WaterFilling
 from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
 from lightning_recon.structure.coding.movement import movements, scale_free
 from lightning_recon.structure.coding.sign_channel import SignChannel, censored_capacity, kept_threshold, sign_capacity
-from lightning_recon.structure.coding.sign_plan import expected_losses, sign_layout
+from lightning_recon.structure.coding.sign_plan import PILOTS, expected_losses, sign_layout
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.server_layer import TamperedNetwork
@@ -186,10 +186,10 @@ def test_a_layout_holds_the_information_that_its_rate_needs() -> None:
         layout = sign_layout(channel, 16, 32 * 32, 3_000_000, 320, 0.2)
         assert layout is not None
         assert layout.plan is not None
-        row = layout.sketch + layout.inputs + 320
+        row = layout.inputs + 320 - PILOTS
         assert layout.units * row <= 3_000_000
         rate = (layout.plan.fair + 3) * 0.05
-        assert channel.information(layout.directions * row, layout.units * row) > rate
+        assert channel.information(layout.directions * layout.excited, layout.units * row) > rate
         assert set(layout.plan.amplitudes) <= {0.0, 1.0}
     assert sign_layout(SignChannel(0.5, 16, 1e-3), 16, 32 * 32, 3_000_000, 320, 0.2) is None
 

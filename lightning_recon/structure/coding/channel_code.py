@@ -96,9 +96,15 @@ def binary_capacity(snr: float) -> float:
 
     Source: Shannon (1948) for inputs of ±1 in white Gaussian noise.
     """
-    points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
+    points, weights = _quadrature()
     lost = np.logaddexp2(0.0, -(2 * snr + 2 * math.sqrt(snr) * points) / math.log(2))
     return float(1 - weights @ lost / weights.sum())
+
+
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
+    return points, weights
 
 
 def needed_snr(rung: int, inputs: int) -> float:

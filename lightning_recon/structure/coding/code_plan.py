@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.image_codec import OVERHEAD
+from lightning_recon.structure.coding.pulses import pulses_of
 
 # Inputs that name the chosen rate, and their energy in units of the noise variance: words that differ by twice that
 # energy are confused once in 10¹¹ times.
@@ -43,6 +44,7 @@ class Plan:
         sketch: Share of the power for the linear sketch and its pilot.
         shared: Whether all victims share one clip. If not, the amplitude of an image's digital inputs follows
             that of its sketch, so that clipping leaves both their shares.
+        positions: Inputs of which one is not zero; above 1 the codeword is sent as pulses, see `coding.pulses`.
     """
 
     inputs: int
@@ -51,6 +53,12 @@ class Plan:
     fair: int
     sketch: float
     shared: bool
+    positions: int = 1
+
+    @property
+    def entries(self) -> int:
+        """Inputs of the layer that hold the codeword: as many as it has, or those of its pulses."""
+        return self.inputs if self.positions == 1 else pulses_of(self.inputs, self.positions) * self.positions
 
     def bytes_of(self, rung: int) -> int:
         """The longest file that a rung takes; 0 for a rung that is not used."""
@@ -66,6 +74,7 @@ class Plan:
             "digital_fair": self.fair,
             "digital_sketch": self.sketch,
             "digital_shared": self.shared,
+            **({"digital_positions": self.positions} if self.positions > 1 else {}),
         }
 
 

@@ -15,6 +15,7 @@ from lightning_recon.structure.coding.channel_code import LADDER, encode, messag
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.hadamard_spreading import hadamard_matrix
 from lightning_recon.structure.coding.image_codec import framed, lossless, lossy
+from lightning_recon.structure.coding.pulses import pulses
 
 
 @lru_cache(maxsize=1)
@@ -53,12 +54,14 @@ def word(image: Tensor, plan: Plan) -> Tensor:
         plan: What the server shipped.
 
     Returns:
-        Shape (HEADER + inputs,), float32.
+        Shape (HEADER + entries,), float32.
     """
     pixels = (image.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
     rung, data, exact = chosen_file(pixels, plan)
     bits = framed(data, exact, message_bits(rung, plan.inputs))
     codeword = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
+    if plan.positions > 1:
+        codeword = pulses(codeword, plan.positions)
     return torch.cat([plan.header * header_words()[rung], codeword])
 
 

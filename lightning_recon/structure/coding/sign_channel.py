@@ -15,10 +15,13 @@ from typing import Literal
 import numpy as np
 
 from lightning_recon.structure.coding.channel_code import binary_capacity
+from lightning_recon.structure.coding.pulses import pulse_capacity
 
 Method = Literal["all", "signs", "largest", "some"]
 # Points and reach, in standard deviations, of the integral over the noise.
 _POINTS, _REACH = 801, 8.0
+# Largest share of the kept entries that images may use: of more, those of slightly smaller gradients would be lost.
+_FILLED = 0.9
 # Steps of bisection for thresholds: to a hundred-thousandth of a standard deviation.
 _BISECTIONS = 25
 
@@ -54,26 +57,32 @@ class SignChannel:
         magnitude = clipped if self.movement is None else min(clipped, self.movement)
         return self.weakest * magnitude / max(self.noise, 1e-12)
 
-    def information(self, entries: int, shipped: int) -> float:
-        """Bits that an entry of ±1 carries at most, in [0, 1].
+    def information(self, entries: int, shipped: int, positions: int = 1) -> float:
+        """Bits that each bit of a codeword carries at most, in [0, 1]: that is an entry of ±1, or part of a pulse.
 
         Args:
             entries: Entries that each image moves.
             shipped: Entries of the whole structure.
+            positions: Inputs of each pulse, where only the largest entries arrive; 1: every entry is ±1.
         """
         amplitude = self.amplitude(entries)
         if self.method == "signs":
             return sign_capacity(amplitude)
         if self.method == "some":
-            return self.share * _capacity(amplitude)
+            return self.share * capacity_of(amplitude)
         if self.method == "largest":
             total = self.entries + shipped
             excited = min(1.0, self.sharers * entries / total)
-            return censored_capacity(amplitude, kept_threshold(amplitude, excited, self.share))
-        return _capacity(amplitude)
+            if excited > _FILLED * self.share:
+                return 0.0
+            threshold = kept_threshold(amplitude, excited, self.share)
+            if positions > 1:
+                return pulse_capacity(amplitude, threshold, positions)
+            return censored_capacity(amplitude, threshold)
+        return capacity_of(amplitude)
 
 
-def _capacity(amplitude: float) -> float:
+def capacity_of(amplitude: float) -> float:
     """`binary_capacity` of an amplitude by the noise, from a table."""
     amplitudes, capacities = _table()
     return float(np.interp(amplitude, amplitudes, capacities))

@@ -3,24 +3,32 @@
 
 All entries that are not zero arrive alike, so that power cannot be divided among them: an image that sends fewer inputs
 leaves more to each. Images that share a row in one step do not add up either, since only the one of larger gradient
-weight arrives. So each row alone must carry the whole codeword, and directions serve as further chances of having a row
-of one's own, at the cost of the norm that they share.
+weight arrives. A layer that sees all images of a client gives each of them a unit of its own. Otherwise each row alone
+must carry the whole codeword, and directions serve as further chances of having a row of one's own, at the cost of the
+norm that they share.
 """
 
 import math
 from dataclasses import dataclass
 
-from lightning_recon.structure.coding.channel_code import LADDER, binary_capacity, message_bits, needed_snr
+import numpy as np
+
+from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, RAW_BITS, SHORTEST, WORTHWHILE, Plan
 from lightning_recon.structure.coding.image_codec import OVERHEAD
-from lightning_recon.structure.coding.sign_channel import SignChannel
+from lightning_recon.structure.coding.pulses import bits_of_pulse, pulses_of
+from lightning_recon.structure.coding.sign_channel import SignChannel, capacity_of
 
-# Inputs of the sketch for each one of the codeword, and inputs whose sign is known.
+# Inputs of the sketch for each one of the codeword that is not zero, and inputs whose sign is known.
 SKETCH = 0.04
 PILOTS = 64
 # Of the layouts that are compared: directions, and units for each direction.
 _DIRECTIONS = (1, 2, 3)
 _UNITS = tuple(round(32 * 2 ** (step / 2)) for step in range(13))
+# Units for each image where each one gets its own: more are of use if a client has more images than it announced.
+_OWN_UNITS = (2.0, 1.5, 1.25, 1.0)
+# Inputs of a pulse, where only the largest entries arrive.
+_POSITIONS = (1, 4, 16, 64)
 # Quality of an image by the bits of its file, in decibels: that of the mean image, what a bit for each pixel adds, and
 # what counts for an image that is exact.
 _MEAN_IMAGE, _AT_LOW_RATE, _EACH_BIT, _LOW_RATE, _EXACT = 12.0, 31.0, 2.0, 3.0, 79.0
@@ -34,8 +42,9 @@ _UNEVEN = 1.3
 _UNITS_PER_IMAGE, _FEWEST_UNITS, _MOST_REPEATS, _STEPS = 64, 64, 16, 24
 # Energy of the pilots without a digital code, by the variance of their noise: they show which rows hold an image.
 _PILOT_ENERGY, _MOST_PILOTS = 100.0, 4096
-# Bisection for the number of inputs.
-_BISECTIONS = 12
+# Bisection for the number of inputs; and numbers at which the information is computed, between which it is
+# interpolated.
+_BISECTIONS, _POINTS = 12, 24
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class SignLayout:
         plan: The digital code, whose amplitudes are 1; None without one.
         quality: What to expect, in decibels, for comparison.
         pilots: Inputs that are always 1.
+        own_units: Whether each image gets a unit of its own.
     """
 
     directions: int
@@ -57,11 +67,18 @@ class SignLayout:
     plan: Plan | None = None
     quality: float = 0.0
     pilots: int = PILOTS
+    own_units: bool = False
+
+    @property
+    def excited(self) -> int:
+        """Inputs of an image that are not zero."""
+        digital = 0 if self.plan is None else HEADER + pulses_of(self.plan.inputs, self.plan.positions)
+        return self.sketch + digital + self.pilots
 
     @property
     def inputs(self) -> int:
-        """Inputs of the digital code, its header included."""
-        return 0 if self.plan is None else HEADER + self.plan.inputs
+        """Inputs of a row, without those that are always zero."""
+        return self.sketch + (0 if self.plan is None else HEADER + self.plan.entries) + self.pilots
 
 
 def sign_layout(
@@ -73,6 +90,7 @@ def sign_layout(
     margin_db: float,
     units: int | None = None,
     directions: int | None = None,
+    apart: bool = False,
 ) -> SignLayout | None:
     """Choose directions, units, inputs and rate.
 
@@ -85,35 +103,50 @@ def sign_layout(
         margin_db: Decibels by which the noise may exceed that of the channel.
         units: How many units the user asked for, if any.
         directions: How many directions the user asked for, if any.
+        apart: Whether the layer sees all images of an update, so that each one can have a unit of its own.
 
     Returns:
         The layout; None if no code makes a better image than the linear one.
     """
-    spare = 10 ** ((margin_db + NEIGHBOURS_DB) / 10)
+    apart = apart and directions in (None, 1) and (units is None or units >= victims)
+    spare = 10 ** ((margin_db + (0.0 if apart else NEIGHBOURS_DB)) / 10)
     best: SignLayout | None = None
-    for count in (1,) if victims == 1 else (directions,) if directions else _DIRECTIONS:
-        for total in _unit_counts(victims, count, units):
-            lost = expected_losses(victims, total / count, count) if total > 1 else 0.0
+    for count, total in _unit_counts(victims, units, directions, apart):
+        lost = 0.0 if apart or total == 1 else expected_losses(victims, total / count, count)
+        for positions in _POSITIONS if apart and channel.method == "largest" else (1,):
+            each = (room // total - constants - HEADER) / (1 + SKETCH)
+            longest = int(each if positions == 1 else each / positions * bits_of_pulse(positions))
+            longest = min(longest, _inputs_of_raw(0, pixels))
+            if longest < SHORTEST:
+                continue
+            ceiling = max(_quality(_bits(rung, longest, pixels), pixels, lost) for rung in range(len(LADDER)))
+            if best and ceiling <= best.quality:
+                continue
+            curve = _Curve(channel, count, total, constants, positions, longest)
             for rung in range(len(LADDER)):
-                most = math.ceil((RAW_BITS * pixels + 8 * OVERHEAD) / LADDER[rung].rate)
-                most = min(most, int((room // total - constants - HEADER) / (1 + SKETCH)))
-                if most < SHORTEST or (
-                    best and _quality(message_bits(rung, most) / pixels, pixels, lost) <= best.quality
-                ):
+                if best and _quality(_bits(rung, longest, pixels), pixels, lost) <= best.quality:
                     continue
-                inputs = _most_inputs(channel, rung, most, count, total, constants, spare)
+                inputs = curve.most_inputs(rung, min(longest, _inputs_of_raw(rung, pixels)), spare)
                 if inputs < SHORTEST:
                     continue
                 bits = message_bits(rung, inputs) / pixels
                 quality = _quality(bits, pixels, lost)
                 if bits >= WORTHWHILE and (best is None or quality > best.quality):
-                    plan = Plan(inputs, 1.0, tuple(float(step <= rung) for step in range(len(LADDER))), rung, 0.0, True)
-                    best = SignLayout(count, total, math.ceil(SKETCH * inputs), plan, quality)
+                    used = tuple(float(step <= rung) for step in range(len(LADDER)))
+                    plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions)
+                    sketch = math.ceil(SKETCH * pulses_of(inputs, positions))
+                    best = SignLayout(count, total, sketch, plan, quality, own_units=apart)
     return best
 
 
 def linear_layout(
-    channel: SignChannel, victims: int, coefficients: int, room: int, constants: int, units: int | None = None
+    channel: SignChannel,
+    victims: int,
+    coefficients: int,
+    room: int,
+    constants: int,
+    units: int | None = None,
+    apart: bool = False,
 ) -> SignLayout:
     """The layout without a digital code: one direction, and as many signs of coefficients as tell most.
 
@@ -124,14 +157,27 @@ def linear_layout(
         room: Entries that the structure may have.
         constants: Constant inputs of a row.
         units: How many units the user asked for, if any.
+        apart: As in `sign_layout`.
     """
-    total = units or (1 if victims == 1 else max(_FEWEST_UNITS, _UNITS_PER_IMAGE * victims))
+    apart = apart and (units is None or units >= victims)
+    several = round(_OWN_UNITS[0] * victims) if apart else max(_FEWEST_UNITS, _UNITS_PER_IMAGE * victims)
+    total = units or (1 if victims == 1 else several)
     most = max(PILOTS, min(_MOST_REPEATS * coefficients, room // total - constants))
     counts = sorted({max(1, round(most * 2 ** (-step / 2))) for step in range(_STEPS)})
     best = max(counts, key=lambda count: count * channel.information(count + PILOTS, total * (count + constants)))
     snr = 2 * math.log(2) * channel.information(best + PILOTS, total * (best + constants))
     pilots = min(_MOST_PILOTS, max(PILOTS, math.ceil(_PILOT_ENERGY / max(snr, 1e-12))))
-    return SignLayout(1, total, best, pilots=pilots)
+    return SignLayout(1, total, best, pilots=pilots, own_units=apart)
+
+
+def _inputs_of_raw(rung: int, pixels: int) -> int:
+    """Inputs at which a codeword of this rate holds the raw image."""
+    return math.ceil((RAW_BITS * pixels + 8 * OVERHEAD) / LADDER[rung].rate)
+
+
+def _bits(rung: int, longest: int, pixels: int) -> float:
+    """Bits for each pixel in the longest codeword of a rate."""
+    return message_bits(rung, min(longest, _inputs_of_raw(rung, pixels))) / pixels
 
 
 def _quality(bits: float, pixels: int, lost: float) -> float:
@@ -162,28 +208,49 @@ def expected_losses(victims: int, units: float, directions: int) -> float:
     return sum((1 - alone**stronger) ** directions for stronger in range(victims)) / victims
 
 
-def _unit_counts(victims: int, directions: int, units: int | None) -> tuple[int, ...]:
+def _unit_counts(victims: int, units: int | None, directions: int | None, apart: bool) -> list[tuple[int, int]]:
+    """Directions, and units in all of them together, that are compared."""
+    if victims == 1:
+        return [(1, units or 1)]
+    if apart:
+        return [(1, units)] if units else [(1, math.ceil(share * victims)) for share in _OWN_UNITS]
+    counts = (directions,) if directions else _DIRECTIONS
     if units is not None:
-        return (units,) if units >= directions else ()
-    return (1,) if victims == 1 else tuple(directions * count for count in _UNITS)
+        return [(count, units) for count in counts if units >= count]
+    return [(count, count * each) for count in counts for each in _UNITS]
 
 
-def _most_inputs(
-    channel: SignChannel, rung: int, most: int, directions: int, units: int, constants: int, spare: float
-) -> int:
-    """The largest number of inputs at which each row carries this rate; 0 if none does."""
+class _Curve:
+    """The information that each bit of a codeword carries, by the length of the codeword."""
 
-    def enough(inputs: int) -> bool:
-        row = round((1 + SKETCH) * inputs) + HEADER + PILOTS
-        needed = binary_capacity(needed_snr(rung, inputs) * spare)
-        return channel.information(directions * row, units * (row + constants)) >= needed
+    def __init__(
+        self, channel: SignChannel, directions: int, units: int, constants: int, positions: int, longest: int
+    ) -> None:
+        lengths = np.unique(np.geomspace(SHORTEST, longest, _POINTS).round().astype(int))
+        self.lengths, self.information = np.log(lengths), list[float]()
+        for inputs in lengths.tolist():
+            count = pulses_of(inputs, positions)
+            others = math.ceil(SKETCH * count) + HEADER
+            excited, entries = count + others + PILOTS, positions * count if positions > 1 else count
+            shipped = units * (entries + others + constants)
+            found = channel.information(directions * excited, shipped, positions)
+            self.information.append(math.log(max(found, 1e-12)))
 
-    if most < SHORTEST or not enough(SHORTEST):
-        return 0
-    if enough(most):
-        return most
-    low, high = SHORTEST, most
-    for _ in range(_BISECTIONS):
-        middle = (low + high) // 2
-        low, high = (middle, high) if enough(middle) else (low, middle)
-    return low
+    def most_inputs(self, rung: int, most: int, spare: float) -> int:
+        """The largest number of inputs at which each row carries this rate; 0 if none does."""
+
+        def enough(inputs: int) -> bool:
+            needed = capacity_of(math.sqrt(needed_snr(rung, inputs) * spare))
+            # In logarithms, in which the information of weak entries is a straight line.
+            return float(np.interp(math.log(inputs), self.lengths, self.information)) >= math.log(needed)
+
+        # Where a share of all entries arrives, a longer codeword may carry more of each bit, too.
+        lengths = [round(math.exp(length)) for length in self.lengths if length < math.log(most)]
+        fitting = [place for place, inputs in enumerate([*lengths, most]) if enough(inputs)]
+        if not fitting:
+            return 0
+        low, high = [*lengths, most, most][fitting[-1] : fitting[-1] + 2]
+        for _ in range(_BISECTIONS):
+            middle = (low + high) // 2
+            low, high = (middle, high) if enough(middle) else (low, middle)
+        return low

@@ -26,7 +26,7 @@ from lightning_recon.structure.coding.image_codec import unframed
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
 # A header is readable, and two rows are alike, if they stand this many standard deviations above the noise.
-_READABLE, _ALIKE = 6.0, 6.0
+READABLE, _ALIKE = 6.0, 6.0
 # A row holds a second image if the estimate of its power has this share of the first one's.
 _SECOND = 0.05
 # A codeword with less than this share of the information that its rate needs is not decoded.
@@ -142,7 +142,7 @@ class _Remaining:
 
     def order(self) -> list[int]:
         """Rows with a readable header, those that hold one image and the strongest of them first."""
-        readable = torch.nonzero(self.strength > _READABLE).flatten().tolist()
+        readable = torch.nonzero(self.strength > READABLE).flatten().tolist()
         signal = (self.power - self.noise**2).clamp(min=0)
         pure = {row: not self.moments or self._components(row)[1] == 0 for row in readable}
         return sorted(

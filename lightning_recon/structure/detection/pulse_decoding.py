@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From rows of pulses, one image in each, to files: see `coding.pulses`."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_recon.structure.coding.channel_code import decode
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.modulation import header_words
+from lightning_recon.structure.coding.pulses import pulse_beliefs
+from lightning_recon.structure.detection.sign_decoding import READABLE, SignImage
+
+# Rounding in float32 leaves this share of the amplitude.
+_ROUNDING = 1e-3
+# Largest magnitude of a belief: a pulse that noise has replaced is then outvoted by the others.
+_CERTAIN = 20.0
+
+
+def read_pulses(
+    rows: Tensor,
+    threshold: float,
+    plan: Plan,
+    size: tuple[int, int],
+    most: int,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[SignImage]:
+    """Decode every row whose header is readable.
+
+    Args:
+        rows: Shape (K, HEADER + entries): what came through the digital inputs of each row; 0 where nothing arrived.
+        threshold: Magnitude from which entries arrive.
+        plan: What was shipped.
+        size: Height and width of the images.
+        most: Largest number of images to find.
+        progress: Called with the number of images received so far.
+
+    Returns:
+        Images received, then those whose header was read but whose file was not, the strongest first.
+    """
+    header, words = torch.split(rows, [HEADER, plan.entries], dim=1)
+    known = (header != 0).sum(dim=1).clamp(min=1)
+    power = header.double().square().sum(dim=1) / known
+    match = (header @ header_words().to(header).T).double() / known[:, None]
+    match[:, ~(torch.tensor(plan.amplitudes).to(rows) > 0)] = 0.0
+    strength = match.abs().amax(dim=1) * (known / power.clamp(min=1e-30)).sqrt()
+    readable = [row for row in strength.argsort(descending=True).tolist() if strength[row] > READABLE][:most]
+    received: list[SignImage] = []
+    failed: list[SignImage] = []
+    for row in readable:
+        rung = int(match[row].abs().argmax())
+        level = float(match[row, rung])
+        noise = math.sqrt(max(float(power[row]) - level**2, (_ROUNDING * level) ** 2))
+        beliefs = pulse_beliefs(words[row], level, noise, threshold, plan.positions, plan.inputs).cpu()
+        beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
+        bits = decode(beliefs, rung)
+        content = None if bits is None else unframed(bits.cpu(), *size)
+        amplitude = torch.zeros(len(rows), dtype=torch.float64)
+        amplitude[row] = level
+        doubt = F.softplus(-beliefs.abs()) + beliefs.abs() * torch.sigmoid(-beliefs.abs())
+        information = 1 - float(doubt.double().mean()) / math.log(2)
+        image, exact = (None, False) if content is None else content
+        one = SignImage(image, exact, rung, information, amplitude, torch.full_like(amplitude, noise))
+        (failed if content is None else received).append(one)
+        progress(len(received))
+    return received + failed
