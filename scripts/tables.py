@@ -21,6 +21,8 @@ from pathlib import Path
 from measuring import Cell, measured, rows_of, write_table
 from peer_variants import IDENTITY, OTHERS, PAPER, PUBLISHED, SPARSE, seed_paper
 
+from lightning_recon.privacy.correlated_noise import sensitivity
+
 RESULTS = Path(__file__).parent.parent / "results"
 
 PHOTOGRAPHS = "--data.masks lightning_recon.data.NoMasks"
@@ -407,12 +409,43 @@ def compression() -> Iterator[Cell]:
             yield cell(attack, setting, options, z=2e-4, method=method, share=kept, code=code)
 
 
+def mechanisms() -> Iterator[Cell]:
+    """Mechanisms beside Gaussian noise at equal variance: sums of integers, and 16 rounds; 64 x 64, closed form."""
+    quantization = "--model.client.quantization"
+    fine = f"{quantization}.clipping_range 16.0 {quantization}.quantization_range 1048576"
+    for code in (LINEAR, DIGITAL):
+        sums = f"{code} {small(4, 4, PHOTOGRAPHS, SAMPLE)} --model.client.aggregated 4 {CLOSED_FORM}"
+        for mechanism, options in (
+            ("gaussian", ""),
+            ("gaussian, SecAgg+", f"{quantization}.clipping_range 8.0"),
+            ("gaussian, SecAgg+, 1 of 5 drops out", f"{quantization}.clipping_range 8.0 {DROPOUT}"),
+            ("gaussian, sums of 8 bits", f"{quantization}.clipping_range 2.0 {EIGHT_BITS}"),
+            ("skellam", f"--model.client.privacy.mechanism skellam {fine}"),
+            ("discrete_gaussian", f"--model.client.privacy.mechanism discrete_gaussian {fine}"),
+        ):
+            yield cell(sums, options, z=0.003, mechanism=mechanism, aggregated=4)
+    common = f"{small(1, 16, PHOTOGRAPHS, SAMPLE)} {ROUNDS} 16 {CLOSED_FORM} --model.record false"
+    adaptive = "--model.client.privacy.adaptive_clip.clipbound_learning_rate 0.2"
+    for attack in (LINEAR, FEEDBACK):
+        yield cell(attack, common, z=0.1, mechanism="gaussian")
+        yield cell(attack, common, adaptive, z=0.1, mechanism="gaussian, adaptive clip")
+    for bands in (4, 16):
+        # The z of correlated noise with the epsilon, and so the variance after whitening, of independent noise at 0.1.
+        z = 0.1 * sensitivity(bands, 16) / 4
+        options = f"--model.client.privacy.noise_bands {bands}"
+        yield cell(common, options, z=z, mechanism=f"gaussian, correlated over {bands}")
+
+
+DROPOUT = "--model.client.client_dropout 0.2"
+EIGHT_BITS = "--model.client.quantization.quantization_range 256 --model.client.quantization.modulus_range 256"
+
+
 CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     table.__name__: table
     for table in (
         headline, seed_sweep, peers, peers_bundled, curve, sample64, moments, expectations, batch_size, aggregation,
         ablation, rounds, mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, digital_paper,
-        digital_rounds, margins, clients, compression,
+        digital_rounds, margins, clients, compression, mechanisms,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.

@@ -14,7 +14,10 @@ from lightning_recon.exchange import (
     RecordedClient,
     ServerPayload,
     Task,
+    at_first_clip,
+    factor_in_mean,
     payload_name,
+    task_of_sum,
     update_name,
 )
 from lightning_recon.files.schema import Fingerprint
@@ -79,14 +82,16 @@ def run_protocol(
             update = client.share(payload, index, draw, number)
             # Decoding takes about a second on the CPU, which has float64 on every machine.
             read = {name: update.gradient[name].cpu() for name in _of_structure(update)}
-            total = {name: total[name] + value for name, value in read.items()} if total else read
             if folder is not None and task.rounds > 1:
                 # Which rows matter is known only once all rounds are in, so all rows of each are kept.
                 update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(read))
+            if (factor := factor_in_mean(task, update, opening)) != 1:
+                read = {name: factor * value for name, value in read.items()}
+            total = {name: total[name] + value for name, value in read.items()} if total else read
         received = opening
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
-        decoded = structure.decode(payload, task, opened)
+        decoded = structure.decode(payload, task_of_sum(task, opened) if task.rounds == 1 else task, opened)
         if len(decoded.images) >= (decoded.mismatch.images or task.victims) or received == task.rounds:
             break
         # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.
@@ -118,7 +123,7 @@ def _feed_back(
         recorded = client.payload(number, index, draw) if isinstance(client, RecordedClient) else None
         shipped = code.next_payload(task, knowledge) if recorded is None else recorded
         update = client.share(shipped, index, draw, number)
-        knowledge = code.update_knowledge(shipped, task, update, knowledge)
+        knowledge = code.update_knowledge(shipped, task, at_first_clip(task, update), knowledge)
         if folder is not None:
             shipped.save(folder, name, like=payload_name(0))
             update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(_of_structure(update)))

@@ -17,6 +17,7 @@ from lightning_recon.files.faults import FAULTS, readable
 from lightning_recon.files.schema import ORIGINALS
 from lightning_recon.files.serialization import read_json, read_yaml
 from lightning_recon.printable import printable
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -233,4 +234,5 @@ def recorded_epsilon(
     except UserError:
         return None
     releases = rounds * int(privacy.get("releases_per_round", 1))
-    return mechanism.epsilon(noise_multiplier, releases, float(privacy["delta"]), adjacency)
+    independent = equivalent_multiplier(noise_multiplier, int(privacy.get("noise_bands", 1)), rounds)
+    return mechanism.epsilon(independent, releases, float(privacy["delta"]), adjacency)

@@ -2,7 +2,7 @@
 """Sections of `results.json` that follow from the protection and the true images, without any attack."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lightning_recon.evaluation.gaussian_reference import gaussian_reference
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.evaluation.scoring import Truth
 from lightning_recon.exchange import NoiseShare, summed_noise
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
 from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
@@ -43,6 +44,8 @@ def privacy_record(
     noise_share: NoiseShare = "local",
     mechanism: str = "gaussian",
     releases_per_round: int = 1,
+    noise_bands: int = 1,
+    adaptive_clip: Mapping[str, object] | None = None,
 ) -> Record:
     """The protection under attack and its privacy guarantee.
 
@@ -60,6 +63,8 @@ def privacy_record(
         mechanism: Name of the mechanism; what is not known of one is None.
         releases_per_round: Noisy sums of a round that an image is in, see `Task.releases_per_round`. All of them
             compose.
+        noise_bands: See `Task.noise_bands`. Accounted as independent noise with the same guarantee for all rounds.
+        adaptive_clip: See `Task.adaptive_clip`; the noise multiplier is that of update and number together.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
@@ -68,7 +73,7 @@ def privacy_record(
         with distributed noise that of the sum, which needs every client's share. `epsilon_of_one_client` is that of
         one client's update if the server sees it by itself, `epsilon_of_sum` that of the aggregated sum.
     """
-    z = 0.0 if max_grad_norm is None else noise_multiplier
+    z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
     noise, releases = mechanism_named(mechanism), rounds * releases_per_round
     accounted = {name: noise.epsilon(z, releases, delta, name) for name in ADJACENCIES}
     of_sum = summed_noise(z, aggregated, noise_share)
@@ -79,6 +84,8 @@ def privacy_record(
         "per_layer": per_layer,
         "max_grad_norm": max_grad_norm,
         "noise_multiplier": noise_multiplier,
+        "noise_bands": noise_bands,
+        "adaptive_clip": adaptive_clip,
         "rounds": rounds,
         "releases_per_round": releases_per_round,
         "batch_size": batch_size,

@@ -43,6 +43,7 @@ from lightning_recon.structure.row_model import (
 )
 from lightning_recon.structure.sign_payload import SignDesign
 from lightning_recon.structure.sign_readout import decode_signs
+from lightning_recon.structure.sum_range import limited, sum_range
 
 # Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip for
 # every victim: |δ| is 30 (1 − p) for an image that the network is sure of, so for a clip of 10 over 16 images this
@@ -172,6 +173,7 @@ class WaterFilling(Structure):
                 power, index = self._code(statistics, effective)
                 blocks = block_count(task.parameter_tensors, self._with_pilot(power[index]), effective)
             power, index = self._code(statistics, effective / budget_share(task, blocks))
+            power = self._within_sums(power, task, budget_share(task, blocks))
         sent = (power > 0).view_as(statistics.variance)
         gain = (power / statistics.variance.flatten()).sqrt()[index]
         units, count = layout(task.victims, len(index), sent.numel(), self.units, self.directions)
@@ -257,6 +259,14 @@ class WaterFilling(Structure):
             if found <= count:
                 return power, index
             count = found
+
+    def _within_sums(self, power: Tensor, task: Task, share: float) -> Tensor:
+        """The powers where no number of a sum of integers may exceed its range: what is sent stays sent."""
+        room = sum_range(task)
+        if room is None or room.room <= 0:
+            return power
+        directions = 1 if task.victims == 1 else self.directions or 3
+        return limited(power, room.power_limit(share / math.sqrt(directions * task.sharers)))
 
     def _with_pilot(self, power: Tensor) -> Tensor:
         """The powers in the order in which the structure has its inputs."""
