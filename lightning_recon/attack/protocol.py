@@ -17,7 +17,7 @@ from lightning_recon.exchange import (
     at_first_clip,
     factor_in_mean,
     payload_name,
-    task_of_sum,
+    task_of_sums,
     update_name,
 )
 from lightning_recon.files.schema import Fingerprint
@@ -77,10 +77,12 @@ def run_protocol(
     task = client.task
     opening, received = structure.rounds(task), 0
     total: dict[str, Tensor] = {}
+    contributors: list[int | None] = []
     while True:
         for number in range(received, opening):
             update = client.share(payload, index, draw, number)
             # Decoding takes about a second on the CPU, which has float64 on every machine.
+            contributors.append(update.contributors)
             read = {name: update.gradient[name].cpu() for name in _of_structure(update)}
             if folder is not None and task.rounds > 1:
                 # Which rows matter is known only once all rounds are in, so all rows of each are kept.
@@ -91,7 +93,7 @@ def run_protocol(
         received = opening
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
-        decoded = structure.decode(payload, task_of_sum(task, opened) if task.rounds == 1 else task, opened)
+        decoded = structure.decode(payload, task_of_sums(task, contributors), opened)
         if len(decoded.images) >= (decoded.mismatch.images or task.victims) or received == task.rounds:
             break
         # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.

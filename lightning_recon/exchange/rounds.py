@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The factor of each round's update in the mean of all rounds."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_recon.exchange.task import Task
@@ -40,13 +41,22 @@ def at_first_clip(task: Task, update: ClientUpdate) -> ClientUpdate:
     return replace(update, gradient={name: factor * tensor for name, tensor in update.gradient.items()})
 
 
-def task_of_sum(task: Task, update: ClientUpdate) -> Task:
-    """What was announced, for the clients that a sum holds where others dropped out.
+def task_of_sums(task: Task, contributors: Sequence[int | None]) -> Task:
+    """What was announced, for sums that some clients dropped out of, and took their noise with them.
 
-    Under distributed noise the sum lacks the shares of those that dropped out.
+    Args:
+        task: What was announced.
+        contributors: Number of clients in the sum of each round that is averaged; None: all.
+
+    Returns:
+        Of a single round the task of as many clients as are in its sum; of several, in which all may take part, that
+        of all clients with less noise.
     """
-    count = update.contributors
-    if count is None or count == task.aggregated:
+    counts = [task.aggregated if count is None else count for count in contributors]
+    share = sum(counts) / len(counts) / task.aggregated
+    if share == 1:
         return task
-    share = (count / task.aggregated) ** 0.5 if task.noise_share == "distributed" else 1.0
-    return replace(task, aggregated=count, noise_multiplier=task.noise_multiplier * share)
+    if len(counts) > 1:
+        return replace(task, noise_multiplier=task.noise_multiplier * share**0.5)
+    own = share**0.5 if task.noise_share == "distributed" else 1.0
+    return replace(task, aggregated=counts[0], noise_multiplier=task.noise_multiplier * own)

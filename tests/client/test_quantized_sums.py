@@ -15,7 +15,7 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.quantize import modular_sum, quantized
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, Quantization, ServerPayload, Task, task_of_sum
+from lightning_recon.exchange import ClientUpdate, Quantization, ServerPayload, Task, task_of_sums
 from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 
 Payloads = Callable[..., ServerPayload]
@@ -101,10 +101,12 @@ def test_clients_that_drop_out_take_their_noise_with_them(a_group: Make, a_paylo
     last = next(update for update in updates if update.contributors == 3)
     last.save(tmp_path, "last", keep={})
     assert ClientUpdate.load(tmp_path, "last").contributors == 3
-    seen = task_of_sum(client.task, last)
+    seen = task_of_sums(client.task, [last.contributors])
     assert (seen.aggregated, seen.victims) == (3, 3 * client.task.batch_size)
     assert seen.update_noise == pytest.approx(0.1 * math.sqrt(3 / 4), rel=1e-3)
-    assert task_of_sum(client.task, replace(last, contributors=None)) == client.task
+    assert task_of_sums(client.task, [None, 4]) == client.task
+    several = task_of_sums(client.task, [3, 4, None, 1])
+    assert (several.aggregated, several.noise_multiplier) == (4, pytest.approx(0.1 * math.sqrt(3 / 4)))
 
 
 def test_adaptive_clips_follow_the_norms(a_group: Make, a_payload: Payloads, tmp_path: Path) -> None:
