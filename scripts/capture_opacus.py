@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--local_batch_size", type=int, help="images in a local mini-batch; default: all")
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="of local epochs")
     parser.add_argument("--lr", type=float, default=1e-3, help="of local epochs")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument(
+        "--seed", type=int, help="for reproducible noise, which anyone who knows it can subtract; default: drawn anew"
+    )
     given = parser.parse_args()
     for message in ("Secure RNG turned off", "Full backward hook is firing", "Optimal order is the"):
         warnings.filterwarnings("ignore", message=message)  # Opacus's own, which are meant for training in earnest
@@ -85,7 +87,10 @@ def main() -> None:
     model = TamperedNetwork(network, InferenceStructure(payload))
 
     # The client trains it as Opacus's documentation says; strict=False lets the structure's constants pass.
-    torch.manual_seed(given.seed)
+    if given.seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(given.seed)
     module, optimizer, loader = PrivacyEngine().make_private(
         module=GradSampleModule(model, strict=False),
         # Single steps repeat on the same network: only their gradients matter here.

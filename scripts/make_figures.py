@@ -67,6 +67,18 @@ HONEST = (
     ("water_filling", "gaussian_reference_psnr", "Gaussian reference", "#000000", "--", "", 1.4),
     ("water_filling", "noise_law_psnr", "noise law: no prior, rows known", "#000000", ":", "", 1.6),
 )
+TRAININGS = (
+    # training, epochs and noise multiplier in clients.csv, label
+    ("one step", "1", 3e-4, "one step"),
+    ("SGD, 4 steps", "1", 3e-4, "SGD, 4 steps"),
+    ("SGD, 4 steps", "3", 3e-4, "SGD, 4 steps × 3 epochs"),
+    ("momentum 0.9, 4 steps", "1", 3e-4, "SGD with momentum 0.9, 4 steps"),
+    ("SGD, 16 steps", "5", 3e-4, "SGD, η = 0.1, 16 steps × 5 epochs"),
+    ("Adam", "1", 3e-4, "Adam, one step"),
+    ("Adam, 4 steps", "2", 3e-4, "Adam, 4 steps × 2 epochs"),
+    ("AdamW", "1", 3e-4, "AdamW, one step"),
+    ("AdamW, 4 steps", "2", 3e-4, "AdamW, 4 steps × 2 epochs"),
+)
 NO_NOISE = 2e-5  # where a logarithmic axis shows z = 0
 
 
@@ -148,7 +160,7 @@ def psnr_against_z() -> None:
     above = axes.secondary_xaxis("top")
     above.set_xticks(multipliers, [power_of_ten(epsilon[z]) for z in multipliers])
     above.minorticks_off()
-    above.set_xlabel("accounted ε of one round (δ = 1e-5)")
+    above.set_xlabel("accounted ε of one round (δ = 1e-5, add/remove; replace-one is about four times as large)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     figure.savefig(FIGURES / "psnr_against_z.png", dpi=160)
 
@@ -179,6 +191,42 @@ def honest() -> None:
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     figure.savefig(FIGURES / "honest.png", dpi=160)
+
+
+def clients() -> None:
+    """fig/clients.png: leakage by optimizer and epochs, with the structure of before and the one for local training."""
+    import matplotlib.pyplot as plt
+
+    versions = [
+        ("a structure for one step of SGD", "#E69F00", read_table(RESULTS / "clients_before.csv")),
+        ("a structure for the announced training", "#0072B2", read_table(RESULTS / "clients.csv")),
+    ]
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained", sharey=True)
+    quantities = (
+        ("linear", "psnr_mean", 1, "linear code: PSNR (dB)"),
+        ("digital", "bit_exact", 100, "digital code: bit-exact images (%)"),
+    )
+    for axes, (code, column, scale, title) in zip(panels, quantities, strict=True):
+        for offset, (version, colour, rows) in zip((-0.2, 0.2), versions, strict=True):
+            for place, (training, epochs, z, _) in enumerate(TRAININGS):
+                values = [
+                    scale * float(row[column]) for row in rows
+                    if (row["training"], row["epochs"], row["code"], float(row["z"])) == (training, epochs, code, z)
+                    and row["network"] == "resnet18"
+                ]  # fmt: skip
+                if values:
+                    mean = sum(values) / len(values)
+                    label = version if place == 0 else None
+                    axes.barh(place + offset, mean, 0.38, color=colour, label=label)
+                    axes.text(mean, place + offset, f" {mean:.3g}", va="center", fontsize=9)
+        axes.set_title(title, fontsize=11)
+        axes.margins(x=0.12)
+    panels[0].set_yticks(range(len(TRAININGS)), [label for *_, label in TRAININGS])
+    panels[0].invert_yaxis()
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    figure.savefig(FIGURES / "clients.png", dpi=150)
 
 
 def curve(rows: list[dict[str, str]], attack: str, column: str) -> list[tuple[float, float]]:
@@ -233,7 +281,7 @@ def power_of_ten(number: float) -> str:
     return f"${mantissa}\\cdot10^{{{int(exponent)}}}$"
 
 
-DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z, honest)}
+DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z, honest, clients)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -30,6 +30,7 @@ COLUMNS = [
     "lost_in_theory", "structure_bytes", "seconds", "options",
 ]  # fmt: skip
 SUMS = ("epsilon_of_one_client", "epsilon_of_sum")  # stated in tables about secure aggregation
+RECOGNITION = ("recognition_top1", "recognition_top5")  # over all draws, where a classifier scores
 LABELS = ("label_accuracy", "steps")  # over all draws, for attacks that recover labels
 PACKAGES = ("lightning_recon", "torch", "torchvision", "lightning", "torchmetrics", "opacus")
 
@@ -84,7 +85,7 @@ def deprecated_options(options: str) -> str:
     return " ".join(words)
 
 
-def measured(cell: Cell, root: Path, runs: Path, gallery: Path | None = None) -> Path:
+def measured(cell: Cell, root: Path, runs: Path, gallery: Path | None = None, classifier: str | None = None) -> Path:
     """Run a cell unless it has results already; return its folder.
 
     Args:
@@ -92,6 +93,7 @@ def measured(cell: Cell, root: Path, runs: Path, gallery: Path | None = None) ->
         root: Folder of photographs.
         runs: Where the runs are kept.
         gallery: Folder of further photographs among which originals are searched.
+        classifier: Path of a class with an ImageNet classifier, which scores by recognition.
     """
     folder = folder_of(cell, root, runs)
     print(f"recon fit {cell.options}", flush=True)
@@ -106,6 +108,9 @@ def measured(cell: Cell, root: Path, runs: Path, gallery: Path | None = None) ->
             photographs[1] = str(with_true_labels(root, runs / f"labelled_{name}"))
         if gallery is not None:
             photographs += ["--data.gallery", str(gallery)]
+        if classifier is not None:
+            photographs += ["--results.classifier.network", classifier]
+            photographs += ["--results.classifier.normalization", "imagenet"]
         alone = ["--comparison.structure", "null", "--comparison.noise_factor", "null"]
         alone += ["--model.client.noise_seed", "0"]  # tables are reproducible
         place = ["--trainer.default_root_dir", str(folder), "--overwrite"]  # of a run that was stopped
@@ -172,6 +177,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             **{name: privacy[name] for name in SUMS if "aggregated" in dict(cell.columns)},
             **({"bit_exact": exact} if (exact := mean(victims, "bit_exact")) else {}),
             **(_files(victims) if summary.get("channel_code") else {}),
+            **({name: summary[name] for name in RECOGNITION} if summary.get("recognition_top1") is not None else {}),
             **({name: summary[name] for name in LABELS} if "label_accuracy" in summary else {}),
             **dict(cell.columns),
         }

@@ -55,7 +55,14 @@ class BatchClient:
         """Answer one round's payload with a privatized update."""
         gradient = self.privatized(payload, round)
         self.released = self.released or gradient
-        return ClientUpdate(client, draw, round, gradient, payload=payload.digest())
+        return ClientUpdate(
+            client,
+            draw,
+            round,
+            gradient,
+            payload=payload.digest(),
+            reproducible_noise=self.noise_source.seed is not None,
+        )
 
     def privatized(self, payload: ServerPayload, round: int) -> dict[str, Tensor]:
         """The clipped and noised gradient of one round, by parameter name."""

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much the strongest attack recovers under each noise multiplier, as one of four levels."""
+"""How much the strongest attack recovers under each noise multiplier, as one of five levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lightning_recon.audit.aggregate import Point
+from lightning_recon.audit.identified import beats_a_guess
 
-Level = Literal["recognisable", "something", "nothing", "open"]
+Level = Literal["recognisable", "something", "identified", "nothing", "open"]
 LEVEL_NAMES: dict[Level, str] = {
     "recognisable": "recognisable",
     "something": "better than the mean image",
+    "identified": "no better than the mean image, but identified",
     "nothing": "no better than the mean image",
     "open": "undecided",
 }
-LEVELS: tuple[Level, ...] = ("recognisable", "something", "open", "nothing")  # the most leakage first
+# The most leakage first.
+LEVELS: tuple[Level, ...] = ("recognisable", "something", "identified", "open", "nothing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +41,23 @@ class Protection:
 
 
 def level_of(point: Point, tolerance: float) -> Level:
-    """Classify an attack by its gain in PSNR over the mean image.
+    """Classify an attack by its gain in PSNR over the mean image, and by whether it identifies victims.
 
     Args:
         point: The attack under one noise multiplier.
         tolerance: Gain in dB that still counts as no leakage.
 
     Returns:
-        "nothing" only if the whole confidence interval of the mean gain is within the tolerance; "open" if the mean is
-        within it but the interval is not, or if there is no interval.
+        "identified" if the mean gain is within the tolerance, but victims are identified more often than by a guess.
+        Otherwise "nothing" only if the whole confidence interval of the mean gain is within the tolerance; "open" if
+        the mean is within it but the interval is not, or if there is no interval.
     """
     if point.recognisable:
         return "recognisable"
     if point.gain.mean > tolerance:
         return "something"
+    if beats_a_guess(point):
+        return "identified"
     return "open" if point.gain.high is None or point.gain.high > tolerance else "nothing"
 
 

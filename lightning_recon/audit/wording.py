@@ -7,6 +7,7 @@ from typing import Literal
 from lightning_recon.audit.aggregate import CONFIDENCE, Point, smallest_noise
 from lightning_recon.audit.bit_exact import exact_of, most_exact, share_interval
 from lightning_recon.audit.formatting import batch_of, enumerated, guarantee_of, noise_of
+from lightning_recon.audit.identified import beats_a_guess, identified_of
 from lightning_recon.audit.verdict import LEVELS, Level, Protection
 from lightning_recon.privacy.reconstruction_robustness import binomial_interval
 
@@ -25,6 +26,9 @@ def summary_sentence(protections: Sequence[Protection], tolerance: float) -> str
     if count["something"]:
         something = "reconstructions were better than the mean image, but not recognisable,"
         parts.append(f"{something} under {count['something']}")
+    if count["identified"]:
+        only = f"no attack exceeded the mean image by more than {tolerance:g} dB, but one identified victims,"
+        parts.append(f"{only} under {count['identified']}")
     if count["nothing"]:
         parts.append(f"no attack exceeded the mean image by more than {tolerance:g} dB under {count['nothing']}")
     if count["open"]:
@@ -111,6 +115,9 @@ def noise_sentence(points: Sequence[Point], tolerance: float) -> str:
             f" No attack detected any of the {images} images there; with so few images, the share that can be detected "
             f"may still be up to {100 * share:.0f} % (95 % confidence interval)."
         )
+    if known := sorted({point.noise for point in points if point.noise >= found.mean and beats_a_guess(point)}):
+        at = enumerated([f"{noise:.3g}" for noise in known])
+        text += f" This is not enough to hide who the victims are: at z = {at}, an attack identifies them."
     if not any(0 < point.noise < found.mean for point in points):
         return text + " No smaller noise multiplier was tried."
     if found.exceeded is None:
@@ -124,10 +131,12 @@ def _sentence(one: Protection, tolerance: float) -> str:
     low, high = best.gain.low, best.gain.high
     interval = "" if low is None else f" (95 % confidence interval {low:+.1f} to {high:+.1f} dB)"
     start = f"At {guarantee_of(best)}, z = {one.noise:.3g}: "
+    within = f"{start}no attack exceeds the mean image by more than {tolerance:g} dB on average"
+    if one.level == "identified" and (found := identified_of(best)):
+        return f"{within}, but “{best.attack}” identifies {found.sentence}."
     if not any(point.detects for point in one.points):
         images = f"any of the {best.psnr.pictures} images"
         return f"{start}no attack detected {images}; the mean image remains the best estimate."
-    within = f"{start}no attack exceeds the mean image by more than {tolerance:g} dB on average"
     if one.level == "nothing":
         return f"{within}; the best, “{best.attack}”, is at {best.gain.mean:+.1f} dB{interval}."
     if one.level == "open":

@@ -89,6 +89,7 @@ class Clients:
         alone = self.compression is not None or self.quantization is not None
         parts = [(member,) for member in members] if alone else [members]
         digest = payload.digest()
+        self.noise_source.check_single_use(client, draw, round, digest, self.privacy.noise_multiplier)
         releases = (self._release(payload, digest, (part, draw, round)) for part in parts)
         if self.quantization is None:
             gradient = added(releases)

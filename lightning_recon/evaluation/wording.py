@@ -28,6 +28,11 @@ def verdict(record: Record) -> str:
         )
     psnr, ssim, gain = summary["psnr_mean"], summary["ssim_mean"], summary["psnr_mean"] - baselines["mean_image_psnr"]
     scores = f"PSNR {psnr:.1f} dB on average, {gain:+.1f} dB against a mean image, SSIM {ssim:.2f}"
+    if summary.get("identification") is not None:
+        scores += (
+            f"; {100 * summary['identification']:.0f} % identified among {summary['gallery_size']} images, "
+            f"{100 * summary['identification_chance']:.2g} % by a guess"
+        )
     exact = summary.get("bit_exact_share") or 0.0
     if exact:
         return f"{100 * exact:.0f} % of the images were reconstructed bit for bit ({scores})."

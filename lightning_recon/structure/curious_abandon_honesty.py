@@ -61,8 +61,9 @@ class CuriousAbandonHonesty(Structure):
         """Choose the variant.
 
         Args:
-            units: Rows of the structure (K). Their weights are a recipe on the wire, their gradients 0.6 GB of upload
-                at 224 x 224.
+            units: Rows of the structure (K), among which the clipping norm is divided: fewer carry less noise each, and
+                isolate fewer victims. Their weights are a recipe on the wire, their gradients 0.6 GB of upload at
+                224 x 224.
             scaling: By what the positive half of the weights is scaled, in (0, 1). Default: what lets a typical public
                 image excite two units in B, where the most victims are alone in some unit.
             subjects: Whether the server expects clients to cut the subject out on black. Default: as the task

@@ -38,6 +38,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         alarms: Sequence[str] | None = None,
         data: dict[str, Any] | None = None,
         exact: Sequence[Sequence[bool]] | None = None,
+        identified: Sequence[bool] | None = None,
     ) -> Path:
         """A run whose victims gain so many dB over a mean image of 12 dB: a row a picture, an entry a draw."""
         folder = tmp_path / "runs" / name
@@ -52,6 +53,8 @@ def make_run(tmp_path: Path) -> MakeRun:
                 victims.append(entry | {"psnr": 12.0 + draws[draw], "ssim": ssim})
                 if exact is not None:
                     victims[-1]["bit_exact"] = exact[index][draw]
+                if identified is not None:
+                    victims[-1]["identified"] = identified[index]
         privacy = privacy_record(
             granularity="sample", per_layer=per_layer, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
             batch_size=len(gains), delta=delta, adjacency=adjacency,
@@ -61,6 +64,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         counts = {"clients": 1, "draws": len(gains[0]), "victims": len(gains), "detected": len(gains) * detected}
         averages = {"psnr_mean": psnr, "psnr_std_over_draws": None, "psnr_median": psnr, "psnr_of_mean_mse": psnr}
         summary = counts | averages | {"collided": 0, "false_detections": 0, "ssim_mean": ssim}
+        if identified is not None:
+            summary |= {"gallery_size": 100, "identification_chance": 0.1, "identification_bound": 0.9}
+            summary["identification"] = sum(identified) / len(identified)
         record = {
             "schema_version": 1,
             "attack": attack,

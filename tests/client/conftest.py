@@ -91,6 +91,7 @@ def a_client() -> Callable[..., VictimClient]:
         batch_norm: Mode = "train",
         seed: int = 0,
         participation: float = 1.0,
+        noise_seed: int | None = 0,
     ) -> VictimClient:
         client = VictimClient(
             NETWORKS.get(network, network),
@@ -99,7 +100,7 @@ def a_client() -> Callable[..., VictimClient]:
             batch_norm=batch_norm,
             seed=seed,
             participation=participation,
-            noise_seed=0,
+            noise_seed=noise_seed,
         )
         client.bind([random_batch(seed) for seed in range(clients)])
         return client

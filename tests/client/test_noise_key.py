@@ -3,16 +3,22 @@
 
 import itertools
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.noise_key import NoiseKey, key_file, key_folder, load_key, save_key
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.errors import UserError
+from lightning_recon.exchange import ServerPayload
+
+Clients, Payloads = Callable[..., VictimClient], Callable[..., ServerPayload]
 
 
 def test_no_two_of_a_million_streams_have_equal_keys() -> None:
@@ -146,3 +152,20 @@ def test_a_run_is_not_resumed_under_other_noise(before: int | None, now: int | N
     with pytest.raises(UserError, match=r"noise_seed is .*, but the run to be resumed had"):
         NoiseSource(now).load_state_dict(state)
     NoiseSource(before).load_state_dict(state)
+
+
+def test_secret_noise_hides_one_answer_only(a_client: Clients, a_payload: Payloads) -> None:
+    client = a_client(privacy=Privacy(1.0, 0.1), noise_seed=None)
+    first, again = (client.share(a_payload(), 0, 0, 0).gradient for _ in range(2))
+    assert torch.equal(first["structure.weight"], again["structure.weight"])
+    client.share(ServerPayload(), 0, 0, 1)
+    client.share(ServerPayload(), 0, 1, 0)
+    for other, payload in ((client, ServerPayload()), (client.under_noise(0.5), a_payload())):
+        with pytest.raises(UserError, match="answered another payload in round 0 of draw 0"):
+            other.share(payload, 0, 0, 0)
+
+
+def test_reproducible_noise_lets_payloads_be_compared(a_client: Clients, a_payload: Payloads) -> None:
+    client = a_client(privacy=Privacy(1.0, 0.1), noise_seed=0)
+    for payload in (a_payload(), ServerPayload()):
+        assert client.share(payload, 0, 0, 0).reproducible_noise

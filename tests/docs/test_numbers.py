@@ -100,6 +100,8 @@ def test_accuracy_under_attack() -> None:
         at = (share, "kept")
         value = mean("dp_accuracy", lambda row, at=at: (row["share_attacked"], row["attacked_steps"]) == at, "accuracy")  # type: ignore[misc]
         assert words.format(f"{100 * value:.0f}") in page
+    composed = mean("dp_accuracy", lambda row: True, "epsilon_accounted")
+    assert f"an accounted ε of {composed:.0f} together (δ = 1e-5, add/remove," in page
 
 
 def test_epsilons() -> None:
