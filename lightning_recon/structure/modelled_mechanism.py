@@ -30,9 +30,9 @@ def mechanism_mismatch(payload: ServerPayload | None, task: Task, feedback: bool
     spec = None if payload is None else layer_spec(payload)
     if room is None or payload is None or spec is None:
         return found
-    pilot = float(payload.tensors["constants"][0]) if not spec.signs and len(payload.tensors["constants"]) else 0.0
+    row = 1 / math.sqrt(len(payload.tensors["directions"]) * task.sharers)
     if room.room <= 0:
         found.append(TrainingMismatch(f"the noise alone exceeds what sums of integers can hold: {room.cause}", None))
-    elif pilot / math.sqrt(len(payload.tensors["directions"]) * task.sharers) > room.room:
-        found.append(TrainingMismatch(f"the pilot exceeds what sums of integers can hold: {room.cause}", None))
+    elif len(payload.tensors["index"]) * room.power_limit(row) < 1:
+        found.append(TrainingMismatch(f"the code exceeds what sums of integers can hold: {room.cause}", None))
     return found

@@ -35,6 +35,10 @@ class SumRange:
         """
         return max(0.0, self.room / (_COEFFICIENT_REACH * row)) ** 2
 
+    def pilot_limit(self, row: float) -> float:
+        """The same of the pilot, whose value is known."""
+        return max(0.0, self.room / row) ** 2
+
 
 def sum_range(task: Task) -> SumRange | None:
     """The room that an announced quantization leaves; None for sums of real numbers."""

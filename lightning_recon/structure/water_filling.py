@@ -2,6 +2,7 @@
 """Our structure: water-filled coefficients through gated, cancelling units, decoded without an oracle."""
 
 import math
+from copy import copy
 from typing import Literal
 
 import torch
@@ -162,6 +163,10 @@ class WaterFilling(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""
+        if (weaker := self._pilot_within_sums(task)) < self.pilot_power:
+            design = copy(self)
+            design.pilot_power = weaker
+            return design.payload(task)
         statistics = self.statistics(task)
         if self.cancel and (signs := self.sign_design().payload(task, statistics)) is not None:
             return signs
@@ -260,13 +265,22 @@ class WaterFilling(Structure):
                 return power, index
             count = found
 
-    def _within_sums(self, power: Tensor, task: Task, share: float) -> Tensor:
-        """The powers where no number of a sum of integers may exceed its range: what is sent stays sent."""
+    def _row(self, task: Task, share: float) -> float:
+        """Norm of a victim's row, divided by the clipping norm."""
+        directions = 1 if task.victims == 1 else self.directions or 3
+        return share / math.sqrt(directions * task.sharers)
+
+    def _pilot_within_sums(self, task: Task) -> float:
+        """Power of the pilot where no number of a sum of integers may exceed its range."""
         room = sum_range(task)
         if room is None or room.room <= 0:
-            return power
-        directions = 1 if task.victims == 1 else self.directions or 3
-        return limited(power, room.power_limit(share / math.sqrt(directions * task.sharers)))
+            return self.pilot_power
+        return min(self.pilot_power, room.pilot_limit(self._row(task, 1.0)))
+
+    def _within_sums(self, power: Tensor, task: Task, share: float) -> Tensor:
+        """Powers of the coefficients likewise: what is sent stays sent."""
+        room = sum_range(task)
+        return power if room is None or room.room <= 0 else limited(power, room.power_limit(self._row(task, share)))
 
     def _with_pilot(self, power: Tensor) -> Tensor:
         """The powers in the order in which the structure has its inputs."""

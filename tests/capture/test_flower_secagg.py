@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -51,7 +52,8 @@ class InProcess(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         replies = []
-        for message in messages:
+        for sent in messages:
+            message = deepcopy(sent)  # each client gets its own, as from the wire
             try:
                 replies.append(self.app(message, self.contexts[message.metadata.dst_node_id]))
             except RuntimeError:

@@ -17,7 +17,7 @@ from lightning_recon.structure import WaterFilling
 from lightning_recon.structure.modelled_mechanism import mechanism_mismatch
 from lightning_recon.structure.sum_range import limited, sum_range
 
-EIGHT_BITS = Quantization(clipping_range=0.25, quantization_range=256, modulus_range=256)
+EIGHT_BITS = Quantization(clipping_range=0.13, quantization_range=256, modulus_range=256)
 
 
 def client_of(images: Tensor, quantization: Quantization | None) -> VictimClient:
@@ -42,8 +42,8 @@ def test_a_code_for_narrow_sums_loses_little(photographs: Callable[[int], Tensor
     free = quality(real, images)
     designed = quality(narrow, images)
     ignored = quality(narrow, images, replace(narrow.task, quantization=None))
-    assert designed > ignored + 3
-    assert designed > free - 3
+    assert designed > ignored + 5
+    assert designed > free - 6
     assert quality(client_of(images, Quantization()), images) == pytest.approx(free, abs=0.2)
 
 
@@ -51,7 +51,7 @@ def test_limited_powers_keep_their_sum() -> None:
     power = torch.tensor([0.5, 0.3, 0.1, 0.1, 0.0])
     found = limited(power, 0.3)
     assert float(found.sum()) == pytest.approx(1.0)
-    assert float(found.max()) <= 0.3
+    assert float(found.max()) <= 0.3 + 1e-6
     assert float(found[-1]) == 0.0
     assert torch.equal(limited(power, 1.0), power)
     assert torch.equal(limited(power, 0.01), torch.tensor([0.01, 0.01, 0.01, 0.01, 0.0]))
@@ -62,13 +62,13 @@ def test_what_cannot_be_held_is_said(photographs: Callable[[int], Tensor]) -> No
     payload = WaterFilling().payload(task)
     room = sum_range(task)
     assert room is not None
-    assert 0 < room.room < 0.25
+    assert 0 < room.room < 0.13
     assert sum_range(replace(task, quantization=None)) is None
     assert mechanism_mismatch(payload, task) == mechanism_mismatch(None, task) == []
     loud = replace(task, noise_multiplier=1.0)
     assert "noise alone exceeds" in mechanism_mismatch(payload, loud)[0].reason
-    tight = replace(task, quantization=replace(EIGHT_BITS, clipping_range=0.1))
-    assert "the pilot exceeds" in mechanism_mismatch(payload, tight)[0].reason
+    tight = replace(task, quantization=replace(EIGHT_BITS, clipping_range=0.05))
+    assert "the code exceeds" in mechanism_mismatch(payload, tight)[0].reason
     correlated = replace(task, quantization=None, noise_bands=2)
     assert "feedback is not designed" in mechanism_mismatch(payload, correlated, feedback=True)[0].reason
     assert mechanism_mismatch(payload, correlated) == []
