@@ -86,7 +86,7 @@ def _script() -> ModuleType:
 
 def summed(script: ModuleType, folder: Path, **options: Any) -> tuple[Any, InProcess]:  # noqa: ANN401 - a FlowerAudit
     settings = script.Settings(
-        str(folder), clients=4, batch_size=2, secure_aggregation=1, **({"image_size": 32} | NOISE | options)
+        str(folder), clients=4, batch_size=2, secure_aggregation=1, **({"image_size": 16} | NOISE | options)
     )
     script.write_pictures(settings)
     audit = script.audit_of(settings)
@@ -131,7 +131,7 @@ def test_the_sum_at_flower_s_defaults_shows_what_the_real_sum_shows(script: Modu
     arrays = [record for reply in grid.seen for record in reply.content.array_records.values()]
     assert arrays
     assert not any(arrays)
-    results, ours = captured(tmp_path / "run", tmp_path / "sum"), simulated(tmp_path / "ours", 32)
+    results, ours = captured(tmp_path / "run", tmp_path / "sum"), simulated(tmp_path / "ours", 16)
     assert results["summary"]["detected"] == ours["summary"]["detected"] == 8
     assert results["summary"]["psnr_mean"] == pytest.approx(ours["summary"]["psnr_mean"], abs=1.0)
     assert results["summary"]["psnr_mean"] > results["baselines"]["mean_image_psnr"] + 5
@@ -153,7 +153,7 @@ def test_a_client_drops_out_of_the_sum(script: ModuleType, tmp_path: Path) -> No
 
 
 def test_two_rounds_are_captured(script: ModuleType, tmp_path: Path) -> None:
-    audit, _ = summed(script, tmp_path / "sum", rounds=2, image_size=16)
+    audit, _ = summed(script, tmp_path / "sum", rounds=2)
     client = CapturedClient(tmp_path / "sum")
     rows = [client.share(audit.payload, 0, 0, number).gradient["structure.weight"] for number in range(2)]
     mean = (rows[0] + rows[1])[:, -256:] / 2
@@ -182,12 +182,12 @@ def test_what_is_no_sum_is_refused(script: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_secagg_over_loopback(script: ModuleType, tmp_path: Path) -> None:
     settings = script.Settings(
-        str(tmp_path / "sum"), clients=4, batch_size=2, secure_aggregation=1, image_size=32, **NOISE
+        str(tmp_path / "sum"), clients=4, batch_size=2, secure_aggregation=1, image_size=16, **NOISE
     )
     script.write_pictures(settings)
     script.run(settings, seconds=280)
     results = captured(tmp_path / "run", tmp_path / "sum")
     assert results["summary"]["detected"] == 8
     assert results["summary"]["psnr_mean"] == pytest.approx(
-        simulated(tmp_path / "ours", 32)["summary"]["psnr_mean"], abs=1.0
+        simulated(tmp_path / "ours", 16)["summary"]["psnr_mean"], abs=1.0
     )
