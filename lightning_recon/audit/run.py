@@ -18,6 +18,7 @@ from lightning_recon.files.faults import FAULTS, readable
 from lightning_recon.files.schema import ORIGINALS
 from lightning_recon.files.serialization import read_json, read_yaml
 from lightning_recon.printable import printable
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -248,7 +249,8 @@ def recorded_epsilon(
         mechanism = mechanism_named(str(privacy.get("mechanism", "gaussian")))
     except UserError:
         return None
-    drawn = privacy.get("sampling")
-    sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn else BatchSampling()
+    drawn, bands = privacy.get("sampling"), int(privacy.get("noise_bands", 1))
+    sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn and bands == 1 else BatchSampling()
     each, guarantee = int(privacy.get("releases_per_round", 1)), (float(privacy["delta"]), adjacency)
-    return sampled_epsilon(mechanism, noise_multiplier, rounds, each, sampling, int(privacy["batch_size"]), guarantee)
+    independent = equivalent_multiplier(noise_multiplier, bands, rounds)
+    return sampled_epsilon(mechanism, independent, rounds, each, sampling, int(privacy["batch_size"]), guarantee)

@@ -45,6 +45,8 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
         say("each local step is one of DP-SGD; norms, clip factors and noise above are those of the first step's sum")
     if task.compression is not None:
         say(f"each update is compressed: {task.compression.in_words}")
+    if task.quantization is not None:
+        say(f"secure aggregation: {task.quantization.in_words}")
     if client.aggregated > 1:
         say(f"the server gets the sum of {client.aggregated} of these at a time")
     say(privacy_line(privacy_of(client)))

@@ -7,29 +7,35 @@ from collections.abc import Sequence
 from lightning_recon.attack import Reconstruction
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.modelled_mechanism import mechanism_mismatch
 from lightning_recon.structure.modelled_training import training_mismatch
 
 log = logging.getLogger(__name__)
 
 
-def mismatch_record(task: Task, found: Sequence[Reconstruction], payload: ServerPayload | None = None) -> Record | None:
+def mismatch_record(
+    task: Task, found: Sequence[Reconstruction], payload: ServerPayload | None = None, feedback: bool = False
+) -> Record | None:
     """The section `mismatch`; warns in one line of what updates contradict, and in one of the design.
 
     Args:
         task: What was announced.
         found: Reconstructions of every update and draw.
         payload: What was shipped first; None: nothing.
+        feedback: Whether the structure sends feedback.
 
     Returns:
         For each field that some update contradicts: what was announced, what the update shows (of noise and number of
         images a mean over these updates), and how many updates do; and `local_training`, if the structure was not
-        designed for it: the reason, and the estimated cost in decibels. None if there is nothing of this.
+        designed for it: the reason, and the estimated cost in decibels; and likewise `mechanism`. None if there is
+        nothing of this.
     """
     record: Record = {}
     design = training_mismatch(payload, task)
-    if design is not None:
-        cost = "unknown" if design.cost_db is None else f"about {design.cost_db:.1f} dB of signal to noise"
-        log.warning("%s; this run shows less than a server could see, the loss is %s", design.reason, cost)
+    mechanism = mechanism_mismatch(payload, task, feedback)
+    for one in [*([] if design is None else [design]), *mechanism]:
+        cost = "unknown" if one.cost_db is None else f"about {one.cost_db:.1f} dB of signal to noise"
+        log.warning("%s; this run shows less than a server could see, the loss is %s", one.reason, cost)
     words = []
     kinds = {None: "images", True: "subjects on black", False: "whole photographs"}
     subjects = [one.mismatch.subjects for one in found if one.mismatch.subjects is not None]
@@ -51,6 +57,8 @@ def mismatch_record(task: Task, found: Sequence[Reconstruction], payload: Server
             words.append(f"{shown} {mean:.3g}, not {announced:g} ({len(values)} of {len(found)} updates)")
     if design is not None:
         record["local_training"] = {"reason": design.reason, "cost_db": design.cost_db}
+    if mechanism:
+        record["mechanism"] = {"reason": "; ".join(one.reason for one in mechanism), "cost_db": mechanism[0].cost_db}
     if not words:
         return record or None
     log.warning(

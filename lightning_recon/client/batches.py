@@ -72,6 +72,25 @@ def check_batches(
             )
 
 
+def present(
+    members: tuple[int, ...], dropout: float, draw: int, round: int, noise_source: NoiseSource
+) -> tuple[int, ...]:
+    """The clients of a group whose updates are in a round's sum; at least one.
+
+    Args:
+        members: the clients of the group.
+        dropout: probability with which a client drops out of a round.
+        draw: index of the noise realization.
+        round: index of the round.
+        noise_source: key of the draws: the server learns how many dropped out, not who.
+    """
+    if dropout == 0:
+        return members
+    drawn = noise_source.generator("dropout of clients", members[0], draw, round).random(len(members))
+    kept = tuple(member for member, one in zip(members, drawn, strict=True) if one >= dropout)
+    return kept or (members[int(drawn.argmax())],)
+
+
 def answering_client(
     client: int,
     draw: int,

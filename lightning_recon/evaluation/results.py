@@ -2,7 +2,7 @@
 """Sections of `results.json` that follow from the protection and the true images, without any attack."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lightning_recon.evaluation.gaussian_reference import gaussian_reference
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.evaluation.scoring import Truth
 from lightning_recon.exchange import BatchSampling, NoiseShare, summed_noise
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
 from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency, Mechanism
@@ -45,6 +46,8 @@ def privacy_record(
     mechanism: str = "gaussian",
     releases_per_round: int = 1,
     sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
+    noise_bands: int = 1,
+    adaptive_clip: Mapping[str, object] | None = None,
 ) -> Record:
     """The protection under attack and its privacy guarantee.
 
@@ -64,6 +67,8 @@ def privacy_record(
             compose.
         sampling: Which of its images a client uses in a round. Under granularity "sample" an image is in those rounds
             alone, and the server is taken to see which they are; a client's update is in all of them.
+        noise_bands: See `Task.noise_bands`. Accounted as independent noise with the same guarantee for all rounds.
+        adaptive_clip: See `Task.adaptive_clip`; the noise multiplier is that of update and number together.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
@@ -72,9 +77,10 @@ def privacy_record(
         with distributed noise that of the sum, which needs every client's share. `epsilon_of_one_client` is that of
         one client's update if the server sees it by itself, `epsilon_of_sum` that of the aggregated sum.
     """
-    z = 0.0 if max_grad_norm is None else noise_multiplier
+    z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
     noise = mechanism_named(mechanism)
-    sampling = sampling if granularity == "sample" else BatchSampling()
+    # Noise that is correlated over rounds is accounted for an image that is in all of them.
+    sampling = sampling if granularity == "sample" and noise_bands == 1 else BatchSampling()
     releases = sampling.most_looks(batch_size, rounds) * releases_per_round
 
     def epsilon(multiplier: float, neighbours: Adjacency = adjacency) -> float | None:
@@ -90,6 +96,8 @@ def privacy_record(
         "per_layer": per_layer,
         "max_grad_norm": max_grad_norm,
         "noise_multiplier": noise_multiplier,
+        "noise_bands": noise_bands,
+        "adaptive_clip": adaptive_clip,
         "rounds": rounds,
         "releases_per_round": releases_per_round,
         "batch_size": batch_size,

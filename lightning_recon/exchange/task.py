@@ -12,12 +12,16 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from lightning_recon.exchange.batch_sampling import BatchSampling
 from lightning_recon.exchange.compression import Compression
 from lightning_recon.exchange.local_training import LocalTraining
+from lightning_recon.exchange.quantization import Quantization
 from lightning_recon.files import schema
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_json, validated, write_json
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
+from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.clipping import Clip
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.integer_noise import IntegerMechanism
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -65,6 +69,13 @@ class Task:
             mean the same batch in every round.
         participation: probability with which a client answers a round on its own images, not on others; None: not
             announced, which records without this field mean.
+        noise_bands: how many rounds' independent noise the noise of a round is made of, see
+            `privacy.correlated_noise`; 1, as in records without this field: independent in every round. Otherwise the
+            noise multiplier is that of the independent noise.
+        adaptive_clip: how the clipping norm of later rounds follows from the rounds before them, see
+            `ClientUpdate.max_grad_norm`; None, as in records without this field: it is C in every round.
+        quantization: how updates become integers that are summed modulo a number; None, as in records without this
+            field: sums are of real numbers.
     """
 
     # Records are validated against these types when they are read from disk.
@@ -92,6 +103,9 @@ class Task:
     parameters: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     sampling: BatchSampling = BatchSampling()  # noqa: RUF009 - frozen
     participation: Annotated[float, Field(gt=0, le=1)] | None = None
+    noise_bands: schema.Rounds = 1
+    adaptive_clip: AdaptiveClip | None = None
+    quantization: Quantization | None = None
 
     @property
     def updates(self) -> int:
@@ -150,20 +164,40 @@ class Task:
         return Clip(self.max_grad_norm, self.per_layer, self.noise.norm_order)
 
     @property
+    def independent_multiplier(self) -> float:
+        """Noise multiplier of noise that is independent in every round, with the same guarantee for all rounds."""
+        return equivalent_multiplier(self.noise_multiplier, self.noise_bands, self.rounds)
+
+    @property
     def update_multiplier(self) -> float:
-        """Noise multiplier of one of these updates, for bounds.
+        """Noise multiplier of one of these updates, for bounds; of correlated noise see `independent_multiplier`.
 
         A sum of noises that is not of their kind has none. Then it is that of each client: adding up is
         post-processing, so that bounds on one client's update hold for the sum.
         """
         if not self.noise.closed_under_sums:
-            return self.noise_multiplier
-        return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share)
+            return self.independent_multiplier
+        return summed_noise(self.independent_multiplier, self.aggregated, self.noise_share)
 
     @property
     def update_noise(self) -> float:
-        """Standard deviation of the noise in an update, divided by C."""
-        return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share) * self.noise.noise_std
+        """Standard deviation of the noise in an update, divided by C, with that of rounding.
+
+        Of noise that is correlated over rounds when it is whitened.
+        """
+        own = self.noise_multiplier
+        if self.adaptive_clip is not None:
+            own = self.adaptive_clip.update_multiplier(own)
+        own = equivalent_multiplier(own, self.noise_bands, self.rounds)
+        added = summed_noise(own, self.aggregated, self.noise_share) * self.noise.noise_std
+        return math.hypot(added, self.rounding_noise) if self.rounding_noise else added
+
+    @property
+    def rounding_noise(self) -> float:
+        """Standard deviation of the rounding in an update, divided by C; 0 for real numbers."""
+        if self.quantization is None or self.max_grad_norm is None:
+            return 0.0
+        return self.quantization.rounding_noise(self.aggregated) / self.max_grad_norm
 
     @property
     def noise_is_normal(self) -> bool:
@@ -259,6 +293,12 @@ def check_task(task: Task) -> Task:
             f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null: noise without "
             "a clip protects nothing, so set the clipping norm"
         )
+    if task.noise_bands > 1 and not isinstance(task.noise, Gaussian):
+        raise ValueError(f"task.noise_bands is {task.noise_bands}, which noise of {task.mechanism} cannot have")
+    if task.adaptive_clip is not None and task.noise_multiplier >= 2 * task.adaptive_clip.unclipped_num_std:
+        raise ValueError("task.noise_multiplier is above what task.adaptive_clip.unclipped_num_std allows")
+    if isinstance(task.noise, IntegerMechanism) and task.quantization is None:
+        raise ValueError(f"task.quantization is null, but noise of {task.mechanism} is on integers")
     if task.noise_share == "distributed" and task.aggregated > 1 and not task.noise.closed_under_sums:
         raise ValueError(f"task.noise_share is distributed, which a sum of {task.mechanism} noises cannot be")
     if task.clients % task.aggregated:

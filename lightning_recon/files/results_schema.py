@@ -52,6 +52,7 @@ class PrivacyRecord(TypedDict):
     per_layer: bool
     max_grad_norm: Positive | None
     noise_multiplier: NotNegative
+    noise_bands: NotRequired[Rounds]  # earlier versions: 1
     rounds: Rounds
     releases_per_round: NotRequired[Rounds]
     batch_size: Batch
@@ -87,6 +88,13 @@ class CompressionRecord(TypedDict):
 
     words: Text
     method: Name
+
+
+@with_config(OPEN)
+class QuantizationRecord(TypedDict):
+    """The section `quantization`."""
+
+    words: Text
 
 
 @with_config(OPEN)
@@ -190,6 +198,7 @@ class ResultsRecord(TypedDict):
     participation: NotRequired[Probability | None]
     local_training: NotRequired[LocalTrainingRecord | None]
     compression: NotRequired[CompressionRecord | None]
+    quantization: NotRequired[QuantizationRecord | None]
     mismatch: NotRequired[dict[Name, MismatchRecord | TrainingMismatchRecord] | None]
     payload_alarms: NotRequired[list[Text] | None]
     alarms: NotRequired[list[Text] | None]  # the name of earlier versions

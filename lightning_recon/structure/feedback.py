@@ -62,9 +62,14 @@ class Feedback(Structure):
         return self.opening.statistics(task)
 
     def rounds(self, task: Task) -> int:
-        """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise."""
+        """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise.
+
+        All of them under noise that is correlated over rounds: it is whitened where rounds send the same.
+        """
         if task.batches_change:
             return 1
+        if task.noise_bands > 1:
+            return task.rounds
         # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
         noise = design_noise(task, None) * math.sqrt(task.sharers * directions)

@@ -124,6 +124,9 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     # The square of a number of unit variance and excess kurtosis k has the variance 2 + k.
     spread = 2.0 + (0.0 if task.noise_is_normal else task.noise.excess_kurtosis)
     reach = _NULL_REACH * math.sqrt(spread / zeros.numel()) if nulls else 0.0
-    if announced is not None and abs(measured - announced) <= reach * announced:
-        measured = announced
+    if announced is not None:
+        # Zeros may lie on a level of the quantization, where nothing is rounded.
+        rounding = (task.rounding_noise / share) ** 2 / task.rounds
+        if (1 - reach) * (announced - rounding) <= measured <= (1 + reach) * announced:
+            measured = announced
     return rows[:, :-1], rows[:, -1], math.sqrt(measured)
