@@ -11,6 +11,8 @@ from lightning_recon.exchange import Task
 
 # A coefficient of a photograph may be this many standard deviations from its mean, and noise so many of its own.
 _COEFFICIENT_REACH = 6.0
+# The clip scales every row to its share of the norm, and the pilot of a plain image up by so much.
+_PILOT_REACH = 1.5
 _NOISE_REACH = 4.0
 
 
@@ -36,8 +38,8 @@ class SumRange:
         return max(0.0, self.room / (_COEFFICIENT_REACH * row)) ** 2
 
     def pilot_limit(self, row: float) -> float:
-        """The same of the pilot, whose value is known."""
-        return max(0.0, self.room / row) ** 2
+        """The same of the pilot, which is sent with a fixed value."""
+        return max(0.0, self.room / (_PILOT_REACH * row)) ** 2
 
 
 def sum_range(task: Task) -> SumRange | None:
