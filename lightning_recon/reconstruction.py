@@ -50,6 +50,19 @@ NO_MISMATCH = Mismatch()
 
 
 @dataclass(frozen=True)
+class Looks:
+    """In which rounds an attacker saw an image, where batches change from round to round.
+
+    Args:
+        first: Index of the round in which it was seen first.
+        expected: Expected number of rounds that it was in.
+    """
+
+    first: int
+    expected: float
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What the attacker reconstructed from one update under one noise draw, in the attacker's own order.
 
@@ -67,6 +80,7 @@ class Reconstruction:
         mismatch: Where the update contradicts the announcement.
         mean_image: The estimate of a victim without a reconstruction, shape (3, H, W), where the update shows that
             images are not as announced; None: that of the announcement.
+        looks: For each image the rounds that it was seen in; None where all are in all rounds.
     """
 
     client: int
@@ -80,3 +94,4 @@ class Reconstruction:
     share: "BudgetShare | None" = None
     mismatch: Mismatch = NO_MISMATCH
     mean_image: Tensor | None = None
+    looks: tuple[Looks, ...] | None = None

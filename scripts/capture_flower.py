@@ -21,26 +21,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import Client, NumPyClient
+from flwr.client.mod import LocalDpMod as LegacyLocalDpMod
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
+from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_recon.capture.flower import FlowerAudit
+from lightning_recon.capture.flower_secagg import serve_sums
 from lightning_recon.exchange import LocalTraining, training_by
 from lightning_recon.structure import Digital, WaterFilling
 
 SETTINGS = "CAPTURE_FLOWER"  # environment variable that tells the apps what the command line said
 CLASSES = 16  # of the bundled photographs
+SHARES, THRESHOLD = 3, 2  # of SecAgg+, which has no defaults for these two
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Settings:
         batches: number of batches of a client; each one is a local step.
         epochs: how often it goes through them.
         structure: what the server ships: "linear", or "digital", which is attacked with `--config attack/digital.yaml`.
+        secure_aggregation: 1: behind SecAgg+ at Flower's defaults, so that the server gets only the sum of all clients.
+        dropped: how many clients fail when they have trained, and drop out of the sum.
     """
 
     folder: str = "runs/flower"
@@ -80,6 +89,8 @@ class Settings:
     batches: int = 1
     epochs: int = 1
     structure: str = "linear"
+    secure_aggregation: int = 0
+    dropped: int = 0
 
 
 class Net(nn.Module):
@@ -125,6 +136,7 @@ def audit_of(settings: Settings) -> FlowerAudit:
         clients=settings.clients,
         rounds=settings.rounds,
         local=local_training_of(settings),
+        secure_aggregation=SecAggPlusWorkflow(SHARES, THRESHOLD) if settings.secure_aggregation else None,
     )
 
 
@@ -148,24 +160,54 @@ def write_pictures(settings: Settings) -> None:
         save_truth(pictures_file(settings, client), batch.images, batch.labels, client)
 
 
+def trained(
+    settings: Settings, audit: FlowerAudit, client: int, received: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], int]:
+    """A client's arrays after local training, and how many images it has."""
+    model = audit.model()
+    model.load_state_dict(received)
+    own = load_file(pictures_file(settings, client))
+    optimizer = optimizer_of(settings, model.parameters())
+    for batch in list(torch.arange(len(own["labels"])).chunk(settings.batches)) * settings.epochs:
+        optimizer.zero_grad()
+        F.cross_entropy(model(own["images"][batch]), own["labels"][batch]).backward()
+        optimizer.step()
+    return model.state_dict(), len(own["labels"])
+
+
+class LegacyClient(NumPyClient):
+    """The same client behind the interface that SecAgg+ needs."""
+
+    def __init__(self, settings: Settings, audit: FlowerAudit, client: int) -> None:
+        """Store the arguments of `trained`."""
+        self.settings, self.audit, self.client = settings, audit, client
+
+    def fit(self, parameters: list[Any], config: dict[str, Any]) -> tuple[list[Any], int, dict[str, Any]]:
+        """Train, and return all arrays in the order of the state dict."""
+        received = {name: torch.as_tensor(value) for name, value in zip(self.audit.arrays(), parameters, strict=True)}
+        state, examples = trained(self.settings, self.audit, self.client, received)
+        if self.client < self.settings.dropped:
+            raise RuntimeError("this client drops out")
+        return [tensor.numpy() for tensor in state.values()], examples, {}
+
+
 def client_app_of(settings: Settings, audit: FlowerAudit) -> ClientApp:
     """An ordinary client app, except for the two lines that mention `audit`."""
+    if settings.secure_aggregation:
+
+        def client_of(context: Context) -> Client:
+            return LegacyClient(settings, audit, int(context.node_config["partition-id"])).to_client()
+
+        mod = audit.protection  # SecAgg+ has a LocalDpMod of its own, with the same four numbers
+        protection = LegacyLocalDpMod(mod.clipping_norm, mod.sensitivity, mod.epsilon, mod.delta)
+        return ClientApp(client_of, mods=[secaggplus_mod, protection])
     app = ClientApp()
 
     @app.train(mods=[audit.capture(settings.folder), audit.protection])
     def train(message: Message, context: Context) -> Message:
-        model = audit.model()
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        own = load_file(pictures_file(settings, int(context.node_config["partition-id"])))
-        optimizer = optimizer_of(settings, model.parameters())
-        for batch in list(torch.arange(len(own["labels"])).chunk(settings.batches)) * settings.epochs:
-            optimizer.zero_grad()
-            F.cross_entropy(model(own["images"][batch]), own["labels"][batch]).backward()
-            optimizer.step()
-        content = {
-            "arrays": ArrayRecord(model.state_dict()),
-            "metrics": MetricRecord({"num-examples": len(own["labels"])}),
-        }
+        client = int(context.node_config["partition-id"])
+        state, examples = trained(settings, audit, client, message.content["arrays"].to_torch_state_dict())
+        content = {"arrays": ArrayRecord(state), "metrics": MetricRecord({"num-examples": examples})}
         return Message(RecordDict(content), reply_to=message)
 
     return app
@@ -177,7 +219,10 @@ def server_app_of(settings: Settings, audit: FlowerAudit) -> ServerApp:
 
     @app.main()
     def serve(grid: Grid, context: Context) -> None:
-        audit.strategy().start(grid, audit.arrays(), num_rounds=audit.rounds)
+        if settings.secure_aggregation:
+            serve_sums(audit, settings.folder, grid, context)
+        else:
+            audit.strategy().start(grid, audit.arrays(), num_rounds=audit.rounds)
         Path(settings.folder, "done").touch()
 
     return app
@@ -238,7 +283,8 @@ def run(settings: Settings, seconds: float) -> None:
             subprocess.run(submit, env=environment, check=True, timeout=seconds, stdout=subprocess.DEVNULL)
             _wait((folder / "done").exists, processes, deadline)
     (folder / "done").unlink()
-    if len(list(folder.glob("update-*"))) != settings.clients * settings.rounds:
+    updates = 1 if settings.secure_aggregation else settings.clients
+    if len(list(folder.glob("update-*"))) != updates * settings.rounds:
         raise RuntimeError(f"not every client answered every round: see {folder / 'flower.log'}")
 
 

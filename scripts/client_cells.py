@@ -134,7 +134,7 @@ def rounds() -> Iterator[Cell]:
             yield from _both(small(1, 8 if count == 300 and z != 0.6 else 16, SAMPLE), count, z)
     yield from _both(small(16, 1, SAMPLE), 64, 0.1)
     yield from _both(small(16, 1), 64, 0.02)
-    for share in ("0.9", "0.5"):
+    for share in ("0.9", "0.5", "0.25"):
         missing = f"--model.client.participation {share}"
         yield from _both(small(1, 8, SAMPLE, missing), 64, 0.1, participation=share)
 

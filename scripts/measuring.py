@@ -180,6 +180,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "options": cell.options,
             **{name: privacy[name] for name in SUMS if "aggregated" in dict(cell.columns)},
             **({"bit_exact": exact} if (exact := mean(victims, "bit_exact")) else {}),
+            **(_training(privacy, victims) if privacy.get("sampling") else {}),
             **(_files(victims) if summary.get("channel_code") else {}),
             **({name: summary[name] for name in RECOGNITION} if summary.get("recognition_top1") is not None else {}),
             **({name: summary[name] for name in LABELS} if "label_accuracy" in summary else {}),
@@ -190,6 +191,17 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
 def lost(victim: Mapping[str, Any]) -> bool:
     """Whether the attacker has no image for a victim that is closer to it than the public mean image."""
     return not victim["detected"] or bool(victim.get("false_detection"))
+
+
+def _training(privacy: Mapping[str, Any], victims: list[dict[str, Any]]) -> dict[str, object]:
+    """What batches are drawn from, when the first and the last image were found, and epsilon if batches were hidden."""
+    found = [victim["first_round"] + 1 for victim in victims if not lost(victim)]
+    return {
+        "images": privacy["sampling"]["images"],
+        "epsilon_if_hidden": privacy["sampling"]["epsilon_if_hidden"],
+        "half_found_in_round": sorted(found)[len(victims) // 2] if len(found) > len(victims) // 2 else None,
+        "last_found_in_round": max(found, default=None),
+    }
 
 
 def _files(victims: list[dict[str, Any]]) -> dict[str, object]:

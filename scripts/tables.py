@@ -5,7 +5,8 @@
     python scripts/tables.py --help                         # the tables there are
 
 DIR is any folder of photographs; the committed tables were made with 64 ImageNet photographs in folders named after
-WordNet ids. Finished cells are kept in --runs, where tables share them, and not measured again, so that a stopped
+WordNet ids, and `trainings` with 868 others. Finished
+cells are kept in --runs, where tables share them, and not measured again, so that a stopped
 measurement goes on where it was. `--jobs 2` measures two cells at once; give each its core by OMP_NUM_THREADS=1.
 """
 
@@ -46,6 +47,8 @@ from client_cells import (
 )
 from honest_cells import honest, labels
 from measuring import Cell, measured, rows_of, write_table
+from mechanism_cells import mechanisms
+from training_cells import trainings
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -54,7 +57,7 @@ CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     for table in (
         headline, seed_sweep, peers, peers_bundled, curve, sample64, moments, expectations, batch_size, aggregation,
         ablation, rounds, mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, digital_paper,
-        digital_rounds, margins, clients, compression,
+        digital_rounds, margins, clients, compression, mechanisms, trainings,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.

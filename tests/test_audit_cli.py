@@ -68,6 +68,21 @@ def test_two_real_cells(output: Path, tmp_path: Path, fit: Callable[..., dict[st
     assert str(tmp_path) not in page
 
 
+@pytest.mark.slow
+def test_a_whole_training(tiny: str, tmp_path: Path) -> None:
+    training = {"images": 6, "epochs": 3}
+    audit = {"attacks": {"feedback": {"configs": ["attack/feedback.yaml"]}}, "noise_multiplier": [0.003]}
+    config = tmp_path / "audit.yaml"
+    config.write_text(yaml.safe_dump({"audit": audit | {"training": training, "batch_size": [3]}}))
+    options = ["--data.clients", "1", "--trainer.max_steps", "0", "--audit.granularity", "[sample]"]
+    main(["audit", "--config", tiny, "--config", str(config), *options, "--output", str(tmp_path / "audit")])
+    (setting,) = json.loads((tmp_path / "audit" / "report.json").read_text())["settings"]
+    assert setting["sampling"] == "from 6 images, shuffled in every epoch"
+    (one,) = setting["training"]
+    assert (one["images"], one["found"]) == (6, 1.0)
+    assert list(one["by_round"].values())[-1] == 1.0
+
+
 def measured(table: Path) -> list[dict[str, str]]:
     """A table without what a clock told."""
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())

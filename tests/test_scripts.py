@@ -157,7 +157,7 @@ def test_every_cell_is_a_run_of_its_own() -> None:
         cells = list(table())
         assert len({folder_of(cell, ROOT, ROOT) for cell in cells}) == len(cells), name
         if name not in ("honest", "labels"):  # searched for minutes, one draw of each of many clients
-            draws = 3 if name in ("clients", "compression") else 5
+            draws = 3 if name in ("clients", "compression", "mechanisms", "trainings") else 5
             assert all(f"--model.draws {draws}" in cell.options for cell in cells)
 
 

@@ -205,6 +205,7 @@ class ReconstructionAttack(Attack):
                 share=one.share,
                 mismatch=one.mismatch,
                 mean_image=one.mean_image,
+                looks=one.looks,
             )
             for ((index, draw), one), images, before in zip(self.decoded.items(), final, initial, strict=True)
         ]

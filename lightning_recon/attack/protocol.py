@@ -5,6 +5,7 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,10 @@ from lightning_recon.exchange import (
     RecordedClient,
     ServerPayload,
     Task,
+    at_first_clip,
+    factor_in_mean,
     payload_name,
+    task_of_sums,
     update_name,
 )
 from lightning_recon.files.schema import Fingerprint
@@ -74,34 +78,40 @@ def run_protocol(
     task = client.task
     opening, received = structure.rounds(task), 0
     total: dict[str, Tensor] = {}
+    contributors: list[int | None] = []
     while True:
         for number in range(received, opening):
             update = client.share(payload, index, draw, number)
             # Decoding takes about a second on the CPU, which has float64 on every machine.
+            contributors.append(update.contributors)
             read = {name: update.gradient[name].cpu() for name in _of_structure(update)}
-            total = {name: total[name] + value for name, value in read.items()} if total else read
             if folder is not None and task.rounds > 1:
                 # Which rows matter is known only once all rounds are in, so all rows of each are kept.
                 update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(read))
+            if (factor := factor_in_mean(task, update, opening)) != 1:
+                read = {name: factor * value for name, value in read.items()}
+            total = {name: total[name] + value for name, value in read.items()} if total else read
         received = opening
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
-        decoded = structure.decode(payload, task, opened)
-        if len(decoded.images) >= (decoded.mismatch.images or task.victims) or received == task.rounds:
+        decoded = structure.decode(payload, task_of_sums(task, contributors), opened)
+        enough = len(decoded.images) >= (decoded.mismatch.images or task.victims)
+        if enough or received == task.rounds or task.batches_change:
             break
         # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.
         opening = min(2 * received, task.rounds)
     if folder is not None and task.rounds == 1:
         update.save(folder, update_name(index, draw, 0), keep=decoded.rows)
-    if structure.feedback is not None and received < task.rounds:
-        decoded = _feed_back(client, structure.feedback, payload, opened, decoded, received, folder)
+    code = structure.feedback_code(task)
+    if code is not None and received < task.rounds:
+        decoded = _feed_back(client, code, payload, opened, decoded, received, folder)
     refinement = None if decoded.refinement is None else decoded.refinement.to("cpu")
     return replace(decoded, images=decoded.images.cpu(), refinement=refinement)
 
 
 def _feed_back(
     client: Client,
-    code: FeedbackCode,
+    code: FeedbackCode[Any],
     payload: ServerPayload,
     opened: ClientUpdate,
     decoded: Decoded,
@@ -118,7 +128,7 @@ def _feed_back(
         recorded = client.payload(number, index, draw) if isinstance(client, RecordedClient) else None
         shipped = code.next_payload(task, knowledge) if recorded is None else recorded
         update = client.share(shipped, index, draw, number)
-        knowledge = code.update_knowledge(shipped, task, update, knowledge)
+        knowledge = code.update_knowledge(shipped, task, at_first_clip(task, update), knowledge)
         if folder is not None:
             shipped.save(folder, name, like=payload_name(0))
             update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(_of_structure(update)))

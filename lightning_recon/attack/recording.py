@@ -29,7 +29,7 @@ def check_same_task(configured: Task, recorded: Task, exchange: Path) -> None:
     """
     for name in asdict(recorded):
         now, before = getattr(configured, name), getattr(recorded, name)
-        if name == "subjects" and before is None:  # earlier versions announced nothing of them
+        if name in ("subjects", "participation") and before is None:  # earlier versions announced nothing of them
             continue
         if now != before:
             advice = "use the config.yaml of that run"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of an audit and of its report: attacks, privacy parameters to sweep, and interventions to compare."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,6 +9,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.privacy.parameters import mechanism_named
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED_32, SHARE, check_ranges
 
+Sampled = Literal["shuffle", "fixed_size", "poisson"]
 AXES = ("granularity", "batch_size", "rounds", "seeds")
 
 
@@ -84,6 +86,30 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A whole training under audit, in place of rounds about the same images.
+
+    Args:
+        images: number of images that each client holds, from which the batches of its rounds are drawn.
+        epochs: passes over these images, which set the number of rounds; null: `audit.rounds` sets it.
+        sampling: "shuffle": the batches of a data loader that shuffles the images in every epoch; "fixed_size": batches
+            drawn anew in every round; "poisson": every image with the same probability, independently, as in DP-SGD.
+    """
+
+    images: int
+    epochs: int | None = None
+    sampling: Sampled = "shuffle"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_ranges("audit.training.", images=(self.images, COUNT), epochs=(self.epochs, COUNT))
+
+    def rounds(self, batch_size: int) -> int:
+        """Rounds of the training in batches of this size."""
+        return (self.epochs or 1) * math.ceil(self.images / batch_size)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Options of `recon audit`: what is swept, and how its report classifies the results.
 
@@ -93,7 +119,9 @@ class Sweep:
         epsilon: accounted epsilons over all rounds, which determine the noise; alternative to noise_multiplier.
         granularity: units of clipping, each "sample" or "update".
         batch_size: numbers of images in a client's batch.
-        rounds: numbers of rounds in which a client takes part with the same batch.
+        rounds: numbers of rounds in which a client takes part, with the same batch unless `training` is given.
+        training: a whole training, in which every round is about a part of a client's images; null: rounds about the
+            same images.
         seeds: each seed selects other images, another untrained network and other noise.
         delta: delta of the accounted epsilon.
         adjacency: neighbouring relation of the epsilon that is requested and stated first, "add_remove" or
@@ -115,6 +143,7 @@ class Sweep:
     granularity: list[Literal["sample", "update"]] = field(default_factory=lambda: ["update"])
     batch_size: list[int] = field(default_factory=lambda: [8])
     rounds: list[int] = field(default_factory=lambda: [1])
+    training: Training | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     delta: float = 1e-5
     adjacency: Literal["add_remove", "replace_one"] = "add_remove"
@@ -155,11 +184,37 @@ class Sweep:
             tolerance=(self.tolerance, POSITIVE),
             jobs=(self.jobs, COUNT),
         )
+        if self.training is not None:
+            self._check_training(self.training)
         for name, change in self.interventions.items():
             if change == Change(cost=change.cost):
                 raise UserError(
                     f"audit.interventions: “{name}” changes nothing: give noise_factor, batch_factor or flags"
                 )
+
+    def rounds_of(self, batch_size: int) -> list[int]:
+        """Numbers of rounds at a batch size: those of the training's epochs, if it has some, else as listed."""
+        if self.training is not None and self.training.epochs is not None:
+            return [self.training.rounds(batch_size)]
+        return self.rounds
+
+    def _check_training(self, training: Training) -> None:
+        """Refuse what contradicts a training."""
+        if max(self.batch_size) > training.images:
+            raise UserError(
+                f"audit.batch_size is {max(self.batch_size)}, more than the {training.images} images of "
+                "audit.training: lower it"
+            )
+        if self.epsilon is not None and (training.sampling != "shuffle" or set(self.granularity) != {"sample"}):
+            raise UserError(
+                "audit.epsilon sets the noise of a training only where batches are shuffled and each sample is "
+                "clipped: give audit.noise_multiplier"
+            )
+        if self.sampling_rate is not None:
+            raise UserError(
+                "audit.training samples batches, and its report states epsilon with amplification by that: set "
+                "audit.sampling_rate null"
+            )
 
 
 @dataclass(frozen=True)

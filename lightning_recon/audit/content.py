@@ -19,6 +19,7 @@ from lightning_recon.audit.payload_checks import payload_checks_of
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.remarks import NO_TRUTH, failure_remarks, remarks_of, reproducible_noise_of
 from lightning_recon.audit.run import Outcome, Setting
+from lightning_recon.audit.training import extraction_chart, extraction_sentence, extractions_of
 from lightning_recon.audit.verdict import LEVEL_NAMES, protections_of
 from lightning_recon.audit.wording import exact_sentences, noise_sentence, sentences_of, summary_sentence
 from lightning_recon.evaluation.formatting import ADJACENCIES, display_name
@@ -43,7 +44,7 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], options: ReportOp
         here = [point for point in points if point.setting == setting]
         protections = protections_of(here, tolerance)
         all_protections += protections
-        threshold = smallest_noise(here, tolerance)
+        threshold, extractions = smallest_noise(here, tolerance), extractions_of(here)
         sections.append(
             {
                 "setting": setting,
@@ -57,6 +58,9 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], options: ReportOp
                 "theory": theory_of(protections, options.sampling_rate),
                 "chart": chart(here, colours),
                 "grids": grids_of(protections),
+                "extractions": extractions,
+                "extracted": [extraction_sentence(one) for one in extractions],
+                "extraction_chart": extraction_chart(extractions, setting.rounds, colours),
             }
         )
     effects = [effect_of(trial, tolerance) for trial in runs.trials]

@@ -22,7 +22,9 @@ def setting_name(setting: Setting) -> str:
     """A setting in words, without the network and the images."""
     clip = "one clip per image" if setting.granularity == "sample" else "one clip per update"
     layers = ", each parameter tensor clipped separately" if setting.per_layer else ""
-    rounds = "one round" if setting.rounds == 1 else f"{setting.rounds} rounds with the same images"
+    rounds = "one round" if setting.rounds == 1 else f"{setting.rounds} rounds"
+    if not setting.sampling and setting.rounds > 1:
+        rounds += " with the same images"
     text = f"{clip}{layers}; {batch_of(setting)}; {rounds}"
     if setting.aggregated > 1:
         noise = "each adds the full noise" if setting.noise_share == "local" else "each adds a share of the noise"
@@ -36,6 +38,8 @@ def setting_name(setting: Setting) -> str:
 
 def batch_of(setting: Setting) -> str:
     """The batch size in words."""
+    if setting.sampling:
+        return f"batches of {setting.batch_size} {setting.sampling}"
     return "one image per client" if setting.batch_size == 1 else f"{setting.batch_size} images per client"
 
 

@@ -17,6 +17,7 @@ from lightning_recon.audit.config import AuditedAttack, Reference, Sweep
 from lightning_recon.command_line.config_files import read_config
 from lightning_recon.command_line.shipped_configs import with_shipped_configs
 from lightning_recon.errors import UserError
+from lightning_recon.exchange import BatchSampling
 from lightning_recon.privacy.parameters import mechanism_named
 
 
@@ -105,17 +106,19 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
         return found
 
     found = []
-    for granularity, batch_size, rounds in itertools.product(sweep.granularity, sweep.batch_size, sweep.rounds):
-        for z in _noises(sweep, rounds):
-            found += cells(z, granularity, batch_size, rounds)
+    for granularity, batch_size in itertools.product(sweep.granularity, sweep.batch_size):
+        for rounds in sweep.rounds_of(batch_size):
+            for z in _noises(sweep, batch_size, rounds):
+                found += cells(z, granularity, batch_size, rounds)
     if not found:
         raise UserError(
             "the sweep is empty: every attack needs more rounds (min_rounds) or less noise (max_noise_multiplier) "
             "than the audit has"
         )
     chosen = sweep.reference or Reference()
-    granularity, rounds = chosen.granularity or sweep.granularity[0], chosen.rounds or sweep.rounds[0]
-    noises, batch = sorted(_noises(sweep, rounds)), chosen.batch_size or sweep.batch_size[0]
+    granularity, batch = chosen.granularity or sweep.granularity[0], chosen.batch_size or sweep.batch_size[0]
+    rounds = chosen.rounds or sweep.rounds_of(batch)[0]
+    noises = sorted(_noises(sweep, batch, rounds))
     z = chosen.noise_multiplier or noises[(len(noises) - 1) // 2]
     reference = cells(z, granularity, batch, rounds) if sweep.interventions else []
     if sweep.interventions and not reference:
@@ -123,10 +126,12 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
             f"no attack of this audit runs with {rounds} round(s) at z = {z:.3g}: give another audit.reference.rounds "
             "or .noise_multiplier"
         )
-    changes = {
-        name: cells(z * change.noise_factor, granularity, batch * change.batch_factor, rounds, _words(change.flags))
-        for name, change in sweep.interventions.items()
-    }
+    epochs = sweep.training is not None and sweep.training.epochs is not None and chosen.rounds is None
+    changes = {}
+    for name, change in sweep.interventions.items():
+        size = batch * change.batch_factor
+        after = sweep.rounds_of(size)[0] if epochs else rounds
+        changes[name] = cells(z * change.noise_factor, granularity, size, after, _words(change.flags))
     return Plan(list({cell.name: cell for cell in found}.values()), reference, changes)
 
 
@@ -140,15 +145,20 @@ def _words(flags: dict[str, bool | int | float | str]) -> dict[str, str]:
     return {f"--{name}": value if isinstance(value, str) else json.dumps(value) for name, value in flags.items()}
 
 
-def _noises(sweep: Sweep, rounds: int) -> list[float]:
+def _noises(sweep: Sweep, batch_size: int, rounds: int) -> list[float]:
     if sweep.noise_multiplier:
         return sweep.noise_multiplier
-    mechanism = mechanism_named(sweep.mechanism)
-    return [mechanism.noise_multiplier_for(e, sweep.delta, rounds, sweep.adjacency) for e in sweep.epsilon or []]
+    mechanism, releases = mechanism_named(sweep.mechanism), rounds
+    if sweep.training is not None:
+        releases = BatchSampling(sweep.training.sampling, sweep.training.images).most_looks(batch_size, rounds)
+    return [mechanism.noise_multiplier_for(e, sweep.delta, releases, sweep.adjacency) for e in sweep.epsilon or []]
 
 
 def _cell_flags(z: float, granularity: str, batch_size: int, rounds: int, seed: int, sweep: Sweep) -> dict[str, str]:
-    privacy = "--model.client.privacy"
+    privacy, training = "--model.client.privacy", sweep.training
+    sampled = {}
+    if training is not None:
+        sampled = {"--data.local_images": str(training.images), "--model.client.sampling": training.sampling}
     return {
         f"{privacy}.noise_multiplier": repr(z),
         f"{privacy}.granularity": granularity,
@@ -160,6 +170,7 @@ def _cell_flags(z: float, granularity: str, batch_size: int, rounds: int, seed: 
         "--seed_everything": str(seed),
         "--model.client.seed": str(seed),
         "--data.seed": str(seed),
+        **sampled,
     }
 
 
@@ -173,6 +184,8 @@ def _check_flags(flags: Sequence[str], own: dict[str, str]) -> None:
 
 def _axis(flag: str) -> str:
     last = flag.rpartition(".")[2].removeprefix("--")
+    if last in ("local_images", "sampling"):
+        return "training"
     return "seeds" if last in ("seed", "seed_everything") else last
 
 

@@ -61,6 +61,7 @@ def write_report(
                 "bit_exact": [text for _, text in section["exact"]],
                 "smallest_noise": section["smallest_noise"],
                 "theory": [asdict(theory) for theory in section["theory"]],
+                "training": [asdict(one) for one in section["extractions"]],
             }
             for section in content["sections"]
         ],

@@ -11,12 +11,14 @@ from typing import Any
 
 from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
+from lightning_recon.evaluation.results import sampled_epsilon
 from lightning_recon.evaluation.run_record import read_results
-from lightning_recon.exchange import current_noise_share
+from lightning_recon.exchange import BatchSampling, current_noise_share
 from lightning_recon.files.faults import FAULTS, readable
 from lightning_recon.files.schema import ORIGINALS
 from lightning_recon.files.serialization import read_json, read_yaml
 from lightning_recon.printable import printable
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -42,6 +44,7 @@ class Setting:
         mechanism: Name of the mechanism.
         local_training: How clients train, in words; one step of plain SGD in records of earlier versions.
         compression: What their updates go through besides clip and noise, in words; empty for nothing.
+        sampling: What batches are drawn from, and how, in words; empty where every round is about the same images.
     """
 
     granularity: str
@@ -58,6 +61,7 @@ class Setting:
     mechanism: str = "gaussian"
     local_training: str = ""
     compression: str = ""
+    sampling: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +119,7 @@ class Outcome:
             mechanism=str(privacy.get("mechanism", "gaussian")),
             local_training="" if local.get("plain_step", True) else printable(str(local["words"]), 300),
             compression=printable(str(compression.get("words", "")), 300),
+            sampling=sampling_in_words(privacy.get("sampling")),
         )
 
     def epsilon(self, rounds: int, adjacency: Adjacency) -> float | None:
@@ -214,6 +219,18 @@ def _about(folder: Path) -> tuple[str, str]:
     return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark
 
 
+def sampling_in_words(sampling: Mapping[str, Any] | None) -> str:
+    """How batches are drawn; empty where every round is about the same images."""
+    if not sampling:
+        return ""
+    how = {
+        "shuffle": "shuffled in every epoch",
+        "fixed_size": "drawn anew in every round",
+        "poisson": "Poisson samples",
+    }
+    return f"from {sampling['images']} images, {how.get(sampling['method'], printable(str(sampling['method'])))}"
+
+
 def recorded_epsilon(
     privacy: Mapping[str, Any], noise_multiplier: float, rounds: int, adjacency: Adjacency
 ) -> float | None:
@@ -232,5 +249,8 @@ def recorded_epsilon(
         mechanism = mechanism_named(str(privacy.get("mechanism", "gaussian")))
     except UserError:
         return None
-    releases = rounds * int(privacy.get("releases_per_round", 1))
-    return mechanism.epsilon(noise_multiplier, releases, float(privacy["delta"]), adjacency)
+    drawn, bands = privacy.get("sampling"), int(privacy.get("noise_bands", 1))
+    sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn and bands == 1 else BatchSampling()
+    each, guarantee = int(privacy.get("releases_per_round", 1)), (float(privacy["delta"]), adjacency)
+    independent = equivalent_multiplier(noise_multiplier, bands, rounds)
+    return sampled_epsilon(mechanism, independent, rounds, each, sampling, int(privacy["batch_size"]), guarantee)

@@ -45,6 +45,8 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
         say("each local step is one of DP-SGD; norms, clip factors and noise above are those of the first step's sum")
     if task.compression is not None:
         say(f"each update is compressed: {task.compression.in_words}")
+    if task.quantization is not None:
+        say(f"secure aggregation: {task.quantization.in_words}")
     if client.aggregated > 1:
         say(f"the server gets the sum of {client.aggregated} of these at a time")
     say(privacy_line(privacy_of(client)))
@@ -115,6 +117,8 @@ def show_results(record: Record, root: Path) -> None:
         f"SSIM {summary['ssim_mean']:.3f}; {summary['detected']} victims detected, {summary['collided']} collided, "
         f"{summary['false_detections']} false; {summary['seconds']:.0f} s"
     )
+    if line := _extraction_line(_plain(record["privacy"]), victims):
+        say(line)
     if summary["identification"] is not None:
         bound = summary["identification_bound"]
         say(
@@ -140,6 +144,19 @@ def show_results(record: Record, root: Path) -> None:
     else:
         say(privacy_line(_plain(record["privacy"])))
     say(f"images and results.json in {root}; tensorboard --logdir {root}")
+
+
+def _extraction_line(privacy: dict[str, Any], victims: list[dict[str, Any]]) -> str:
+    """How many of the images that batches are drawn from were found, and when; empty where none are drawn."""
+    sampling = privacy.get("sampling")
+    if sampling is None:
+        return ""
+    found = [victim for victim in victims if victim["detected"] and not victim["false_detection"]]
+    line = f"found {100 * len(found) / len(victims):.0f} % of the images that batches were drawn from"
+    if at := [victim["first_round"] + 1 for victim in found if victim.get("first_round") is not None]:
+        line += f", the last one in round {max(at)} of {privacy['rounds']}"
+    hidden = sampling["epsilon_if_hidden"]
+    return line + ("" if hidden is None else f"; epsilon {hidden:.3g} if the server did not see who is in a batch")
 
 
 def _exact_line(summary: dict[str, Any]) -> str:

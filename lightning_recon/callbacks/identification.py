@@ -35,7 +35,7 @@ def with_identification(
     # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
     chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
     bound = (
-        task.noise.reconstruction_robustness(chance, noise_of(task), task.rounds * task.releases_per_round)
+        task.noise.reconstruction_robustness(chance, noise_of(task), task.most_looks * task.releases_per_round)
         if chance < 1
         else 1.0
     )

@@ -7,33 +7,40 @@ from collections.abc import Sequence
 from lightning_recon.attack import Reconstruction
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.modelled_mechanism import mechanism_mismatch
 from lightning_recon.structure.modelled_training import compression_mismatch, training_mismatch
 
 log = logging.getLogger(__name__)
 
 
-def mismatch_record(task: Task, found: Sequence[Reconstruction], payload: ServerPayload | None = None) -> Record | None:
+def mismatch_record(
+    task: Task, found: Sequence[Reconstruction], payload: ServerPayload | None = None, feedback: bool = False
+) -> Record | None:
     """The section `mismatch`; warns in one line of what updates contradict, and in one of the design.
 
     Args:
         task: What was announced.
         found: Reconstructions of every update and draw.
         payload: What was shipped first; None: nothing.
+        feedback: Whether the structure sends feedback.
 
     Returns:
         For each field that some update contradicts: what was announced, what the update shows (of noise and number of
-        images a mean over these updates), and how many updates do; and `local_training` and `compression`, if
-        the structure was not designed for them: the reason, and the estimated cost in decibels. None if there is
-        nothing of this.
+        images a mean over these updates), and how many updates do; and `local_training`, `compression` and `mechanism`,
+        if the structure was not designed for them: the reason, and the estimated cost in decibels. None if there
+        is nothing of this.
     """
     record: Record = {}
+    reasons: dict[str, list[str]] = {}
     for name, design in (
         ("local_training", training_mismatch(payload, task)),
         ("compression", compression_mismatch(payload, task)),
+        *(("mechanism", one) for one in mechanism_mismatch(payload, task, feedback)),
     ):
         if design is None:
             continue
-        record[name] = {"reason": design.reason, "cost_db": design.cost_db}
+        reasons.setdefault(name, []).append(design.reason)
+        record[name] = {"reason": "; ".join(reasons[name]), "cost_db": design.cost_db}
         cost = "unknown" if design.cost_db is None else f"about {design.cost_db:.1f} dB of signal to noise"
         log.warning("%s; this run shows less than a server could see, the loss is %s", design.reason, cost)
     words = []

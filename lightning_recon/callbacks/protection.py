@@ -22,21 +22,22 @@ def privacy_of(client: Client) -> Record:
             without a declared delta, and a recording, which does not state one, at 1e-5.
     """
     task = client.task
-    own = ("batch_size", "aggregated", "noise_share", "releases_per_round")
+    own = ("batch_size", "aggregated", "noise_share", "releases_per_round", "sampling")
     announced: dict[str, Any] = {name: getattr(task, name) for name in own}
     if isinstance(client, VictimClient):
         privacy = privacy_record(**asdict(client.privacy), **announced)
         return privacy | {"reproducible_noise": client.reproducible_noise}
-    names = ("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
+    names = ("noise_bands", "mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds")
     announced |= {name: getattr(task, name) for name in names}
+    announced["adaptive_clip"] = task.adaptive_clip and asdict(task.adaptive_clip)
     declared = client.first.declared if isinstance(client, CapturedClient) else None
     delta = declared.delta if declared and declared.delta else DELTA
     return privacy_record(**announced, delta=delta, adjacency="add_remove") | {"reproducible_noise": None}
 
 
 def noise_of(task: Task) -> float:
-    """The announced noise multiplier; 0 without clipping, where noise gives no guarantee."""
-    return 0.0 if task.max_grad_norm is None else task.noise_multiplier
+    """The announced noise multiplier, of independent rounds; 0 without clipping, where noise gives no guarantee."""
+    return 0.0 if task.max_grad_norm is None else task.independent_multiplier
 
 
 def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:
@@ -51,6 +52,8 @@ def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ")
     rounds = "one round" if found["rounds"] == 1 else f"{found['rounds']} rounds together"
     kind = found["mechanism"]
     clip += "" if kind == Gaussian.name else f", {kind} noise"
+    clip += "" if found.get("noise_bands", 1) == 1 else f", noise correlated over {found['noise_bands']} rounds"
+    clip += ", the clip adapted over rounds" if found.get("adaptive_clip") else ""
     if found["epsilon_accounted"] is None:
         return f"{clip}, {'no noise' if not found['noise_multiplier'] else 'no known bound'}, no finite {epsilon}"
     return (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
 from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.ground_truth import label_accuracy, truths_of
 from lightning_recon.callbacks.mismatch import mismatch_record
@@ -63,7 +63,7 @@ def run_record(
         mechanism=task.mechanism,
         granularity=task.granularity,
         per_layer=task.per_layer,
-        rounds=task.rounds * task.releases_per_round,
+        rounds=task.looks * task.releases_per_round,
         batch_size=task.batch_size,
         averaged=task.rounds * (local.signal / local.noise) ** 2,
         linear=task.local.optimizer == SGD and task.values_arrive,
@@ -86,9 +86,10 @@ def run_record(
         channel_code=channel_code_name(module.payload) if module.payload is not None else None,
         capture=capture,
         victims=sum(len(truth.images) for truth in truths) or None,
-        mismatch=mismatch_record(task, found, module.payload),
+        mismatch=mismatch_record(task, found, module.payload, sends_feedback(module)),
         local_training=local_training_record(task),
         compression=compression_record(task),
+        quantization=quantization_record(task),
         skipped_pictures=list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", [])) if truths else [],
         **share_record(module, found),
         **own,
@@ -106,6 +107,17 @@ def compression_record(task: Task) -> Record | None:
     """The announced compression, in numbers and in words."""
     compression = task.compression
     return None if compression is None else {**asdict(compression), "words": compression.in_words}
+
+
+def quantization_record(task: Task) -> Record | None:
+    """The announced quantization of secure aggregation, in numbers and in words."""
+    quantization = task.quantization
+    return None if quantization is None else {**asdict(quantization), "words": quantization.in_words}
+
+
+def sends_feedback(module: Attack) -> bool:
+    """Whether the attack's structure sends feedback, under noise that allows it."""
+    return isinstance(module, ReconstructionAttack) and module.structure.feedback_code(module.task) is not None
 
 
 def mean_lpips(scored: Sequence[Scored], truths: Sequence[Truth]) -> float | None:

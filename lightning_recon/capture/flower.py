@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lightning_recon.capture.flower_ldp import DeclaredPrivacy, declared_privacy
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import LocalTraining, ServerPayload, Task, update_name
+from lightning_recon.exchange import LocalTraining, Quantization, ServerPayload, Task, update_name
 from lightning_recon.structure.base import Structure
 from lightning_recon.structure.layer import build_layer
 from lightning_recon.structure.server_layer import TamperedNetwork
@@ -37,6 +37,7 @@ try:
     from flwr.app import ArrayRecord, Context, Message, MetricRecord
     from flwr.clientapp.mod import LocalDpMod
     from flwr.clientapp.typing import ClientAppCallable
+    from flwr.server.workflow import SecAggPlusWorkflow
     from flwr.serverapp.strategy import FedAvg
 except ImportError as error:
     raise UserError("auditing a Flower app needs flwr: pip install 'lightning_recon[flower]'") from error
@@ -61,6 +62,8 @@ class FlowerAudit:
         name: name of the network in the captured files.
         local: the clients' local training, which the server knows from the app's code or its own configuration; see
             `exchange.training_by`. Flower sends the weights, so `update` is "delta".
+        secure_aggregation: the app's SecAgg+ workflow, by which the server gets only the sum of all clients, see
+            `capture.flower_secagg`; None: it gets every client's arrays.
     """
 
     network: nn.Module
@@ -73,6 +76,7 @@ class FlowerAudit:
     rounds: int = 1
     name: str = "flower"
     local: LocalTraining = LocalTraining()  # noqa: RUF009 - frozen
+    secure_aggregation: SecAggPlusWorkflow | None = None
 
     @property
     def privacy(self) -> DeclaredPrivacy:
@@ -98,7 +102,19 @@ class FlowerAudit:
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
             normalization="none",
             local=self.local,
+            aggregated=1 if self.secure_aggregation is None else self.clients,
+            quantization=self.quantization,
         )
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How SecAgg+ turns a client's arrays into integers; None without it."""
+        workflow = self.secure_aggregation
+        if workflow is None:
+            return None
+        levels = workflow.quantization_range
+        weight = round(self.batch_size / workflow.max_weight * levels) / levels  # as the client's mod rounds it
+        return Quantization(workflow.clipping_range, levels, workflow.modulus_range, weight)
 
     @cached_property
     def names(self) -> list[str]:
@@ -201,10 +217,10 @@ def captured_update(
                 "FlowerAudit.model(), and reply with ArrayRecord(model.state_dict())"
             )
     delta = {name: (sent[name].double() - received[name].double()).float() for name in audit.names}
-    mod, noise = audit.protection, audit.privacy.noise_std
+    mod = audit.protection
     norm = math.hypot(*(float(tensor.double().norm()) for tensor in delta.values()))
-    most = mod.clipping_norm + noise * math.sqrt(sum(tensor.numel() for tensor in delta.values()))
-    if norm > _SLACK * most:
+    most = bound_on_norm(audit, sum(tensor.numel() for tensor in delta.values()), 1)
+    if norm > most:
         raise UserError(
             f"the update has norm {norm:.4g}, but clipping and noise allow {most:.4g}: list the capturing mod before "
             "the LocalDpMod, mods=[audit.capture(folder), protection]"
@@ -216,9 +232,22 @@ def captured_update(
         payload=audit.payload.digest(),
         client=client,
         round=round,
-        source=f"flwr {flwr.__version__}, LocalDpMod",
+        source=protected_by(),
         declared=Declared(epsilon=mod.epsilon, delta=mod.delta, sensitivity=mod.sensitivity),
     )
+
+
+def bound_on_norm(audit: FlowerAudit, count: int, clients: int) -> float:
+    """The largest norm that an update of so many numbers, or the sum of several clients', may have, with tolerance."""
+    noise = audit.privacy.noise_std * math.sqrt(clients)
+    if audit.quantization is not None:
+        noise = math.hypot(noise, audit.quantization.rounding_noise(clients))
+    return _SLACK * (clients * audit.protection.clipping_norm + noise * math.sqrt(count))
+
+
+def protected_by() -> str:
+    """The program that made an update, and its protection."""
+    return f"flwr {flwr.__version__}, LocalDpMod"
 
 
 class SameArrays(FedAvg):

@@ -5,7 +5,7 @@ import math
 
 from lightning_recon.capture.update_file import CapturedUpdate
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, ServerPayload
+from lightning_recon.exchange import ClientUpdate, ServerPayload, task_of_sums
 from lightning_recon.exchange.local_training import SGD
 from lightning_recon.structure.layer_spec import layer_spec
 from lightning_recon.structure.local_weights import local_weights
@@ -49,7 +49,7 @@ def check_noise(captured: CapturedUpdate, update: ClientUpdate, payload: ServerP
     Raises:
         UserError: the two differ by more than 5 %, and by more than chance explains.
     """
-    found, task = null_noise(update, payload), captured.task
+    found, task = null_noise(update, payload), task_of_sums(captured.task, [update.contributors])
     private_steps = task.granularity == "sample" and not task.local.is_plain_step
     # Of DP-SGD by other optimizers the noise of an update is not known, nor is that after compression.
     unknown = task.compression is not None or (private_steps and task.local.optimizer != SGD)

@@ -5,7 +5,8 @@ Tensors are named like parameters ("structure.weight", "network.<parameter>", as
 header's entry "captured" is JSON: `format` "captured 1", `task` (the fields of `exchange.Task`), `payload` (digest of
 the `ServerPayload` that the server sent; of the empty payload for an honest server), `client`, `round` and `draw` (from
 0), `convention` (see `CapturedUpdate`), `source` (the program that made the update) and `declared` (the privacy that it
-declares: `epsilon`, `delta` and `sensitivity`, or null). Reading a file never executes code.
+declares: `epsilon`, `delta` and `sensitivity`, or null); of a sum that clients dropped out of also `contributors`.
+Reading a file never executes code.
 """
 
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class CapturedUpdate:
         draw: index of the noise realization, from 0; several exist in experiments only.
         source: the program that made the update, and its version.
         declared: the privacy that this program declares; None if it declares nothing.
+        contributors: number of clients in a sum that others dropped out of; None: all that were announced.
     """
 
     task: Task
@@ -75,6 +77,7 @@ class CapturedUpdate:
     draw: int = 0
     source: str = "unknown"
     declared: Declared | None = None
+    contributors: int | None = None
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -84,7 +87,8 @@ class CapturedUpdate:
     def update(self) -> ClientUpdate:
         """The update in the convention of `ClientUpdate`: the sum of clipped gradients, or the clipped gradient."""
         gradient = as_gradient(self.tensors, self.convention, self.task)
-        return ClientUpdate(self.client, self.draw, self.round, gradient=gradient, payload=self.payload)
+        place = self.client, self.draw, self.round
+        return ClientUpdate(*place, gradient=gradient, payload=self.payload, contributors=self.contributors)
 
     @classmethod
     def from_header(cls, header: Mapping[str, object], tensors: dict[str, Tensor]) -> Self:
@@ -114,6 +118,7 @@ class Header:
     draw: schema.Index
     source: schema.Text
     declared: Declared | None
+    contributors: schema.Clients | None = None
 
 
 HEADER = TypeAdapter(Header)

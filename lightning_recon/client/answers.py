@@ -3,23 +3,28 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.client.batches import answering_client
+from lightning_recon.client.batches import answering_client, drawn_images, present
 from lightning_recon.client.clean_update import CleanUpdate, clean_key, on_device, tampered_model
+from lightning_recon.client.clipping_norms import ClippingNorms
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.local_training import LocalRandomness, LocalRound, randomness_of
+from lightning_recon.client.noise_key import Generators
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.privatize import added, privatized
-from lightning_recon.client.update import Clipped, clipped_update, summed
+from lightning_recon.client.quantize import add_steps, modular_sum, quantized, shrunk_for_rounding
+from lightning_recon.client.update import Clipped, clipped_update, nothing, summed
 from lightning_recon.data.sources import ClientBatch
-from lightning_recon.exchange import ClientUpdate, Compression, ServerPayload
+from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, Quantization, ServerPayload
 from lightning_recon.networks.setup_check import explained_batch_norm
+from lightning_recon.privacy.correlated_noise import noise_coefficients
+from lightning_recon.privacy.integer_noise import IntegerMechanism
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.rng import generator_for
 
@@ -43,7 +48,10 @@ class Clients:
         batches: images of every client.
         privacy: clip, and the noise of each client's own update.
         noise_source: the secret key of everything that a server must not know.
+        batch_size: images in a round, where batches are sampled.
         last: the last update before noise; replaced by the next one.
+        clips: the clipping norms of all rounds so far, where they follow from the rounds; None: they stay.
+        norms: gets the norms before the clip of all gradients that are clipped.
     """
 
     network: nn.Module
@@ -58,29 +66,54 @@ class Clients:
     chunk_size: int
     seed: int
     noise_source: NoiseSource
+    sampling: BatchSampling
+    batch_size: int
     last: LastClean = field(default_factory=LastClean)
+    quantization: Quantization | None = None
+    dropout: float = 0.0
+    clips: ClippingNorms | None = None
+    norms: list[float] = field(default_factory=list)
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """One client's update, or the sum of a group's, see `VictimClient.share`."""
-        members = tuple(range(client * self.aggregated, (client + 1) * self.aggregated))
-        # Each client compresses its own update. Without compression, the clipped updates are summed first, once.
-        parts = [members] if self.compression is None else [(member,) for member in members]
+        if self.clips is None:
+            return self._share(payload, client, draw, round)
+        clip = self.clips.of(client, draw, round)
+        own = replace(self, privacy=replace(self.privacy, max_grad_norm=clip), norms=[])
+        update = own._share(payload, client, draw, round)
+        self.clips.follow(client, draw, round, own.norms)
+        return replace(update, max_grad_norm=clip)
+
+    def _share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        """The same under one clipping norm."""
+        whole = tuple(range(client * self.aggregated, (client + 1) * self.aggregated))
+        members = present(whole, self.dropout, draw, round, self.noise_source)
+        # Each client compresses or rounds its own update. Otherwise the clipped updates are summed first, once.
+        alone = self.compression is not None or self.quantization is not None
+        parts = [(member,) for member in members] if alone else [members]
         digest = payload.digest()
         self.noise_source.check_single_use(client, draw, round, digest, self.privacy.noise_multiplier)
+        releases = (self._release(payload, digest, (part, draw, round)) for part in parts)
+        if self.quantization is None:
+            gradient = added(releases)
+        else:
+            rounded = (self._rounded(one, part[0], draw, round) for one, part in zip(releases, parts, strict=True))
+            gradient = modular_sum(rounded, self.quantization)
         return ClientUpdate(
             client=client,
             draw=draw,
             round=round,
-            gradient=added(self._release(payload, digest, (part, draw, round)) for part in parts),
+            gradient=gradient,
             payload=digest,
             reproducible_noise=self.noise_source.seed is not None,
+            contributors=len(members) if self.dropout else None,
         )
 
     def preview(self, payload: ServerPayload, client: int) -> Clipped:
         """One client's update before noise and compression; that of the first step, if local steps are of DP-SGD."""
         if not self._trains_privately(client):
             return self._clean_update(payload, payload.digest(), (client,), ((client,), 0, 0))
-        return self._clipped(payload, client, None)
+        return self._clipped(payload, client, None, self._drawn(client, 0, 0))
 
     def reproducible(self, client: int, step: int) -> AbstractContextManager[None]:
         """Dropout that depends on client and step alone, and batch normalization in its mode."""
@@ -89,14 +122,18 @@ class Clients:
 
     def _trains_privately(self, client: int) -> bool:
         """Whether each local step is one of DP-SGD, so that the update has its noise from them."""
-        local = self.local.announced(len(self.batches[client].labels))
+        whole = self.sampling.method == "all"
+        local = self.local.announced(len(self.batches[client].labels) if whole else self.batch_size)
         return self.privacy.granularity == "sample" and not local.is_plain_step
 
     def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> dict[str, Tensor]:
         """The update of one client, or the sum of several without compression."""
         members, draw, round = drawn
         clean = self._clean_update(payload, digest, tuple(self._answering(one, draw, round) for one in members), drawn)
-        noise = [] if clean.has_noise else [self.noise_source.generators(one, draw, round) for one in members]
+        self.norms[len(self.norms) :] = [self.privacy.clip.norm(norms.values()) for norms in clean.norms]
+        in_steps = isinstance(self.privacy.noise, IntegerMechanism)  # which is added after rounding
+        without = clean.has_noise or in_steps
+        noise = [] if without else [term for one in members for term in self._noise(one, draw, round)]
         # All clients of a group keep the same random entries: only those can be added up in secret.
         shared = self.compression is not None and self.compression.method == "random_k"
         place = members[0] // self.aggregated if shared else members[0]
@@ -108,25 +145,58 @@ class Clients:
             self.noise_source.generator("compression", place, draw, round),
         )
 
+    def _rounded(self, release: dict[str, Tensor], client: int, draw: int, round: int) -> dict[str, Tensor]:
+        """One client's update as secure aggregation adds it up: whole numbers, with noise in whole numbers."""
+        assert self.quantization is not None
+        source = self.noise_source
+        release = shrunk_for_rounding(release, self.privacy, self.quantization)
+        steps = quantized(
+            release, self.quantization, lambda name: source.generator("rounding", client, draw, round, name)
+        )
+        return add_steps(steps, self.privacy, self.quantization, source.generators(client, draw, round))
+
+    def _noise(self, client: int, draw: int, round: int) -> list[tuple[float, Generators]]:
+        """The independent noises that a client's noise in a round is made of, and their coefficients."""
+        coefficients = noise_coefficients(min(self.privacy.noise_bands, round + 1))
+        return [(one, self.noise_source.generators(client, draw, round - lag)) for lag, one in enumerate(coefficients)]
+
     def _clean_update(self, payload: ServerPayload, digest: str, clients: tuple[int, ...], drawn: Drawn) -> Clipped:
         """The sum of clipped updates, computed once for all draws and rounds if it does not depend on them."""
         members, draw, round = drawn
         random = self.local.shuffle or any(self._trains_privately(client) for client in clients)
-        key = clean_key(digest, clients, self.network, self.device, (*drawn, self.privacy) if random else ())
+        random = random or self.sampling.method != "all"
+        depends = (*drawn, self.privacy) if random else (self.privacy.max_grad_norm,)
+        key = clean_key(digest, clients, self.network, self.device, depends)
         if self.last.update is None or self.last.update.key != key:
             self.last.update = None  # frees the memory first
             each = (
-                self._clipped(payload, client, randomness_of(self.noise_source, member, draw, round))
+                self._clipped(
+                    payload,
+                    client,
+                    randomness_of(self.noise_source, member, draw, round),
+                    self._drawn(client, draw, round),
+                )
                 for client, member in zip(clients, members, strict=True)
             )
             self.last.update = CleanUpdate(key, summed(each))
         return self.last.update.clipped
 
-    def _clipped(self, payload: ServerPayload, client: int, randomness: LocalRandomness | None) -> Clipped:
+    def _drawn(self, client: int, draw: int, round: int) -> Tensor | None:
+        """Which images of a client a round is about; None: all."""
+        count = len(self.batches[client].labels)
+        return drawn_images(self.sampling, self.batch_size, count, (client, draw, round), self.noise_source)
+
+    def _clipped(
+        self, payload: ServerPayload, client: int, randomness: LocalRandomness | None, drawn: Tensor | None
+    ) -> Clipped:
         """One client's own update after clipping; without randomness, of its first step alone."""
         with self.reproducible(client, 0), explained_batch_norm():
             model = tampered_model(self.network, payload, self.device)
             images, labels = on_device(self.batches[client], self.device)
+            if drawn is not None:
+                images, labels = images[drawn], labels[drawn]
+            if not len(images):
+                return nothing(model)
             local, training = self.local.announced(len(images)), None
             if randomness is None:
                 first = local.first_step(len(images))

@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clients' batches: whether they fit the client's options, and whose batch an answer is computed on."""
+"""The clients' batches: whether they fit the client's options, and which images an answer is computed on."""
 
 from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
+from lightning_recon.exchange import BatchSampling
 
 
 def check_batches(
-    batches: Sequence[ClientBatch], num_classes: int, aggregated: int, participation: float, local: LocalOptions
+    batches: Sequence[ClientBatch],
+    num_classes: int,
+    aggregated: int,
+    participation: float,
+    local: LocalOptions,
+    sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
+    batch_size: int | None = None,
 ) -> None:
     """Refuse batches that the client cannot answer on.
 
@@ -20,6 +31,8 @@ def check_batches(
         aggregated: clients in a group under secure aggregation.
         participation: probability with which a client answers on its own batch.
         local: local training.
+        sampling: which of its images a client uses in a round.
+        batch_size: images in a round; None: all.
 
     Raises:
         UserError: a label exceeds the number of classes, or a number of clients or images does not fit the options.
@@ -34,13 +47,48 @@ def check_batches(
             f"--model.client.participation is {participation}, but no other client's images can replace those of an "
             f"absent client: set --data.clients to {2 * aggregated} or more"
         )
+    if sampling.method == "poisson" and local.steps is not None:
+        raise UserError(
+            "--model.client.local.steps divides a batch, and Poisson samples have no fixed size: give "
+            "--model.client.local.batch_size"
+        )
     for batch in batches:
-        local.announced(len(batch.labels))
+        if sampling.method == "all":
+            local.announced(len(batch.labels))
+            if sampling.images is not None and sampling.images != batch_size:
+                raise UserError(
+                    f"--data.local_images is {sampling.images} and --data.batch_size {batch_size}: say how batches are "
+                    "drawn by --model.client.sampling shuffle, fixed_size or poisson"
+                )
+        elif batch_size is None or len(batch.labels) < batch_size or sampling.images != len(batch.labels):
+            raise UserError(
+                f"--model.client.sampling is {sampling.method}, but a client holds {len(batch.labels)} image(s): give "
+                "the number of its images by --data.local_images, at least --data.batch_size"
+            )
         if not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < num_classes:
             raise UserError(
                 f"the images have labels up to {int(batch.labels.max())}, but the network has {num_classes} classes: "
                 "raise --model.client.num_classes"
             )
+
+
+def present(
+    members: tuple[int, ...], dropout: float, draw: int, round: int, noise_source: NoiseSource
+) -> tuple[int, ...]:
+    """The clients of a group whose updates are in a round's sum; at least one.
+
+    Args:
+        members: the clients of the group.
+        dropout: probability with which a client drops out of a round.
+        draw: index of the noise realization.
+        round: index of the round.
+        noise_source: key of the draws: the server learns how many dropped out, not who.
+    """
+    if dropout == 0:
+        return members
+    drawn = noise_source.generator("dropout of clients", members[0], draw, round).random(len(members))
+    kept = tuple(member for member, one in zip(members, drawn, strict=True) if one >= dropout)
+    return kept or (members[int(drawn.argmax())],)
 
 
 def answering_client(
@@ -74,3 +122,33 @@ def answering_client(
         return client
     away = aggregated * int(generator.integers(1, clients // aggregated))
     return (client + away) % clients
+
+
+def drawn_images(
+    sampling: BatchSampling, batch_size: int, count: int, place: tuple[int, int, int], noise_source: NoiseSource
+) -> Tensor | None:
+    """Which of its images a client uses in a round.
+
+    Args:
+        sampling: how they are drawn.
+        batch_size: images in a batch; of Poisson samples the expected number.
+        count: how many images the client holds.
+        place: the client, the draw and the round.
+        noise_source: key of the draws: the server must not know who was drawn.
+
+    Returns:
+        Ascending indices, int64, none of them twice; of a Poisson sample maybe none at all. None: all images.
+    """
+    if sampling.method == "all":
+        return None
+    client, draw, round = place
+    if sampling.method == "poisson":
+        drawn = noise_source.generator("poisson batch", client, draw, round).random(count) < batch_size / count
+        return torch.from_numpy(drawn.nonzero()[0])
+    if sampling.method == "fixed_size":
+        chosen = noise_source.generator("batch", client, draw, round).choice(count, batch_size, replace=False)
+        return torch.from_numpy(np.sort(chosen))
+    # The last batch of an epoch may be smaller, as in a data loader.
+    epoch, number = divmod(round, -(-count // batch_size))
+    order = noise_source.generator("epoch", client, draw, epoch).permutation(count)
+    return torch.from_numpy(np.sort(order[number * batch_size : (number + 1) * batch_size]))

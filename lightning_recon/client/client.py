@@ -15,20 +15,31 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_recon.client.accountant import Accountant
 from lightning_recon.client.answers import Clients, LastClean
 from lightning_recon.client.batches import check_batches
+from lightning_recon.client.clipping_norms import ClippingNorms
 from lightning_recon.client.dp_sgd import private_gradient
 from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.noise_source import NoiseSource
+from lightning_recon.client.option_checks import check_quantization, check_rounds, check_sum
 from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler, sampler_of
 from lightning_recon.client.privatize import check_compression
 from lightning_recon.client.update import Release, release_of
 from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, Compression, NoiseShare, ServerPayload, Task
+from lightning_recon.exchange import (
+    BatchSampling,
+    ClientUpdate,
+    Compression,
+    NoiseShare,
+    Quantization,
+    Sampling,
+    ServerPayload,
+    Task,
+)
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.target_network import TargetNetwork
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import COUNT, SEED, SHARE, SIZE, check_ranges
+from lightning_recon.ranges import COUNT, FRACTION, SEED, SHARE, SIZE, check_ranges
 
 
 class VictimClient(LightningModule):
@@ -66,6 +77,9 @@ class VictimClient(LightningModule):
         normalization: Normalization = "auto",
         noise_seed: int | None = None,
         noise_key_folder: str | None = None,
+        sampling: Sampling = "all",
+        quantization: Quantization | None = None,
+        client_dropout: float = 0.0,
     ) -> None:
         """Build the network; `bind` provides the images.
 
@@ -77,8 +91,8 @@ class VictimClient(LightningModule):
             batch_norm: under granularity "update", whether batch normalization uses the batch ("train") or its running
                 statistics ("eval").
             participation: probability, above 0, with which a client answers a round on its own batch. Otherwise it
-                answers on another client's batch, as a client does that iterates over a larger data set. The server
-                does not know which, and the accounting claims no amplification from it.
+                answers on another client's batch. The server knows this probability, but not which rounds they are,
+                and the accounting claims no amplification from it.
             aggregated: number of clients whose updates reach the server only as their sum (secure aggregation, N); must
                 divide the number of clients. Each client clips its own update and adds its own noise.
             noise_share: noise of each aggregated client. "local" (local DP): scale zC, so that each client's guarantee
@@ -88,6 +102,10 @@ class VictimClient(LightningModule):
             local: local training. Under granularity "update" the change of the weights is clipped and noised once;
                 under "sample" every local step is one of DP-SGD, and nothing is added to their result.
             compression: lossy compression of each client's update; null: none.
+            quantization: secure aggregation of whole numbers, as Flower's SecAgg+ has it: each client rounds its update
+                at random to steps, and the server gets the sum modulo a number of them; null: sums of real numbers.
+            client_dropout: probability, below 1, with which a client of a group drops out of a round, so that the sum
+                lacks its update and its noise.
             chunk_size: under granularity "sample", samples differentiated at once; each takes the memory of one copy of
                 all parameters, the server's layer included.
             seed: seed of the untrained weights and of dropout.
@@ -101,6 +119,10 @@ class VictimClient(LightningModule):
                 anyone who knows the number can subtract the noise; for tables and tests.
             noise_key_folder: folder in which the secret is kept while a run may need it after an interruption, outside
                 the run folder; null: $LIGHTNING_RECON_NOISE_KEYS or ~/.local/state/lightning_recon/noise_keys.
+            sampling: which of its images, of which `--data.local_images` gives the number, a client uses in a round:
+                "all" of them; "shuffle", the batches of a data loader that shuffles them in every epoch; "fixed_size",
+                a batch drawn anew in every round; "poisson", every image independently with the same probability, as in
+                DP-SGD. The server knows how, but not which.
         """
         super().__init__()
         check_ranges(
@@ -111,18 +133,19 @@ class VictimClient(LightningModule):
             chunk_size=(chunk_size, COUNT),
             seed=(seed, SEED),
             noise_seed=(noise_seed, SEED),
+            client_dropout=(client_dropout, FRACTION),
         )
-        if noise_share == "distributed" and aggregated > 1 and not privacy.noise.closed_under_sums:
-            raise UserError(
-                f"--model.client.noise_share is distributed, but a sum of {privacy.mechanism} noises is none of the "
-                "kind, and its epsilon is not known: set it to local, or --model.client.privacy.mechanism gaussian"
-            )
+        check_sum(aggregated, noise_share, client_dropout, privacy.noise)
         check_compression(compression, privacy, aggregated)
         self.automatic_optimization = False
         self.local, self.compression = local, compression
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
         self.aggregated, self.noise_share = aggregated, noise_share
+        self.sampling = sampling
+        self.quantization, self.client_dropout = quantization, client_dropout
+        scale = self.own_noise_multiplier * (privacy.max_grad_norm or 0.0)
+        check_quantization(quantization, privacy.noise, scale, privacy.per_layer, compression)
         per_sample = privacy.granularity == "sample"
         self.target = TargetNetwork(network, num_classes, weights, seed, normalization, per_sample)
         self.network, self._misfit = self.target.build_before_data()
@@ -133,6 +156,7 @@ class VictimClient(LightningModule):
         self._protocol = DataProtocol(1)
         self._announced = local.announced(None)
         self._last_clean = LastClean()
+        self._clips = ClippingNorms.begin(privacy, aggregated, noise_share, self.noise_source)
 
     # --- Answering a server ---
 
@@ -146,14 +170,17 @@ class VictimClient(LightningModule):
         Raises:
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
-        check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local)
+        chosen = (BatchSampling(), None) if protocol is None else self._sampling_of(protocol)
+        check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local, *chosen)
         if batches:
             largest = max(batches, key=lambda batch: len(batch.images)).images
             self._fit_network((largest.shape[1], largest.shape[2], largest.shape[3]), min(2, len(largest)))
             self._protocol = DataProtocol(len(largest)) if protocol is None else protocol
             self._announced = self.local.announced(self._protocol.batch_size)
+            check_rounds(self.privacy, self._announced)
         self._batches = list(batches)
         self._last_clean = LastClean()
+        self._clips = ClippingNorms.begin(self.privacy, self.aggregated, self.noise_share, self.noise_source)
 
     @property
     def task(self) -> Task:
@@ -171,6 +198,9 @@ class VictimClient(LightningModule):
             noise_multiplier=self.privacy.noise_multiplier,
             rounds=self.privacy.rounds,
             mechanism=self.privacy.mechanism,
+            noise_bands=self.privacy.noise_bands,
+            adaptive_clip=self.privacy.adaptive_clip,
+            quantization=self.quantization,
             parameter_tensors=len(list(self.network.parameters())),
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
             aggregated=self.aggregated,
@@ -180,6 +210,8 @@ class VictimClient(LightningModule):
             normalization=announced(resolve(self.target.normalization, self.target.name, self.network)),
             subjects=self._protocol.subjects,
             compression=self.compression,
+            sampling=self._sampling_of(self._protocol)[0],
+            participation=self.participation,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -235,8 +267,10 @@ class VictimClient(LightningModule):
     @property
     def own_noise_multiplier(self) -> float:
         """Scale of the noise that each client adds itself, divided by the clipping norm."""
-        distributed = self.noise_share == "distributed"
-        return self.privacy.noise_multiplier / (math.sqrt(self.aggregated) if distributed else 1.0)
+        distributed, adaptive = self.noise_share == "distributed", self.privacy.adaptive_clip
+        z = self.privacy.noise_multiplier
+        z = z if adaptive is None else adaptive.update_multiplier(z)
+        return z / (math.sqrt(self.aggregated) if distributed else 1.0)
 
     @property
     def reproducible_noise(self) -> bool:
@@ -258,7 +292,7 @@ class VictimClient(LightningModule):
             network=self.network,
             device=self.device,
             batches=self._batches,
-            privacy=replace(self.privacy, noise_multiplier=self.own_noise_multiplier),
+            privacy=replace(self.privacy, noise_multiplier=self.own_noise_multiplier, adaptive_clip=None),
             batch_norm=self.batch_norm,
             participation=self.participation,
             aggregated=self.aggregated,
@@ -267,8 +301,17 @@ class VictimClient(LightningModule):
             chunk_size=self.chunk_size,
             seed=self.seed,
             noise_source=self.noise_source,
+            sampling=self._sampling_of(self._protocol)[0],
+            batch_size=self._protocol.batch_size,
             last=self._last_clean,
+            quantization=self.quantization,
+            dropout=self.client_dropout,
+            clips=self._clips,
         )
+
+    def _sampling_of(self, protocol: DataProtocol) -> tuple[BatchSampling, int]:
+        """How batches are drawn from what clients hold, and the number of images in a batch."""
+        return BatchSampling(self.sampling, protocol.local_images), protocol.batch_size
 
     # --- Training the target network ---
 
@@ -280,6 +323,8 @@ class VictimClient(LightningModule):
         """
         if stage == "fit" and self.aggregated > 1:
             raise UserError(f"--model.aggregated is {self.aggregated}: leave it out where a target network is trained")
+        if stage == "fit":
+            check_rounds(self.privacy, None)
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the training has no end: give --trainer.max_epochs or --trainer.max_steps")
 

@@ -27,14 +27,15 @@ def add_noise(
 
     Args:
         gradients: gradients by parameter name; contiguous, on any device.
-        scale: scale of the noise, in the gradients' unit (`Privacy.noise_scale`); 0 draws nothing.
+        scale: scale of the noise, in the gradients' unit (`Privacy.noise_scale`); 0 draws nothing; negative where
+            correlated noise takes back that of an earlier round.
         generators: one generator for each tensor, see `NoiseSource.generators`.
         mechanism: distribution of the noise.
 
     Returns:
         The same tensors with noise.
     """
-    if scale > 0:
+    if scale != 0:
         for name, tensor in gradients.items():
             generator = generators(name)
             for piece in torch.split(tensor.view(-1), CHUNK):

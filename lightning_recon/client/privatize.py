@@ -20,7 +20,7 @@ from lightning_recon.ranges import LEVELS, SHARE, check_ranges
 def privatized(
     update: dict[str, Tensor],
     privacy: Privacy,
-    noise: Sequence[Generators],
+    noise: Sequence[tuple[float, Generators]],
     compression: Compression | None,
     generator: np.random.Generator,
 ) -> dict[str, Tensor]:
@@ -33,7 +33,8 @@ def privatized(
     Args:
         update: after the clip; its memory is reused.
         privacy: the clip, and the noise that each client adds.
-        noise: generators of the noise of each client whose clipped updates are in the sum; empty if it has noise.
+        noise: generators of the noise of each client whose clipped updates are in the sum, and the coefficient of this
+            noise, which is 1 unless noise is correlated over rounds; empty if it has noise.
         compression: None: none.
         generator: of the compression.
 
@@ -46,8 +47,8 @@ def privatized(
             update = {name: torch.where(kept[name], tensor, 0) for name, tensor in update.items()}
         else:
             update = privacy.clip(compressed(update, compression, generator))
-    for generators in noise:
-        add_noise(update, privacy.noise_scale, generators, privacy.noise)
+    for coefficient, generators in noise:
+        add_noise(update, coefficient * privacy.noise_scale, generators, privacy.noise)
     if kept is not None:
         return {name: torch.where(kept[name], tensor, 0) for name, tensor in update.items()}
     if compression is not None and not compression.before_noise:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,6 +99,11 @@ def clipped_update(
     whole = tensor_norms(gradient, clip.order)
     factors = clip.factors(whole)
     return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
+
+
+def nothing(model: nn.Module) -> Clipped:
+    """The update of a client without images in a round, as a Poisson sample may be empty: zeros, and then noise."""
+    return Clipped({name: torch.zeros_like(one.detach()) for name, one in model.named_parameters()}, [])
 
 
 def summed(updates: Iterator[Clipped]) -> Clipped:

@@ -59,6 +59,7 @@ class ClientDataModule(LightningDataModule):
         mask_cache: str | None = None,
         actual_batch_sizes: list[int] | None = None,
         gallery: str | None = None,
+        local_images: int | None = None,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
@@ -85,6 +86,8 @@ class ClientDataModule(LightningDataModule):
             gallery: folder of further photographs among which scores look for the original of each reconstruction
                 (`identification` in `results.json`), beside other images of the source and the bundled ones. The attack
                 never sees them.
+            local_images: number of images that each client holds, of which it uses `batch_size` in a round, as
+                `--model.client.sampling` says; the server is told this number. null: the images of one batch.
 
         Raises:
             UserError: a number is out of its range.
@@ -98,8 +101,11 @@ class ClientDataModule(LightningDataModule):
             seed=(seed, SEED),
             num_classes=(num_classes, COUNT),
             num_workers=(num_workers, COUNT_OR_NONE),
+            local_images=(local_images, COUNT),
         )
-        sizes = actual_batch_sizes or [batch_size]
+        if local_images is not None and actual_batch_sizes:
+            raise UserError("--data.local_images and --data.actual_batch_sizes both set what clients hold: give one")
+        sizes = actual_batch_sizes or [local_images or batch_size]
         for size in sizes:
             check_ranges("--data.", actual_batch_sizes=(size, COUNT))
         if len(sizes) not in (1, clients):
@@ -117,6 +123,7 @@ class ClientDataModule(LightningDataModule):
         self.num_classes, self.download, self.num_workers = num_classes, download, num_workers
         self.mask_cache = cache_folder(mask_cache)
         self.gallery = None if gallery is None else Path(gallery).expanduser()
+        self.local_images = local_images
         self.batch_sizes = sizes * clients if len(sizes) == 1 else list(sizes)
         self._warned: set[str] = set()
         self._selected: tuple[ImageSource, Selection, list[int]] | None = None
@@ -152,7 +159,8 @@ class ClientDataModule(LightningDataModule):
             batch = ClientBatch(subject, photographs[part], masks[part], chosen.labels[part], chosen.names[part])
             self.client_batches.append(batch)
             start += size
-        protocol = DataProtocol(self.batch_size, subjects=not isinstance(self.masks, NoMasks))
+        subjects = not isinstance(self.masks, NoMasks)
+        protocol = DataProtocol(self.batch_size, subjects, self.local_images)
         hand_over(model_of(self.trainer), self.client_batches, self.image_size, protocol)
 
     def train_dataloader(self) -> DataLoader[Any]:

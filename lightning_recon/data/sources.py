@@ -54,10 +54,12 @@ class DataProtocol:
     Args:
         batch_size: nominal number of images in a client's batch; a client may have more or fewer.
         subjects: whether clients cut the subject out on black; None: not announced.
+        local_images: number of images that a client holds, of which a round uses a part; None: as many as its batch.
     """
 
     batch_size: int
     subjects: bool | None = None
+    local_images: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 """Sections of `results.json` that follow from the protection and the true images, without any attack."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from lightning_recon.evaluation.bounds import (
 from lightning_recon.evaluation.gaussian_reference import gaussian_reference
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.evaluation.scoring import Truth
-from lightning_recon.exchange import NoiseShare, summed_noise
+from lightning_recon.exchange import BatchSampling, NoiseShare, summed_noise
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
-from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
+from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency, Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
+from lightning_recon.privacy.visible_sampling import visible_sampling_epsilon
 
 _KAPPAS = (0.1,)
 _UPPER_TAIL = 0.05
@@ -43,6 +45,9 @@ def privacy_record(
     noise_share: NoiseShare = "local",
     mechanism: str = "gaussian",
     releases_per_round: int = 1,
+    sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
+    noise_bands: int = 1,
+    adaptive_clip: Mapping[str, object] | None = None,
 ) -> Record:
     """The protection under attack and its privacy guarantee.
 
@@ -60,6 +65,10 @@ def privacy_record(
         mechanism: Name of the mechanism; what is not known of one is None.
         releases_per_round: Noisy sums of a round that an image is in, see `Task.releases_per_round`. All of them
             compose.
+        sampling: Which of its images a client uses in a round. Under granularity "sample" an image is in those rounds
+            alone, and the server is taken to see which they are; a client's update is in all of them.
+        noise_bands: See `Task.noise_bands`. Accounted as independent noise with the same guarantee for all rounds.
+        adaptive_clip: See `Task.adaptive_clip`; the noise multiplier is that of update and number together.
 
     Returns:
         The `privacy` section. The robustness bound compares releases with and without one record, whatever
@@ -68,9 +77,17 @@ def privacy_record(
         with distributed noise that of the sum, which needs every client's share. `epsilon_of_one_client` is that of
         one client's update if the server sees it by itself, `epsilon_of_sum` that of the aggregated sum.
     """
-    z = 0.0 if max_grad_norm is None else noise_multiplier
-    noise, releases = mechanism_named(mechanism), rounds * releases_per_round
-    accounted = {name: noise.epsilon(z, releases, delta, name) for name in ADJACENCIES}
+    z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
+    noise = mechanism_named(mechanism)
+    # Noise that is correlated over rounds is accounted for an image that is in all of them.
+    sampling = sampling if granularity == "sample" and noise_bands == 1 else BatchSampling()
+    releases = sampling.most_looks(batch_size, rounds) * releases_per_round
+
+    def epsilon(multiplier: float, neighbours: Adjacency = adjacency) -> float | None:
+        guarantee = delta, neighbours
+        return sampled_epsilon(noise, multiplier, rounds, releases_per_round, sampling, batch_size, guarantee)
+
+    accounted = {name: epsilon(z, name) for name in ADJACENCIES}
     of_sum = summed_noise(z, aggregated, noise_share)
     summable = aggregated == 1 or noise.closed_under_sums
     return {
@@ -79,6 +96,8 @@ def privacy_record(
         "per_layer": per_layer,
         "max_grad_norm": max_grad_norm,
         "noise_multiplier": noise_multiplier,
+        "noise_bands": noise_bands,
+        "adaptive_clip": adaptive_clip,
         "rounds": rounds,
         "releases_per_round": releases_per_round,
         "batch_size": batch_size,
@@ -89,11 +108,68 @@ def privacy_record(
         "epsilon_by_adjacency": accounted,
         "aggregated": aggregated,
         "noise_share": noise_share,
-        "epsilon_of_one_client": noise.epsilon(of_sum / math.sqrt(aggregated), releases, delta, adjacency),
-        "epsilon_of_sum": noise.epsilon(of_sum, releases, delta, adjacency) if summable else None,
+        "epsilon_of_one_client": epsilon(of_sum / math.sqrt(aggregated)),
+        "epsilon_of_sum": epsilon(of_sum) if summable else None,
         "accountant": noise.accountant,
         "mu": noise.mu(z, releases, adjacency),
         "rero_gamma": {str(kappa): noise.reconstruction_robustness(kappa, z, releases) for kappa in _KAPPAS},
+        "sampling": _sampling_record(sampling, batch_size, rounds, z, noise, (delta, adjacency), accounted[adjacency]),
+    }
+
+
+def sampled_epsilon(
+    noise: Mechanism,
+    noise_multiplier: float,
+    rounds: int,
+    releases_per_round: int,
+    sampling: BatchSampling,
+    batch_size: int,
+    guarantee: tuple[float, Adjacency],
+) -> float | None:
+    """Accounted epsilon of rounds about samples, for a server that sees who is in them.
+
+    Args:
+        noise: The mechanism.
+        noise_multiplier: Scale of the noise divided by the clipping norm.
+        rounds: Number of rounds.
+        releases_per_round: Noisy sums of a round that an image in it is in.
+        sampling: How a client draws batches.
+        batch_size: Images in a batch.
+        guarantee: Delta and adjacency.
+
+    Returns:
+        Of samples drawn anew, under Gaussian noise, that of a random number of rounds; else that of the most rounds
+        that an image can be in. None where it is not known.
+    """
+    releases = sampling.most_looks(batch_size, rounds) * releases_per_round
+    if isinstance(noise, Gaussian) and releases_per_round == 1 and sampling.method in ("poisson", "fixed_size"):
+        return visible_sampling_epsilon(noise_multiplier, sampling.rate(batch_size), releases, *guarantee)
+    return noise.epsilon(noise_multiplier, releases, *guarantee)
+
+
+def _sampling_record(
+    sampling: BatchSampling,
+    batch_size: int,
+    rounds: int,
+    z: float,
+    noise: Mechanism,
+    guarantee: tuple[float, Adjacency],
+    visible: float | None,
+) -> Record | None:
+    """How batches are drawn, and epsilon if the server did not see who is in them; None where nothing is drawn."""
+    if sampling.method == "all":
+        return None
+    rate = sampling.rate(batch_size)
+    hidden = noise.training_epsilon(z, rate, rounds, *guarantee)
+    known = [value for value in (hidden, visible) if value is not None]
+    return {
+        "method": sampling.method,
+        "images": sampling.images,
+        "rate": rate,
+        "looks": rounds * rate,
+        "most_looks": sampling.most_looks(batch_size, rounds),
+        # Whoever sees less learns no more.
+        "epsilon_if_hidden": min(known) if known else None,
     }
 
 

@@ -68,6 +68,7 @@ class RunRecord:
             not designed for; None where there is nothing of this.
         local_training: The announced local training; None if it is not known.
         compression: The announced compression; None if there is none.
+        quantization: The announced quantization of secure aggregation; None for sums of real numbers.
     """
 
     attack: str
@@ -104,6 +105,7 @@ class RunRecord:
     mismatch: Record | None = None
     local_training: Record | None = None
     compression: Record | None = None
+    quantization: Record | None = None
 
 
 def results_record(
@@ -139,6 +141,7 @@ def results_record(
         "participation": run.participation,
         "local_training": run.local_training,
         "compression": run.compression,
+        "quantization": run.quantization,
         "mismatch": run.mismatch,
         "payload_alarms": None if run.payload_alarms is None else list(run.payload_alarms),
         "baselines": run.baselines or {"black_psnr": None, "mean_image_psnr": None},

@@ -51,6 +51,9 @@ class VictimScore:
             there was none.
         capacity_bits: Capacity of its ±1 inputs at the signal-to-noise ratio of the release, in bits; None without a
             file.
+        first_round: Round in which the attacker saw the image first; None where it has none, and where all images are
+            in all rounds.
+        looks: Expected number of rounds in which the attacker saw it; None likewise.
     """
 
     client: int
@@ -69,6 +72,8 @@ class VictimScore:
     bits_sent: int | None = None
     capacity_bits: float | None = None
     identified: bool | None = None
+    first_round: int | None = None
+    looks: float | None = None
 
     @property
     def lost(self) -> bool:
@@ -123,7 +128,7 @@ def score(truth: Truth, found: Reconstruction, mean_image: Tensor) -> Scored:
     )
     files = [*_files(found), None]  # the last for those without a reconstruction, whose owner is -1
     victims = [
-        VictimScore(found.client, index, found.draw, *row, **_file_fields(files[place]))
+        VictimScore(found.client, index, found.draw, *row, **_fields_of(found, files[place], place))
         for index, (row, place) in enumerate(zip(columns, owner.tolist(), strict=True))
     ]
     return Scored(images=images, initial=initial, victims=victims)
@@ -140,6 +145,15 @@ def entries_without_truth(found: Reconstruction) -> list[dict[str, object]]:
     """
     unknown: dict[str, object] = dict.fromkeys(field.name for field in fields(VictimScore))
     return [unknown | {"client": found.client, "draw": found.draw} | _file_fields(file) for file in _files(found)]
+
+
+def _fields_of(found: Reconstruction, file: ReceivedFile | None, place: int) -> dict[str, Any]:
+    """The fields of an entry of `victims` about its file, and about when the attacker saw the image."""
+    fields = _file_fields(file)
+    if found.looks is None or place < 0:
+        return fields
+    looks = found.looks[place]
+    return fields | {"first_round": looks.first, "looks": looks.expected}
 
 
 def _files(found: Reconstruction) -> Sequence[ReceivedFile | None]:

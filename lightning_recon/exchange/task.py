@@ -9,14 +9,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from lightning_recon.exchange.batch_sampling import BatchSampling
 from lightning_recon.exchange.compression import Compression
 from lightning_recon.exchange.local_training import LocalTraining
+from lightning_recon.exchange.quantization import Quantization
 from lightning_recon.files import schema
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_json, validated, write_json
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
+from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.clipping import Clip
+from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.integer_noise import IntegerMechanism
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -60,6 +65,17 @@ class Task:
         compression: lossy compression of each client's update; None: none.
         parameters: number of parameters of the network, without the server's layer; 0: not announced, which records
             without this field mean.
+        sampling: which of its images a client uses in a round. Records of earlier versions do not have this field and
+            mean the same batch in every round.
+        participation: probability with which a client answers a round on its own images, not on others; None: not
+            announced, which records without this field mean.
+        noise_bands: how many rounds' independent noise the noise of a round is made of, see
+            `privacy.correlated_noise`; 1, as in records without this field: independent in every round. Otherwise the
+            noise multiplier is that of the independent noise.
+        adaptive_clip: how the clipping norm of later rounds follows from the rounds before them, see
+            `ClientUpdate.max_grad_norm`; None, as in records without this field: it is C in every round.
+        quantization: how updates become integers that are summed modulo a number; None, as in records without this
+            field: sums are of real numbers.
     """
 
     # Records are validated against these types when they are read from disk.
@@ -85,6 +101,11 @@ class Task:
     subjects: bool | None = None
     compression: Compression | None = None
     parameters: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    sampling: BatchSampling = BatchSampling()  # noqa: RUF009 - frozen
+    participation: Annotated[float, Field(gt=0, le=1)] | None = None
+    noise_bands: schema.Rounds = 1
+    adaptive_clip: AdaptiveClip | None = None
+    quantization: Quantization | None = None
 
     @property
     def updates(self) -> int:
@@ -95,6 +116,26 @@ class Task:
     def victims(self) -> int:
         """Announced number of images in an update."""
         return self.aggregated * self.batch_size
+
+    @property
+    def local_images(self) -> int:
+        """Announced number of images from which the batches of an update's rounds are taken."""
+        return self.aggregated * (self.sampling.images or self.batch_size)
+
+    @property
+    def batches_change(self) -> bool:
+        """Whether rounds are about different images, because batches are sampled or clients do not always take part."""
+        return self.sampling.method != "all" or self.participation not in (None, 1.0)
+
+    @property
+    def looks(self) -> int:
+        """Expected number of rounds that an image is in, rounded, at least 1."""
+        return max(1, round(self.rounds * self.sampling.rate(self.batch_size)))
+
+    @property
+    def most_looks(self) -> int:
+        """The most rounds that an image can be in."""
+        return self.sampling.most_looks(self.batch_size, self.rounds)
 
     @property
     def sharers(self) -> int:
@@ -128,20 +169,40 @@ class Task:
         return Clip(self.max_grad_norm, self.per_layer, self.noise.norm_order)
 
     @property
+    def independent_multiplier(self) -> float:
+        """Noise multiplier of noise that is independent in every round, with the same guarantee for all rounds."""
+        return equivalent_multiplier(self.noise_multiplier, self.noise_bands, self.rounds)
+
+    @property
     def update_multiplier(self) -> float:
-        """Noise multiplier of one of these updates, for bounds.
+        """Noise multiplier of one of these updates, for bounds; of correlated noise see `independent_multiplier`.
 
         A sum of noises that is not of their kind has none. Then it is that of each client: adding up is
         post-processing, so that bounds on one client's update hold for the sum.
         """
         if not self.noise.closed_under_sums:
-            return self.noise_multiplier
-        return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share)
+            return self.independent_multiplier
+        return summed_noise(self.independent_multiplier, self.aggregated, self.noise_share)
 
     @property
     def update_noise(self) -> float:
-        """Standard deviation of the noise in an update, divided by C."""
-        return summed_noise(self.noise_multiplier, self.aggregated, self.noise_share) * self.noise.noise_std
+        """Standard deviation of the noise in an update, divided by C, with that of rounding.
+
+        Of noise that is correlated over rounds when it is whitened.
+        """
+        own = self.noise_multiplier
+        if self.adaptive_clip is not None:
+            own = self.adaptive_clip.update_multiplier(own)
+        own = equivalent_multiplier(own, self.noise_bands, self.rounds)
+        added = summed_noise(own, self.aggregated, self.noise_share) * self.noise.noise_std
+        return math.hypot(added, self.rounding_noise) if self.rounding_noise else added
+
+    @property
+    def rounding_noise(self) -> float:
+        """Standard deviation of the rounding in an update, divided by C; 0 for real numbers."""
+        if self.quantization is None or self.max_grad_norm is None:
+            return 0.0
+        return self.quantization.rounding_noise(self.aggregated) / self.max_grad_norm
 
     @property
     def noise_is_normal(self) -> bool:
@@ -237,6 +298,12 @@ def check_task(task: Task) -> Task:
             f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null: noise without "
             "a clip protects nothing, so set the clipping norm"
         )
+    if task.noise_bands > 1 and not isinstance(task.noise, Gaussian):
+        raise ValueError(f"task.noise_bands is {task.noise_bands}, which noise of {task.mechanism} cannot have")
+    if task.adaptive_clip is not None and task.noise_multiplier >= 2 * task.adaptive_clip.unclipped_num_std:
+        raise ValueError("task.noise_multiplier is above what task.adaptive_clip.unclipped_num_std allows")
+    if isinstance(task.noise, IntegerMechanism) and task.quantization is None:
+        raise ValueError(f"task.quantization is null, but noise of {task.mechanism} is on integers")
     if task.noise_share == "distributed" and task.aggregated > 1 and not task.noise.closed_under_sums:
         raise ValueError(f"task.noise_share is distributed, which a sum of {task.mechanism} noises cannot be")
     if task.clients % task.aggregated:
@@ -245,6 +312,10 @@ def check_task(task: Task) -> Task:
         raise ValueError("task.local.batch_size exceeds task.batch_size, and task.local.drop_last drops the rest")
     if not any(task.local.learning_rates):
         raise ValueError("task.local.learning_rates are all 0: nothing would be sent")
+    if task.sampling.method != "all" and (task.sampling.images or 0) < task.batch_size:
+        raise ValueError(
+            f"task.sampling.images is {task.sampling.images}, of which no batches of {task.batch_size} can be drawn"
+        )
     if task.local.divisor == 0:
         raise ValueError("task.local.learning_rates begins with 0, by which the update was to be divided")
     for size, what in ((math.prod(task.image_shape), "pixels"), (task.num_classes, "logits")):

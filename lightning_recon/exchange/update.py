@@ -15,6 +15,7 @@ from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import Fingerprint
 from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
 
+_OPTIONAL = ("reproducible_noise", "max_grad_norm", "contributors")  # written where there is something to say
 ROWS = "#rows"  # "NAME#rows" holds the indices of the stored rows of tensor NAME
 
 
@@ -32,6 +33,8 @@ class ClientUpdate:
         payload: digest of the payload that this update answers.
         reproducible_noise: whether the client drew its noise from a public seed, so that anyone who knows the seed can
             subtract it; None if the client did not say, as in records of earlier versions.
+        max_grad_norm: clipping norm of this round, where it follows from earlier rounds; None: the announced one.
+        contributors: number of clients in the sum, where some may have dropped out; None: all that were announced.
     """
 
     client: int
@@ -41,6 +44,8 @@ class ClientUpdate:
     omitted: dict[str, Fingerprint] = field(default_factory=dict)
     payload: str = ""
     reproducible_noise: bool | None = None
+    max_grad_norm: float | None = None
+    contributors: int | None = None
 
     def save(self, folder: Path, name: str, keep: Mapping[str, Tensor | None]) -> None:
         """Write `NAME.json` and `NAME.safetensors` with a part of the update.
@@ -69,8 +74,9 @@ class ClientUpdate:
         write_tensors(folder, name, tensors)
         content = {"format": "update 1", "client": self.client, "draw": self.draw, "round": self.round}
         content |= {"payload": self.payload, "whole": whole, "omitted": omitted}
-        if self.reproducible_noise is not None:
-            content["reproducible_noise"] = self.reproducible_noise
+        for field_name in _OPTIONAL:
+            if (value := getattr(self, field_name)) is not None:
+                content[field_name] = value
         write_json(folder / f"{name}.json", content | {"tensors": {k: describe(t) for k, t in tensors.items()}})
 
     @classmethod
@@ -92,6 +98,8 @@ class ClientUpdate:
                 omitted=content["omitted"],
                 payload=content["payload"],
                 reproducible_noise=content.get("reproducible_noise"),
+                max_grad_norm=content.get("max_grad_norm"),
+                contributors=content.get("contributors"),
             )
 
 

@@ -32,6 +32,18 @@ Decibels = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 
 @with_config(OPEN)
+class SamplingRecord(TypedDict):
+    """The entry `sampling` of `privacy`."""
+
+    method: Name
+    images: Batch
+    rate: Probability
+    looks: NotNegative
+    most_looks: Rounds
+    epsilon_if_hidden: NotNegative | None
+
+
+@with_config(OPEN)
 class PrivacyRecord(TypedDict):
     """The section `privacy` of `results.json`, as far as reports read it."""
 
@@ -40,6 +52,7 @@ class PrivacyRecord(TypedDict):
     per_layer: bool
     max_grad_norm: Positive | None
     noise_multiplier: NotNegative
+    noise_bands: NotRequired[Rounds]  # earlier versions: 1
     rounds: Rounds
     releases_per_round: NotRequired[Rounds]
     batch_size: Batch
@@ -55,6 +68,7 @@ class PrivacyRecord(TypedDict):
     mu: NotRequired[NotNegative | None]
     reproducible_noise: NotRequired[bool | None]  # earlier versions: all noise was, of simulated clients
     rero_gamma: dict[Name, Probability | None]
+    sampling: NotRequired[SamplingRecord | None]
 
 
 @with_config(OPEN)
@@ -77,6 +91,13 @@ class CompressionRecord(TypedDict):
 
 
 @with_config(OPEN)
+class QuantizationRecord(TypedDict):
+    """The section `quantization`."""
+
+    words: Text
+
+
+@with_config(OPEN)
 class VictimRecord(TypedDict):
     """An entry of `victims`; most is null where no truth was at hand."""
 
@@ -88,6 +109,8 @@ class VictimRecord(TypedDict):
     ssim: NotRequired[float | None]
     bit_exact: NotRequired[bool | None]
     identified: NotRequired[bool | None]
+    first_round: NotRequired[Index | None]
+    looks: NotRequired[NotNegative | None]
     image: NotRequired[Text | None]
 
 
@@ -175,6 +198,7 @@ class ResultsRecord(TypedDict):
     participation: NotRequired[Probability | None]
     local_training: NotRequired[LocalTrainingRecord | None]
     compression: NotRequired[CompressionRecord | None]
+    quantization: NotRequired[QuantizationRecord | None]
     mismatch: NotRequired[dict[Name, MismatchRecord | TrainingMismatchRecord] | None]
     payload_alarms: NotRequired[list[Text] | None]
     alarms: NotRequired[list[Text] | None]  # the name of earlier versions

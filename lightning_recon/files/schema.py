@@ -97,6 +97,8 @@ class UpdateRecord(TypedDict):
     omitted: Annotated[dict[TensorName, Fingerprint], Field(max_length=_TENSORS)]
     tensors: Annotated[dict[TensorName, Stored], Field(max_length=2 * _TENSORS)]
     reproducible_noise: NotRequired[bool]
+    max_grad_norm: NotRequired[Positive]
+    contributors: NotRequired[Clients]
 
 
 @with_config(STRICT)

@@ -8,13 +8,16 @@ from importlib import import_module
 from typing import Literal
 
 from lightning_recon.errors import UserError
+from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.clipping import Clip
+from lightning_recon.privacy.correlated_noise import noise_coefficients
 from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.integer_noise import DiscreteGaussian, Skellam
 from lightning_recon.privacy.laplace import Laplace
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.ranges import CLIP, COUNT, NOT_NEGATIVE, PROBABILITY, check_ranges
 
-_BUILT_IN: tuple[Mechanism, ...] = (Gaussian(), Laplace())
+_BUILT_IN: tuple[Mechanism, ...] = (Gaussian(), Laplace(), DiscreteGaussian(), Skellam())
 _REQUIRED = ("name", "norm_order", "noise_std", "accountant")  # attributes that a mechanism of one's own must have
 
 
@@ -36,7 +39,13 @@ class Privacy:
         rounds: how many updates each client gives (T), at least 1.
         delta: delta at which epsilon is accounted, between 0 and 1; it does not change the noise.
         adjacency: neighbouring data sets of the accounting: a record is added or removed, or replaced by another.
-        mechanism: "gaussian", "laplace", or the class path of a `privacy.mechanism.Mechanism`.
+        mechanism: "gaussian", "laplace", "skellam" or "discrete_gaussian" (whole numbers of steps, which need
+            `quantization`), or the class path of a `privacy.mechanism.Mechanism`.
+        noise_bands: 1: the noise of every round is independent. More: each round takes back a part of the noise of so
+            many rounds less one before it, as in DP-FTRL (banded matrix mechanism); only Gaussian noise. z is then
+            that of the independent numbers that the noise is made of, see `privacy.correlated_noise`.
+        adaptive_clip: how the clipping norm of each round after the first follows from the rounds before it; null: it
+            stays. z then pays for the noise on the number of unclipped gradients too.
 
     Example:
         >>> import lightning_recon as lr
@@ -52,6 +61,8 @@ class Privacy:
     delta: float = 1e-5
     adjacency: Literal["add_remove", "replace_one"] = "add_remove"
     mechanism: str = "gaussian"
+    noise_bands: int = 1
+    adaptive_clip: AdaptiveClip | None = None
 
     def __post_init__(self) -> None:
         """Refuse what protects nothing or cannot be computed."""
@@ -63,6 +74,7 @@ class Privacy:
             noise_multiplier=(self.noise_multiplier, NOT_NEGATIVE),
             max_grad_norm=(self.max_grad_norm, CLIP),
             rounds=(self.rounds, COUNT),
+            noise_bands=(self.noise_bands, COUNT),
             delta=(self.delta, PROBABILITY),
         )
         if self.max_grad_norm is None and self.noise_multiplier > 0:
@@ -70,7 +82,19 @@ class Privacy:
                 f"{flag}noise_multiplier is {self.noise_multiplier} but {flag}max_grad_norm sets no bound, and noise "
                 "without a clip protects nothing: set max_grad_norm, or noise_multiplier to 0"
             )
-        mechanism_named(self.mechanism, imported=False)
+        gaussian = isinstance(mechanism_named(self.mechanism, imported=False), Gaussian)
+        if self.noise_bands > 1 and not gaussian:
+            raise UserError(
+                f"{flag}noise_bands is {self.noise_bands}, but noise that is correlated over rounds is Gaussian, not "
+                f"{self.mechanism}: set it to 1, or {flag}mechanism gaussian"
+            )
+        if self.adaptive_clip is not None:
+            if self.max_grad_norm is None or not gaussian:
+                raise UserError(
+                    f"{flag}adaptive_clip follows from a first clipping norm and is accounted for Gaussian noise: give "
+                    f"{flag}max_grad_norm and {flag}mechanism gaussian, or leave it out"
+                )
+            self.adaptive_clip.check(self.noise_multiplier)
 
     @property
     def noise(self) -> Mechanism:
@@ -89,8 +113,12 @@ class Privacy:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on every released number."""
-        return self.noise_scale * self.noise.noise_std
+        """Standard deviation of the noise on every released number; of correlated noise that of late rounds."""
+        return (
+            self.noise_scale
+            * self.noise.noise_std
+            * math.hypot(*noise_coefficients(min(self.noise_bands, self.rounds)))
+        )
 
 
 def mechanism_named(name: str, imported: bool = True) -> Mechanism:

@@ -4,14 +4,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.exchange.task import MOST_NUMBERS
 from lightning_recon.priors.image_statistics import PublicStatistics
-from lightning_recon.reconstruction import NO_MISMATCH, Mismatch, ReceivedFile
+from lightning_recon.reconstruction import NO_MISMATCH, Looks, Mismatch, ReceivedFile
 from lightning_recon.structure.clipping_budget import BudgetShare
 from lightning_recon.structure.refinement import Refinement
 
@@ -35,6 +35,7 @@ class Decoded:
         mismatch: Where the update contradicts the announcement.
         mean_image: The public mean image under the hypothesis that the update shows to be true, shape (3, H, W); None
             where that is the announced one.
+        looks: For each image the rounds that it was seen in; None where all are in all rounds.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class Decoded:
     share: BudgetShare | None = None
     mismatch: Mismatch = NO_MISMATCH
     mean_image: Tensor | None = None
+    looks: tuple[Looks, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,16 @@ class Knowledge:
     belief: Tensor
 
 
-class FeedbackCode(Protocol):
-    """Feedback coding: each payload after the first rounds depends on the updates before it."""
+State = TypeVar("State")
 
-    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
+
+class FeedbackCode(Protocol[State]):
+    """Feedback coding: each payload after the first rounds depends on the updates before it.
+
+    What the server knows of one client is of the code's own type, such as `Knowledge`.
+    """
+
+    def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> State | None:
         """The server's knowledge when feedback starts; None if feedback cannot start.
 
         Args:
@@ -83,17 +91,15 @@ class FeedbackCode(Protocol):
         """
         ...
 
-    def next_payload(self, task: Task, knowledge: Knowledge) -> ServerPayload:
+    def next_payload(self, task: Task, knowledge: State) -> ServerPayload:
         """The payload for this client in the next round."""
         ...
 
-    def update_knowledge(
-        self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: Knowledge
-    ) -> Knowledge:
+    def update_knowledge(self, payload: ServerPayload, task: Task, update: ClientUpdate, knowledge: State) -> State:
         """The server's knowledge after one more update."""
         ...
 
-    def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
+    def conclude(self, task: Task, knowledge: State, decoded: Decoded) -> Decoded:
         """The result after the last round."""
         ...
 
@@ -104,7 +110,7 @@ def most_found(task: Task) -> int:
     Args:
         task: What was announced; clients may have more images than that.
     """
-    return max(task.victims, min(_MOST_FOUND * task.victims, MOST_NUMBERS // math.prod(task.image_shape)))
+    return max(task.local_images, min(_MOST_FOUND * task.victims, MOST_NUMBERS // math.prod(task.image_shape)))
 
 
 @runtime_checkable
@@ -119,8 +125,7 @@ class Structure(Protocol):
         """Name of the attack in `results.json`."""
         ...
 
-    @property
-    def feedback(self) -> FeedbackCode | None:
+    def feedback_code(self, task: Task) -> FeedbackCode[Any] | None:
         """The code of the rounds after the first ones; None if no payload depends on earlier updates."""
         return None
 

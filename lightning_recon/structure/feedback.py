@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feedback coding over rounds with the same batch: each round sends the residual of the server's estimate."""
+"""Feedback coding over rounds: each round sends the residual of the server's estimate."""
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import PROBABILITY, check_ranges
+from lightning_recon.structure.address_book import EXACT, LOG_PRIOR, MEMORY, MISMATCH
+from lightning_recon.structure.addressed_rounds import AddressedRounds
 from lightning_recon.structure.base import Decoded, FeedbackCode, Knowledge, Structure
 from lightning_recon.structure.coding.hadamard_spreading import distortion
 from lightning_recon.structure.coding.power_allocation import water_filling
@@ -19,15 +22,8 @@ from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.sign_payload import sign_channel
 from lightning_recon.structure.water_filling import WaterFilling
 
-# Factors by which the true remaining variance may differ from the computed one, their log-prior, and the decay of
-# evidence from round to round.
-_MISMATCH = torch.logspace(-1, 1, 41)
-_LOG_PRIOR = -(_MISMATCH.log() ** 2) / (2 * 0.5**2)
-_MEMORY = 0.97
 # The least encoder gain of a coefficient that units measure, as a share of the greatest.
 _MEASURING_GAIN = 1e-3
-# A coefficient whose variance fell to this share of its prior counts as known.
-_EXACT = 1e-10
 
 
 class Feedback(Structure):
@@ -35,7 +31,8 @@ class Feedback(Structure):
 
     The opening repeats one code until sign and scale are settled. From then on unit j encodes the residual of victim j
     against the server's estimate, which is shipped inside the structure; clipping renormalises it to full power, so
-    every round adds information. The client must take part in all rounds with the same batch.
+    every round adds information. Where the announced batches change from round to round, every image that the server
+    has recognised has a unit of its own, see `AddressedRounds`.
 
     Source: Schalkwijk & Kailath, IEEE Trans. Inf. Theory 12 (1966); water-filling on the posterior variances.
     """
@@ -54,6 +51,7 @@ class Feedback(Structure):
         check_ranges("--model.structure.", pilot_power=(pilot_power, PROBABILITY))
         self.pilot_power = pilot_power
         self._opened: tuple[Task, ServerPayload] | None = None
+        self._addressed = AddressedRounds(self.opening, pilot_power)
 
     @property
     def name(self) -> str:
@@ -67,19 +65,22 @@ class Feedback(Structure):
     def rounds(self, task: Task) -> int:
         """Number of averaged rounds, at most all, after which the pilot is four standard deviations of the noise.
 
-        All rounds are averaged where little but signs arrives, for which there is no code with feedback.
+        All of them where little but signs arrives, for which there is no code with feedback, and under noise that is
+        correlated over rounds: it is whitened where rounds send the same.
         """
-        if self.opening.cancel and sign_channel(task, design_noise(task, self.opening.assumed_noise)) is not None:
+        if task.batches_change:
+            return 1
+        signs = self.opening.cancel and sign_channel(task, design_noise(task, self.opening.assumed_noise)) is not None
+        if signs or task.noise_bands > 1:
             return task.rounds
         # The upper limit of directions for one victim; the opening takes more rounds while the pilots are too weak.
         directions = 1 if task.victims == 1 else self.opening.directions or 3
         noise = design_noise(task, None) * math.sqrt(task.sharers * directions)
         return min(task.rounds, max(1, math.ceil((4 * noise) ** 2 / self.opening.pilot_power)))
 
-    @property
-    def feedback(self) -> FeedbackCode:
-        """This code itself, in the rounds after the opening."""
-        return self
+    def feedback_code(self, task: Task) -> FeedbackCode[Any] | None:
+        """The code of the rounds after the opening: this one, or one for batches that change."""
+        return self._addressed if task.batches_change else self
 
     def payload(self, task: Task) -> ServerPayload:
         """The structure of the opening, designed for the mean of its rounds.
@@ -92,6 +93,8 @@ class Feedback(Structure):
                 f"Feedback is designed for a Euclidean clip, and the {task.mechanism} mechanism bounds the L1 norm: "
                 "choose --model.structure Digital or WaterFilling"
             )
+        if task.batches_change:
+            return self._addressed.opening_payload(task)
         if self._opened is None or self._opened[0] != task:
             self._opened = task, self.opening.payload(replace(task, rounds=self.rounds(task)))
         return self._opened[1]
@@ -121,7 +124,7 @@ class Feedback(Structure):
             prior_variance=posterior.prior_variance,
             units=units,
             scales=scales if task.granularity == "update" else scales.sign(),
-            belief=_LOG_PRIOR.repeat(len(scales), 1),
+            belief=LOG_PRIOR.repeat(len(scales), 1),
         )
 
     def _private_units(
@@ -203,11 +206,11 @@ class Feedback(Structure):
         # The scale S for every mismatch, and the pilot's evidence c/S on it. Clipped alone, a victim's S is the norm of
         # its own residual; under one clip the others' count as well, and the mismatch is that of S itself.
         if task.granularity == "sample":
-            scales = (expected * _MISMATCH / _mismatch(knowledge)[own, None] + level**2).sqrt()
+            scales = (expected * MISMATCH / _mismatch(knowledge)[own, None] + level**2).sqrt()
         else:
-            scales = knowledge.scales[own].abs()[:, None] * (_MISMATCH * (expected + level**2)).sqrt()
+            scales = knowledge.scales[own].abs()[:, None] * (MISMATCH * (expected + level**2)).sqrt()
         belief = knowledge.belief.clone()
-        faded = _LOG_PRIOR + _MEMORY * (belief[own] - _LOG_PRIOR)
+        faded = LOG_PRIOR + MEMORY * (belief[own] - LOG_PRIOR)
         belief[own] = faded - (pilot - level / scales) ** 2 / (2 * noise**2)
         updated = replace(knowledge, belief=belief)
         scale = (torch.softmax(belief[own], dim=1) * scales).sum(dim=1, keepdim=True)
@@ -218,7 +221,7 @@ class Feedback(Structure):
         mean[rows, columns] += kept * scale * inputs / gain
         remaining[rows, columns] *= 1 - kept
         # Residuals beyond the digits of float32 would be amplified rounding errors.
-        remaining = remaining.maximum(_EXACT * knowledge.prior_variance.flatten(1))
+        remaining = remaining.maximum(EXACT * knowledge.prior_variance.flatten(1))
         return replace(updated, mean=mean, variance=remaining)
 
     def conclude(self, task: Task, knowledge: Knowledge, decoded: Decoded) -> Decoded:
@@ -236,7 +239,7 @@ class Feedback(Structure):
 
 def _mismatch(knowledge: Knowledge) -> Tensor:
     """Expected factor between true and believed variance, shape (V,)."""
-    return torch.softmax(knowledge.belief, dim=1) @ _MISMATCH
+    return torch.softmax(knowledge.belief, dim=1) @ MISMATCH
 
 
 def _corrected_variance(task: Task, knowledge: Knowledge) -> Tensor:

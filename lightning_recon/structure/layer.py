@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.priors.dct import CosineTransform, PixelTransform, Transform
+from lightning_recon.structure.coding.address_gate import ADDRESSES, AddressGate
 from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.coding.dither import dithered_signs
 from lightning_recon.structure.coding.hadamard_spreading import block_width, spread
@@ -58,6 +59,11 @@ class InferenceStructure(ServerLayer):
     unit_direction: Tensor
     dithered: Tensor
     dither: Tensor
+    unit_gain: Tensor | None
+    address_index: Tensor
+    address_mean: Tensor
+    address_precision: Tensor
+    address_evidence: Tensor
 
     def __init__(self, payload: ServerPayload) -> None:
         """Build the layer from what the server shipped.
@@ -72,7 +78,9 @@ class InferenceStructure(ServerLayer):
                 digital code. With `signs` the inputs are signs: of the coefficients `dithered` (L,), int64, plus
                 `dither` (L,), then those of the digital code, then constants of 1 and 0.
                 Optional `step_gains` (mini-batches,) are factors of the gradient of each image in a
-                client's mini-batches in order; the last one holds for all later ones.
+                client's mini-batches in order; the last one holds for all later ones. With the tensors of an
+                `AddressGate` the first units are those of known images, and `unit_gain` (K, inputs + 1) scales inputs
+                and pilot of each unit.
 
         Raises:
             UserError: The payload describes no such layer.
@@ -100,6 +108,8 @@ class InferenceStructure(ServerLayer):
         weight = self._padded(weight)
         offset = self._padded(tensors["offset"]) if "offset" in tensors else None
         self.register_buffer("offset", offset)
+        for name in ADDRESSES:
+            self.register_buffer(name, tensors.get(name), persistent=False)
         self.register_buffer("step_gains", tensors.get("step_gains"), persistent=False)
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64), persistent=False)
         if spec.own_units:
@@ -175,7 +185,8 @@ class InferenceStructure(ServerLayer):
             weight, bias = weight - weight.detach(), None if bias is None else bias - bias.detach()
         else:
             measured = F.linear(inputs, weight.detach())
-        activation = F.linear(inputs, weight) - self._known(weight)
+        scaled = weight if self.unit_gain is None else weight * self._of_pilot_and_inputs(self.unit_gain)
+        activation = F.linear(inputs, scaled) - self._known(weight)
         if bias is not None:
             activation = activation + bias @ self.bias_constants.to(inputs)
         if not self.spec.cancel:
@@ -183,6 +194,9 @@ class InferenceStructure(ServerLayer):
         excited = (self.lower <= measured) & (measured < self.upper)
         if self.spec.own_units:
             excited = self._own_units(measured, excited)
+        if self.unit_gain is not None:
+            gate = AddressGate(self.address_index, self.address_mean, self.address_precision, self.address_evidence)
+            excited = gate.excited(inputs[:, gate.index], excited)
         output = torch.where(excited, activation, 0.0).sum(dim=1, keepdim=True)
         code = self.code
         if self.spec.balanced and logits is not None:
@@ -235,6 +249,10 @@ class InferenceStructure(ServerLayer):
     def _padded(self, rows: Tensor) -> Tensor:
         """Rows over the image inputs as rows over all entries of all blocks."""
         return self._spread(F.pad(rows, (0, self.constants.numel())))
+
+    def _of_pilot_and_inputs(self, rows: Tensor) -> Tensor:
+        """Rows over the image inputs and the pilot as rows over all entries."""
+        return F.pad(rows, (0, self.constants.numel() - 1))
 
     def _known(self, weight: Tensor) -> Tensor | float:
         """The contribution of the offsets to the units' products, shape (K,), which is subtracted."""

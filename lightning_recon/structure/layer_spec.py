@@ -13,6 +13,7 @@ from lightning_recon.exchange import ServerPayload
 from lightning_recon.files import schema
 from lightning_recon.files.faults import reason_of
 from lightning_recon.files.serialization import validated
+from lightning_recon.structure.coding.address_gate import ADDRESSES
 from lightning_recon.structure.coding.channel_code import NAME
 from lightning_recon.structure.coding.code_plan import HEADER, VERSION, Plan
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
@@ -24,7 +25,7 @@ LAYER = "layer"
 _REQUIRED = ("mean", "colour", "index", "gain", "constants", "lower", "upper", "code")
 _DIRECTIONS = ("directions", "unit_direction")
 _SIGNS = ("dithered", "dither")
-_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", "step_gains", *_SIGNS)
+_OPTIONAL = ("bias_constants", "offset", "digital_amplitudes", "step_gains", *_SIGNS, *ADDRESSES)
 
 _Finite = Annotated[float, Field(ge=-1e30, le=1e30)]
 
@@ -136,6 +137,12 @@ class LayerSpec:
             raise UserError(
                 "the payload's inputs are signs only with the settings signs, cancel and zero_weight and the tensors "
                 "dithered and dither together"
+            )
+        addresses = [name in payload.tensors for name in ADDRESSES]
+        if any(addresses) != all(addresses) or (any(addresses) and (not settings["cancel"] or blocks > 1)):
+            raise UserError(
+                f"the payload gates by addresses only with all of the tensors {', '.join(ADDRESSES)}, the setting "
+                "cancel, and one block"
             )
         units = payload.tensors.get("unit_direction")
         if settings.get("own_units") and (not settings["cancel"] or units is None or bool(units.any())):

@@ -154,6 +154,9 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     announced = announced_noise(task, share) ** 2 / task.rounds if task.max_grad_norm else None
     measured = float(zeros.square().mean()) if nulls else announced or 0.0
     reach = _NULL_REACH * math.sqrt(_spread(task) / zeros.numel()) if nulls else 0.0
-    if announced is not None and abs(measured - announced) <= reach * announced:
-        measured = announced
+    if announced is not None:
+        # Zeros may lie on a level of the quantization, where nothing is rounded.
+        rounding = (task.rounding_noise / share) ** 2 / task.rounds
+        if (1 - reach) * (announced - rounding) <= measured <= (1 + reach) * announced:
+            measured = announced
     return rows[:, :-1], rows[:, -1], math.sqrt(measured)

@@ -2,6 +2,7 @@
 """Our structure: water-filled coefficients through gated, cancelling units, decoded without an oracle."""
 
 import math
+from copy import copy
 from typing import Literal
 
 import torch
@@ -43,6 +44,7 @@ from lightning_recon.structure.row_model import (
 )
 from lightning_recon.structure.sign_payload import SignDesign
 from lightning_recon.structure.sign_readout import decode_signs
+from lightning_recon.structure.sum_range import limited, sum_range
 
 # Default of `strength`. A victim's gradient is strength · |δ| · ‖e‖, e its encoding, and is to exceed the clip for
 # every victim: |δ| is 30 (1 − p) for an image that the network is sure of, so for a clip of 10 over 16 images this
@@ -161,6 +163,10 @@ class WaterFilling(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""
+        if (weaker := self._pilot_within_sums(task)) < self.pilot_power:
+            design = copy(self)
+            design.pilot_power = weaker
+            return design.payload(task)
         statistics = self.statistics(task)
         if self.cancel and (signs := self.sign_design().payload(task, statistics)) is not None:
             return signs
@@ -172,6 +178,7 @@ class WaterFilling(Structure):
                 power, index = self._code(statistics, effective)
                 blocks = block_count(task.parameter_tensors, self._with_pilot(power[index]), effective)
             power, index = self._code(statistics, effective / budget_share(task, blocks))
+            power = self._within_sums(power, task, budget_share(task, blocks))
         sent = (power > 0).view_as(statistics.variance)
         gain = (power / statistics.variance.flatten()).sqrt()[index]
         units, count = layout(task.victims, len(index), sent.numel(), self.units, self.directions)
@@ -257,6 +264,23 @@ class WaterFilling(Structure):
             if found <= count:
                 return power, index
             count = found
+
+    def _row(self, task: Task, share: float) -> float:
+        """Norm of a victim's row, divided by the clipping norm."""
+        directions = 1 if task.victims == 1 else self.directions or 3
+        return share / math.sqrt(directions * task.sharers)
+
+    def _pilot_within_sums(self, task: Task) -> float:
+        """Power of the pilot where no number of a sum of integers may exceed its range."""
+        room = sum_range(task)
+        if room is None or room.room <= 0:
+            return self.pilot_power
+        return min(self.pilot_power, room.pilot_limit(self._row(task, 1.0)))
+
+    def _within_sums(self, power: Tensor, task: Task, share: float) -> Tensor:
+        """Powers of the coefficients likewise: what is sent stays sent."""
+        room = sum_range(task)
+        return power if room is None or room.room <= 0 else limited(power, room.power_limit(self._row(task, share)))
 
     def _with_pilot(self, power: Tensor) -> Tensor:
         """The powers in the order in which the structure has its inputs."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lightning_recon.audit.run import Outcome
 from lightning_recon.evaluation.results import privacy_record
+from lightning_recon.exchange import BatchSampling
 
 from .pages import outcome
 
@@ -39,6 +40,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         data: dict[str, Any] | None = None,
         exact: Sequence[Sequence[bool]] | None = None,
         identified: Sequence[bool] | None = None,
+        sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
+        first_rounds: Sequence[int] | None = None,
     ) -> Path:
         """A run whose victims gain so many dB over a mean image of 12 dB: a row a picture, an entry a draw."""
         folder = tmp_path / "runs" / name
@@ -53,12 +56,15 @@ def make_run(tmp_path: Path) -> MakeRun:
                 victims.append(entry | {"psnr": 12.0 + draws[draw], "ssim": ssim})
                 if exact is not None:
                     victims[-1]["bit_exact"] = exact[index][draw]
+                if first_rounds is not None:
+                    victims[-1] |= {"first_round": first_rounds[index], "looks": 3.0}
                 if identified is not None:
                     victims[-1]["identified"] = identified[index]
         privacy = privacy_record(
             granularity="sample", per_layer=per_layer, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
             batch_size=len(gains), delta=delta, adjacency=adjacency,
             mechanism=mechanism,
+            sampling=sampling,
         )  # fmt: skip
         psnr = sum(victim["psnr"] for victim in victims) / len(victims)
         counts = {"clients": 1, "draws": len(gains[0]), "victims": len(gains), "detected": len(gains) * detected}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_recon.audit.config import AuditedAttack, Change, Reference, Sweep
+from lightning_recon.audit.config import AuditedAttack, Change, Reference, Sweep, Training
 from lightning_recon.audit.plan import Cell, Plan, plan_of
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
@@ -163,3 +163,38 @@ def test_nonsense_is_refused_in_one_line(options: dict[str, Any], says: str) -> 
     with pytest.raises(UserError, match=says) as told:
         cells(**options)
     assert "\n" not in str(told.value)
+
+
+def test_a_training_sets_rounds_and_sampling() -> None:
+    found = cells(batch_size=[4, 5], training=Training(images=16, epochs=3))
+    assert [(cell.batch_size, cell.rounds) for cell in found] == [(4, 12), (5, 12)]
+    words = found[0].arguments
+    assert words[words.index("--data.local_images") + 1] == "16"
+    assert words[words.index("--model.client.sampling") + 1] == "shuffle"
+    (listed,) = cells(batch_size=[4], rounds=[7], training=Training(images=16, sampling="poisson"))
+    assert listed.rounds == 7
+
+
+def test_the_noise_of_a_shuffled_training_is_that_of_its_epochs() -> None:
+    (cell,) = cells(
+        noise_multiplier=None, epsilon=[4.0], batch_size=[4], granularity=["sample"], training=Training(16, epochs=5)
+    )
+    assert gaussian_epsilon(mu_of(cell.noise_multiplier, 5, "add_remove"), 1e-5) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": [17]}, "more than the 16 images"),
+        ({"sampling_rate": 0.1}, "sampling_rate null"),
+        ({"noise_multiplier": None, "epsilon": [1.0]}, "give audit.noise_multiplier"),
+    ],
+)
+def test_a_training_refuses_what_contradicts_it(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        cells(training=Training(16, sampling="poisson"), **({"batch_size": [4]} | options))
+
+
+def test_a_training_is_set_for_all_cells() -> None:
+    with pytest.raises(UserError, match=r"audit\.training"):
+        planned(("--model.client.sampling", "poisson"), batch_size=[4], training=Training(16))

@@ -79,7 +79,11 @@ def released(compression: Compression | None, noise_multiplier: float = 0.1, cli
     update["a"][:4] = 0.05
     privacy = Privacy(clip, noise_multiplier)
     return privatized(
-        privacy.clip(update), privacy, [NoiseSource(0).generators(0, 0, 0)], compression, np.random.default_rng(0)
+        privacy.clip(update),
+        privacy,
+        [(1.0, NoiseSource(0).generators(0, 0, 0))],
+        compression,
+        np.random.default_rng(0),
     )
 
 

@@ -278,6 +278,16 @@ def test_the_protocol_announces_what_is_nominal_and_clients_have_what_they_have(
         ClientDataModule(str(folder), actual_batch_sizes=[0])
 
 
+def test_clients_hold_more_images_than_a_batch(trainer: Trainer, folder: Path) -> None:
+    attack = RecordingAttack()
+    data = ClientDataModule(str(folder), image_size=16, batch_size=1, clients=2, local_images=2)
+    trainer.test(attack, data, verbose=False)
+    assert attack.remembering.protocol == DataProtocol(1, subjects=True, local_images=2)
+    assert [len(batch.images) for batch in data.client_batches] == [2, 2]
+    with pytest.raises(UserError, match="both set what clients hold"):
+        ClientDataModule(str(folder), local_images=2, actual_batch_sizes=[3])
+
+
 def test_a_target_is_trained_on_images_that_no_attacked_client_holds(trainer: Trainer, folder: Path) -> None:
     target = Target()
     data = ClientDataModule(root=str(folder), image_size=16, batch_size=2, masks=GrabCutMasks())

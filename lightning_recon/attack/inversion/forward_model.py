@@ -166,6 +166,8 @@ def check_modelled(task: Task) -> None:
         lacking, instead = "accumulated gradients", "give a larger batch_size"
     elif local.shuffle and local.epochs > 1:
         lacking, instead = "mini-batches that are shuffled in every epoch", "set shuffle to false"
+    elif task.sampling.method != "all":
+        lacking = "batches that are drawn anew in every round"
     elif task.compression is not None and task.compression.method not in ("float16", "bfloat16", "int8", "qsgd"):
         lacking = f"updates compressed by {task.compression.method}"
         instead = "leave the compression out"

@@ -11,7 +11,7 @@ from lightning_recon.attack.inversion.distances import noise_std, signal_weights
 from lightning_recon.attack.inversion.forward_model import Update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.capture.tensor_check import NETWORK, check_tensors
-from lightning_recon.exchange import Client, ServerPayload, Task, update_name
+from lightning_recon.exchange import Client, ServerPayload, Task, factor_in_mean, update_name
 from lightning_recon.networks.normalization import without_wrapper
 
 Place = tuple[int, int]  # an update and its noise draw
@@ -67,8 +67,9 @@ def mean_update(client: Client, place: Place, model: FunctionalModel, folder: Pa
         gradient = network_gradient(update.gradient, model)
         if folder is not None:
             update.save(folder, update_name(*place, number), keep=dict.fromkeys(update.gradient))
+        factor = factor_in_mean(client.task, update, client.task.rounds)
         for name, tensor in total.items():
-            tensor += gradient[name].to(tensor)
+            tensor.add_(gradient[name].to(tensor), alpha=factor)
     return {name: tensor / client.task.rounds for name, tensor in total.items()}
 
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a shipped layer is not designed for what the announced mechanism does, and what that costs."""
+
+import math
+
+from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.layer_spec import layer_spec
+from lightning_recon.structure.modelled_training import TrainingMismatch
+from lightning_recon.structure.sum_range import sum_range
+
+
+def mechanism_mismatch(payload: ServerPayload | None, task: Task, feedback: bool = False) -> list[TrainingMismatch]:
+    """What the mechanism does that the attack is not designed for; empty where there is nothing.
+
+    Args:
+        payload: What was shipped; None, or an empty one: nothing was added to the network.
+        task: What was announced.
+        feedback: Whether the structure sends feedback where rounds have independent noise.
+    """
+    found = []
+    if feedback and task.noise_bands > 1:
+        found.append(
+            TrainingMismatch(
+                "feedback is not designed for noise that is correlated over rounds, which are whitened and averaged "
+                "instead",
+                None,
+            )
+        )
+    room = sum_range(task)
+    spec = None if payload is None else layer_spec(payload)
+    if room is None or payload is None or spec is None:
+        return found
+    row = 1 / math.sqrt(len(payload.tensors["directions"]) * task.sharers)
+    if room.room <= 0:
+        found.append(TrainingMismatch(f"the noise alone exceeds what sums of integers can hold: {room.cause}", None))
+    elif len(payload.tensors["index"]) * room.power_limit(row) < 1:
+        found.append(TrainingMismatch(f"the code exceeds what sums of integers can hold: {room.cause}", None))
+    return found
