@@ -71,6 +71,9 @@ _LAYERS = 80
 _SWAPS = 20
 # Limits of tanh(L/2): of a bit that is as good as certain, and away from 0, since it is divided by.
 _MOST, _LEAST = 1 - 1e-7, 1e-12
+# Log-likelihood ratio, of random sign, of bits that did not arrive. At exactly 0, parities would count as satisfied
+# whose bits are unknown, and decoding would stop for want of progress.
+_ERASED = 0.02
 # Points of Gauss's quadrature for the capacity: six digits.
 _POINTS = 100
 # With more than this share of parities violated, the message is not checked.
@@ -141,13 +144,15 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
     """Belief propagation.
 
     Args:
-        beliefs: Shape (inputs,), float32: log-likelihood of 0 against 1 for each bit of the codeword.
+        beliefs: Shape (inputs,), float32: log-likelihood of 0 against 1 for each bit of the codeword; 0 for a bit that
+            did not arrive.
         rung: Place on the ladder.
         iterations: Most iterations; decoding stops sooner if they bring no more progress.
 
     Returns:
         The message, shape (`message_bits`,), int64; None if the parities are not satisfied.
     """
+    beliefs = torch.where(beliefs == 0, _guesses(len(beliefs)).to(beliefs), beliefs)
     groups = _groups(rung, len(beliefs)).to(beliefs.device)
     layers, size, lanes = groups.shape
     # Half log-likelihoods, as tanh takes them: `total` of message bits, `sums` of the running sum, by layer.
@@ -182,6 +187,12 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
         elif iteration - since >= _PATIENCE:
             break
     return None
+
+
+@lru_cache(maxsize=1)
+def _guesses(inputs: int) -> Tensor:
+    """Weak beliefs of random sign, shape (inputs,)."""
+    return _ERASED * (torch.randint(2, (inputs,), generator=torch.Generator().manual_seed(0)) * 2 - 1)
 
 
 def _before(sums: Tensor, sent: Tensor, layer: int) -> Tensor:

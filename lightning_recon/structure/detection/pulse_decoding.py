@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.structure.coding.channel_code import decode
@@ -15,10 +16,8 @@ from lightning_recon.structure.coding.modulation import header_words
 from lightning_recon.structure.coding.pulses import pulse_beliefs
 from lightning_recon.structure.detection.sign_decoding import READABLE, SignImage
 
-# Rounding in float32 leaves this share of the amplitude.
-_ROUNDING = 1e-3
 # Largest magnitude of a belief: a pulse that noise has replaced is then outvoted by the others.
-_CERTAIN = 20.0
+_CERTAIN = 8.0
 
 
 def read_pulses(
@@ -54,7 +53,8 @@ def read_pulses(
     for row in readable:
         rung = int(match[row].abs().argmax())
         level = float(match[row, rung])
-        noise = math.sqrt(max(float(power[row]) - level**2, (_ROUNDING * level) ** 2))
+        size_of, noise = _amplitude_and_noise(header[row], words[row], threshold, plan.positions)
+        level = math.copysign(size_of, level)
         beliefs = pulse_beliefs(words[row], level, noise, threshold, plan.positions, plan.inputs).cpu()
         beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
         bits = decode(beliefs, rung)
@@ -68,3 +68,21 @@ def read_pulses(
         (failed if content is None else received).append(one)
         progress(len(received))
     return received + failed
+
+
+def _amplitude_and_noise(header: Tensor, words: Tensor, threshold: float, positions: int) -> tuple[float, float]:
+    """Amplitude of a row's entries and standard deviation of its noise.
+
+    What arrived exceeds the threshold, so that its mean is too large and its spread too small. How many entries arrived
+    is right: of the header, where all have the amplitude, and of the codeword, where one in each pulse has.
+
+    Args:
+        header: Shape (HEADER,).
+        words: Shape (pulses · M,).
+        threshold: Magnitude from which entries arrive.
+        positions: Inputs of each pulse (M).
+    """
+    there = min(float((header != 0).double().mean()), 1 - 0.5 / len(header))
+    empty = (positions * float((words != 0).double().mean()) - there) / (positions - 1)
+    noise = threshold / float(stats.norm.isf(max(empty, 0.5 / len(words)) / 2))
+    return threshold + noise * float(stats.norm.ppf(there)), noise

@@ -38,10 +38,9 @@ _EQUAL = 1e-3
 # Rounding in float32 leaves this share of the power of the strongest row.
 _ROUNDING = 1e-6
 _LEAST = 1e-30
-# Log-likelihood ratio, of random sign, of inputs that did not arrive, and the largest of all others. The decoder stops
-# when no more parities are satisfied than before, and would count parities as satisfied whose inputs are unknown. With
-# these values it decoded all codewords on erasure channels that were tried.
-_ERASED, _CERTAIN = 0.02, 8.0
+# Largest log-likelihood ratio of an input where others did not arrive. With it the decoder decoded all codewords on
+# erasure channels that were tried.
+_CERTAIN = 8.0
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,6 @@ class _Remaining:
         fourth = float(self.words.double().pow(4).mean())
         self.binary = not self.moments and not self.erasures and fourth < (1 + _EQUAL) * float(power.mean()) ** 2
         self.used = torch.tensor(plan.amplitudes).to(rows) > 0
-        signs = torch.randint(2, (plan.inputs,), generator=torch.Generator().manual_seed(0)) * 2 - 1
-        self.guesses = _ERASED * signs
         self._measure()
 
     def _measure(self) -> None:
@@ -194,7 +191,7 @@ class _Remaining:
         information = 1 - float(F.softplus(-beliefs.abs()).double().mean()) / math.log(2)
         information -= float((beliefs.abs() * torch.sigmoid(-beliefs.abs())).double().mean()) / math.log(2)
         if self.erasures:
-            beliefs = torch.where(beliefs == 0, self.guesses, beliefs.clamp(-_CERTAIN, _CERTAIN))
+            beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
         return SignImage(None, False, rung, information, amplitude, others.sqrt()), beliefs
 
     def _both(self, row: int) -> Tensor:
