@@ -104,7 +104,8 @@ def peers() -> None:
     for heading, variants in PEERS:
         found = [(*attacked(options), name) for options, name in variants]
         _, version, name = max(found, key=lambda one: one[0])
-        columns.append(version._replace(name=f"{heading}, {LABELS[name]}" if len(variants) > 1 else heading))
+        label = LABELS.get(name, "").replace("×", "x")  # the font of these figures has no multiplication sign
+        columns.append(version._replace(name=f"{heading}, {label}" if len(variants) > 1 else heading))
     comparison_figure(columns).save(FIGURES / "peers.png")
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from lightning_recon.exchange import Compression
 from lightning_recon.structure import Digital
 from lightning_recon.structure.coding.channel_code import message_bits
+from lightning_recon.structure.coding.code_plan import HEADER
 from lightning_recon.structure.coding.pulses import pulse_beliefs, pulse_capacity, pulses, pulses_of
 from lightning_recon.structure.coding.sign_channel import SignChannel
 from lightning_recon.structure.coding.sign_plan import sign_layout
+from lightning_recon.structure.detection.pulse_decoding import _amplitude_and_noise
 from lightning_recon.structure.layer_spec import LayerSpec
 from tests.structure.test_signs import announced, exact, trained
 
@@ -82,3 +84,17 @@ def test_files_survive_when_one_entry_of_a_hundred_arrives(photographs: Photogra
     lost = {name: torch.where(torch.rand(tensor.shape) < 0.3, tensor, 0) for name, tensor in update.gradient.items()}
     nothing = structure.decode(payload, task, type(update)(**{**vars(update), "gradient": lost}))
     assert exact(images, nothing.images) == 0
+
+
+def test_amplitude_and_noise_of_what_exceeds_a_threshold() -> None:
+    """The mean of what arrived would be too large, and its spread too small."""
+    generator, amplitude, noise, threshold = torch.Generator().manual_seed(3), 5.6e-4, 2e-4, 4.2e-4
+    codeword = torch.randint(2, (30_000,), generator=generator) * 2.0 - 1
+    sent = torch.cat([amplitude * torch.ones(HEADER), amplitude * pulses(codeword, 4)])
+    received = sent + noise * torch.randn(len(sent), generator=generator)
+    received = torch.where(received.abs() >= threshold, received, 0.0)
+    found = _amplitude_and_noise(received[:HEADER], received[HEADER:], threshold, 4)
+    assert found == pytest.approx((amplitude, noise), rel=0.1)
+    arrived = received[:HEADER][received[:HEADER] != 0]
+    assert float(arrived.mean()) > 1.1 * amplitude
+    assert float(arrived.std()) < 0.9 * noise

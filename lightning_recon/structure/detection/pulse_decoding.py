@@ -52,9 +52,8 @@ def read_pulses(
     failed: list[SignImage] = []
     for row in readable:
         rung = int(match[row].abs().argmax())
-        level = float(match[row, rung])
-        size_of, noise = _amplitude_and_noise(header[row], words[row], threshold, plan.positions)
-        level = math.copysign(size_of, level)
+        magnitude, noise = _amplitude_and_noise(header[row], words[row], threshold, plan.positions)
+        level = math.copysign(magnitude, float(match[row, rung]))
         beliefs = pulse_beliefs(words[row], level, noise, threshold, plan.positions, plan.inputs).cpu()
         beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
         bits = decode(beliefs, rung)
