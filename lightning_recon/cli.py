@@ -108,6 +108,10 @@ def run(given: list[str], typed: Sequence[str]) -> None:
         from lightning_recon.command_line.replay import replay_command
 
         replay_command(rest)
+    elif command == "recommend":
+        from lightning_recon.command_line.recommend import recommend
+
+        recommend(rest)
     elif command == "completion":
         from lightning_recon.command_line.completion import script
 

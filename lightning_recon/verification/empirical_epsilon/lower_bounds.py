@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three lower bounds on epsilon side by side, each with what it assumes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,27 +46,29 @@ class LowerBound:
 
 
 def lower_bounds(
-    scores: CanaryScores, delta: float, claimed: float | None = None, confidence: float = 0.95
-) -> tuple[LowerBound, ...]:
-    """All three lower bounds on the epsilon of the releases that the scores are from.
+    scores: CanaryScores,
+    delta: float,
+    claimed: float | None = None,
+    confidence: float = 0.95,
+    methods: Sequence[Method] = tuple(ASSUMPTIONS),
+) -> list[LowerBound]:
+    """Lower bounds on the epsilon of the releases that the scores are from.
 
     Args:
         scores: of the canaries, each of which was included if its fair coin said so.
         delta: privacy parameter, in (0, 1).
         claimed: claimed epsilon of the same releases, or None.
-        confidence: probability, over the releases, that all three bounds hold together, so that the greatest of them
+        confidence: probability, over the releases, that all these bounds hold together, so that the greatest of them
             does; in (0, 1).
+        methods: whose assumptions hold; at least one.
 
     Returns:
-        One bound for each method, in the order of `ASSUMPTIONS`.
+        One bound for each method.
     """
-    each = 1 - (1 - confidence) / len(_BOUNDS)
-    return tuple(
-        LowerBound(
-            method,
-            epsilon(scores, delta, each),
-            None if claimed is None else p_value(scores, claimed, delta),
-            ASSUMPTIONS[method],
-        )
-        for method, (epsilon, p_value) in _BOUNDS.items()
-    )
+    each = 1 - (1 - confidence) / len(methods)
+    found = []
+    for method in methods:
+        epsilon, p_value = _BOUNDS[method]
+        against = None if claimed is None else p_value(scores, claimed, delta)
+        found.append(LowerBound(method, epsilon(scores, delta, each), against, ASSUMPTIONS[method]))
+    return found
