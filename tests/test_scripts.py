@@ -116,6 +116,33 @@ def test_matching_keeps_to_the_bound_and_to_theory() -> None:
         assert float(row["success_low"]) <= float(row["predicted_orthogonal"]) <= float(row["success_high"])
 
 
+def test_lower_bounds_on_epsilon_are_close_and_hold() -> None:
+    with (ROOT / "results" / "verify.csv").open(newline="") as file:
+        next(file)
+        rows = list(csv.DictReader(file))
+    assert {row["repeats"] for row in rows} == {"200"}
+    for row in rows:
+        assert float(row["exceeded_share"]) <= 0.05
+        assert float(row["refuted_share"]) <= 0.1  # of true claims, at a risk of 5 % each
+    share = {
+        (row["epsilon"], row["excluded"]): float(row["bound_share"]) for row in rows if row["bound"] == "gaussian_dp"
+    }
+    for excluded in ("canaries", "canaries and unused directions"):
+        assert share["4.0", excluded] >= 0.8
+        assert share["8.0", excluded] >= 0.88
+
+
+def test_scores_of_canaries_lie_as_far_apart_as_the_noise_multiplier_says() -> None:
+    import verify
+
+    alone, more = verify.scores_of(0.5, seed=1)
+    assert len(alone.included) + len(alone.excluded) == verify.CANARIES
+    unit = more.excluded.std()  # of the noise
+    assert alone.included.mean() / unit == pytest.approx(1 / 0.5, abs=4 / len(alone.included) ** 0.5)
+    assert alone.excluded.mean() / unit == pytest.approx(0.0, abs=4 / len(alone.excluded) ** 0.5)
+    assert alone.included.std() / unit == pytest.approx(1.0, abs=0.15)
+
+
 def test_candidates_and_what_comes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     import rero
 

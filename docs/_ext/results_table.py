@@ -56,6 +56,7 @@ NAMES = {
     "rows": "models",
     "predicted_orthogonal": "theory, orthogonal candidates",
     "gamma": "bound γ",
+    "epsilon": "true ε",
 }
 FORMATS = {
     "ssim": ".3f",
@@ -67,6 +68,8 @@ FORMATS = {
     "success": ".3f",
     "client_seconds": ".3g",
     "lost_share": ".0%",
+    "bound_mean": ".2f",
+    "exceeded_share": ".1%",
     "identification": ".0%",
     "recognition": ".0%",
     "predicted_orthogonal": ".3f",

@@ -2,6 +2,8 @@
 """`recon recommend`: the noise for a risk on the terminal, and mistakes in one line."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,13 @@ def test_adjacency_and_mechanism_matter(capsys: pytest.CaptureFixture[str]) -> N
     assert "z = 7.9579," in said(capsys, "--risk", "advantage=0.1", "--adjacency", "replace_one")
     text = said(capsys, "--noise_multiplier", "1", "--mechanism", "laplace")
     assert "μ (Gaussian differential privacy) │ – │" in text
+
+
+def test_the_guide_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "noise-for-a-risk.md").read_text(encoding="utf-8")
+    command, shown = re.findall(r"```(?:bash|text)\n(.*?)\n```", page, flags=re.DOTALL)[:2]
+    main(shlex.split(command)[1:])
+    assert capsys.readouterr().out.startswith(shown)
 
 
 @pytest.mark.parametrize(
