@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.results import sampled_epsilon
+from lightning_recon.evaluation.sampled_epsilon import sampled_epsilon
 from lightning_recon.evaluation.run_record import read_results
 from lightning_recon.exchange import BatchSampling, current_noise_share
 from lightning_recon.files.faults import FAULTS, readable
@@ -250,7 +250,8 @@ def recorded_epsilon(
     except UserError:
         return None
     drawn, bands = privacy.get("sampling"), int(privacy.get("noise_bands", 1))
-    sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn and bands == 1 else BatchSampling()
+    sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn else BatchSampling()
+    sampling = sampling.accounted(str(privacy["granularity"]), bands)
     each, guarantee = int(privacy.get("releases_per_round", 1)), (float(privacy["delta"]), adjacency)
     independent = equivalent_multiplier(noise_multiplier, bands, rounds)
     return sampled_epsilon(mechanism, independent, rounds, each, sampling, int(privacy["batch_size"]), guarantee)

@@ -65,7 +65,8 @@ def run_record(
         per_layer=task.per_layer,
         rounds=task.looks * task.releases_per_round,
         batch_size=task.batch_size,
-        averaged=task.rounds * (local.signal / local.noise) ** 2,
+        averaged=task.looks * (local.signal / local.noise) ** 2,
+        share_in_batch=task.sampling.rate(task.batch_size),
         linear=task.local.optimizer == SGD and task.values_arrive,
     )
     masks = [truth.masks for truth in truths]

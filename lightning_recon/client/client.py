@@ -262,6 +262,7 @@ class VictimClient(LightningModule):
         """The same clients, with the same network and images, under another noise multiplier; after `bind`."""
         other = copy(self)
         other.privacy = replace(self.privacy, noise_multiplier=noise_multiplier)
+        other._clips = ClippingNorms.begin(other.privacy, self.aggregated, self.noise_share, self.noise_source)
         return other
 
     @property

@@ -134,8 +134,8 @@ class Task:
 
     @property
     def most_looks(self) -> int:
-        """The most rounds that an image can be in."""
-        return self.sampling.most_looks(self.batch_size, self.rounds)
+        """The most rounds that are accounted for an image: those that it can be in, or all."""
+        return self.sampling.accounted(self.granularity, self.noise_bands).most_looks(self.batch_size, self.rounds)
 
     @property
     def sharers(self) -> int:
@@ -300,7 +300,7 @@ def check_task(task: Task) -> Task:
         )
     if task.noise_bands > 1 and not isinstance(task.noise, Gaussian):
         raise ValueError(f"task.noise_bands is {task.noise_bands}, which noise of {task.mechanism} cannot have")
-    if task.adaptive_clip is not None and task.noise_multiplier >= 2 * task.adaptive_clip.unclipped_num_std:
+    if task.adaptive_clip is not None and task.noise_multiplier >= task.adaptive_clip.noise_limit:
         raise ValueError("task.noise_multiplier is above what task.adaptive_clip.unclipped_num_std allows")
     if isinstance(task.noise, IntegerMechanism) and task.quantization is None:
         raise ValueError(f"task.quantization is null, but noise of {task.mechanism} is on integers")
