@@ -34,7 +34,7 @@ def with_identification(
     # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
     chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
     noise = 0.0 if task.max_grad_norm is None else task.independent_multiplier
-    releases = task.most_looks * task.releases_per_round
+    releases = task.most_rounds * task.releases_per_round
     bound = task.noise.reconstruction_robustness(chance, noise, releases) if chance < 1 else 1.0
     return identified(scored, of_each, gallery), replace(
         run, gallery_size=len(gallery), identification_chance=chance, identification_bound=bound

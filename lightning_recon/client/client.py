@@ -212,6 +212,7 @@ class VictimClient(LightningModule):
             compression=self.compression,
             sampling=self._sampling_of(self._protocol)[0],
             participation=self.participation,
+            client_dropout=self.client_dropout,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:

@@ -78,7 +78,7 @@ def privacy_record(
     """
     z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
     noise, counted = mechanism_named(mechanism), sampling.accounted(granularity, noise_bands)
-    releases = counted.most_looks(batch_size, rounds) * releases_per_round
+    releases = counted.most_rounds(batch_size, rounds) * releases_per_round
 
     def epsilon(multiplier: float, neighbours: Adjacency = adjacency) -> float | None:
         guarantee = delta, neighbours
@@ -174,12 +174,12 @@ def bounds_record(
     of_source = None if carried is None else carried / (share_in_batch if granularity == "update" else 1.0)
     source = None if of_source is None else gaussian_reference(truths, of_source, granularity)
     values = truths[0].images[0].numel() if known else 0
-    looks = rounds if averaged is None else averaged
-    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=values, rounds=looks)
+    releases = rounds if averaged is None else averaged
+    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=values, rounds=releases)
     return {
         "channel_nats": nats,
         "channel_bits": None if nats is None else nats / math.log(2),
-        "noise_law_psnr": None if lawless else noise_law_psnr(*law, looks),
+        "noise_law_psnr": None if lawless else noise_law_psnr(*law, releases),
         "noise_law_psnr_p95": upper,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
         "gaussian_reference_psnr": None if source is None else source.psnr,

@@ -31,7 +31,7 @@ def sampled_epsilon(
         Of samples drawn anew, under Gaussian noise, that of a random number of rounds; else that of the most rounds
         that an image can be in. None where it is not known.
     """
-    releases = sampling.most_looks(batch_size, rounds) * releases_per_round
+    releases = sampling.most_rounds(batch_size, rounds) * releases_per_round
     if isinstance(noise, Gaussian) and releases_per_round == 1 and sampling.method in ("poisson", "fixed_size"):
         return visible_sampling_epsilon(noise_multiplier, sampling.rate(batch_size), releases, *guarantee)
     return noise.epsilon(noise_multiplier, releases, *guarantee)
@@ -92,7 +92,7 @@ def sampling_record(
         "method": sampling.method,
         "images": sampling.images,
         "rate": sampling.rate(batch_size),
-        "looks": rounds * sampling.rate(batch_size),
-        "most_looks": sampling.most_looks(batch_size, rounds),
+        "expected_rounds": rounds * sampling.rate(batch_size),
+        "most_rounds": sampling.most_rounds(batch_size, rounds),
         "epsilon_if_hidden": hidden,
     }

@@ -46,7 +46,7 @@ class BatchSampling:
         """
         return 1.0 if self.method == "all" or self.images is None else min(1.0, batch_size / self.images)
 
-    def most_looks(self, batch_size: int, rounds: int) -> int:
+    def most_rounds(self, batch_size: int, rounds: int) -> int:
         """The most rounds that an image can be in: of shuffled batches one in every epoch, else all.
 
         Args:

@@ -96,8 +96,8 @@ class Privacy:
                 )
             if self.per_layer:
                 raise UserError(
-                    f"{flag}adaptive_clip follows the norm of a whole gradient, and {flag}per_layer bounds each tensor: "
-                    "leave one of them out"
+                    f"{flag}adaptive_clip follows the norm of a whole gradient, {flag}per_layer bounds that of each "
+                    "tensor: leave one of them out"
                 )
             self.adaptive_clip.check(self.noise_multiplier)
 

@@ -31,7 +31,7 @@ def test_images_are_counted_by_the_round_that_found_them(make_run: MakeRun) -> N
     assert "batches of 4 from 16 images, shuffled in every epoch; 8 rounds" in setting_name(outcome.setting)
     (one,) = extractions_of(points_of([outcome]))
     assert one.by_round == {0: 0.5, 1: 0.75, 3: 1.0}
-    assert (one.found, one.psnr_found, one.looks) == (1.0, pytest.approx(23.0), 3.0)
+    assert (one.found, one.psnr_found, one.rounds_seen) == (1.0, pytest.approx(23.0), 3.0)
     assert (one.round_of(0.5), one.round_of(0.9)) == (1, 4)
     # Two epochs: two releases of every image, for a server that sees who is in a batch.
     assert one.epsilon == outcome.epsilon(8, "add_remove")

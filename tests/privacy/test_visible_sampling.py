@@ -60,7 +60,7 @@ def test_the_record_states_both(method: Sampling) -> None:
     )
     sampling, accounted = record["sampling"], record["epsilon_accounted"]
     assert isinstance(sampling, dict)
-    assert sampling["most_looks"] == (5 if method == "shuffle" else 50)
+    assert sampling["most_rounds"] == (5 if method == "shuffle" else 50)
     expected = exact(1.0, 5) if method == "shuffle" else visible_sampling_epsilon(1.0, 0.1, 50, DELTA, "add_remove")
     assert accounted == expected
     assert sampling["epsilon_if_hidden"] < expected
@@ -78,5 +78,7 @@ def test_a_client_that_is_clipped_as_a_whole_is_in_every_round() -> None:
         adjacency="add_remove",
         sampling=BatchSampling("shuffle", 100),
     )
-    assert record["sampling"] is None
     assert record["epsilon_accounted"] == exact(1.0, 50)
+    sampling = record["sampling"]
+    assert isinstance(sampling, dict)
+    assert (sampling["method"], sampling["images"], sampling["epsilon_if_hidden"]) == ("shuffle", 100, None)
