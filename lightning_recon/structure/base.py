@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.exchange.task import MOST_NUMBERS
 from lightning_recon.priors.image_statistics import PublicStatistics
-from lightning_recon.reconstruction import NO_MISMATCH, RoundsSeen, Mismatch, ReceivedFile
+from lightning_recon.reconstruction import NO_MISMATCH, Mismatch, ReceivedFile, RoundsSeen
 from lightning_recon.structure.clipping_budget import BudgetShare
 from lightning_recon.structure.refinement import Refinement
 
