@@ -54,7 +54,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
             "victims",
             "summary",
         ),
-        *("detached_logits", "mismatch", "skipped_pictures", "local_training", "compression", "sha256"),
+        *("detached_logits", "mismatch", "skipped_pictures", "local_training", "compression", "quantization", "sha256"),
     }
     assert record["schema_version"] == 1
     assert record["oracles"] == []
