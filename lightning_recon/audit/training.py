@@ -96,11 +96,10 @@ def extraction_chart(extractions: Sequence[Extraction], rounds: int, colours: Ma
         for one in shown:
             at = [0, *(number + 1 for number in one.by_round), rounds]
             shares = [0.0, *(100 * share for share in one.by_round.values()), 100 * one.found]
-            dashes = (None, None) if len(noises) == 1 else (2 + 3 * noises.index(one.noise), 1.5)
             label = f"{printable(one.attack)}, z = {one.noise:.3g}"
             line, *_ = axes.step(at, shares, where="post", color=colours[one.attack], label=label)
-            if dashes[0] is not None and one.noise != noises[0]:
-                line.set_dashes(dashes)
+            if one.noise != noises[0]:
+                line.set_dashes((2 + 3 * noises.index(one.noise), 1.5))
         axes.set_xlabel("rounds")
         axes.set_ylabel("images found, %")
         axes.set_xlim(0, max(1, rounds))

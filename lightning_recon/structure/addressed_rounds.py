@@ -24,7 +24,7 @@ from lightning_recon.structure.water_filling import WaterFilling
 # At most this many coefficients, those of the largest variance, tell images apart.
 _TELLING = 256
 # The pilot of a known image is so many standard deviations of the noise, for this share of its power at most: late
-# looks, whose energy is spread over all coefficients, hardly show by that whether the image is there.
+# residuals, whose energy is spread over all coefficients, hardly show by that whether the image is there.
 _PILOT_DEVIATIONS, _MOST_PILOT = 3.0, 0.2
 
 
@@ -82,15 +82,16 @@ class AddressedRounds:
         new_gain[shipped["index"]] = shipped["gain"]
         strongest = torch.maximum(gain.amax(dim=0), new_gain) if len(book) else new_gain
         index = strongest.argsort(descending=True, stable=True)[: int((strongest > 0).sum())]
-        position = torch.full_like(index, -1, dtype=torch.int64).new_full((gain.shape[1],), -1)
+        position = torch.full((gain.shape[1],), -1)
         position[index] = torch.arange(len(index))
-        telling = self.statistics_variance(task)[shipped["index"]].topk(min(_TELLING, len(shipped["index"]))).indices
+        prior = self.opening.statistics(task).variance.flatten()
+        telling = prior[shipped["index"]].topk(min(_TELLING, len(shipped["index"]))).indices
         looked_at = shipped["index"][telling]
         gate = AddressGate.design(
             position[looked_at],
             book.mean[:, looked_at],
             variance[:, looked_at],
-            self.statistics_variance(task)[looked_at],
+            prior[looked_at],
         )
         count, units = len(book), len(shipped["lower"])
         pilot = torch.full((count,), math.sqrt(self._pilot(task)))
@@ -117,10 +118,6 @@ class AddressedRounds:
                 "upper": torch.cat([never, shipped["upper"]]),
             },
         )
-
-    def statistics_variance(self, task: Task) -> Tensor:
-        """Public variance of every coefficient, shape (n,)."""
-        return self.opening.statistics(task).variance.flatten()
 
     def update_knowledge(
         self, payload: ServerPayload, task: Task, update: ClientUpdate, book: AddressBook
