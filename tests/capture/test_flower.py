@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_recon.capture import CapturedClient, load_captured, save_captured
+from lightning_recon.capture.noise_check import check_noise, null_noise
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 from lightning_recon.networks.construction import build_network
