@@ -50,7 +50,7 @@ NO_MISMATCH = Mismatch()
 
 
 @dataclass(frozen=True)
-class Looks:
+class RoundsSeen:
     """In which rounds an attacker saw an image, where batches change from round to round.
 
     Args:
@@ -80,7 +80,7 @@ class Reconstruction:
         mismatch: Where the update contradicts the announcement.
         mean_image: The estimate of a victim without a reconstruction, shape (3, H, W), where the update shows that
             images are not as announced; None: that of the announcement.
-        looks: For each image the rounds that it was seen in; None where all are in all rounds.
+        seen: For each image the rounds that it was seen in; None where all are in all rounds.
     """
 
     client: int
@@ -94,4 +94,4 @@ class Reconstruction:
     share: "BudgetShare | None" = None
     mismatch: Mismatch = NO_MISMATCH
     mean_image: Tensor | None = None
-    looks: tuple[Looks, ...] | None = None
+    seen: tuple[RoundsSeen, ...] | None = None

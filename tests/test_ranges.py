@@ -24,6 +24,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "GradientInversion": {"client": object()},
     "Comparison": {"structure": object()},
     "BatchedLBFGS": {"params": [torch.nn.Parameter(torch.zeros(1))]},
+    "Training": {"images": 4, "epochs": 1},
     "Sweep": {"attacks": {"a": config.AuditedAttack()}, "noise_multiplier": [0.1]},
 }
 NO_OPTIONS = {"Release", "Decoded", "LayerSpec", "Reconstruction"}  # reached by no config

@@ -47,6 +47,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
             "subject_fraction",
             "batchnorm",
             "participation",
+            "client_dropout",
             "alarms",
             "payload_alarms",
             "baselines",
@@ -54,7 +55,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
             "victims",
             "summary",
         ),
-        *("detached_logits", "mismatch", "skipped_pictures", "local_training", "compression", "sha256"),
+        *("detached_logits", "mismatch", "skipped_pictures", "local_training", "compression", "quantization", "sha256"),
     }
     assert record["schema_version"] == 1
     assert record["oracles"] == []
@@ -64,7 +65,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
         *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds", "batch_size"),
         *("delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "epsilon_by_adjacency", "accountant", "mu"),
         *("rero_gamma", "aggregated", "noise_share", "epsilon_of_one_client", "epsilon_of_sum", "reproducible_noise"),
-        "releases_per_round",
+        *("releases_per_round", "sampling", "noise_bands", "adaptive_clip"),
     }
     assert record["privacy"]["epsilon_nominal"] == pytest.approx(10.0)
     assert set(record["summary"]) == {

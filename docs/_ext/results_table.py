@@ -40,6 +40,9 @@ NAMES = {
     "epsilon_accounted": "accounted ε",
     "epsilon_one_round": "accounted ε of one round",
     "epsilon_nominal": "nominal ε",
+    "epsilon_if_hidden": "ε if batches were hidden",
+    "half_found_in_round": "half are found by round",
+    "last_found_in_round": "last found in round",
     "bit_exact": "bit-exact",
     "received_share": "files decoded",
     "label_accuracy": "labels recovered",
@@ -75,6 +78,8 @@ FORMATS = {
     "predicted_orthogonal": ".3f",
     "gamma": ".3f",
     "victim_iterations_per_s": ".3g",
+    "half_found_in_round": ".0f",
+    "last_found_in_round": ".0f",
 }
 Row = dict[str, str]
 

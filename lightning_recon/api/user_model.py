@@ -74,8 +74,12 @@ def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: i
     """What a server knows about one client's training on the user's model.
 
     Raises:
-        UserError: The network does not map such images to logits.
+        UserError: The network does not map such images to logits, or the mechanism is one of sums or over rounds.
     """
+    if privacy.noise_bands > 1 or privacy.adaptive_clip is not None:
+        raise UserError(
+            "noise_bands and adaptive_clip are modelled for the rounds of `recon fit`: leave them out of this Privacy"
+        )
     device = next(network.parameters()).device
     return Task(
         image_shape=image_shape,

@@ -205,7 +205,7 @@ class ReconstructionAttack(Attack):
                 share=one.share,
                 mismatch=one.mismatch,
                 mean_image=one.mean_image,
-                looks=one.looks,
+                seen=one.seen,
             )
             for ((index, draw), one), images, before in zip(self.decoded.items(), final, initial, strict=True)
         ]

@@ -68,7 +68,8 @@ def theory_of(protections: Sequence[Protection], sampling_rate: float | None) ->
 def _theory(one: Protection, rate: float | None) -> Theory:
     point, privacy = one.best, one.best.privacy
     sampled = rate is not None and one.noise > 0 and privacy["granularity"] == "sample"
-    sampled = sampled and privacy.get("noise_bands", 1) == 1  # amplification is not accounted for correlated noise
+    # Amplification is not accounted for correlated noise, and batches that were sampled have their own rate.
+    sampled = sampled and privacy.get("noise_bands", 1) == 1 and not privacy.get("sampling")
     # A report imports no mechanism of somebody else.
     mechanism = _MECHANISMS.get(privacy.get("mechanism", Gaussian.name)) if sampled else None
     setting = one.noise, rate or 1.0, int(privacy["rounds"]) * int(privacy.get("releases_per_round", 1))

@@ -29,6 +29,10 @@ def setting_name(setting: Setting) -> str:
     if setting.aggregated > 1:
         noise = "each adds the full noise" if setting.noise_share == "local" else "each adds a share of the noise"
         text += f"; sum over {setting.aggregated} clients, {noise}"
+        if setting.client_dropout:
+            text += f", of which each drops out with probability {setting.client_dropout:g}"
+    for words in (setting.over_rounds, setting.quantization):
+        text += f"; {words}" if words else ""
     if setting.local_training:
         text += f"; {setting.local_training}"
     if setting.compression:

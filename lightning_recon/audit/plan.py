@@ -150,7 +150,7 @@ def _noises(sweep: Sweep, batch_size: int, rounds: int) -> list[float]:
         return sweep.noise_multiplier
     mechanism, releases = mechanism_named(sweep.mechanism), rounds
     if sweep.training is not None:
-        releases = BatchSampling(sweep.training.sampling, sweep.training.images).most_looks(batch_size, rounds)
+        releases = BatchSampling(sweep.training.sampling, sweep.training.images).most_rounds(batch_size, rounds)
     return [mechanism.noise_multiplier_for(e, sweep.delta, releases, sweep.adjacency) for e in sweep.epsilon or []]
 
 

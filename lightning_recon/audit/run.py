@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning_recon.callbacks.truth_writer import INDEX
 from lightning_recon.errors import UserError
-from lightning_recon.evaluation.results import sampled_epsilon
 from lightning_recon.evaluation.run_record import read_results
+from lightning_recon.evaluation.sampled_epsilon import sampled_epsilon
 from lightning_recon.exchange import BatchSampling, current_noise_share
 from lightning_recon.files.faults import FAULTS, readable
 from lightning_recon.files.schema import ORIGINALS
@@ -45,6 +45,9 @@ class Setting:
         local_training: How clients train, in words; one step of plain SGD in records of earlier versions.
         compression: What their updates go through besides clip and noise, in words; empty for nothing.
         sampling: What batches are drawn from, and how, in words; empty where every round is about the same images.
+        over_rounds: How noise and clipping norm depend on earlier rounds, in words; empty where they do not.
+        quantization: How sums are those of integers, in words; empty for real numbers.
+        client_dropout: Probability with which a client drops out of a sum.
     """
 
     granularity: str
@@ -62,6 +65,9 @@ class Setting:
     local_training: str = ""
     compression: str = ""
     sampling: str = ""
+    over_rounds: str = ""
+    quantization: str = ""
+    client_dropout: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +126,9 @@ class Outcome:
             local_training="" if local.get("plain_step", True) else printable(str(local["words"]), 300),
             compression=printable(str(compression.get("words", "")), 300),
             sampling=sampling_in_words(privacy.get("sampling")),
+            over_rounds=over_rounds_in_words(privacy),
+            quantization=printable(str((self.record.get("quantization") or {}).get("words", "")), 300),
+            client_dropout=float(self.record.get("client_dropout") or 0.0),
         )
 
     def epsilon(self, rounds: int, adjacency: Adjacency) -> float | None:
@@ -231,6 +240,14 @@ def sampling_in_words(sampling: Mapping[str, Any] | None) -> str:
     return f"from {sampling['images']} images, {how.get(sampling['method'], printable(str(sampling['method'])))}"
 
 
+def over_rounds_in_words(privacy: Mapping[str, Any]) -> str:
+    """How noise and clipping norm depend on earlier rounds; empty where they do not."""
+    bands = int(privacy.get("noise_bands", 1))
+    words = [f"noise correlated over {bands} rounds"] if bands > 1 else []
+    words += ["a clipping norm that adapts over the rounds"] if privacy.get("adaptive_clip") else []
+    return ", ".join(words)
+
+
 def recorded_epsilon(
     privacy: Mapping[str, Any], noise_multiplier: float, rounds: int, adjacency: Adjacency
 ) -> float | None:
@@ -250,7 +267,8 @@ def recorded_epsilon(
     except UserError:
         return None
     drawn, bands = privacy.get("sampling"), int(privacy.get("noise_bands", 1))
-    sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn and bands == 1 else BatchSampling()
+    sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn else BatchSampling()
+    sampling = sampling.accounted(str(privacy["granularity"]), bands)
     each, guarantee = int(privacy.get("releases_per_round", 1)), (float(privacy["delta"]), adjacency)
     independent = equivalent_multiplier(noise_multiplier, bands, rounds)
     return sampled_epsilon(mechanism, independent, rounds, each, sampling, int(privacy["batch_size"]), guarantee)

@@ -27,7 +27,7 @@ class Extraction:
         found: Share of them, over all draws, of which the attacker has an image closer than the public mean image.
         by_round: That share after every round in which it grew, by the index of the round.
         psnr_found: Mean PSNR of those, in dB; None if there are none.
-        looks: Mean expected number of rounds in which the attacker saw them; None likewise.
+        rounds_seen: Mean expected number of rounds in which the attacker saw them; None likewise.
     """
 
     attack: str
@@ -38,7 +38,7 @@ class Extraction:
     found: float
     by_round: Mapping[int, float]
     psnr_found: float | None
-    looks: float | None
+    rounds_seen: float | None
 
     def round_of(self, share: float) -> int | None:
         """Number of rounds after which this share of the images was found; None if it never was."""
@@ -54,7 +54,7 @@ def _extraction(point: Point) -> Extraction:
     victims = [victim for outcome in point.outcomes for victim in outcome.record["victims"]]
     found = [victim for victim in victims if victim["detected"] and not victim.get("false_detection")]
     at = sorted(int(victim["first_round"]) for victim in found if victim.get("first_round") is not None)
-    looks = [float(victim["looks"]) for victim in found if victim.get("looks") is not None]
+    seen = [float(victim["rounds_seen"]) for victim in found if victim.get("rounds_seen") is not None]
     return Extraction(
         attack=point.attack,
         noise=point.noise,
@@ -65,7 +65,7 @@ def _extraction(point: Point) -> Extraction:
         # Of equal rounds the last one counts all.
         by_round={number: (place + 1) / len(victims) for place, number in enumerate(at)},
         psnr_found=statistics.fmean(float(victim["psnr"]) for victim in found) if found else None,
-        looks=statistics.fmean(looks) if looks else None,
+        rounds_seen=statistics.fmean(seen) if seen else None,
     )
 
 
@@ -96,11 +96,10 @@ def extraction_chart(extractions: Sequence[Extraction], rounds: int, colours: Ma
         for one in shown:
             at = [0, *(number + 1 for number in one.by_round), rounds]
             shares = [0.0, *(100 * share for share in one.by_round.values()), 100 * one.found]
-            dashes = (None, None) if len(noises) == 1 else (2 + 3 * noises.index(one.noise), 1.5)
             label = f"{printable(one.attack)}, z = {one.noise:.3g}"
             line, *_ = axes.step(at, shares, where="post", color=colours[one.attack], label=label)
-            if dashes[0] is not None and one.noise != noises[0]:
-                line.set_dashes(dashes)
+            if one.noise != noises[0]:
+                line.set_dashes((2 + 3 * noises.index(one.noise), 1.5))
         axes.set_xlabel("rounds")
         axes.set_ylabel("images found, %")
         axes.set_xlim(0, max(1, rounds))

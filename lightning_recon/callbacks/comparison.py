@@ -115,7 +115,10 @@ class Comparison(Callback):
             return None
         if not isinstance(module.client, VictimClient) or noise_of(module.task) == 0:
             return None
-        return module.client.under_noise(self.noise_factor * noise_of(module.task))
+        noise, adaptive = self.noise_factor * noise_of(module.task), module.task.adaptive_clip
+        if adaptive is not None and noise >= adaptive.noise_limit:
+            return None
+        return module.client.under_noise(noise)
 
     def _under_more_noise(self, trainer: Trainer, module: Attack, truth: Truth) -> list[tuple[str, Scored]]:
         """The last column, with its refinement in TensorBoard; empty without `noise_factor` or a decoding."""

@@ -8,7 +8,6 @@ from lightning.pytorch import Trainer
 
 from lightning_recon.attack import Attack
 from lightning_recon.callbacks.ground_truth import truths_of
-from lightning_recon.callbacks.protection import noise_of
 from lightning_recon.data import ClientDataModule
 from lightning_recon.evaluation.identification import MOST_IMAGES, Gallery, identified
 from lightning_recon.evaluation.run_record import RunRecord
@@ -34,11 +33,9 @@ def with_identification(
     gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES))
     # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
     chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
-    bound = (
-        task.noise.reconstruction_robustness(chance, noise_of(task), task.most_looks * task.releases_per_round)
-        if chance < 1
-        else 1.0
-    )
+    noise = 0.0 if task.max_grad_norm is None else task.independent_multiplier
+    releases = task.most_rounds * task.releases_per_round
+    bound = task.noise.reconstruction_robustness(chance, noise, releases) if chance < 1 else 1.0
     return identified(scored, of_each, gallery), replace(
         run, gallery_size=len(gallery), identification_chance=chance, identification_bound=bound
     )

@@ -4,13 +4,18 @@
 import logging
 from collections.abc import Sequence
 
-from lightning_recon.attack import Reconstruction
+from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload, Task
-from lightning_recon.structure.modelled_mechanism import mechanism_mismatch
+from lightning_recon.structure.modelled_mechanism import mechanism_mismatch, sampling_mismatch
 from lightning_recon.structure.modelled_training import compression_mismatch, training_mismatch
 
 log = logging.getLogger(__name__)
+
+
+def sends_feedback(module: Attack) -> bool:
+    """Whether the attack's structure sends feedback, under noise that allows it."""
+    return isinstance(module, ReconstructionAttack) and module.structure.feedback_code(module.client.task) is not None
 
 
 def mismatch_record(
@@ -22,19 +27,20 @@ def mismatch_record(
         task: What was announced.
         found: Reconstructions of every update and draw.
         payload: What was shipped first; None: nothing.
-        feedback: Whether the structure sends feedback.
+        feedback: Whether the structure sends feedback, see `sends_feedback`.
 
     Returns:
         For each field that some update contradicts: what was announced, what the update shows (of noise and number of
-        images a mean over these updates), and how many updates do; and `local_training`, `compression` and `mechanism`,
-        if the structure was not designed for them: the reason, and the estimated cost in decibels. None if there
-        is nothing of this.
+        images a mean over these updates), and how many updates do; and `local_training`, `compression`, `sampling` and
+        `mechanism`, if the structure was not designed for them: the reason, and the estimated cost in decibels. None if
+        there is nothing of this.
     """
     record: Record = {}
     reasons: dict[str, list[str]] = {}
     for name, design in (
         ("local_training", training_mismatch(payload, task)),
         ("compression", compression_mismatch(payload, task)),
+        ("sampling", sampling_mismatch(payload, task, feedback)),
         *(("mechanism", one) for one in mechanism_mismatch(payload, task, feedback)),
     ):
         if design is None:

@@ -36,8 +36,8 @@ def privacy_of(client: Client) -> Record:
 
 
 def noise_of(task: Task) -> float:
-    """The announced noise multiplier, of independent rounds; 0 without clipping, where noise gives no guarantee."""
-    return 0.0 if task.max_grad_norm is None else task.independent_multiplier
+    """The announced noise multiplier; 0 without clipping, where noise gives no guarantee."""
+    return 0.0 if task.max_grad_norm is None else task.noise_multiplier
 
 
 def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ") -> str:

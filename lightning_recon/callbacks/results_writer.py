@@ -16,7 +16,7 @@ from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.console_tables import show_capture, show_release, show_results, training_line
 from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.identification import with_identification
-from lightning_recon.callbacks.mismatch import mismatch_record
+from lightning_recon.callbacks.mismatch import mismatch_record, sends_feedback
 from lightning_recon.callbacks.payload_check import alarms_of
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.callbacks.recognition import Classifier, recognition_of
@@ -110,7 +110,7 @@ class ResultsWriter(Callback):
         if not scorable and self._examined is None:
             # They warn; a replay, which knows neither the images nor the clients, writes no results.
             share_record(pl_module, found)
-            mismatch_record(pl_module.task, found, pl_module.payload)
+            mismatch_record(pl_module.task, found, pl_module.payload, sends_feedback(pl_module))
             return
         run = run_record(trainer, pl_module, found, seconds, trainer.global_step, self._capture)
         if scorable:
@@ -153,7 +153,7 @@ class ResultsWriter(Callback):
         if isinstance(pl_module, Attack) and isinstance(pl_module.client, VictimClient):
             payload = pl_module.make_payload(pl_module.client)
             show_release(pl_module.client, payload)
-            mismatch_record(pl_module.client.task, [], payload)  # warns
+            mismatch_record(pl_module.client.task, [], payload, sends_feedback(pl_module))  # warns
         if isinstance(pl_module, Attack) and self._examined is not None:
             show_capture(privacy_of(pl_module.client), self._examined.capture)
             if self._examined.network is not None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
+from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.ground_truth import label_accuracy, truths_of
-from lightning_recon.callbacks.mismatch import mismatch_record
+from lightning_recon.callbacks.mismatch import mismatch_record, sends_feedback
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.capture import CapturedClient
 from lightning_recon.client import VictimClient
@@ -63,9 +63,10 @@ def run_record(
         mechanism=task.mechanism,
         granularity=task.granularity,
         per_layer=task.per_layer,
-        rounds=task.looks * task.releases_per_round,
+        rounds=task.expected_rounds * task.releases_per_round,
         batch_size=task.batch_size,
-        averaged=task.rounds * (local.signal / local.noise) ** 2,
+        averaged=task.expected_rounds * (local.signal / local.noise) ** 2,
+        share_in_batch=task.sampling.rate(task.batch_size),
         linear=task.local.optimizer == SGD and task.values_arrive,
     )
     masks = [truth.masks for truth in truths]
@@ -90,6 +91,7 @@ def run_record(
         local_training=local_training_record(task),
         compression=compression_record(task),
         quantization=quantization_record(task),
+        client_dropout=task.client_dropout,
         skipped_pictures=list(getattr(getattr(trainer, "datamodule", None), "skipped_pictures", [])) if truths else [],
         **share_record(module, found),
         **own,
@@ -113,11 +115,6 @@ def quantization_record(task: Task) -> Record | None:
     """The announced quantization of secure aggregation, in numbers and in words."""
     quantization = task.quantization
     return None if quantization is None else {**asdict(quantization), "words": quantization.in_words}
-
-
-def sends_feedback(module: Attack) -> bool:
-    """Whether the attack's structure sends feedback, under noise that allows it."""
-    return isinstance(module, ReconstructionAttack) and module.structure.feedback_code(module.task) is not None
 
 
 def mean_lpips(scored: Sequence[Scored], truths: Sequence[Truth]) -> float | None:

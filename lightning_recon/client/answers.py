@@ -81,7 +81,9 @@ class Clients:
         clip = self.clips.of(client, draw, round)
         own = replace(self, privacy=replace(self.privacy, max_grad_norm=clip), norms=[])
         update = own._share(payload, client, draw, round)
-        self.clips.follow(client, draw, round, own.norms)
+        contributors = update.contributors or self.aggregated
+        expected = contributors * (self.batch_size if self.privacy.granularity == "sample" else 1)
+        self.clips.follow(client, draw, round, own.norms, expected)
         return replace(update, max_grad_norm=clip)
 
     def _share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:

@@ -212,6 +212,7 @@ class VictimClient(LightningModule):
             compression=self.compression,
             sampling=self._sampling_of(self._protocol)[0],
             participation=self.participation,
+            client_dropout=self.client_dropout,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -262,6 +263,7 @@ class VictimClient(LightningModule):
         """The same clients, with the same network and images, under another noise multiplier; after `bind`."""
         other = copy(self)
         other.privacy = replace(self.privacy, noise_multiplier=noise_multiplier)
+        other._clips = ClippingNorms.begin(other.privacy, self.aggregated, self.noise_share, self.noise_source)
         return other
 
     @property

@@ -55,7 +55,7 @@ class ClippingNorms:
             )
         return known[round]
 
-    def follow(self, client: int, draw: int, round: int, norms: Sequence[float]) -> None:
+    def follow(self, client: int, draw: int, round: int, norms: Sequence[float], expected: int) -> None:
         """Set the clipping norm of the next round, unless it is known.
 
         Args:
@@ -63,9 +63,12 @@ class ClippingNorms:
             draw: index of the noise realization.
             round: the round that was answered.
             norms: norms of its gradients before the clip.
+            expected: how many gradients were announced. Random batches may have more or fewer, and a quotient by their
+                own number would show it.
         """
         known, clip = self._norms[client, draw], self.of(client, draw, round)
         if round + 1 == len(known):
             noise = self.noise_source.generator("unclipped", client, draw, round).normal(0.0, self.std)
-            unclipped = sum(norm <= clip for norm in norms) + noise
-            known.append(self.adaptive.next_clip(clip, unclipped, len(norms)))
+            # A gradient counts 1/2 or -1/2, so that one more or less moves the sum by no more than that.
+            centred = sum(0.5 if norm <= clip else -0.5 for norm in norms) + noise
+            known.append(self.adaptive.next_clip(clip, centred + expected / 2, expected))

@@ -29,6 +29,7 @@ What is attacked (--data ClientDataModule)
   --data.download true                           fetch a data set that torchvision knows
   --data.image_size N                            width and height in pixels
   --data.batch_size N                            images in a client's batch
+  --data.local_images N                          images that a client holds, of which a round uses a batch
   --data.clients N                               number of attacked clients
 
 How it is protected (--model.client VictimClient)
@@ -36,12 +37,13 @@ How it is protected (--model.client VictimClient)
   --model.client.privacy.max_grad_norm C         clipping norm
   --model.client.privacy.noise_multiplier Z      standard deviation of the noise / C
   --model.client.privacy.granularity G           update: one clip for the whole update; sample: each image, as DP-SGD
-  --model.client.privacy.rounds N                rounds with the same images
+  --model.client.privacy.rounds N                rounds, with the same images unless batches are drawn:
+  --model.client.sampling NAME                   shuffle (in every epoch), fixed_size or poisson (in every round)
   --model.client.privacy.mechanism NAME          gaussian, laplace, skellam, discrete_gaussian, or a class path
   --model.client.privacy.noise_bands N           noise correlated over N rounds, as in DP-FTRL
   --model.client.privacy.adaptive_clip.clipbound_learning_rate R    a clipping norm that adapts, as in Opacus
   --model.client.aggregated N                    the server sees only sums of N clients (secure aggregation)
-  --model.client.quantization.clipping_range R   sums of integers modulo another, as in Flower's SecAgg+
+  --model.client.quantization.clipping_range R   sums of integers modulo a number, as in Flower's SecAgg+
 
 How it is attacked (--model ReconstructionAttack, a malicious server; GradientInversion, an honest one)
   --config attack/NAME.yaml                      a shipped attack, see `recon configs`

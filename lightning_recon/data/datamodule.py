@@ -219,9 +219,10 @@ class ClientDataModule(LightningDataModule):
             if len(selection.images) < wanted:
                 least, most = min(self.batch_sizes), max(self.batch_sizes)
                 each = str(most) if least == most else f"{least} to {most}"
+                held = "--data.batch_size" if self.local_images is None else "--data.local_images"
                 raise UserError(
                     f"{source.origin} has {len(selection.images)} readable images, {wanted} are needed "
-                    f"({self.clients} clients with {each} each): lower --data.batch_size or --data.clients"
+                    f"({self.clients} clients with {each} each): lower {held} or --data.clients"
                 )
             highest = int(selection.labels.max())
             if self.num_classes is not None and highest >= self.num_classes:

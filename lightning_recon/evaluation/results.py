@@ -16,15 +16,15 @@ from lightning_recon.evaluation.bounds import (
 )
 from lightning_recon.evaluation.gaussian_reference import gaussian_reference
 from lightning_recon.evaluation.metrics import psnr_per_image
+from lightning_recon.evaluation.sampled_epsilon import hidden_epsilon, sampled_epsilon, sampling_record
 from lightning_recon.evaluation.scoring import Truth
 from lightning_recon.exchange import BatchSampling, NoiseShare, summed_noise
 from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
-from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency, Mechanism
+from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
 from lightning_recon.privacy.risk import FALSE_POSITIVE_RATES
-from lightning_recon.privacy.visible_sampling import visible_sampling_epsilon
 
 _KAPPAS = (0.1,)
 _UPPER_TAIL = 0.05
@@ -66,8 +66,7 @@ def privacy_record(
         mechanism: Name of the mechanism; what is not known of one is None.
         releases_per_round: Noisy sums of a round that an image is in, see `Task.releases_per_round`. All of them
             compose.
-        sampling: Which of its images a client uses in a round. Under granularity "sample" an image is in those rounds
-            alone, and the server is taken to see which they are; a client's update is in all of them.
+        sampling: Which of its images a client uses in a round, see `BatchSampling.accounted`.
         noise_bands: See `Task.noise_bands`. Accounted as independent noise with the same guarantee for all rounds.
         adaptive_clip: See `Task.adaptive_clip`; the noise multiplier is that of update and number together.
 
@@ -80,16 +79,17 @@ def privacy_record(
         the aggregated sum.
     """
     z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
-    noise = mechanism_named(mechanism)
-    # Noise that is correlated over rounds is accounted for an image that is in all of them.
-    sampling = sampling if granularity == "sample" and noise_bands == 1 else BatchSampling()
-    releases = sampling.most_looks(batch_size, rounds) * releases_per_round
+    noise, counted = mechanism_named(mechanism), sampling.accounted(granularity, noise_bands)
+    releases = counted.most_rounds(batch_size, rounds) * releases_per_round
 
     def epsilon(multiplier: float, neighbours: Adjacency = adjacency) -> float | None:
         guarantee = delta, neighbours
-        return sampled_epsilon(noise, multiplier, rounds, releases_per_round, sampling, batch_size, guarantee)
+        return sampled_epsilon(noise, multiplier, rounds, releases_per_round, counted, batch_size, guarantee)
 
     accounted = {name: epsilon(z, name) for name in ADJACENCIES}
+    hidden = hidden_epsilon(
+        noise, z, rounds, releases_per_round, counted, batch_size, (delta, adjacency), accounted[adjacency]
+    )
     of_sum = summed_noise(z, aggregated, noise_share)
     summable = aggregated == 1 or noise.closed_under_sums
     return {
@@ -119,63 +119,7 @@ def privacy_record(
             str(rate): noise.true_positive_rate(rate, z, releases, adjacency) for rate in FALSE_POSITIVE_RATES
         },
         "rero_gamma": {str(kappa): noise.reconstruction_robustness(kappa, z, releases) for kappa in _KAPPAS},
-        "sampling": _sampling_record(sampling, batch_size, rounds, z, noise, (delta, adjacency), accounted[adjacency]),
-    }
-
-
-def sampled_epsilon(
-    noise: Mechanism,
-    noise_multiplier: float,
-    rounds: int,
-    releases_per_round: int,
-    sampling: BatchSampling,
-    batch_size: int,
-    guarantee: tuple[float, Adjacency],
-) -> float | None:
-    """Accounted epsilon of rounds about samples, for a server that sees who is in them.
-
-    Args:
-        noise: The mechanism.
-        noise_multiplier: Scale of the noise divided by the clipping norm.
-        rounds: Number of rounds.
-        releases_per_round: Noisy sums of a round that an image in it is in.
-        sampling: How a client draws batches.
-        batch_size: Images in a batch.
-        guarantee: Delta and adjacency.
-
-    Returns:
-        Of samples drawn anew, under Gaussian noise, that of a random number of rounds; else that of the most rounds
-        that an image can be in. None where it is not known.
-    """
-    releases = sampling.most_looks(batch_size, rounds) * releases_per_round
-    if isinstance(noise, Gaussian) and releases_per_round == 1 and sampling.method in ("poisson", "fixed_size"):
-        return visible_sampling_epsilon(noise_multiplier, sampling.rate(batch_size), releases, *guarantee)
-    return noise.epsilon(noise_multiplier, releases, *guarantee)
-
-
-def _sampling_record(
-    sampling: BatchSampling,
-    batch_size: int,
-    rounds: int,
-    z: float,
-    noise: Mechanism,
-    guarantee: tuple[float, Adjacency],
-    visible: float | None,
-) -> Record | None:
-    """How batches are drawn, and epsilon if the server did not see who is in them; None where nothing is drawn."""
-    if sampling.method == "all":
-        return None
-    rate = sampling.rate(batch_size)
-    hidden = noise.training_epsilon(z, rate, rounds, *guarantee)
-    known = [value for value in (hidden, visible) if value is not None]
-    return {
-        "method": sampling.method,
-        "images": sampling.images,
-        "rate": rate,
-        "looks": rounds * rate,
-        "most_looks": sampling.most_looks(batch_size, rounds),
-        # Whoever sees less learns no more.
-        "epsilon_if_hidden": min(known) if known else None,
+        "sampling": sampling_record(sampling, batch_size, rounds, hidden),
     }
 
 
@@ -200,6 +144,7 @@ def bounds_record(
     mechanism: str = "gaussian",
     averaged: float | None = None,
     linear: bool = True,
+    share_in_batch: float = 1.0,
 ) -> Record:
     """The `bounds` section: bounds and reference values for these victims.
 
@@ -215,14 +160,15 @@ def bounds_record(
         averaged: Number of releases whose mean has the noise of a victim's part in what the server sees, for the noise
             law; fewer than `rounds` where noise of releases without the victim is in it, too. None: `rounds`.
         linear: Whether an update is linear in the victims' gradients; no noise law is stated otherwise.
+        share_in_batch: Expected share of a client's images that a release is about, which share one clip.
 
     Returns:
         The `bounds` section; None for what does not hold, or is not known.
     """
     known = [truth.images.double().square().sum((1, 2, 3)) for truth in truths]
     # Of every victim: the energy that is clipped together with its own.
-    shared = [one if granularity == "sample" else one.sum().expand_as(one) for one in known]
-    images = sum(len(one) for one in known) / len(known) if known else batch_size
+    shared = [one if granularity == "sample" else share_in_batch * one.sum().expand_as(one) for one in known]
+    images = share_in_batch * sum(len(one) for one in known) / len(known) if known else batch_size
     noise = mechanism_named(mechanism)
     gaussian = isinstance(noise, Gaussian)
     nats = channel_nats(noise_multiplier, granularity, images, rounds, noise)
@@ -230,14 +176,16 @@ def bounds_record(
     energies = torch.cat(shared) if known else torch.zeros(0)
     law: tuple[float, Tensor, Granularity] = noise_multiplier, energies, "sample"
     carried = noise.mutual_information(noise_multiplier, rounds)
-    source = None if carried is None else gaussian_reference(truths, carried, granularity)
+    # One clip describes all images of a client together, in more releases than one image is in.
+    of_source = None if carried is None else carried / (share_in_batch if granularity == "update" else 1.0)
+    source = None if of_source is None else gaussian_reference(truths, of_source, granularity)
     values = truths[0].images[0].numel() if known else 0
-    looks = rounds if averaged is None else averaged
-    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=values, rounds=looks)
+    releases = rounds if averaged is None else averaged
+    upper = None if lawless else noise_law_batch_quantile(_UPPER_TAIL, *law, dimension=values, rounds=releases)
     return {
         "channel_nats": nats,
         "channel_bits": None if nats is None else nats / math.log(2),
-        "noise_law_psnr": None if lawless else noise_law_psnr(*law, looks),
+        "noise_law_psnr": None if lawless else noise_law_psnr(*law, releases),
         "noise_law_psnr_p95": upper,
         "unbiased_psnr": unbiased_psnr(noise_multiplier, rounds) if gaussian else None,
         "gaussian_reference_psnr": None if source is None else source.psnr,

@@ -69,6 +69,7 @@ class RunRecord:
         local_training: The announced local training; None if it is not known.
         compression: The announced compression; None if there is none.
         quantization: The announced quantization of secure aggregation; None for sums of real numbers.
+        client_dropout: Probability with which a client of a sum drops out of a round; None if it is not known.
     """
 
     attack: str
@@ -106,6 +107,7 @@ class RunRecord:
     local_training: Record | None = None
     compression: Record | None = None
     quantization: Record | None = None
+    client_dropout: float | None = None
 
 
 def results_record(
@@ -139,6 +141,7 @@ def results_record(
         "subject_fraction": run.subject_fraction,
         "batchnorm": run.batchnorm,
         "participation": run.participation,
+        "client_dropout": run.client_dropout,
         "local_training": run.local_training,
         "compression": run.compression,
         "quantization": run.quantization,

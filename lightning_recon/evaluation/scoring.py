@@ -53,7 +53,7 @@ class VictimScore:
             file.
         first_round: Round in which the attacker saw the image first; None where it has none, and where all images are
             in all rounds.
-        looks: Expected number of rounds in which the attacker saw it; None likewise.
+        rounds_seen: Expected number of rounds in which the attacker saw it; None likewise.
     """
 
     client: int
@@ -73,7 +73,7 @@ class VictimScore:
     capacity_bits: float | None = None
     identified: bool | None = None
     first_round: int | None = None
-    looks: float | None = None
+    rounds_seen: float | None = None
 
     @property
     def lost(self) -> bool:
@@ -150,10 +150,10 @@ def entries_without_truth(found: Reconstruction) -> list[dict[str, object]]:
 def _fields_of(found: Reconstruction, file: ReceivedFile | None, place: int) -> dict[str, Any]:
     """The fields of an entry of `victims` about its file, and about when the attacker saw the image."""
     fields = _file_fields(file)
-    if found.looks is None or place < 0:
+    if found.seen is None or place < 0:
         return fields
-    looks = found.looks[place]
-    return fields | {"first_round": looks.first, "looks": looks.expected}
+    seen = found.seen[place]
+    return fields | {"first_round": seen.first, "rounds_seen": seen.expected}
 
 
 def _files(found: Reconstruction) -> Sequence[ReceivedFile | None]:

@@ -12,7 +12,7 @@ from lightning_recon.exchange.compression import Compression
 from lightning_recon.exchange.local_training import LocalTraining, training_by
 from lightning_recon.exchange.payload import ServerPayload, payload_name
 from lightning_recon.exchange.quantization import Quantization
-from lightning_recon.exchange.rounds import at_first_clip, factor_in_mean, task_of_sums
+from lightning_recon.exchange.rounds import at_first_clip, factor_in_mean, task_of_one_round, task_of_sums
 from lightning_recon.exchange.task import NoiseShare, Task, check_task, completed, current_noise_share, summed_noise
 from lightning_recon.exchange.update import ClientUpdate, update_name
 
@@ -35,6 +35,7 @@ __all__ = [
     "factor_in_mean",
     "payload_name",
     "summed_noise",
+    "task_of_one_round",
     "task_of_sums",
     "training_by",
     "update_name",

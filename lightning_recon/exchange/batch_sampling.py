@@ -29,6 +29,15 @@ class BatchSampling:
     method: Sampling = "all"
     images: schema.Batch | None = None
 
+    def accounted(self, granularity: str, noise_bands: int) -> "BatchSampling":
+        """The sampling as far as epsilon depends on it.
+
+        Where each sample is clipped, an image is in the rounds alone that it was drawn for, and the server is taken to
+        see which they are. A client whose whole updates are clipped is in all rounds, and noise that is correlated over
+        rounds is accounted for an image that is in all of them.
+        """
+        return self if granularity == "sample" and noise_bands == 1 else BatchSampling()
+
     def rate(self, batch_size: int) -> float:
         """Share of the rounds that an image takes part in, in (0, 1].
 
@@ -37,7 +46,7 @@ class BatchSampling:
         """
         return 1.0 if self.method == "all" or self.images is None else min(1.0, batch_size / self.images)
 
-    def most_looks(self, batch_size: int, rounds: int) -> int:
+    def most_rounds(self, batch_size: int, rounds: int) -> int:
         """The most rounds that an image can be in: of shuffled batches one in every epoch, else all.
 
         Args:

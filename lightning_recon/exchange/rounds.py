@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The factor of each round's update in the mean of all rounds."""
+"""What was announced, as it applies to single rounds and to their mean."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_recon.exchange.task import Task
 from lightning_recon.exchange.update import ClientUpdate
-from lightning_recon.privacy.correlated_noise import round_weights
+from lightning_recon.privacy.correlated_noise import noise_coefficients, round_weights
 
 
 def factor_in_mean(task: Task, update: ClientUpdate, rounds: int) -> float:
@@ -39,6 +40,19 @@ def at_first_clip(task: Task, update: ClientUpdate) -> ClientUpdate:
     if (factor := clip_factor(task, update)) == 1:
         return update
     return replace(update, gradient={name: factor * tensor for name, tensor in update.gradient.items()})
+
+
+def task_of_one_round(task: Task) -> Task:
+    """What was announced, for a round that is read by itself, however its noise is correlated with that of others."""
+    if task.noise_bands == 1:
+        return replace(task, rounds=1)
+    own = (
+        task.noise_multiplier
+        if task.adaptive_clip is None
+        else task.adaptive_clip.update_multiplier(task.noise_multiplier)
+    )
+    std = math.hypot(*noise_coefficients(min(task.noise_bands, task.rounds)))
+    return replace(task, rounds=1, noise_bands=1, adaptive_clip=None, noise_multiplier=own * std)
 
 
 def task_of_sums(task: Task, contributors: Sequence[int | None]) -> Task:

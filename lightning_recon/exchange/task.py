@@ -69,6 +69,8 @@ class Task:
             mean the same batch in every round.
         participation: probability with which a client answers a round on its own images, not on others; None: not
             announced, which records without this field mean.
+        client_dropout: probability with which a client of a sum drops out of a round; the server learns how many are in
+            each sum. Records without this field mean 0.
         noise_bands: how many rounds' independent noise the noise of a round is made of, see
             `privacy.correlated_noise`; 1, as in records without this field: independent in every round. Otherwise the
             noise multiplier is that of the independent noise.
@@ -103,6 +105,7 @@ class Task:
     parameters: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     sampling: BatchSampling = BatchSampling()  # noqa: RUF009 - frozen
     participation: Annotated[float, Field(gt=0, le=1)] | None = None
+    client_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise_bands: schema.Rounds = 1
     adaptive_clip: AdaptiveClip | None = None
     quantization: Quantization | None = None
@@ -125,17 +128,22 @@ class Task:
     @property
     def batches_change(self) -> bool:
         """Whether rounds are about different images, because batches are sampled or clients do not always take part."""
-        return self.sampling.method != "all" or self.participation not in (None, 1.0)
+        return self.sampling.method != "all" or self.participation not in (None, 1.0) or self.client_dropout > 0
 
     @property
-    def looks(self) -> int:
+    def presence(self) -> float:
+        """Probability with which an image is in a round's update."""
+        return self.sampling.rate(self.batch_size) * (self.participation or 1.0) * (1 - self.client_dropout)
+
+    @property
+    def expected_rounds(self) -> int:
         """Expected number of rounds that an image is in, rounded, at least 1."""
         return max(1, round(self.rounds * self.sampling.rate(self.batch_size)))
 
     @property
-    def most_looks(self) -> int:
-        """The most rounds that an image can be in."""
-        return self.sampling.most_looks(self.batch_size, self.rounds)
+    def most_rounds(self) -> int:
+        """The most rounds that are accounted for an image: those that it can be in, or all."""
+        return self.sampling.accounted(self.granularity, self.noise_bands).most_rounds(self.batch_size, self.rounds)
 
     @property
     def sharers(self) -> int:
@@ -300,7 +308,7 @@ def check_task(task: Task) -> Task:
         )
     if task.noise_bands > 1 and not isinstance(task.noise, Gaussian):
         raise ValueError(f"task.noise_bands is {task.noise_bands}, which noise of {task.mechanism} cannot have")
-    if task.adaptive_clip is not None and task.noise_multiplier >= 2 * task.adaptive_clip.unclipped_num_std:
+    if task.adaptive_clip is not None and task.noise_multiplier >= task.adaptive_clip.noise_limit:
         raise ValueError("task.noise_multiplier is above what task.adaptive_clip.unclipped_num_std allows")
     if isinstance(task.noise, IntegerMechanism) and task.quantization is None:
         raise ValueError(f"task.quantization is null, but noise of {task.mechanism} is on integers")

@@ -38,8 +38,8 @@ class SamplingRecord(TypedDict):
     method: Name
     images: Batch
     rate: Probability
-    looks: NotNegative
-    most_looks: Rounds
+    expected_rounds: NotRequired[NotNegative]
+    most_rounds: NotRequired[Rounds]
     epsilon_if_hidden: NotNegative | None
 
 
@@ -112,7 +112,7 @@ class VictimRecord(TypedDict):
     bit_exact: NotRequired[bool | None]
     identified: NotRequired[bool | None]
     first_round: NotRequired[Index | None]
-    looks: NotRequired[NotNegative | None]
+    rounds_seen: NotRequired[NotNegative | None]
     image: NotRequired[Text | None]
 
 
@@ -198,6 +198,7 @@ class ResultsRecord(TypedDict):
     subject_fraction: NotRequired[Probability | None]
     batchnorm: NotRequired[Text | None]
     participation: NotRequired[Probability | None]
+    client_dropout: NotRequired[Probability | None]
     local_training: NotRequired[LocalTrainingRecord | None]
     compression: NotRequired[CompressionRecord | None]
     quantization: NotRequired[QuantizationRecord | None]

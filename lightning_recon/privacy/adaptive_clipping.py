@@ -56,13 +56,18 @@ class AdaptiveClip:
                 f"max_clipbound, {self.max_clipbound:g}"
             )
 
+    @property
+    def noise_limit(self) -> float:
+        """Noise multiplier from which on the noise on the number costs more than everything together may."""
+        return 2 * self.unclipped_num_std
+
     def next_clip(self, max_grad_norm: float, unclipped: float, count: int) -> float:
         """Clipping norm of the next round.
 
         Args:
             max_grad_norm: That of this round.
             unclipped: How many gradients were within it, with noise.
-            count: How many there are.
+            count: How many there are, as announced.
         """
         step = -self.clipbound_learning_rate * (unclipped / count - self.target_unclipped_quantile)
         log_clip = math.log(max_grad_norm) + step
@@ -75,7 +80,7 @@ class AdaptiveClip:
         """
         if noise_multiplier == 0:
             return 0.0
-        return 1 / math.sqrt(noise_multiplier**-2 - (2 * self.unclipped_num_std) ** -2)
+        return 1 / math.sqrt(noise_multiplier**-2 - self.noise_limit**-2)
 
     def check(self, noise_multiplier: float) -> None:
         """Refuse noise that would leave nothing for the update.
@@ -83,7 +88,7 @@ class AdaptiveClip:
         Raises:
             UserError: The noise on the number costs more than everything together may.
         """
-        if noise_multiplier >= 2 * self.unclipped_num_std:
+        if noise_multiplier >= self.noise_limit:
             raise UserError(
                 f"--model.client.privacy.noise_multiplier is {noise_multiplier:g}, which must be below twice "
                 f"--model.client.privacy.adaptive_clip.unclipped_num_std, {self.unclipped_num_std:g}: raise that"

@@ -94,6 +94,11 @@ class Privacy:
                     f"{flag}adaptive_clip follows from a first clipping norm and is accounted for Gaussian noise: give "
                     f"{flag}max_grad_norm and {flag}mechanism gaussian, or leave it out"
                 )
+            if self.per_layer:
+                raise UserError(
+                    f"{flag}adaptive_clip follows the norm of a whole gradient, {flag}per_layer bounds that of each "
+                    "tensor: leave one of them out"
+                )
             self.adaptive_clip.check(self.noise_multiplier)
 
     @property

@@ -15,7 +15,8 @@ def visible_sampling_epsilon(
     """Epsilon of Gaussian releases of random samples, if whoever attacks knows the samples.
 
     Sampling then amplifies nothing, but a record is seldom in all rounds. The number K of its rounds is binomial, and
-    known, so that delta at an epsilon is the mean over K of that of K releases.
+    known, so that delta at an epsilon is the mean over K of that of K releases. A record that is removed leaves its
+    place in a batch of fixed size empty.
 
     Args:
         noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
@@ -38,4 +39,4 @@ def visible_sampling_epsilon(
     def excess(epsilon: float) -> float:
         return sum(chance * gaussian_delta(epsilon, mu) for chance, mu in parts if mu is not None) - 0.999 * delta
 
-    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, most + 1.0, rtol=1e-12))
+    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, 2.0 * most + 1.0, rtol=1e-12))

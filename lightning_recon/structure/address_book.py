@@ -30,7 +30,7 @@ class AddressBook:
         gain: Encoder gains for the next look, shape (A, n).
         scales: Signed scale of each image's row at unit energy, shape (A,).
         belief: Log-evidence for each factor of `MISMATCH` by which the variance may be mistaken, shape (A, factors).
-        looks: Expected number of rounds, after the first, that each image was in, shape (A,).
+        rounds_seen: Expected number of rounds, after the first, that each image was in, shape (A,).
         since: Number of rounds after the first one, shape (A,).
         first: Index of the round in which each image was seen first, shape (A,).
     """
@@ -41,7 +41,7 @@ class AddressBook:
     gain: Tensor
     scales: Tensor
     belief: Tensor
-    looks: Tensor
+    rounds_seen: Tensor
     since: Tensor
     first: Tensor
 
@@ -73,7 +73,7 @@ class AddressBook:
             gain=gain,
             scales=scales,
             belief=LOG_PRIOR.repeat(count, 1),
-            looks=torch.zeros(count),
+            rounds_seen=torch.zeros(count),
             since=torch.zeros(count),
             first=torch.full((count,), float(number)),
         )
@@ -89,4 +89,4 @@ class AddressBook:
         Args:
             rate: What is announced.
         """
-        return (self.looks + _PRIOR_ROUNDS * rate) / (self.since + _PRIOR_ROUNDS)
+        return (self.rounds_seen + _PRIOR_ROUNDS * rate) / (self.since + _PRIOR_ROUNDS)

@@ -41,7 +41,7 @@ def updated_by_rows(
 
     Args:
         payload: What was shipped.
-        task: What was announced.
+        task: What was announced, for the clients that are in this round's sum.
         inputs: Rows of the units of the addresses, shape (A, m).
         pilot: Their pilots, shape (A,).
         noise: Standard deviation of every entry.
@@ -69,8 +69,7 @@ def updated_by_rows(
     usual = (weight * scales).sum(dim=1, keepdim=True)
     ratio = energies / (usual * noise) ** 2
     energy_ratio = 0.5 * (inputs**2 * ratio / (1 + ratio) / noise**2 - ratio.log1p()).sum(dim=1)
-    rate = task.sampling.rate(task.batch_size) * (task.participation or 1.0)
-    present = torch.logit(book.presence(rate), eps=1e-6) + pilot_ratio + energy_ratio
+    present = torch.logit(book.presence(task.presence), eps=1e-6) + pilot_ratio + energy_ratio
     # Batches of a fixed size hold no more images than that.
     present = torch.sigmoid(present if task.sampling.method == "poisson" else _at_most(present, task.victims))
     # Kalman's update where the image is there, none where it is not, and their disagreement.
@@ -90,6 +89,11 @@ def updated_by_rows(
     remaining[columns] = remaining[columns] * (1 - chance * kept) + chance * (1 - chance) * innovation.square()
     remaining = remaining.maximum(EXACT * book.prior_variance).minimum(book.prior_variance.maximum(book.variance))
     looked = replace(
-        updated, mean=mean, variance=remaining, gain=book.gain.clone(), looks=book.looks + present, since=book.since + 1
+        updated,
+        mean=mean,
+        variance=remaining,
+        gain=book.gain.clone(),
+        rounds_seen=book.rounds_seen + present,
+        since=book.since + 1,
     )
     return looked, present

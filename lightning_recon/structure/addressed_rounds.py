@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.reconstruction import NO_MISMATCH, Looks
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, task_of_one_round, task_of_sums
+from lightning_recon.reconstruction import NO_MISMATCH, RoundsSeen
 from lightning_recon.structure.address_book import AddressBook
 from lightning_recon.structure.address_filter import NEGLIGIBLE, corrected_variance, updated_by_rows
 from lightning_recon.structure.base import Decoded
@@ -24,7 +24,7 @@ from lightning_recon.structure.water_filling import WaterFilling
 # At most this many coefficients, those of the largest variance, tell images apart.
 _TELLING = 256
 # The pilot of a known image is so many standard deviations of the noise, for this share of its power at most: late
-# looks, whose energy is spread over all coefficients, hardly show by that whether the image is there.
+# residuals, whose energy is spread over all coefficients, hardly show by that whether the image is there.
 _PILOT_DEVIATIONS, _MOST_PILOT = 3.0, 0.2
 
 
@@ -53,7 +53,7 @@ class AddressedRounds:
     def opening_payload(self, task: Task) -> ServerPayload:
         """The structure of the first round, for new images alone."""
         if self._opened is None or self._opened[0] != task:
-            payload = self.opening.payload(_one_round(task))
+            payload = self.opening.payload(task_of_one_round(task))
             if LayerSpec.of(payload).signs or not LayerSpec.of(payload).cancel:
                 raise UserError(
                     "batches change from round to round, for which Feedback needs updates of more than signs, and "
@@ -82,15 +82,16 @@ class AddressedRounds:
         new_gain[shipped["index"]] = shipped["gain"]
         strongest = torch.maximum(gain.amax(dim=0), new_gain) if len(book) else new_gain
         index = strongest.argsort(descending=True, stable=True)[: int((strongest > 0).sum())]
-        position = torch.full_like(index, -1, dtype=torch.int64).new_full((gain.shape[1],), -1)
+        position = torch.full((gain.shape[1],), -1)
         position[index] = torch.arange(len(index))
-        telling = self.statistics_variance(task)[shipped["index"]].topk(min(_TELLING, len(shipped["index"]))).indices
+        prior = self.opening.statistics(task).variance.flatten()
+        telling = prior[shipped["index"]].topk(min(_TELLING, len(shipped["index"]))).indices
         looked_at = shipped["index"][telling]
         gate = AddressGate.design(
             position[looked_at],
             book.mean[:, looked_at],
             variance[:, looked_at],
-            self.statistics_variance(task)[looked_at],
+            prior[looked_at],
         )
         count, units = len(book), len(shipped["lower"])
         pilot = torch.full((count,), math.sqrt(self._pilot(task)))
@@ -118,32 +119,29 @@ class AddressedRounds:
             },
         )
 
-    def statistics_variance(self, task: Task) -> Tensor:
-        """Public variance of every coefficient, shape (n,)."""
-        return self.opening.statistics(task).variance.flatten()
-
     def update_knowledge(
         self, payload: ServerPayload, task: Task, update: ClientUpdate, book: AddressBook
     ) -> AddressBook:
         """Update every address by the row of its unit, and add the new images that other units show."""
-        inputs, pilot, noise = released_rows(update, _one_round(task), payload)
+        seen = task_of_sums(task_of_one_round(task), [update.contributors])
+        inputs, pilot, noise = released_rows(update, seen, payload)
         inputs, pilot, count = inputs.cpu(), pilot.cpu(), len(book)
-        known, present = updated_by_rows(payload, task, inputs[:count], pilot[:count], noise, book)
-        seen, gain = (present > NEGLIGIBLE).nonzero()[:, 0], book.gain.clone()
-        gain[seen] = self._gains(task, corrected_variance(task, known)[seen])
+        known, present = updated_by_rows(payload, seen, inputs[:count], pilot[:count], noise, book)
+        there, gain = (present > NEGLIGIBLE).nonzero()[:, 0], book.gain.clone()
+        gain[there] = self._gains(task, corrected_variance(task, known)[there])
         known = replace(known, gain=gain)
         first = self.opening_payload(task)
         opened = _of_new_images(first, payload, update, count)
         # Known images are not looked for among the new ones.
-        missing = task.victims - round(float(present.sum()))
-        expected = max(1, math.ceil(missing / task.aggregated)) if task.granularity == "sample" else task.batch_size
-        announced = replace(_one_round(task), batch_size=min(expected, task.batch_size))
+        missing = seen.victims - round(float(present.sum()))
+        expected = max(1, math.ceil(missing / seen.aggregated)) if task.granularity == "sample" else task.batch_size
+        announced = replace(seen, batch_size=min(expected, task.batch_size))
         decoded = self.opening.decode(first, announced, opened)
         return self._with_new(known, first, task, opened, decoded)
 
     def conclude(self, task: Task, book: AddressBook, decoded: Decoded) -> Decoded:
         """The images that were seen most often, at most as many as the client holds."""
-        order = book.looks.argsort(descending=True, stable=True)[: task.local_images]
+        order = book.rounds_seen.argsort(descending=True, stable=True)[: task.local_images]
         best, statistics = book.chosen(order), self.opening.statistics(task)
         shape = (len(best), *task.image_shape)
         prior = best.prior_variance.view(shape)
@@ -160,8 +158,9 @@ class AddressedRounds:
             evident=len(best) > 0,
             mismatch=NO_MISMATCH,
             mean_image=None,
-            looks=tuple(
-                Looks(int(first), float(looks) + 1) for first, looks in zip(best.first, best.looks, strict=True)
+            seen=tuple(
+                RoundsSeen(int(first), float(seen) + 1)
+                for first, seen in zip(best.first, best.rounds_seen, strict=True)
             ),
         )
 
@@ -182,7 +181,7 @@ class AddressedRounds:
         posterior = decoded.refinement
         if not decoded.evident or not isinstance(posterior, Posterior) or not len(decoded.images):
             return book
-        inputs, pilot, _ = released_rows(update, _one_round(task), first)
+        inputs, pilot, _ = released_rows(update, task_of_one_round(task), first)
         shipped = first.tensors
         encoded = posterior.mean.flatten(1)[:, shipped["index"]] * shipped["gain"]
         level = float(shipped["constants"][0])
@@ -201,11 +200,7 @@ class AddressedRounds:
 
 def _noise(task: Task) -> float:
     """Standard deviation of the noise, divided by the norm of a known image's row."""
-    return design_noise(task, None) * math.sqrt(task.sharers) / budget_share(task, 1)
-
-
-def _one_round(task: Task) -> Task:
-    return replace(task, rounds=1)
+    return design_noise(task_of_one_round(task), None) * math.sqrt(task.sharers) / budget_share(task, 1)
 
 
 def _of_new_images(first: ServerPayload, payload: ServerPayload, update: ClientUpdate, count: int) -> ClientUpdate:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.exchange.task import MOST_NUMBERS
 from lightning_recon.priors.image_statistics import PublicStatistics
-from lightning_recon.reconstruction import NO_MISMATCH, Looks, Mismatch, ReceivedFile
+from lightning_recon.reconstruction import NO_MISMATCH, Mismatch, ReceivedFile, RoundsSeen
 from lightning_recon.structure.clipping_budget import BudgetShare
 from lightning_recon.structure.refinement import Refinement
 
@@ -35,7 +35,7 @@ class Decoded:
         mismatch: Where the update contradicts the announcement.
         mean_image: The public mean image under the hypothesis that the update shows to be true, shape (3, H, W); None
             where that is the announced one.
-        looks: For each image the rounds that it was seen in; None where all are in all rounds.
+        seen: For each image the rounds that it was seen in; None where all are in all rounds.
     """
 
     images: Tensor
@@ -47,7 +47,7 @@ class Decoded:
     share: BudgetShare | None = None
     mismatch: Mismatch = NO_MISMATCH
     mean_image: Tensor | None = None
-    looks: tuple[Looks, ...] | None = None
+    seen: tuple[RoundsSeen, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a shipped layer is not designed for what the announced mechanism does, and what that costs."""
+"""Where an attack is not designed for the announced mechanism, or for batches that change from round to round."""
 
 import math
 
@@ -19,13 +19,9 @@ def mechanism_mismatch(payload: ServerPayload | None, task: Task, feedback: bool
     """
     found = []
     if feedback and task.noise_bands > 1:
-        found.append(
-            TrainingMismatch(
-                "feedback is not designed for noise that is correlated over rounds, which are whitened and averaged "
-                "instead",
-                None,
-            )
-        )
+        instead = "takes it for independent" if task.batches_change else "averages whitened rounds instead"
+        reason = f"feedback is not designed for noise that is correlated over rounds, and {instead}"
+        found.append(TrainingMismatch(reason, None))
     room = sum_range(task)
     spec = None if payload is None else layer_spec(payload)
     if room is None or payload is None or spec is None:
@@ -36,3 +32,18 @@ def mechanism_mismatch(payload: ServerPayload | None, task: Task, feedback: bool
     elif len(payload.tensors["index"]) * room.power_limit(row) < 1:
         found.append(TrainingMismatch(f"the code exceeds what sums of integers can hold: {room.cause}", None))
     return found
+
+
+def sampling_mismatch(payload: ServerPayload | None, task: Task, feedback: bool) -> TrainingMismatch | None:
+    """The same for batches that change: only feedback follows each image over the rounds.
+
+    Args:
+        payload: What was shipped; None, or an empty one: nothing was added to the network.
+        task: What was announced.
+        feedback: Whether the structure sends feedback.
+    """
+    if feedback or task.rounds == 1 or not task.batches_change or payload is None or layer_spec(payload) is None:
+        return None
+    return TrainingMismatch(
+        "batches change from round to round, and the attack averages the rounds as if they did not", None
+    )

@@ -57,7 +57,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 if exact is not None:
                     victims[-1]["bit_exact"] = exact[index][draw]
                 if first_rounds is not None:
-                    victims[-1] |= {"first_round": first_rounds[index], "looks": 3.0}
+                    victims[-1] |= {"first_round": first_rounds[index], "rounds_seen": 3.0}
                 if identified is not None:
                     victims[-1]["identified"] = identified[index]
         privacy = privacy_record(

@@ -2,6 +2,7 @@
 """Reports of a whole training: how many images came back, when, and how well."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_images_are_counted_by_the_round_that_found_them(make_run: MakeRun) -> N
     assert "batches of 4 from 16 images, shuffled in every epoch; 8 rounds" in setting_name(outcome.setting)
     (one,) = extractions_of(points_of([outcome]))
     assert one.by_round == {0: 0.5, 1: 0.75, 3: 1.0}
-    assert (one.found, one.psnr_found, one.looks) == (1.0, pytest.approx(23.0), 3.0)
+    assert (one.found, one.psnr_found, one.rounds_seen) == (1.0, pytest.approx(23.0), 3.0)
     assert (one.round_of(0.5), one.round_of(0.9)) == (1, 4)
     # Two epochs: two releases of every image, for a server that sees who is in a batch.
     assert one.epsilon == outcome.epsilon(8, "add_remove")
@@ -56,6 +57,24 @@ def test_rounds_about_the_same_images_are_no_training(make_run: MakeRun) -> None
     assert outcome is not None
     assert extractions_of(points_of([outcome])) == []
     assert "8 rounds with the same images" in setting_name(outcome.setting)
+
+
+def test_a_setting_names_what_the_mechanism_does(make_run: MakeRun) -> None:
+    outcome = read_outcome(a_training(make_run))
+    assert outcome is not None
+    plain = outcome.setting
+    privacy = outcome.record["privacy"] | {"noise_bands": 4, "adaptive_clip": {"unclipped_num_std": 1.0}}
+    record = {
+        **outcome.record,
+        "privacy": privacy,
+        "quantization": {"words": "sums of integers"},
+        "client_dropout": 0.1,
+    }
+    other = replace(outcome, record=record).setting
+    assert other != plain
+    name = setting_name(replace(other, aggregated=2))
+    assert "noise correlated over 4 rounds, a clipping norm that adapts over the rounds; sums of integers" in name
+    assert "of which each drops out with probability 0.1" in name
 
 
 def test_the_report_has_a_table_and_a_figure(make_run: MakeRun, tmp_path: Path) -> None:

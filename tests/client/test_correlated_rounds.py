@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_the_noise_has_the_announced_covariance(
     np.testing.assert_allclose(measured, mixing @ mixing.T, atol=6 * math.sqrt(2 / noise.shape[1]))
     # The best linear estimate of what the rounds share has the variance that the task promises.
     task = noisy.task
-    assert Task.from_record(vars(task) | {"local": vars(task.local)}) == task
+    assert Task.from_record(asdict(task)) == task
     mean = sum(factor_in_mean(task, one, ROUNDS) * noise[one.round] for one in rounds) / ROUNDS
     assert float(mean.square().mean()) * 0.01 == pytest.approx(task.update_noise**2 / ROUNDS, rel=0.2)
 
@@ -53,11 +54,11 @@ def test_a_record_without_bands_means_independent_noise(
     task = client_of(networks["linear"], a_batch(0), 0.1).task
     task.save(tmp_path)
     assert Task.load(tmp_path) == task
-    record = vars(task) | {"local": vars(task.local)}
+    record = asdict(task)
     record.pop("noise_bands")
     assert Task.from_record(record).noise_bands == 1
     with pytest.raises(ValueError, match="noise_bands is 3, which noise of laplace cannot have"):
-        Task.from_record(vars(task) | {"local": vars(task.local), "mechanism": "laplace"})
+        Task.from_record(asdict(task) | {"mechanism": "laplace"})
 
 
 def test_local_steps_of_dp_sgd_are_refused(networks: dict[str, str], a_batch: Batches) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_recon.client import Privacy, VictimClient
+from lightning_recon.client.clipping_norms import ClippingNorms
+from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.quantize import modular_sum, quantized
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
@@ -125,6 +127,35 @@ def test_adaptive_clips_follow_the_norms(a_group: Make, a_payload: Payloads, tmp
     )
     with pytest.raises(UserError, match="round 2 was asked for before round 0"):
         client.share(a_payload(), 0, 1, 2)
+
+
+def test_a_random_number_of_gradients_does_not_show_in_the_clip() -> None:
+    adaptive = AdaptiveClip(clipbound_learning_rate=1.0, unclipped_num_std=1e-9)
+    clips = ClippingNorms(adaptive, 2.0, 1e-9, NoiseSource(0))
+    assert clips.of(0, 0, 0) == 2.0
+    clips.follow(0, 0, 0, [], expected=4)  # an empty Poisson sample
+    assert clips.of(0, 0, 1) == pytest.approx(2.0)
+    clips.follow(0, 0, 1, [1.0, 1.0, 1.0, 5.0], expected=4)
+    assert clips.of(0, 0, 2) == pytest.approx(2.0 * math.exp(0.5 - 3 / 4))
+    # One gradient more moves the logarithm by half of what is announced of one, not by a share of their number.
+    for draw, norms in ((1, [1.0]), (2, [1.0, 1.0])):
+        assert clips.of(0, draw, 0) == 2.0
+        clips.follow(0, draw, 0, norms, expected=4)
+    assert math.log(clips.of(0, 1, 1) / clips.of(0, 2, 1)) == pytest.approx(0.5 / 4)
+
+
+def test_clients_under_more_noise_have_clips_of_their_own(a_group: Make, a_payload: Payloads) -> None:
+    client = a_group(Privacy(2.0, 1e-3, rounds=2, adaptive_clip=AdaptiveClip()))
+    client.share(a_payload(), 0, 0, 0)
+    with pytest.raises(UserError, match="round 1 was asked for before round 0"):
+        client.under_noise(0.1).share(a_payload(), 0, 0, 1)
+    assert client.share(a_payload(), 0, 0, 1).max_grad_norm != 2.0
+
+
+def test_dropouts_make_batches_change(a_group: Make) -> None:
+    task = a_group(Privacy(2.0, 0.1), client_dropout=0.25).task
+    assert (task.client_dropout, task.batches_change, task.presence) == (0.25, True, 0.75)
+    assert not a_group(Privacy(2.0, 0.1)).task.batches_change
 
 
 def test_records_hold_what_is_announced(a_group: Make, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from lightning_recon.reconstruction import ReceivedFile, Reconstruction
 
 KEYS = {
     "": "schema_version attack config versions seed privacy oracles public_statistics subject_fraction batchnorm "
-    "participation local_training compression quantization mismatch alarms payload_alarms baselines bounds victims "
-    "summary detached_logits skipped_pictures",
+    "participation client_dropout local_training compression quantization mismatch alarms payload_alarms baselines "
+    "bounds victims summary detached_logits skipped_pictures",
     "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds releases_per_round batch_size "
     "delta adjacency "
     "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "
@@ -28,7 +28,7 @@ KEYS = {
     "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent noise_law_psnr_p95 "
     "unbiased_psnr gaussian_reference_psnr gaussian_reference_low gaussian_reference_high",
     "victims": "client index draw detected collision false_detection psnr bit_exact ssim psnr_initial "
-    "psnr_photograph codec code_rate bits_sent capacity_bits identified first_round looks image",
+    "psnr_photograph codec code_rate bits_sent capacity_bits identified first_round rounds_seen image",
     "summary": "clients draws victims detected collided false_detections psnr_mean psnr_mean_low "
     "psnr_mean_high psnr_worst lost_share identification gallery_size identification_chance identification_bound "
     "recognition_top1 recognition_top5 recognition_top1_mean_image recognition_top5_mean_image lpips_mean "

@@ -62,6 +62,8 @@ def test_a_number_that_leaves_nothing_for_the_update_is_refused() -> None:
         Privacy(None, adaptive_clip=AdaptiveClip())
     with pytest.raises(UserError, match="accounted for Gaussian noise"):
         Privacy(1.0, 0.1, mechanism="laplace", adaptive_clip=AdaptiveClip())
+    with pytest.raises(UserError, match="per_layer bounds that of each tensor"):
+        Privacy(1.0, 0.1, per_layer=True, adaptive_clip=AdaptiveClip())
     with pytest.raises(UserError, match="min_clipbound is 2, which must be below max_clipbound, 1"):
         AdaptiveClip(min_clipbound=2.0, max_clipbound=1.0)
 

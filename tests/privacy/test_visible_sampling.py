@@ -7,6 +7,7 @@ from scipy.stats import norm
 
 from lightning_recon.evaluation.results import privacy_record
 from lightning_recon.exchange import BatchSampling, Sampling
+from lightning_recon.privacy.correlated_noise import sensitivity
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 from lightning_recon.privacy.subsampled_accounting import training_epsilon
 from lightning_recon.privacy.visible_sampling import visible_sampling_epsilon
@@ -43,6 +44,8 @@ def test_delta_is_that_of_simulated_privacy_losses() -> None:
 def test_without_sampling_and_without_noise() -> None:
     assert visible_sampling_epsilon(0.7, 1.0, 9, DELTA, "add_remove") == exact(0.7, 9)
     assert visible_sampling_epsilon(0.0, 0.5, 9, DELTA, "add_remove") is None
+    nearly = visible_sampling_epsilon(2e-4, 1 - 1e-5, 1, DELTA, "add_remove")
+    assert nearly == pytest.approx(exact(2e-4, 1), rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["shuffle", "poisson", "fixed_size"])
@@ -60,10 +63,27 @@ def test_the_record_states_both(method: Sampling) -> None:
     )
     sampling, accounted = record["sampling"], record["epsilon_accounted"]
     assert isinstance(sampling, dict)
-    assert sampling["most_looks"] == (5 if method == "shuffle" else 50)
+    assert sampling["most_rounds"] == (5 if method == "shuffle" else 50)
     expected = exact(1.0, 5) if method == "shuffle" else visible_sampling_epsilon(1.0, 0.1, 50, DELTA, "add_remove")
     assert accounted == expected
     assert sampling["epsilon_if_hidden"] < expected
+
+
+def test_correlated_noise_and_local_steps_claim_no_amplification() -> None:
+    def record(bands: int, releases: int) -> dict[str, object]:
+        return privacy_record(
+            granularity="sample", per_layer=False, max_grad_norm=1.0, noise_multiplier=1.0, rounds=50, batch_size=10,
+            delta=DELTA, adjacency="add_remove", sampling=BatchSampling("poisson", 100), noise_bands=bands,
+            releases_per_round=releases,
+        )  # fmt: skip
+
+    correlated, local = record(4, 1), record(1, 3)
+    assert correlated["mu"] == pytest.approx(sensitivity(4, 50))
+    assert correlated["epsilon_accounted"] == gaussian_epsilon(sensitivity(4, 50), DELTA)
+    for found, hidden in ((correlated, None), (local, exact(1.0, 150))):
+        sampling = found["sampling"]
+        assert isinstance(sampling, dict)
+        assert sampling["epsilon_if_hidden"] == hidden
 
 
 def test_a_client_that_is_clipped_as_a_whole_is_in_every_round() -> None:
@@ -78,5 +98,7 @@ def test_a_client_that_is_clipped_as_a_whole_is_in_every_round() -> None:
         adjacency="add_remove",
         sampling=BatchSampling("shuffle", 100),
     )
-    assert record["sampling"] is None
     assert record["epsilon_accounted"] == exact(1.0, 50)
+    sampling = record["sampling"]
+    assert isinstance(sampling, dict)
+    assert (sampling["method"], sampling["images"], sampling["epsilon_if_hidden"]) == ("shuffle", 100, None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feedback where batches change from round to round: images are recognised, and each has one estimate."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning_recon.data.sources import DataProtocol
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.assignment import match
 from lightning_recon.evaluation.metrics import psnr_per_image
-from lightning_recon.exchange import RecordedClient, Sampling
+from lightning_recon.exchange import RecordedClient, Sampling, task_of_one_round
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import Feedback, InferenceStructure, WaterFilling
 from lightning_recon.structure.base import Decoded, Structure
@@ -90,6 +91,21 @@ def test_absence_leaves_feedback_above_averaging(photographs: Photographs) -> No
     client.bind([batch_of(image[None]) for image in images])
     averaged, fed_back = attack(client, WaterFilling()), attack(client, Feedback())
     assert float(scores(fed_back, images[:1])) > float(scores(averaged, images[:1])) + 3
+
+
+def test_clients_that_drop_out_of_sums_are_found(photographs: Photographs) -> None:
+    images = photographs(16)[:4]
+    privacy = Privacy(max_grad_norm=1.0, noise_multiplier=0.02, rounds=10, granularity="sample")
+    client = VictimClient("convnet", num_classes=10, privacy=privacy, noise_seed=0, aggregated=4, client_dropout=0.4)
+    client.bind([batch_of(image[None]) for image in images])
+    assert float(scores(attack(client, Feedback()), images).mean()) > 22
+
+
+def test_a_round_by_itself_has_the_noise_of_a_late_round(photographs: Photographs) -> None:
+    task = sampling_client(photographs(16)[:4], 2, 8, 0.1).task
+    assert task_of_one_round(task) == replace(task, rounds=1)
+    late = task_of_one_round(replace(task, noise_bands=3))
+    assert late.update_noise == pytest.approx(0.1 * math.hypot(1, 1 / 2, 1 / 8))
 
 
 def test_a_recording_repeats_the_same_images(photographs: Photographs, tmp_path: Path) -> None:

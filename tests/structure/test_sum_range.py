@@ -14,7 +14,7 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.exchange import Quantization, Task
 from lightning_recon.structure import WaterFilling
-from lightning_recon.structure.modelled_mechanism import mechanism_mismatch
+from lightning_recon.structure.modelled_mechanism import mechanism_mismatch, sampling_mismatch
 from lightning_recon.structure.sum_range import limited, sum_range
 
 EIGHT_BITS = Quantization(clipping_range=0.13, quantization_range=256, modulus_range=256)
@@ -70,5 +70,13 @@ def test_what_cannot_be_held_is_said(photographs: Callable[[int], Tensor]) -> No
     tight = replace(task, quantization=replace(EIGHT_BITS, clipping_range=0.05))
     assert "the code exceeds" in mechanism_mismatch(payload, tight)[0].reason
     correlated = replace(task, quantization=None, noise_bands=2)
-    assert "feedback is not designed" in mechanism_mismatch(payload, correlated, feedback=True)[0].reason
+    assert "averages whitened rounds" in mechanism_mismatch(payload, correlated, feedback=True)[0].reason
+    changing = replace(correlated, client_dropout=0.5, rounds=4)
+    assert "takes it for independent" in mechanism_mismatch(payload, changing, feedback=True)[0].reason
     assert mechanism_mismatch(payload, correlated) == []
+    found = sampling_mismatch(payload, changing, feedback=False)
+    assert found is not None
+    assert "averages the rounds as if they did not" in found.reason
+    assert sampling_mismatch(payload, changing, feedback=True) is None
+    assert sampling_mismatch(payload, replace(changing, rounds=1), feedback=False) is None
+    assert sampling_mismatch(None, changing, feedback=False) is None

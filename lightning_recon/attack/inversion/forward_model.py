@@ -167,7 +167,7 @@ def check_modelled(task: Task) -> None:
     elif local.shuffle and local.epochs > 1:
         lacking, instead = "mini-batches that are shuffled in every epoch", "set shuffle to false"
     elif task.sampling.method != "all":
-        lacking = "batches that are drawn anew in every round"
+        lacking, instead = "batches that are drawn anew in every round", "set sampling to all"
     elif task.compression is not None and task.compression.method not in ("float16", "bfloat16", "int8", "qsgd"):
         lacking = f"updates compressed by {task.compression.method}"
         instead = "leave the compression out"
