@@ -54,7 +54,10 @@ class Risk:
         assert self.at is not None
         if self.measure == "tpr":
             return mechanism.true_positive_rate(self.at, noise_multiplier, rounds, adjacency)
-        return mechanism.reconstruction_robustness(self.at, noise_multiplier, rounds)
+        # An attack that reconstructs the record, and succeeds by a guess with this probability, is one on membership.
+        bound = mechanism.true_positive_rate(self.at, noise_multiplier, rounds, "add_remove")
+        known = mechanism.reconstruction_robustness(self.at, noise_multiplier, rounds)
+        return bound if known is None else min(bound, known)
 
 
 RISKS = (

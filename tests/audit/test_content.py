@@ -113,6 +113,8 @@ def test_amplification_of_laplace_noise_is_accounted(make_run: MakeRun, tmp_path
     assert row["epsilon_sampled"] == pytest.approx(math.log1p(0.01 * math.expm1(1.0)))
     assert row["epsilon"] == pytest.approx(1.0, abs=1e-4)
     assert row["gamma_sampled"] is None
+    assert row["tpr"] == pytest.approx([0.01 * math.e, 0.001 * math.e])
+    assert row["advantage"] == pytest.approx(1 - math.exp(-0.5), abs=0.02)
 
 
 def test_settings_of_different_sources_are_distinguished(make_run: MakeRun, tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_noise_for_a_risk_under_laplace_noise() -> None:
         noise_multiplier_for_risks([(Risk("mu"), 1.0)], Laplace(), 1, DELTA, "add_remove")
 
 
+def test_reconstruction_is_bounded_by_membership_where_no_better_bound_is_known() -> None:
+    risk = Risk("reconstruction", 0.1)
+    assert risk.of(Skellam(), 5.0, 2, DELTA, "replace_one") == Skellam().true_positive_rate(0.1, 5.0, 2, "add_remove")
+    pure = Laplace().reconstruction_robustness(0.1, 5.0, 20)
+    assert pure == 1.0
+    assert (risk.of(Laplace(), 5.0, 20, DELTA, "add_remove") or 1.0) < 0.5
+    exact = rero_gamma(0.1, 1 / 5)
+    assert risk.of(Gaussian(), 5.0, 1, DELTA, "replace_one") == exact
+
+
 def test_every_stated_risk_is_known_of_gaussian_noise() -> None:
     assert all(risk.of(Gaussian(), 1.0, 1, DELTA, "add_remove") is not None for risk in RISKS)
 
