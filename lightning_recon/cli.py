@@ -113,6 +113,10 @@ def run(given: list[str], typed: Sequence[str]) -> None:
 
         if not verify_command(rest):
             sys.exit(1)
+    elif command == "recommend":
+        from lightning_recon.command_line.recommend import recommend
+
+        recommend(rest)
     elif command == "completion":
         from lightning_recon.command_line.completion import script
 

@@ -30,7 +30,7 @@ TABLES = [
     path
     for path in sorted((ROOT / "results").glob("*.csv"))
     if path.stem
-    not in ("budget", "detector", "encoding_cost", "identification_distance", "rero", "peer_quality", "speed")
+    not in ("budget", "detector", "encoding_cost", "identification_distance", "rero", "peer_quality", "speed", "verify")
 ]  # without draws
 # Noise draws of slow cells: honest servers' attacks on ten clients with noise of their own each; local training.
 FEWER_DRAWS = {"honest": 1, "clients": 3, "clients_before": 3, "compression": 3}

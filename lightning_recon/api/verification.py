@@ -87,7 +87,7 @@ def verify(
     network = copied(network).cpu()
     classes = count_classes(network, image_shape, torch.device("cpu"))
     rows = claims.batch_size if claims.privacy.granularity == "sample" else _ROWS
-    canaries = Canaries(min(rows, math.prod(image_shape)), classes, tuple(image_shape))
+    canaries = Canaries(min(rows, math.prod(image_shape) - 1), classes, tuple(image_shape))
     probes = Probes(network, canaries, claims, releases, seed)
     first, second, restarted, why = _clients(client, client_arguments or {}, second_client, restart, probes)
     found = collect(first, second, restarted, probes)

@@ -10,6 +10,7 @@ from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.laplace import Laplace
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.reconstruction_robustness import sampled_rero_gamma
+from lightning_recon.privacy.risk import FALSE_POSITIVE_RATES
 
 KAPPA = 0.1
 _MECHANISMS: dict[str, Mechanism] = {one.name: one for one in (Gaussian(), Laplace())}
@@ -29,6 +30,8 @@ class Theory:
         gaussian_reference: PSNR in dB that the best code reaches on a Gaussian source.
         gaussian_reference_low: Lower end of its interval.
         gaussian_reference_high: Upper end.
+        advantage: Membership advantage, true- minus false-positive rate, that no attack exceeds.
+        tpr: True-positive rate that no attack on membership exceeds at each of `FALSE_POSITIVE_RATES`.
         gamma: Bound on the success of an attack whose prior success is 0.1.
         gamma_sampled: The same under Poisson sampling; upper end of the interval of its Monte Carlo estimate.
         epsilon: Accounted epsilon of all rounds.
@@ -43,6 +46,8 @@ class Theory:
     gaussian_reference: float | None
     gaussian_reference_low: float | None
     gaussian_reference_high: float | None
+    advantage: float | None
+    tpr: tuple[float | None, ...]
     gamma: float | None
     gamma_sampled: float | None
     epsilon: float | None
@@ -78,6 +83,8 @@ def _theory(one: Protection, rate: float | None) -> Theory:
         gaussian_reference=reference,
         gaussian_reference_low=low,
         gaussian_reference_high=high,
+        advantage=privacy.get("membership_advantage"),
+        tpr=tuple(privacy.get("membership_tpr", {}).get(str(rate)) for rate in FALSE_POSITIVE_RATES),
         gamma=privacy["rero_gamma"][str(KAPPA)],
         # Robustness under sampling is estimated for Gaussian noise alone.
         gamma_sampled=(

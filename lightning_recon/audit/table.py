@@ -16,6 +16,7 @@ from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.files.renamed_fields import fields_with_both_names
 from lightning_recon.printable import printable
 from lightning_recon.privacy.mechanism import ADJACENCIES
+from lightning_recon.privacy.risk import FALSE_POSITIVE_RATES
 
 Value = str | float | None
 HPARAMS = "hparams"
@@ -34,6 +35,7 @@ _BOUNDS = (
 _PRIVACY = (
     *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size", "rounds"),
     *("aggregated", "noise_share", "delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "mu"),
+    "membership_advantage",
 )
 
 
@@ -61,6 +63,8 @@ def row_of(outcome: Outcome) -> dict[str, Value]:
     row |= {name: privacy.get(name) for name in _PRIVACY}
     row |= {f"epsilon_{adjacency}": value for adjacency, value in together.items()}
     row |= {f"epsilon_{adjacency}_one_round": value for adjacency, value in single.items()}
+    membership = privacy.get("membership_tpr") or dict.fromkeys(map(str, FALSE_POSITIVE_RATES))
+    row |= {f"membership_tpr_{rate}": value for rate, value in membership.items()}
     row |= {f"rero_gamma_{kappa}": value for kappa, value in privacy["rero_gamma"].items()}
     row |= {name: bounds.get(name) for name in _BOUNDS}
     row |= {name: baselines.get(name) for name in ("black_psnr", "mean_image_psnr")}

@@ -183,6 +183,29 @@ Examples
   recon verify --config verify.yaml --verify.client my_client:train_step --verify.claims.batch_size 64
 """,
     ),
+    "recommend": Command(
+        "recon recommend --risk LIMIT... [--OPTION VALUE]...",
+        "state the noise that keeps a risk below a limit, or the risks under a given noise",
+        """
+A LIMIT is a measure and what it may be at most, over all rounds together, whatever the attack:
+  advantage=0.1            membership advantage: true- minus false-positive rate of guessing who is in the data
+  tpr@0.01=0.05            true-positive rate of such guesses at a false-positive rate of 1 %
+  reconstruction@0.1=0.2   probability of reconstructing what a blind guess gets right with probability 0.1
+  epsilon=8, mu=1          parameters of differential privacy
+
+  --noise_multiplier Z     state the risks under this noise instead
+  --rounds N               releases of the same data
+  --max_grad_norm C        clipping norm, to state the standard deviation of the noise
+  --mechanism NAME         gaussian, laplace, skellam, discrete_gaussian, or a class path
+  --delta D                delta of the stated epsilon
+  --adjacency A            add_remove: a record is missing from neighbouring data; replace_one: another is in its place
+
+Examples
+  recon recommend --risk tpr@0.01=0.05 --rounds 20 --max_grad_norm 1
+  recon recommend --risk advantage=0.1 tpr@0.001=0.01
+  recon recommend --noise_multiplier 0.6
+""",
+    ),
     "configs": Command(
         "recon configs [NAME]",
         "list the configs that ship with the program, or print one",

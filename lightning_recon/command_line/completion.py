@@ -11,6 +11,7 @@ from lightning_recon.audit.config import ReportOptions
 from lightning_recon.command_line.commands import COMMANDS, RUNS
 from lightning_recon.command_line.lightning_cli import roots
 from lightning_recon.command_line.options import choices_of, group_of, nearby, options_of
+from lightning_recon.command_line.recommend import recommend_options
 from lightning_recon.command_line.shipped_configs import shipped
 from lightning_recon.data import CapturedPictures, ClientDataModule
 from lightning_recon.errors import UserError
@@ -68,6 +69,8 @@ def _parser(file: Mapping[str, Any], folder: Mapping[str, Any]) -> argparse.Argu
         if name in ("replay", "report"):
             one.add_argument("run").complete = folder  # type: ignore[attr-defined]
             options |= {"output": str} | (options_of(ReportOptions) if name == "report" else {})
+        if name == "recommend":
+            options |= recommend_options()
         if name in RUNS:
             options |= roots()
         if name == "verify":

@@ -23,6 +23,7 @@ from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
 from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency, Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
+from lightning_recon.privacy.risk import FALSE_POSITIVE_RATES
 from lightning_recon.privacy.visible_sampling import visible_sampling_epsilon
 
 _KAPPAS = (0.1,)
@@ -71,11 +72,12 @@ def privacy_record(
         adaptive_clip: See `Task.adaptive_clip`; the noise multiplier is that of update and number together.
 
     Returns:
-        The `privacy` section. The robustness bound compares releases with and without one record, whatever
-        `adjacency` epsilon is stated for. Accounted epsilon, mu and the robustness bound follow from the noise
-        multiplier: with local noise they are each client's own guarantee, which does not depend on the aggregation;
-        with distributed noise that of the sum, which needs every client's share. `epsilon_of_one_client` is that of
-        one client's update if the server sees it by itself, `epsilon_of_sum` that of the aggregated sum.
+        The `privacy` section. Risks of membership are those of `adjacency`; the robustness bound compares releases with
+        and without one record, whatever `adjacency` epsilon is stated for. Accounted epsilon, mu, risks and robustness
+        bound follow from the noise multiplier: with local noise they are each client's own guarantee, which does not
+        depend on the aggregation; with distributed noise that of the sum, which needs every client's share.
+        `epsilon_of_one_client` is that of one client's update if the server sees it by itself, `epsilon_of_sum` that of
+        the aggregated sum.
     """
     z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
     noise = mechanism_named(mechanism)
@@ -112,6 +114,10 @@ def privacy_record(
         "epsilon_of_sum": epsilon(of_sum) if summable else None,
         "accountant": noise.accountant,
         "mu": noise.mu(z, releases, adjacency),
+        "membership_advantage": noise.membership_advantage(z, releases, adjacency),
+        "membership_tpr": {
+            str(rate): noise.true_positive_rate(rate, z, releases, adjacency) for rate in FALSE_POSITIVE_RATES
+        },
         "rero_gamma": {str(kappa): noise.reconstruction_robustness(kappa, z, releases) for kappa in _KAPPAS},
         "sampling": _sampling_record(sampling, batch_size, rounds, z, noise, (delta, adjacency), accounted[adjacency]),
     }

@@ -67,6 +67,8 @@ class PrivacyRecord(TypedDict):
     noise_share: NotRequired[Literal["local", "distributed", "full", "shared"]]  # the last two: earlier versions
     mu: NotRequired[NotNegative | None]
     reproducible_noise: NotRequired[bool | None]  # earlier versions: all noise was, of simulated clients
+    membership_advantage: NotRequired[Probability]  # earlier versions state neither
+    membership_tpr: NotRequired[dict[Name, Probability]]
     rero_gamma: dict[Name, Probability | None]
     sampling: NotRequired[SamplingRecord | None]
 

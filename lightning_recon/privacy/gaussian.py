@@ -12,6 +12,7 @@ from lightning_recon.privacy.clipping import NormOrder
 from lightning_recon.privacy.gaussian_accounting import ACCOUNTANT, gaussian_epsilon, mu_of, noise_multiplier_for
 from lightning_recon.privacy.mechanism import Adjacency, Mechanism
 from lightning_recon.privacy.reconstruction_robustness import rero_gamma
+from lightning_recon.privacy.risk import gaussian_advantage, gaussian_true_positive_rate
 from lightning_recon.privacy.subsampled_accounting import training_epsilon
 
 
@@ -74,3 +75,13 @@ class Gaussian(Mechanism):
     def reconstruction_robustness(self, kappa: float, noise_multiplier: float, rounds: int) -> float | None:
         """See `rero_gamma`, for releases with and without the record."""
         return rero_gamma(kappa, mu_of(noise_multiplier, rounds, "add_remove"))
+
+    def membership_advantage(self, noise_multiplier: float, rounds: int, adjacency: Adjacency) -> float:
+        """Exact, see `gaussian_advantage`."""
+        return gaussian_advantage(mu_of(noise_multiplier, rounds, adjacency))
+
+    def true_positive_rate(
+        self, false_positive_rate: float, noise_multiplier: float, rounds: int, adjacency: Adjacency
+    ) -> float:
+        """Exact, see `gaussian_true_positive_rate`."""
+        return gaussian_true_positive_rate(false_positive_rate, mu_of(noise_multiplier, rounds, adjacency))

@@ -7,6 +7,7 @@ the generator that the noise is drawn with belongs to `client.noise` alone.
 """
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -15,9 +16,13 @@ from torch import Tensor
 
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.clipping import NormOrder
+from lightning_recon.privacy.risk import Guarantee, advantage, true_positive_rate
 
 Adjacency = Literal["add_remove", "replace_one"]
 ADJACENCIES: tuple[Adjacency, ...] = get_args(Adjacency)
+
+# At these deltas a guarantee says most about how well membership can be guessed.
+_DELTAS = (1e-9, 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
 class Mechanism(ABC):
@@ -120,3 +125,35 @@ class Mechanism(ABC):
             gamma, in [kappa, 1]; None where no bound is known, and without noise.
         """
         return None
+
+    def membership_advantage(self, noise_multiplier: float, rounds: int, adjacency: Adjacency) -> float:
+        """True- minus false-positive rate that no attack on membership exceeds, in [0, 1]; 1 without noise.
+
+        Args:
+            noise_multiplier: z.
+            rounds: releases of the same data.
+            adjacency: what an absent record means: it is missing, or another is in its place.
+
+        Without a better bound, what epsilon at several deltas allows.
+        """
+        return advantage(_guarantees(self, noise_multiplier, rounds, adjacency))
+
+    def true_positive_rate(
+        self, false_positive_rate: float, noise_multiplier: float, rounds: int, adjacency: Adjacency
+    ) -> float:
+        """True-positive rate that no attack on membership exceeds at a false-positive rate in (0, 1); 1 without noise.
+
+        Args:
+            false_positive_rate: share of absent records that the attack calls present.
+            noise_multiplier: z.
+            rounds: releases of the same data.
+            adjacency: see `membership_advantage`.
+        """
+        return true_positive_rate(false_positive_rate, _guarantees(self, noise_multiplier, rounds, adjacency))
+
+
+@lru_cache(maxsize=16)
+def _guarantees(mechanism: Mechanism, noise_multiplier: float, rounds: int, adjacency: Adjacency) -> list[Guarantee]:
+    # Kept, because each may take a numerical composition, and several risks follow from the same.
+    found = ((mechanism.epsilon(noise_multiplier, rounds, delta, adjacency), delta) for delta in _DELTAS)
+    return [(epsilon, delta) for epsilon, delta in found if epsilon is not None]

@@ -4,16 +4,13 @@
 import math
 from collections.abc import Iterator
 
+import torch
+
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.verification.check import TOLERANCE, TOO_FEW, Check, mean_p_value, not_run
 from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.clipping_checks import displacement
-from lightning_recon.verification.empirical_epsilon.clopper_pearson import (
-    clopper_pearson_epsilon,
-    clopper_pearson_p_value,
-)
-from lightning_recon.verification.empirical_epsilon.gaussian_dp import gaussian_dp_epsilon, gaussian_dp_p_value
-from lightning_recon.verification.empirical_epsilon.one_run import one_run_epsilon, one_run_p_value
+from lightning_recon.verification.empirical_epsilon.lower_bounds import ASSUMPTIONS, Method, lower_bounds
 from lightning_recon.verification.empirical_epsilon.scores import FEWEST, CanaryScores
 from lightning_recon.verification.probes import Canaries
 from lightning_recon.verification.releases import Releases
@@ -64,37 +61,29 @@ def measured_check(releases: Releases, claims: Claims, canaries: Canaries) -> Ch
 
 
 def empirical_checks(releases: Releases, claims: Claims) -> Iterator[Check]:
-    """Lower bounds at 95 % on epsilon of one round under add/remove, each against the claim of one round."""
-    names = {
-        "Clopper-Pearson": "independent scores",
-        "one run": "fair coins",
-        "Gaussian DP": "Gaussian noise",
-    }
-    near, loud = releases.canaries["near"], releases.canaries["loud"]
-    included, excluded = (
-        [*one.tolist(), *other.tolist()]
-        for one, other in zip((near.inside, near.outside), (loud.inside, loud.outside), strict=True)
-    )
+    """Lower bounds on epsilon of one round under add/remove, which hold together at 95 %, each against the claim."""
+    methods: list[Method] = [method for method in ASSUMPTIONS if method != "gaussian_dp" or _is_gaussian(claims)]
+    probes = [releases.canaries[name] for name in ("near", "loud")]
+    inside, outside = (torch.cat([getattr(one, kind) for one in probes]).numpy() for kind in ("inside", "outside"))
     delta = claims.privacy.delta
     claimed = claims.mechanism.epsilon(claims.own_noise_multiplier, 1, delta, "add_remove")
-    if claims.epsilon is not None and claims.own_noise_multiplier == claims.privacy.noise_multiplier:
-        claimed = min(claims.epsilon, math.inf if claimed is None else claimed)
-    why = "too few canaries" if min(len(included), len(excluded)) < FEWEST else ""
-    for name, assumed in names.items():
-        line, said = f"epsilon empirical, {name}", f"at most {_written(claimed)} a round"
-        skipped = why or ("the noise is not claimed to be Gaussian" if name == "Gaussian DP" else "")
-        if claimed is None or why or (name == "Gaussian DP" and not isinstance(claims.mechanism, Gaussian)):
-            yield not_run(line, said, skipped)
-            continue
-        scores = CanaryScores(included, excluded)  # type: ignore[arg-type]
-        if name == "Clopper-Pearson":
-            bound, p_value = clopper_pearson_epsilon(scores, delta), clopper_pearson_p_value(scores, claimed, delta)
-        elif name == "one run":
-            bound, p_value = one_run_epsilon(scores, delta), one_run_p_value(scores, claimed, delta)
-        else:
-            bound, p_value = gaussian_dp_epsilon(scores, delta), gaussian_dp_p_value(scores, claimed, delta)
-        cause = f"canaries prove more than the claim; assumed: {assumed}"
-        yield Check(line, said, f"at least {_written(bound)} (95 %, {assumed})", p_value, cause)
+    if claims.epsilon is not None and claimed is not None and claims.noise_share == "local":
+        claimed = min(claims.epsilon, claimed)
+    said = f"at most {_written(claimed)} a round"
+    few = min(len(inside), len(outside)) < FEWEST
+    found = [] if few else lower_bounds(CanaryScores(inside, outside), delta, claimed, methods=methods)
+    for method in ASSUMPTIONS:
+        if few or method not in methods:
+            why = TOO_FEW if few else "the noise is not claimed to be Gaussian"
+            yield not_run(f"epsilon empirical {method}", said, why)
+    for bound in found:
+        measured = f"at least {_written(bound.epsilon)} (95 %), if {bound.assumptions}"
+        cause = f"canaries prove more than the claim, if {bound.assumptions}"
+        yield Check(f"epsilon empirical {bound.method}", said, measured, bound.p_value, cause)
+
+
+def _is_gaussian(claims: Claims) -> bool:
+    return isinstance(claims.mechanism, Gaussian)
 
 
 def _written(epsilon: float | None) -> str:

@@ -54,7 +54,7 @@ class FlowerApp:
             result = recorddict_to_fitres(reply.content, keep_input=False)
             arrays = map(torch.as_tensor, parameters_to_ndarrays(result.parameters))
             found = dict(zip(state, arrays, strict=True))
-            sent: dict[str, Any] = result.metrics | {"num-examples": result.num_examples}
+            sent: dict[str, Any] = dict(result.metrics) | {"num-examples": result.num_examples}
         else:
             records = list(reply.content.array_records.values())
             found = {name: tensor for record in records for name, tensor in record.to_torch_state_dict().items()}

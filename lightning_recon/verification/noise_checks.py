@@ -23,6 +23,7 @@ from lightning_recon.verification.releases import Releases
 MOST = 100_000  # numbers of a tensor whose distribution is tested: more would find the rounding of float32
 FEW = 50  # fewer numbers show nothing of a distribution
 TAIL = 3.0  # standard deviations beyond which numbers are counted
+_NOTHING = 1e-3  # of the claimed standard deviation, which is as good as none
 _SAME = 1e-3  # relative spread of norms that are all the same
 _PRECISE = 0.1  # relative standard error up to which a standard deviation decides
 
@@ -41,7 +42,7 @@ def std_checks(releases: Releases, claims: Claims) -> Iterator[Check]:
         measured, count = root_mean_square(rows), rows.numel()
         error = ((2 + kurtosis) / (4 * count)) ** 0.5
         ratio = measured / claims.noise_std
-        cause = "no noise at all" if measured == 0 else clipped or likely_cause(ratio, claims, "the noise")
+        cause = "no noise at all" if ratio < _NOTHING else clipped or likely_cause(ratio, claims, "the noise")
         yield Check(
             f"noise_std {name}",
             f"{claims.noise_std:.4g}",

@@ -18,6 +18,7 @@ from lightning_recon.verification.probes import BLANK, LAYERS, Canaries, ProbeMo
 LOUD = 1000.0  # of a loud canary's norm to that of a near one
 NEAR = 2.0  # norm of a canary's gradient in clipping norms, just beyond the clip
 QUIET = 0.5  # the same, below the clip
+WHISPER = 1e-6  # norm of the gradient that is in every release, in standard deviations of the noise
 KEPT = 1 << 18  # numbers of a tensor that are kept of every release: its first half and its last
 _WRAPPERS = ("_module.", "module.")  # prefixes that wrappers add to parameter names
 
@@ -135,11 +136,7 @@ class Probes:
             numbers: which, see `Canaries.batch`.
             layers: into how many of the server's layers they send their gradients.
         """
-        claims = self.claims
-        wanted = norm * claims.max_grad_norm / layers**0.5
-        if claims.released == "state_dict" and claims.privacy.granularity == "update":
-            wanted /= claims.learning_rate
-        gain = self.canaries.gain(wanted)
+        gain = self.canaries.gain(norm * self.claims.max_grad_norm / layers**0.5 / self._rate)
         return self._model([gain] * layers + [0.0] * (LAYERS - layers)), self.canaries.batch(numbers)
 
     def chosen(self, number: int) -> tuple[Tensor, Tensor]:
@@ -163,9 +160,16 @@ class Probes:
         numbers[:count] = torch.where(present, torch.arange(count), BLANK)
         return numbers, present
 
+    @property
+    def _rate(self) -> float:
+        """Factor between a gradient and the update that is clipped."""
+        trained = self.claims.released == "state_dict" and self.claims.privacy.granularity == "update"
+        return self.claims.learning_rate if trained else 1.0
+
     @cached_property
     def _plain(self) -> ProbeModel:
-        return ProbeModel(self.network, self.canaries.count, self.canaries.classes, LAYERS)
+        whisper = self.canaries.gain(WHISPER * self.claims.noise_std / self._rate)
+        return ProbeModel(self.network, self.canaries.count, self.canaries.classes, (0.0,) * LAYERS, whisper)
 
     def _model(self, gains: Sequence[float], silent: bool = True) -> ProbeModel:
         model = copy.copy(self._plain)  # shares all tensors; clients are given deep copies

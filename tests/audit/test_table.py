@@ -31,6 +31,8 @@ def test_a_row_per_cell(sweep: list[Outcome], tmp_path: Path) -> None:
     wanted = {
         "mu",
         "rero_gamma_0.1",
+        "membership_advantage",
+        "membership_tpr_0.001",
         "noise_law_psnr",
         "gaussian_reference_psnr",
         "channel_nats",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sections of `results.json` about the protection and its bounds."""
 
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -49,6 +50,15 @@ def test_no_epsilon_without_noise_or_clip(changes: dict[str, object]) -> None:
     record = paper(**changes)
     assert [record[key] for key in ("epsilon_nominal", "epsilon_accounted", "mu")] == [None, None, None]
     assert record["rero_gamma"] == {"0.1": None}
+    assert (record["membership_advantage"], record["membership_tpr"]) == (1.0, {"0.01": 1.0, "0.001": 1.0})
+
+
+def test_risks_of_membership_are_of_all_rounds_and_the_stated_adjacency() -> None:
+    record = paper(noise_multiplier=2.0, rounds=4)
+    assert record["membership_advantage"] == pytest.approx(2 * NormalDist().cdf(0.5) - 1)
+    found = NormalDist().cdf(NormalDist().inv_cdf(0.01) + 1.0)
+    assert record["membership_tpr"] == pytest.approx({"0.01": found, "0.001": 0.01833}, rel=1e-3)
+    assert paper(noise_multiplier=4.0, rounds=4, adjacency="replace_one")["membership_tpr"] == record["membership_tpr"]
 
 
 def test_the_epsilon_of_a_sum_and_of_each_client() -> None:
