@@ -63,7 +63,8 @@ class Releases:
         restarted: the same of the first client after a restart; empty: it was not restarted.
         beside: what silent releases held beside the parameters, of the first client, in their order.
         sizes: numbers in each tensor.
-        never_noised: how many numbers of each tensor were zero in every silent release.
+        same: how many numbers of each tensor were the same in all silent releases.
+        zero: how many were zero in all of them.
         canaries: scores by the name of the probe: "near", "loud", "quiet", "both layers".
         open: two releases of the network itself on one batch, and one on another.
         reach: Euclidean norms of the silent releases as a whole.
@@ -74,7 +75,8 @@ class Releases:
     restarted: dict[str, Tensor]
     beside: list[dict[str, Tensor]]
     sizes: dict[str, int]
-    never_noised: dict[str, int]
+    same: dict[str, int]
+    zero: dict[str, int]
     canaries: dict[str, CanaryReach]
     open: list[Reply]
     reach: Tensor
@@ -86,6 +88,11 @@ class Releases:
         marks = [tuple(hash(rows[place].numpy().tobytes()) for rows in self.noise.values()) for place in range(count)]
         first = [place for place in range(count) if marks[place] not in marks[:place]]
         return self.noise if len(first) == count else {name: rows[first] for name, rows in self.noise.items()}
+
+    @property
+    def never_noised(self) -> dict[str, int]:
+        """How many numbers of each tensor have no noise; where the noise repeats, only zeros show that."""
+        return self.zero if len(next(iter(self.distinct.values()))) == 1 else self.same
 
     @property
     def tensors(self) -> int:
@@ -196,7 +203,9 @@ def collect(
     """
     claims, silent = probes.claims, probes.silent()
     noise: dict[str, list[Tensor]] = {}
+    first: dict[str, Tensor] = {}
     zero: dict[str, Tensor] = {}
+    same: dict[str, Tensor] = {}
     beside, reach = [], []
     for _ in range(probes.releases):
         one = reply_of(client, silent, claims)
@@ -204,7 +213,9 @@ def collect(
         reach.append(torch.stack([tensor.double().norm() for tensor in one.update.values()]).norm())
         for name, tensor in one.update.items():
             noise.setdefault(name, []).append(kept(tensor))
+            before = first.setdefault(name, tensor)
             zero[name] = (tensor == 0) & zero.get(name, torch.tensor(True))
+            same[name] = (tensor == before) & same.get(name, torch.tensor(True))
     model = silent[0]
     again = [sorted_reply(one, model, claims).update for one in restarted]
     other = None if second is None else second()
@@ -216,7 +227,8 @@ def collect(
         restarted=_stacked(again),
         beside=beside,
         sizes={name: tensor.numel() for name, tensor in zero.items()},
-        never_noised={name: int(tensor.sum()) for name, tensor in zero.items()},
+        same={name: int(tensor.sum()) for name, tensor in same.items()},
+        zero={name: int(tensor.sum()) for name, tensor in zero.items()},
         canaries=canary_scores(client, probes),
         open=seen,
         reach=torch.stack(reach),
