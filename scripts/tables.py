@@ -46,7 +46,7 @@ from client_cells import (
     voices,
 )
 from honest_cells import honest, labels
-from measuring import Cell, measured, rows_of, write_table
+from measuring import Cell, measured, rows_of, write_rows, write_table
 from mechanism_cells import mechanisms
 from training_cells import trainings
 
@@ -96,7 +96,7 @@ def main() -> None:
     command = f"python scripts/tables.py {chosen.table} --root DIR"
     command += " --gallery DIR" if chosen.gallery else ""
     command += f" --classifier {chosen.classifier}" if chosen.classifier else ""
-    write_table(path, command, rows)
+    (write_table if "attack" in rows[0] else write_rows)(path, command, rows)
     print(path)
 
 

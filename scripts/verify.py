@@ -59,7 +59,8 @@ def scores_of(noise_multiplier: float, seed: int) -> tuple[CanaryScores, CanaryS
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES))
     gains = [canaries.gain(2.0)] + [0.0] * (LAYERS - 1)  # twice the clipping norm
     model = ProbeModel(network, CANARIES, CLASSES, gains)
-    release = OpacusStep(noise_multiplier=noise_multiplier)(model, batch)
+    sent = OpacusStep(noise_multiplier=noise_multiplier)(model, batch)
+    release = {name.removeprefix("_module."): tensor for name, tensor in sent.items()}
     scores = canaries.scores(release[layer_name(0)])
     unused = release[layer_name(1)].double().flatten().numpy()
     inside, outside = scores[included].numpy(), scores[~included].numpy()

@@ -84,7 +84,7 @@ def recommend(args: Sequence[str]) -> None:
         )
     if z is None:
         z = noise_multiplier_for_risks(limits, options.noise, options.rounds, options.delta, options.adjacency)
-        kept = " and ".join(f"{in_words(risk, options)} at most {number_of(risk, limit)}" for risk, limit in limits)
+        kept = " and ".join(f"{in_words(risk, options)} to at most {number_of(risk, limit)}" for risk, limit in limits)
         say(f"to keep {kept}, {rounds_in_words(options.rounds)}:")
     noise = f"noise multiplier z = {z:.6g}, {options.noise.name} noise"
     if options.max_grad_norm is not None:
@@ -92,7 +92,8 @@ def recommend(args: Sequence[str]) -> None:
         noise += f" of standard deviation {std:.6g} on every number of the clipped sum or update"
     say(noise)
     rich.print(table_of(options, z))
-    say("no attack does better, whatever it knows otherwise; a record is what is clipped: an image, or a whole update")
+    say("No attack does better, whatever it knows otherwise. Members are the records in the data: what is clipped, an")
+    say("image or a whole update. The advantage is the share of members found less that of others accused wrongly.")
 
 
 def table_of(options: RecommendOptions, noise_multiplier: float) -> Table:
@@ -117,12 +118,12 @@ def in_words(risk: Risk, options: RecommendOptions) -> str:
     if risk.measure == "epsilon":
         return f"ε at δ = {options.delta:g} ({ADJACENCIES[options.adjacency]})"
     if risk.measure == "mu":
-        return "μ of Gaussian differential privacy"
+        return "μ (Gaussian differential privacy)"
     if risk.measure == "advantage":
-        return "membership advantage (true- minus false-positive rate)"
+        return "membership advantage"
     if risk.measure == "tpr":
-        return f"members found at a false-positive rate of {number_of(risk, risk.at or 0)}"
-    return f"records reconstructed that a blind guess gets right in {number_of(risk, risk.at or 0)}"
+        return f"members found at {number_of(risk, risk.at or 0)} false positives"
+    return f"reconstruction (blind guess: {number_of(risk, risk.at or 0)})"
 
 
 def number_of(risk: Risk, value: float) -> str:

@@ -57,7 +57,7 @@ def test_risks_of_membership_are_of_all_rounds_and_the_stated_adjacency() -> Non
     record = paper(noise_multiplier=2.0, rounds=4)
     assert record["membership_advantage"] == pytest.approx(2 * NormalDist().cdf(0.5) - 1)
     found = NormalDist().cdf(NormalDist().inv_cdf(0.01) + 1.0)
-    assert record["membership_tpr"] == pytest.approx({"0.01": found, "0.001": 0.01833}, rel=1e-3)
+    assert record["membership_tpr"] == pytest.approx({"0.01": found, "0.001": 0.018298}, rel=1e-3)
     assert paper(noise_multiplier=4.0, rounds=4, adjacency="replace_one")["membership_tpr"] == record["membership_tpr"]
 
 

@@ -26,19 +26,19 @@ from lightning_recon.privacy.risk import (
 DELTA = 1e-5
 
 
-@pytest.mark.parametrize("mu", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("mu", [0.3, 1.0])
 def test_advantage_is_delta_at_epsilon_zero(mu: float) -> None:
-    loss = privacy_loss_distribution.from_gaussian_mechanism(1 / mu)
-    assert gaussian_advantage(mu) == pytest.approx(loss.get_delta_for_epsilon(0.0), abs=1e-4)
+    loss = privacy_loss_distribution.from_gaussian_mechanism(1 / mu, value_discretization_interval=1e-3)
+    assert gaussian_advantage(mu) == pytest.approx(loss.get_delta_for_epsilon(0.0), abs=1e-3)
 
 
-@pytest.mark.parametrize("mu", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("rate", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("mu", [0.3, 2.5])
+@pytest.mark.parametrize("rate", [0.001, 0.1])
 def test_many_guarantees_together_give_the_exact_risk(mu: float, rate: float) -> None:
-    guarantees = [(gaussian_epsilon(mu, delta) or 0.0, delta) for delta in np.geomspace(1e-7, 0.95, 4000)]
+    guarantees = [(gaussian_epsilon(mu, delta) or 0.0, delta) for delta in np.geomspace(1e-7, 0.95, 300)]
     exact = gaussian_true_positive_rate(rate, mu)
-    assert exact <= true_positive_rate(rate, guarantees) <= exact * 1.001
-    assert gaussian_advantage(mu) <= advantage(guarantees) <= gaussian_advantage(mu) + 1e-3
+    assert exact <= true_positive_rate(rate, guarantees) <= exact * 1.01
+    assert gaussian_advantage(mu) <= advantage(guarantees) <= gaussian_advantage(mu) + 3e-3
 
 
 def test_known_values_of_membership_risk() -> None:
@@ -73,10 +73,10 @@ def test_laplace_noise_close_to_its_exact_advantage(adjacency: Adjacency) -> Non
 @pytest.mark.parametrize("mechanism", [Gaussian(), Laplace(), Skellam()], ids=lambda one: one.name)
 def test_more_rounds_are_a_greater_risk(mechanism: Mechanism) -> None:
     for rate in (0.01, 0.1):
-        risks = [mechanism.true_positive_rate(rate, 20.0, rounds, "add_remove") for rounds in (1, 10, 100)]
-        assert rate < risks[0] < risks[1] < risks[2] < 1
-    advantages = [mechanism.membership_advantage(20.0, rounds, "add_remove") for rounds in (1, 10, 100)]
-    assert 0 < advantages[0] < advantages[1] < advantages[2] < 1
+        one, more = (mechanism.true_positive_rate(rate, 20.0, rounds, "add_remove") for rounds in (1, 20))
+        assert rate < one < more < 1
+    one, more = (mechanism.membership_advantage(20.0, rounds, "add_remove") for rounds in (1, 20))
+    assert 0 < one < more < 1
 
 
 def test_without_noise_nothing_is_hidden() -> None:

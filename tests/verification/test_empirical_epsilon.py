@@ -108,12 +108,11 @@ def test_the_order_of_canaries_with_equal_scores_tells_nothing() -> None:
 # --- all three ---
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 4.0])
-@pytest.mark.parametrize("bound", EPSILONS)
-def test_bounds_hold_as_often_as_their_confidence_says(bound: Bound, epsilon: float) -> None:
-    mu, repeats = mu_for(epsilon), 100
-    above = sum(bound(drawn(mu, 100, seed), DELTA) > epsilon for seed in range(repeats))
-    assert above <= binom.ppf(0.999, repeats, 0.05)
+@pytest.mark.parametrize("p_value", P_VALUES)
+def test_true_claims_are_refuted_no_more_often_than_the_risk(p_value: PValue) -> None:
+    mu, repeats = mu_for(2.0), 200
+    refuted = sum(p_value(drawn(mu, 60, seed), 2.0, DELTA) <= 0.05 for seed in range(repeats))
+    assert refuted <= binom.ppf(0.999, repeats, 0.05)
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
@@ -155,7 +154,7 @@ def test_scores_without_noise_refute_every_claim_only_if_canaries_moved_them() -
     assert gaussian_dp_epsilon(moved, DELTA) == math.inf
     assert gaussian_dp_p_value(moved, 1e9, DELTA) == 0.0
     assert [bound(unmoved, DELTA) for bound in EPSILONS] == [0.0, 0.0, 0.0]
-    assert [p_value(unmoved, 1.0, DELTA) for p_value in P_VALUES] == [1.0, 1.0, 1.0]
+    assert all(p_value(unmoved, 1.0, DELTA) > 0.5 for p_value in P_VALUES)
 
 
 @pytest.mark.parametrize("scores", [([1.0], [0.0, 1.0]), ([0.0, math.nan], [0.0, 1.0]), ([0.0, 1.0], [])])
