@@ -6,15 +6,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_recon.api import (
         AttackResult,
+        Claims,
         Privacy,
         gradient_of_step,
         invert_gradients,
         privatized_update,
         reconstruct,
+        verify,
     )
 
 __version__ = "0.1.0"
-__all__ = ["AttackResult", "Privacy", "gradient_of_step", "invert_gradients", "privatized_update", "reconstruct"]
+__all__ = [
+    "AttackResult",
+    "Claims",
+    "Privacy",
+    "gradient_of_step",
+    "invert_gradients",
+    "privatized_update",
+    "reconstruct",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -28,7 +28,7 @@ from lightning_recon.command_line.shipped_configs import (
 from lightning_recon.deprecated import classes_given, modernized_arguments
 from lightning_recon.interrupts import stoppable
 
-_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+")
 
 
 @stoppable()
@@ -108,6 +108,11 @@ def run(given: list[str], typed: Sequence[str]) -> None:
         from lightning_recon.command_line.replay import replay_command
 
         replay_command(rest)
+    elif command == "verify":
+        from lightning_recon.verification.command import verify_command
+
+        if not verify_command(rest):
+            sys.exit(1)
     elif command == "recommend":
         from lightning_recon.command_line.recommend import recommend
 
@@ -138,7 +143,7 @@ def find_modules_here(words: Sequence[str]) -> None:
         name = word.rpartition("=")[2]
         if not _CLASS_PATH.fullmatch(name) or Path(name).exists():
             continue
-        top = name.partition(".")[0]
+        top = re.split("[.:]", name)[0]
         here = Path(f"{top}.py").is_file() or Path(top).is_dir()
         if here and importlib.util.find_spec(top) is None:
             sys.path.append(os.getcwd())

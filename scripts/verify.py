@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_recon.verification.opacus_step import OpacusStep
-from lightning_recon.verification.probes import BLANK, LAYERS, Canaries, ProbeModel, layer_name
 from torch import nn
 
 from lightning_recon.privacy.gaussian_accounting import noise_multiplier_for
 from lightning_recon.verification.empirical_epsilon.lower_bounds import LowerBound, lower_bounds
 from lightning_recon.verification.empirical_epsilon.scores import CanaryScores
+from lightning_recon.verification.opacus_step import OpacusStep
+from lightning_recon.verification.probes import BLANK, LAYERS, Canaries, ProbeModel, layer_name
 
 EPSILONS, DELTA, CONFIDENCE = (1.0, 2.0, 4.0, 8.0, 16.0), 1e-5, 0.95
 CANARIES, CLASSES, SIDE = 1000, 10, 20

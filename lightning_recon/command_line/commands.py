@@ -160,6 +160,31 @@ Examples
   recon report runs/quickstart --output quickstart.html
 """,
     ),
+    "verify": Command(
+        "recon verify --config FILE [--output DIR] [--verify.OPTION VALUE]...",
+        "test whether a client's releases are as private as claimed: noise, clip, epsilon",
+        """
+The client, a function of model and batch, is sent a silenced network, whose release is noise alone, and canaries of
+known direction and norm. Each claim gets a line: claimed, measured, verdict.
+
+  --config FILE                                config with a section `verify`; may be repeated
+  --output DIR                                 gets verify.json and verify.xml (JUnit); default: runs/verify
+  --verify.client MODULE:ATTRIBUTE             the client: a function, or a class of such functions
+  --verify.network NAME                        torchvision or timm name, convnet, or a class path
+  --verify.claims.privacy.noise_multiplier Z   claimed standard deviation of the noise / C
+  --verify.claims.privacy.max_grad_norm C      claimed clipping norm
+  --verify.claims.privacy.granularity G        claimed unit of clipping: update, sample
+  --verify.releases N                          releases of noise alone; of canaries twice as many
+  --quiet                                      errors and warnings only
+
+Exit status: 0 if no claim is refuted, 1 if one is, 2 for a mistake in the options or a client that fails.
+All options: recon verify --help_all; the shipped config, commented: recon configs verify.yaml
+
+Examples
+  recon verify --config verify.yaml
+  recon verify --config verify.yaml --verify.client my_client:train_step --verify.claims.batch_size 64
+""",
+    ),
     "recommend": Command(
         "recon recommend --risk LIMIT... [--OPTION VALUE]...",
         "state the noise that keeps a risk below a limit, or the risks under a given noise",

@@ -15,6 +15,7 @@ from lightning_recon.command_line.recommend import recommend_options
 from lightning_recon.command_line.shipped_configs import shipped
 from lightning_recon.data import CapturedPictures, ClientDataModule
 from lightning_recon.errors import UserError
+from lightning_recon.verification.command import verify_options
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -72,6 +73,8 @@ def _parser(file: Mapping[str, Any], folder: Mapping[str, Any]) -> argparse.Argu
             options |= recommend_options()
         if name in RUNS:
             options |= roots()
+        if name == "verify":
+            options |= verify_options()
         if name == "audit":
             options |= roots() | audit_options() | {part: roots()[part] for part in ("model", "data", "trainer")}
         for option, announced in dict(flattened(options)).items():
