@@ -15,7 +15,7 @@ from lightning_recon.verification.empirical_epsilon.scores import CanaryScores
 from lightning_recon.verification.opacus_step import OpacusStep
 from lightning_recon.verification.probes import BLANK, LAYERS, Canaries, ProbeModel, layer_name
 
-EPSILONS, DELTA, CONFIDENCE = (4.0, 8.0, 16.0), 1e-5, 0.95
+EPSILONS, DELTA, CONFIDENCE = (2.0, 4.0, 8.0, 16.0), 1e-5, 0.95
 CANARIES, CLASSES, SIDE = 1000, 2, 20
 REPEATS = 200
 
