@@ -108,6 +108,17 @@ def test_flowers_mod_protects_the_statistics_of_batch_normalization() -> None:
     assert found["noise_std network.features.1.running_mean"].verdict == "holds"
 
 
+def test_flowers_mod_fails_on_an_update_of_zeros() -> None:
+    app = ClientApp()
+
+    @app.train(mods=[LocalDpMod(1.0, 1.0, 1.0, 1e-5)])
+    def train(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"arrays": message.content["arrays"]}), reply_to=message)
+
+    with pytest.raises(ZeroDivisionError):
+        FlowerApp(lambda model, batch: app)(Net(), (torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64)))
+
+
 class Client(NumPyClient):
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model, self.batch = model, batch
