@@ -30,6 +30,13 @@ class Claims:
         aggregated: clients whose updates are added up, and whose number the noise may be divided by.
         noise_share: "local": the client adds all the noise of scale zC itself; "distributed": zC / sqrt(aggregated).
         epsilon: claimed epsilon of all rounds together; null: what the noise multiplier accounts to.
+
+    Example:
+        >>> import lightning_recon as lr
+        >>> privacy = lr.Privacy(max_grad_norm=2.0, noise_multiplier=0.5, granularity="sample")
+        >>> claims = lr.Claims(privacy, batch_size=32, loss_reduction="mean")
+        >>> claims.noise_std, claims.update_factor
+        (1.0, 32.0)
     """
 
     privacy: Privacy
