@@ -29,7 +29,8 @@ def null_noise(update: ClientUpdate, payload: ServerPayload) -> tuple[float, int
     Returns:
         Standard deviation, in the update's unit, and the number of values; None if there are no such inputs.
     """
-    if layer_spec(payload) is None or not (nulls := payload.tensors["constants"].numel() - 1):
+    # Constant inputs of 1, of which codes of ±1 have several, come before those of 0.
+    if layer_spec(payload) is None or not (nulls := int((payload.tensors["constants"] == 0).sum())):
         return None
     last = update.gradient[weight_names(payload)[-1]][:, -nulls:].double()
     return float(last.square().mean().sqrt()), last.numel()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_recon.capture import CapturedClient, load_captured, save_captured
+from lightning_recon.capture.noise_check import check_noise, null_noise
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 from lightning_recon.networks.construction import build_network
@@ -195,6 +196,9 @@ def test_files_of_local_epochs_of_adam_are_captured_bit_for_bit(script: ModuleTy
     script.client_app_of(settings, audit)(message_of(received), context(0))
     update = load_captured(tmp_path / "update-c000-d000-r0000.safetensors")
     assert update.task.noise_multiplier == pytest.approx(9.7e-5, rel=0.01)
+    measured, count = null_noise(update.update(), audit.payload) or (0.0, 0)
+    assert measured == pytest.approx(update.task.noise_multiplier, rel=5 / (2 * count) ** 0.5)
+    check_noise(update, update.update(), audit.payload)
     decoded = audit.structure.decode(audit.payload, audit.task, update.update())
     images = load_file(script.pictures_file(settings, 0))["images"]
     assert all((decoded.images == image).flatten(1).all(dim=1).any() for image in images)
