@@ -64,7 +64,7 @@ def trained(payload: ServerPayload, task: Task, images: Tensor, seed: int = 0) -
     model = TamperedNetwork(network, InferenceStructure(payload))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     kind = torch.optim.Adam if task.local.optimizer == ADAM else torch.optim.SGD
-    optimizer = kind(model.parameters(), lr=1e-3)
+    optimizer = kind(model.parameters(), lr=task.local.learning_rate(0))
     labels, size = torch.arange(len(images)) % CLASSES, task.local.batch_size or len(images)
     for _ in range(task.local.epochs):
         for part, targets in zip(images.split(size), labels.split(size), strict=True):
@@ -233,6 +233,36 @@ def test_images_of_an_adam_client_come_back_bit_for_bit(images: Tensor, steps: i
     nothing = structure.decode(payload, loud, trained(payload, loud, images))
     assert exact(images, nothing.images) == 0
     assert not any(nothing.files or ())
+
+
+def test_over_several_epochs_of_adam_gains_make_all_rows_move_equally_far(images: Tensor) -> None:
+    # Learning rate and noise at which the clip binds and files need all of it.
+    task = announced(4, 4e-3, local=replace(adam(4, 2), learning_rates=(0.02,)))
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    assert exact(images, structure.decode(payload, task, trained(payload, task, images)).images) == 4
+
+    def unequal(payload: ServerPayload) -> float:
+        update = trained(payload, replace(task, noise_multiplier=0.0), images)
+        moved = update.gradient["structure.weight"].abs().amax(dim=1)
+        return float(moved.max() / moved[moved > 0].min())
+
+    assert unequal(payload) < 1.03
+    assert unequal(ServerPayload(payload.settings, {**payload.tensors, "step_gains": torch.ones(8)})) > 1.5
+
+
+def test_gains_are_shipped_only_where_they_help_and_gradient_weights_are_constant() -> None:
+    task = announced(4, 4e-3, local=replace(adam(4, 2), learning_rates=(0.02,)))
+    decaying = replace(task.local, options={"weight_decay": 0.01})
+    for announcement, detached, expected in (
+        (task, True, True),
+        (replace(task, noise_multiplier=1e-4), True, False),  # whole files get through anyway
+        (replace(task, local=adam(4, 2)), True, False),  # the clip does not bind
+        (replace(task, local=decaying), True, False),
+        (task, False, False),
+    ):
+        structure = Digital(upload_limit=3_000_000, detach_logits=detached)
+        assert ("step_gains" in structure.payload(announcement).tensors) == expected
 
 
 @pytest.mark.parametrize("method", ["sign", "top_k", "random_k", "int8", "bfloat16"])
