@@ -18,7 +18,14 @@ from lightning_recon.exchange.local_training import ADAM, ADAMW
 from lightning_recon.structure import Digital, WaterFilling
 from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
 from lightning_recon.structure.coding.movement import movements, scale_free
-from lightning_recon.structure.coding.sign_channel import SignChannel, censored_capacity, kept_threshold, sign_capacity
+from lightning_recon.structure.coding.sign_channel import (
+    SignChannel,
+    capacity_of,
+    censored_capacity,
+    kept_threshold,
+    repeated_capacity,
+    sign_capacity,
+)
 from lightning_recon.structure.coding.sign_plan import PILOTS, expected_losses, sign_layout
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
@@ -168,6 +175,13 @@ def test_capacities_of_signs_and_of_the_largest_entries() -> None:
     assert censored_capacity(3.0, 0.0) > censored_capacity(3.0, 2.5) > censored_capacity(3.0, 4.0)
 
 
+def test_repeating_a_bit_makes_up_for_entries_that_do_not_arrive() -> None:
+    assert repeated_capacity(0.7, 0.1, 1) == pytest.approx(0.1 * capacity_of(0.7))
+    assert repeated_capacity(50.0, 0.1, 3) == pytest.approx(1 - 0.9**3, rel=1e-3)
+    both = 0.5**2 * capacity_of(math.sqrt(2) * 0.7) + 2 * 0.5**2 * capacity_of(0.7)
+    assert repeated_capacity(0.7, 0.5, 2) == pytest.approx(both)
+
+
 def test_the_largest_entries_are_those_of_the_structure_only_if_they_are_few() -> None:
     generator = torch.Generator().manual_seed(0)
     for excited, share in ((0.01, 0.1), (0.05, 0.02)):
@@ -274,6 +288,22 @@ def test_files_survive_compression(images: Tensor, method: str) -> None:
     assert LayerSpec.of(payload).signs == (method != "bfloat16")
     decoded = structure.decode(payload, task, trained(payload, task, images))
     assert exact(images, decoded.images) >= 3
+
+
+def test_codewords_are_repeated_where_less_arrives_than_the_least_rate_needs(images: Tensor) -> None:
+    task = announced(4, 1e-4, compression=Compression("random_k", share=0.1))
+    structure = Digital(upload_limit=6_000_000)
+    payload = structure.payload(task)
+    plan = LayerSpec.of(payload).digital
+    assert plan is not None
+    assert plan.repeats > 1
+    assert structure_bytes(payload) <= 6_000_000
+    inputs = InferenceStructure(payload).encode(images)
+    sketch = payload.tensors["dither"].numel()
+    words = inputs[:, sketch : sketch + plan.words].view(4, plan.repeats, -1)
+    assert torch.equal(words, words[:, :1].expand_as(words))
+    decoded = structure.decode(payload, task, trained(payload, task, images))
+    assert exact(images, decoded.images) == 4
 
 
 def test_what_is_too_noisy_for_files_is_sent_as_dithered_coefficients(images: Tensor) -> None:
