@@ -94,45 +94,44 @@ class SignDesign:
     def payload(self, task: Task, statistics: PublicStatistics) -> ServerPayload | None:
         """The structure for a client that lets little more than signs through; None for another one."""
         noise = design_noise(task, self.assumed_noise, weakest=True)
-        channel, room, layout = sign_channel(task, noise, self.detach_logits), self.upload_limit // 4, None
+        channel, layout, gains = sign_channel(task, noise, self.detach_logits), None, None
         rounded = channel is None
         if channel is None:
             channel = _rounding_channel(task, noise)
         if channel is None or (rounded and self.margin_db is None):
             return None
-        gains = None
-        if self.margin_db is not None:
-            layout = self._digital(task, channel)
-            even, equal = self._equal_movements(task, noise)
-            other = None if even is None else self._digital(task, even)
-            if even is not None and other is not None and (layout is None or other.quality > layout.quality):
-                channel, layout, gains = even, other, equal
+        for candidate, factors in [(channel, None), *self._with_equal_movements(task, noise)]:
+            found = self._digital(task, candidate)
+            if found is not None and (layout is None or found.quality > layout.quality):
+                channel, layout, gains = candidate, found, factors
         if layout is None and rounded:
             return None
         if layout is None:
-            pixels, constants = math.prod(task.image_shape[1:]), PILOTS + self.nulls
-            apart = _sees_all_images(task)
-            layout = linear_layout(channel, task.victims, 3 * pixels, room, constants, self.units, apart)
+            coefficients, room = math.prod(task.image_shape), self.upload_limit // 4
+            constants, apart = PILOTS + self.nulls, _sees_all_images(task)
+            layout = linear_layout(channel, task.victims, coefficients, room, constants, self.units, apart)
         return _payload(task, statistics, channel, layout, self, gains)
 
     def _digital(self, task: Task, channel: SignChannel) -> SignLayout | None:
         """The layout with a digital code."""
+        if self.margin_db is None:
+            return None
         pixels, constants, room = math.prod(task.image_shape[1:]), PILOTS + self.nulls, self.upload_limit // 4
-        margin, apart = self.margin_db or 0.0, _sees_all_images(task)
+        margin, apart = self.margin_db, _sees_all_images(task)
         return sign_layout(channel, task.victims, pixels, room, constants, margin, self.units, self.directions, apart)
 
-    def _equal_movements(self, task: Task, noise: float) -> tuple[SignChannel | None, Tensor | None]:
-        """The channel on which gains give all images the same movement, and the gains; None where they cannot.
+    def _with_equal_movements(self, task: Task, noise: float) -> list[tuple[SignChannel, Tensor]]:
+        """The channel on which gains give all images the same movement, and these gains; nothing where they cannot.
 
         They need gradient weights that hardly change between an image's visits: balanced ones, by a network that does
         not train.
         """
-        local = task.local
-        constant = self.balanced and self.detach_logits and not _decays(local)
-        if not (constant and task.granularity == "update" and scale_free(local)):
-            return None, None
-        gains = equal_movement_gains(local, task.batch_size)
-        return (None, None) if gains is None else (sign_channel(task, noise, True, gains), gains)
+        constant = self.balanced and self.detach_logits and not _decays(task.local)
+        if self.margin_db is None or not constant or task.granularity != "update" or not scale_free(task.local):
+            return []
+        gains = equal_movement_gains(task.local, task.batch_size)
+        channel = None if gains is None else sign_channel(task, noise, gains=gains)
+        return [] if gains is None or channel is None else [(channel, gains)]
 
 
 def _sees_all_images(task: Task) -> bool:

@@ -17,6 +17,7 @@ from lightning_recon.exchange import ClientUpdate, Compression, LocalTraining, S
 from lightning_recon.exchange.local_training import ADAM, ADAMW
 from lightning_recon.structure import Digital, WaterFilling
 from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
+from lightning_recon.structure.coding.expected_quality import expected_losses
 from lightning_recon.structure.coding.movement import movements, scale_free
 from lightning_recon.structure.coding.sign_channel import (
     SignChannel,
@@ -26,7 +27,7 @@ from lightning_recon.structure.coding.sign_channel import (
     repeated_capacity,
     sign_capacity,
 )
-from lightning_recon.structure.coding.sign_plan import PILOTS, expected_losses, sign_layout
+from lightning_recon.structure.coding.sign_plan import PILOTS, sign_layout
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.server_layer import TamperedNetwork

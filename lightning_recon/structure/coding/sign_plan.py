@@ -15,6 +15,7 @@ import numpy as np
 
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, RAW_BITS, SHORTEST, WORTHWHILE, Plan
+from lightning_recon.structure.coding.expected_quality import MEAN_IMAGE, expected_losses, expected_quality
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 from lightning_recon.structure.coding.pulses import bits_of_pulse, pulses_of
 from lightning_recon.structure.coding.sign_channel import SignChannel, capacity_of
@@ -29,14 +30,6 @@ _UNITS = tuple(round(32 * 2 ** (step / 2)) for step in range(13))
 _OWN_UNITS = (2.0, 1.5, 1.25, 1.0)
 # Inputs of a pulse, where only the largest entries arrive; how often a codeword is sent, where random ones arrive.
 _POSITIONS, _REPEATS = (1, 4, 16, 64), (1, 2, 3, 4, 6, 8)
-# Quality of an image by the bits of its file, in decibels: that of the mean image, what a bit for each pixel adds, and
-# what counts for an image that is exact.
-_MEAN_IMAGE, _AT_LOW_RATE, _EACH_BIT, _LOW_RATE, _EXACT = 12.0, 31.0, 2.0, 3.0, 79.0
-# Bits for each pixel of lossless files of 64 x 64 pixels, what each doubling of the side saves, and their standard
-# deviation: of the bundled photographs.
-_LOSSLESS_BITS, _OCTAVE_BITS, _LOSSLESS_STD = 13.3, 2.4, 2.4
-# Intervals are not filled quite evenly, so that collisions are this much more frequent.
-_UNEVEN = 1.3
 # Without a digital code: units for each image and their least number, signs for each coefficient at most, and numbers
 # of signs that are tried, by factors of √2.
 _UNITS_PER_IMAGE, _FEWEST_UNITS, _MOST_REPEATS, _STEPS = 64, 64, 16, 24
@@ -183,30 +176,7 @@ def _bits(rung: int, longest: int, pixels: int) -> float:
 
 def _quality(bits: float, pixels: int, lost: float) -> float:
     """The same over all images, of which some are lost."""
-    return lost * _MEAN_IMAGE + (1 - lost) * expected_quality(bits, pixels)
-
-
-def expected_quality(bits: float, pixels: int) -> float:
-    """About how good an image is, in decibels, whose file has so many bits for each of its pixels."""
-    typical = _LOSSLESS_BITS - _OCTAVE_BITS * math.log2(math.sqrt(pixels) / 64)
-    exact = 0.5 * math.erfc((typical - bits) / (_LOSSLESS_STD * math.sqrt(2)))
-    if bits < _LOW_RATE:
-        lossy = _MEAN_IMAGE + (_AT_LOW_RATE + _EACH_BIT * _LOW_RATE - _MEAN_IMAGE) * math.sqrt(bits / _LOW_RATE)
-    else:
-        lossy = _AT_LOW_RATE + _EACH_BIT * min(bits, float(RAW_BITS))
-    return exact * _EXACT + (1 - exact) * min(lossy, _EXACT)
-
-
-def expected_losses(victims: int, units: float, directions: int) -> float:
-    """Share of images that have no row in which they are the strongest.
-
-    Args:
-        victims: Images in an update.
-        units: Units of each direction.
-        directions: Number of directions.
-    """
-    alone = max(0.0, 1 - _UNEVEN / units)
-    return sum((1 - alone**stronger) ** directions for stronger in range(victims)) / victims
+    return lost * MEAN_IMAGE + (1 - lost) * expected_quality(bits, pixels)
 
 
 def _unit_counts(victims: int, units: int | None, directions: int | None, apart: bool) -> list[tuple[int, int]]:
