@@ -76,7 +76,7 @@ def read_signs(
     """Decode all images.
 
     Args:
-        rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row; 0 where nothing arrived.
+        rows: Shape (K, words): what came through the digital inputs of each row; 0 where nothing arrived.
         noise: Standard deviation of the noise on every entry that arrived.
         plan: What was shipped.
         size: Height and width of the images.
@@ -117,7 +117,9 @@ class _Remaining:
     """The rows after the codewords that were decoded."""
 
     def __init__(self, rows: Tensor, noise: float, plan: Plan, amplitudes_from: str) -> None:
-        self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
+        header, words = torch.split(rows.view(len(rows), plan.repeats, -1), [HEADER, plan.inputs], dim=2)
+        self.header, self.words = header.flatten(1).clone(), words.flatten(1).clone()
+        self.header_words = header_words().repeat(1, plan.repeats).to(rows)
         self.arrived = (self.words != 0).sum(dim=1).clamp(min=1)
         power = self.words.double().square().sum(dim=1) / self.arrived
         self.floor = _ROUNDING * float(power.max())
@@ -132,7 +134,7 @@ class _Remaining:
         """Power and header of every row."""
         self.power = (self.words.double().square().sum(dim=1) / self.arrived).clamp(min=_LEAST)
         known = (self.header != 0).sum(dim=1).clamp(min=1)
-        match = (self.header @ header_words().to(self.header).T).double() / known[:, None]
+        match = (self.header @ self.header_words.T).double() / known[:, None]
         match[:, ~self.used] = 0.0
         self.match, self.known = match, known
         self.strength = match.abs().amax(dim=1) * (known / self.power).sqrt()
@@ -187,7 +189,7 @@ class _Remaining:
         amplitude = amplitude * float(match[rung].sign())
         beliefs = torch.zeros(self.plan.inputs)
         for one in held:
-            beliefs += self._beliefs(one, float(amplitude[one])).cpu()
+            beliefs += self._beliefs(one, float(amplitude[one])).cpu().view(self.plan.repeats, -1).sum(dim=0)
         information = 1 - float(F.softplus(-beliefs.abs()).double().mean()) / math.log(2)
         information -= float((beliefs.abs() * torch.sigmoid(-beliefs.abs())).double().mean()) / math.log(2)
         if self.erasures:
@@ -226,13 +228,13 @@ class _Remaining:
 
     def subtract(self, codeword: Tensor, rung: int) -> Tensor:
         """Take a known codeword and its header out of all rows; returns its amplitude in each, shape (K,)."""
-        arrived = (self.words != 0).to(self.words)
+        codeword, arrived = codeword.repeat(self.plan.repeats), (self.words != 0).to(self.words)
         share = (self.words @ codeword) / self.arrived
         certain = share.abs().double() > _ALIKE * (self.power / self.arrived).sqrt()
         share = torch.where(certain, share, 0.0)
         for row in torch.nonzero(certain).flatten().tolist():
             self.words[row] -= share[row] * codeword * arrived[row]
-            self.header[row] -= share[row] * header_words()[rung].to(self.header) * (self.header[row] != 0)
+            self.header[row] -= share[row] * self.header_words[rung] * (self.header[row] != 0)
         self._measure()
         return share.double().cpu()
 
