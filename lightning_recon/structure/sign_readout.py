@@ -65,7 +65,7 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
                 # that holds an image hardly by noise at all once the image was there.
                 unlike = only_signs or largest or task.granularity == "sample"
                 kind: Literal["header", "moments"] = "header" if unlike else "moments"
-                found = read_signs(digital, noise, spec.digital, size, most, kind, progress)
+                found = read_signs(digital, noise, spec.digital, size, most, kind, progress, int((zeros != 0).sum()))
         # Codewords that were not decoded may be remains of others: they count up to the announced number alone.
         received = sum(one.image is not None for one in found)
         found = found[: max(task.victims, received)]

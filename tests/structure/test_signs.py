@@ -16,6 +16,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Compression, LocalTraining, ServerPayload, Task
 from lightning_recon.exchange.local_training import ADAM, ADAMW
 from lightning_recon.structure import Digital, WaterFilling
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
 from lightning_recon.structure.coding.expected_quality import expected_losses
 from lightning_recon.structure.coding.movement import movements, scale_free
@@ -28,6 +29,7 @@ from lightning_recon.structure.coding.sign_channel import (
     sign_capacity,
 )
 from lightning_recon.structure.coding.sign_plan import PILOTS, sign_layout
+from lightning_recon.structure.detection.sign_decoding import _Remaining
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.server_layer import TamperedNetwork
@@ -305,6 +307,21 @@ def test_codewords_are_repeated_where_less_arrives_than_the_least_rate_needs(ima
     assert torch.equal(words, words[:, :1].expand_as(words))
     decoded = structure.decode(payload, task, trained(payload, task, images))
     assert exact(images, decoded.images) == 4
+
+
+def test_a_noise_that_was_measured_too_low_is_no_second_image() -> None:
+    generator, inputs = torch.Generator().manual_seed(0), 200_000
+    plan = Plan(inputs, 1.0, (1.0, *[0.0] * 15), 0, 0.0, True)
+    signs = torch.randint(2, (2, HEADER + inputs), generator=generator) * 2.0 - 1
+    noise = torch.randn(HEADER + inputs, generator=generator)
+    one, two = (0.5 * signs[0] + noise)[None], (0.6 * signs[0] + 0.5 * signs[1] + noise)[None]
+
+    def second(row: Tensor, measured: float, zeros: float) -> float:
+        return _Remaining(row, measured, plan, "moments", zeros)._components(0)[1]
+
+    assert second(one, 0.955, math.inf) > 0.2
+    assert second(one, 0.955, 1000) == 0
+    assert second(two, 1.0, 8192) == pytest.approx(0.5, abs=0.07)
 
 
 def test_what_is_too_noisy_for_files_is_sent_as_dithered_coefficients(images: Tensor) -> None:
