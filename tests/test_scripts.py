@@ -32,8 +32,8 @@ TABLES = [
     if path.stem
     not in ("budget", "detector", "encoding_cost", "identification_distance", "rero", "peer_quality", "speed")
 ]  # without draws
-# Noise draws of slow cells: honest servers' attacks on ten clients with noise of their own each; local training.
-FEWER_DRAWS = {"honest": 1, "clients": 3, "clients_before": 3, "compression": 3}
+# Noise draws of slow cells: honest servers' attacks on ten clients with noise of their own each; training.
+FEWER_DRAWS = {"honest": 1, "clients": 3, "clients_before": 3, "compression": 3, "mechanisms": 3, "trainings": 3}
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
