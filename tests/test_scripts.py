@@ -59,6 +59,8 @@ def test_a_committed_table_names_its_command_and_has_several_draws_of_every_cell
                 "identification",
                 "lost_share",
                 "missed",
+                "half_found",
+                "last_found",
                 "draw",
                 "seconds",
             )
