@@ -87,7 +87,16 @@ class CapturedSums(FedAvg):
             server_round: number of the round, from 1.
             results: of each client that is in the sum; their parameters are the clients' weighted mean.
             failures: of the others.
+
+        Raises:
+            UserError: the clients have other numbers of examples than announced, by which SecAgg+ weighs them.
         """
+        counts, announced = sorted({one.num_examples for _, one in results}), self.audit.batch_size
+        if results and counts != [announced]:
+            raise UserError(
+                f"clients report {', '.join(map(str, counts))} examples, by which SecAgg+ weighs their updates: audit "
+                f"clients of as many as FlowerAudit.batch_size, {announced}, each"
+            )
         if results:
             arrays = parameters_to_ndarrays(results[0][1].parameters)
             mean = {name: torch.as_tensor(array) for name, array in zip(self.received, arrays, strict=True)}

@@ -53,6 +53,7 @@ class PrivacyRecord(TypedDict):
     max_grad_norm: Positive | None
     noise_multiplier: NotNegative
     noise_bands: NotRequired[Rounds]  # earlier versions: 1
+    adaptive_clip: NotRequired[dict[Name, float] | None]
     rounds: Rounds
     releases_per_round: NotRequired[Rounds]
     batch_size: Batch

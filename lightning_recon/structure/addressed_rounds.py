@@ -56,8 +56,8 @@ class AddressedRounds:
             payload = self.opening.payload(task_of_one_round(task))
             if LayerSpec.of(payload).signs or not LayerSpec.of(payload).cancel:
                 raise UserError(
-                    "batches change from round to round, for which Feedback needs updates of more than signs, and "
-                    "--model.structure.opening.cancel true: choose --model.structure WaterFilling otherwise"
+                    "batches change from round to round: Feedback needs --model.structure.opening.cancel true, and "
+                    "an optimizer and a compression that leave more than signs: choose --model.structure WaterFilling"
                 )
             self._opened = task, payload
         return self._opened[1]

@@ -221,10 +221,11 @@ class InferenceStructure(ServerLayer):
         """Factor that gives every image the same weight in the update, whichever mini-batch it is in.
 
         A loss is a mean over its mini-batch; what the optimizer makes of the gradient is in `step_gains`. Mini-batches
-        are counted as batch normalization counts them: by forward passes in training mode.
+        are counted as batch normalization counts them: by forward passes in training mode. After the last one announced
+        the count begins anew, since clients may keep the model for the next round.
         """
         assert self.step_gains is not None
-        gain = images * self.step_gains[self.batches_seen.clamp(max=len(self.step_gains) - 1)]
+        gain = images * self.step_gains[self.batches_seen % len(self.step_gains)]
         if self.training:
             self.batches_seen += 1
         return gain

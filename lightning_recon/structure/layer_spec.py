@@ -15,7 +15,7 @@ from lightning_recon.files.faults import reason_of
 from lightning_recon.files.serialization import validated
 from lightning_recon.structure.coding.address_gate import ADDRESSES
 from lightning_recon.structure.coding.channel_code import NAME
-from lightning_recon.structure.coding.code_plan import HEADER, VERSION, Plan
+from lightning_recon.structure.coding.code_plan import VERSION, Plan
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.suggestions import closest
 
@@ -58,6 +58,7 @@ class _Settings(TypedDict):
     digital_sketch: NotRequired[schema.Probability]
     digital_shared: NotRequired[bool]
     digital_positions: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
+    digital_repeats: NotRequired[Annotated[int, Field(ge=1, le=1 << 10)]]
 
 
 _SCHEMA = TypeAdapter(_Settings)
@@ -184,7 +185,7 @@ def layer_spec(payload: ServerPayload) -> LayerSpec | None:
 def sign_inputs(payload: ServerPayload) -> int:
     """Number of inputs of a layer whose inputs are signs."""
     digital = LayerSpec.of(payload).digital
-    words = 0 if digital is None else HEADER + digital.entries
+    words = 0 if digital is None else digital.words
     return payload.tensors["dither"].numel() + words + payload.tensors["constants"].numel()
 
 
@@ -228,6 +229,7 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
             sketch=settings["digital_sketch"],
             shared=settings["digital_shared"],
             positions=settings.get("digital_positions", 1),
+            repeats=settings.get("digital_repeats", 1),
         )
     except KeyError as error:
         raise UserError(f"the payload lacks {error.args[0]}, without which its digital code is unknown") from error

@@ -115,6 +115,20 @@ def step_gains(local: LocalTraining, batch: int) -> Tensor:
     weights = step_weights(local, batch)
     usual = weights.abs().mean()
     gains = torch.where(weights < 0, -1.0, 1.0) / (weights.abs() / usual).clamp(min=1 / _LARGEST_GAIN)
+    return gains_of_batches(gains, local, batch)
+
+
+def gains_of_batches(gains: Tensor, local: LocalTraining, batch: int) -> Tensor:
+    """The tensor `step_gains` of a layer.
+
+    Args:
+        gains: Factor of the gradient of each image in every optimizer step, shape (steps of all epochs,).
+        local: The announced training.
+        batch: Images of a client.
+
+    Returns:
+        Shape (mini-batches of all epochs,); to be multiplied by the size of the mini-batch.
+    """
     return gains.view(local.epochs, -1)[:, _steps_of_batches(local, batch)].flatten() / (local.batch_size or batch)
 
 

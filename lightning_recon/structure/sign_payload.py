@@ -5,16 +5,18 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.exchange import LocalTraining, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.structure.coding.dither import REACH, dithers, repetitions
+from lightning_recon.structure.coding.equal_movements import equal_movement_gains
 from lightning_recon.structure.coding.gating import intervals, measurement_directions
 from lightning_recon.structure.coding.movement import movements, scale_free, steady_movement
 from lightning_recon.structure.coding.sign_channel import Method, SignChannel
 from lightning_recon.structure.coding.sign_plan import PILOTS, SignLayout, linear_layout, sign_layout
 from lightning_recon.structure.head_weights import class_code
-from lightning_recon.structure.local_weights import layer_settings
+from lightning_recon.structure.local_weights import gains_of_batches, layer_settings
 from lightning_recon.structure.readout import design_noise
 
 _METHODS: dict[str, Method] = {"sign": "signs", "top_k": "largest", "random_k": "some"}
@@ -24,13 +26,16 @@ _METHODS: dict[str, Method] = {"sign": "signs", "top_k": "largest", "random_k": 
 _ROUNDED = ("int8", "qsgd")
 
 
-def sign_channel(task: Task, noise: float, detach_logits: bool = True) -> SignChannel | None:
+def sign_channel(
+    task: Task, noise: float, detach_logits: bool = True, gains: Tensor | None = None
+) -> SignChannel | None:
     """The channel of signs that was announced; None where the client sends more than signs.
 
     Args:
         task: What was announced.
         noise: Standard deviation of an update's noise, divided by C.
         detach_logits: Whether the network's own gradient is zero.
+        gains: Factors of the structure's gradient in each optimizer step; None: 1.
     """
     local, compression = task.local, task.compression
     signs = scale_free(local)
@@ -46,15 +51,18 @@ def sign_channel(task: Task, noise: float, detach_logits: bool = True) -> SignCh
     if task.granularity == "sample":
         # Noise is added before the optimizer makes signs of it; later steps add their noise to a row, too.
         return SignChannel(noise * math.sqrt(local.steps_of_epoch(task.batch_size)), 1, None, 1.0, 0, "signs")
-    moved = movements(local, task.batch_size).abs()
+    moved = movements(local, task.batch_size, gains).abs()
     typical = float(moved.square().mean().sqrt())
     weakest = float(moved[moved > 0].min()) / typical
-    # Without decoupling, weight decay is a gradient of its own, which moves the weights of the network.
-    decays = local.option("weight_decay") > 0 and "AdamW" not in local.optimizer
     steady = abs(steady_movement(local, task.batch_size)) / typical
-    network = 0 if detach_logits and not decays else round(steady**2 * task.parameters)
+    network = 0 if detach_logits and not _decays(local) else round(steady**2 * task.parameters)
     movement = typical / task.max_grad_norm
     return SignChannel(noise, task.sharers, movement, weakest, network, method, share, entries)
+
+
+def _decays(local: LocalTraining) -> bool:
+    """Whether weight decay is a gradient of its own, which moves the weights of the network: if it is not decoupled."""
+    return local.option("weight_decay") > 0 and "AdamW" not in local.optimizer
 
 
 @dataclass(frozen=True)
@@ -86,22 +94,44 @@ class SignDesign:
     def payload(self, task: Task, statistics: PublicStatistics) -> ServerPayload | None:
         """The structure for a client that lets little more than signs through; None for another one."""
         noise = design_noise(task, self.assumed_noise, weakest=True)
-        channel, room, layout = sign_channel(task, noise, self.detach_logits), self.upload_limit // 4, None
+        channel, layout, gains = sign_channel(task, noise, self.detach_logits), None, None
         rounded = channel is None
         if channel is None:
             channel = _rounding_channel(task, noise)
         if channel is None or (rounded and self.margin_db is None):
             return None
-        pixels, constants, apart = math.prod(task.image_shape[1:]), PILOTS + self.nulls, _sees_all_images(task)
-        if self.margin_db is not None:
-            layout = sign_layout(
-                channel, task.victims, pixels, room, constants, self.margin_db, self.units, self.directions, apart
-            )
+        for candidate, factors in [(channel, None), *self._with_equal_movements(task, noise)]:
+            found = self._digital(task, candidate)
+            if found is not None and (layout is None or found.quality > layout.quality):
+                channel, layout, gains = candidate, found, factors
         if layout is None and rounded:
             return None
         if layout is None:
-            layout = linear_layout(channel, task.victims, 3 * pixels, room, constants, self.units, apart)
-        return _payload(task, statistics, channel, layout, self)
+            coefficients, room = math.prod(task.image_shape), self.upload_limit // 4
+            constants, apart = PILOTS + self.nulls, _sees_all_images(task)
+            layout = linear_layout(channel, task.victims, coefficients, room, constants, self.units, apart)
+        return _payload(task, statistics, channel, layout, self, gains)
+
+    def _digital(self, task: Task, channel: SignChannel) -> SignLayout | None:
+        """The layout with a digital code."""
+        if self.margin_db is None:
+            return None
+        pixels, constants, room = math.prod(task.image_shape[1:]), PILOTS + self.nulls, self.upload_limit // 4
+        margin, apart = self.margin_db, _sees_all_images(task)
+        return sign_layout(channel, task.victims, pixels, room, constants, margin, self.units, self.directions, apart)
+
+    def _with_equal_movements(self, task: Task, noise: float) -> list[tuple[SignChannel, Tensor]]:
+        """The channel on which gains give all images the same movement, and these gains; nothing where they cannot.
+
+        They need gradient weights that hardly change between an image's visits: balanced ones, by a network that does
+        not train.
+        """
+        constant = self.balanced and self.detach_logits and not _decays(task.local)
+        if self.margin_db is None or not constant or task.granularity != "update" or not scale_free(task.local):
+            return []
+        gains = equal_movement_gains(task.local, task.batch_size)
+        channel = None if gains is None else sign_channel(task, noise, gains=gains)
+        return [] if gains is None or channel is None else [(channel, gains)]
 
 
 def _sees_all_images(task: Task) -> bool:
@@ -124,7 +154,12 @@ def _rounding_channel(task: Task, noise: float) -> SignChannel | None:
 
 
 def _payload(
-    task: Task, statistics: PublicStatistics, channel: SignChannel, layout: SignLayout, design: SignDesign
+    task: Task,
+    statistics: PublicStatistics,
+    channel: SignChannel,
+    layout: SignLayout,
+    design: SignDesign,
+    gains: Tensor | None,
 ) -> ServerPayload:
     """The structure of a layout.
 
@@ -134,6 +169,7 @@ def _payload(
         channel: From `sign_channel`.
         layout: Directions, units and inputs.
         design: The server's choices.
+        gains: Factors of the gradient in each optimizer step, if any.
     """
     variance = statistics.variance.flatten()
     shipped = layout.units * layout.inputs
@@ -173,6 +209,7 @@ def _payload(
             "code": class_code(task.num_classes),
             "dithered": dithered,
             "dither": dither,
+            **({} if gains is None else {"step_gains": gains_of_batches(gains, task.local, task.batch_size).float()}),
             **({"digital_amplitudes": torch.tensor(layout.plan.amplitudes)} if layout.plan else {}),
         },
     )

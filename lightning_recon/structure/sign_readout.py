@@ -15,7 +15,7 @@ from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, most_found
 from lightning_recon.structure.clipping_budget import sign_share
 from lightning_recon.structure.coding.channel_code import message_bits
-from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.coding.dither import decode_dithered
 from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
@@ -48,7 +48,7 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     weight = update.gradient["structure.weight"]
     sent, ones = shipped["dither"].numel(), int((shipped["constants"] != 0).sum())
     nulls = shipped["constants"].numel() - ones
-    words = 0 if spec.digital is None else HEADER + spec.digital.entries
+    words = 0 if spec.digital is None else spec.digital.words
     sketch, digital, pilots, zeros = torch.split(weight, [sent, words, ones, nulls], dim=1)
     noise, only_signs = _measured_noise(zeros)
     multiplier = multiplier_of_zeros(noise, zeros.numel(), task)
@@ -65,7 +65,7 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
                 # that holds an image hardly by noise at all once the image was there.
                 unlike = only_signs or largest or task.granularity == "sample"
                 kind: Literal["header", "moments"] = "header" if unlike else "moments"
-                found = read_signs(digital, noise, spec.digital, size, most, kind, progress)
+                found = read_signs(digital, noise, spec.digital, size, most, kind, progress, int((zeros != 0).sum()))
         # Codewords that were not decoded may be remains of others: they count up to the announced number alone.
         received = sum(one.image is not None for one in found)
         found = found[: max(task.victims, received)]

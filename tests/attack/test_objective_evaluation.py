@@ -84,7 +84,7 @@ def test_mixed_precision_finds_nearly_the_same_direction(count: int, honest: Hon
     assert torch.allclose(mixed.value, exact.value, rtol=0.02)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_compiled_objective_equals_the_plain_one(count: int, honest: Honest) -> None:
     client = honest("perceptron")
     evaluate, many = objective(client, Regularization(total_variation=0.2)), guesses(client, count)

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -26,11 +26,15 @@ with warnings.catch_warnings():
     flwr = pytest.importorskip("flwr", reason="flwr is not installed: pip install 'lightning_recon[flower]'")
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.common import Code, FitRes, Parameters, Status
 from flwr.common.secure_aggregation import quantization as flower_quantization
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from lightning_recon.capture.flower_secagg import captured_sum, serve_sums
+from lightning_recon.capture.flower_secagg import CapturedSums, captured_sum, serve_sums
+
+if TYPE_CHECKING:
+    from flwr.server.client_proxy import ClientProxy
 
 NOISE = {"epsilon": 4e3, "clipping_norm": 10.0, "sensitivity": 10.0}
 STD = 10 * np.sqrt(2 * np.log(1.25e5)) / 4e3
@@ -175,6 +179,9 @@ def test_what_is_no_sum_is_refused(script: ModuleType, tmp_path: Path) -> None:
     own = dict(audit.model().state_dict())
     with pytest.raises(UserError, match=r"the sum has norm .*mods=\[secaggplus_mod"):
         captured_sum(audit, own, {name: value + 1 for name, value in own.items()}, 4, 0)
+    unequal = FitRes(Status(Code.OK, ""), Parameters([], ""), audit.batch_size + 1, {})
+    with pytest.raises(UserError, match=r"clients report \d+ examples, by which SecAgg\+ weighs"):
+        CapturedSums(audit, tmp_path).aggregate_fit(1, [(cast("ClientProxy", None), unequal)], [])
     with pytest.raises(UserError, match="this audit has no secure aggregation"):
         serve_sums(replace(audit, secure_aggregation=None), tmp_path, InProcess(None, 1), context(0))
 

@@ -21,6 +21,7 @@ from lightning_recon.exchange import ServerPayload
 Clients, Payloads = Callable[..., VictimClient], Callable[..., ServerPayload]
 
 
+@pytest.mark.slow
 def test_no_two_of_a_million_streams_have_equal_keys() -> None:
     names = [f"network.layer{index}.weight" for index in range(10)]
     keys = [NoiseKey.from_seed(seed) for seed in range(5)] + [NoiseKey.fresh() for _ in range(5)]

@@ -203,7 +203,12 @@ def test_likelihood_weighs_candidates_of_different_norms() -> None:
 
 @pytest.mark.parametrize(
     ("server", "epsilon", "rounds", "draws"),
-    [(honest, 8, 1, 60), (honest, 2, 1, 40), (honest, 8, 3, 20), (malicious, 8, 1, 40)],
+    [
+        (honest, 8, 1, 60),
+        pytest.param(honest, 2, 1, 40, marks=pytest.mark.slow),
+        pytest.param(honest, 8, 3, 20, marks=pytest.mark.slow),
+        (malicious, 8, 1, 40),
+    ],
 )
 def test_no_matching_of_photographs_passes_the_bound(
     server: Callable[[Task], ServerPayload], epsilon: float, rounds: int, draws: int

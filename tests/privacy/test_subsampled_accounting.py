@@ -144,7 +144,7 @@ def test_a_replaced_record_is_accounted_for_however_low_the_noise(z: float) -> N
     assert gaussian_epsilon(2 / z, 1e-5 / 0.97) < found <= gaussian_epsilon(mu_of(z, 10, "replace_one"), 1e-5)
 
 
-@pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
+@pytest.mark.parametrize("adjacency", [pytest.param("add_remove", marks=pytest.mark.slow), "replace_one"])
 def test_the_noise_for_a_training_is_enough_and_hardly_more(adjacency: Adjacency) -> None:
     z = training_noise_multiplier(8.0, 0.05, 30, 1e-5, adjacency)
     reached, less = (training_epsilon(noise, 0.05, 30, 1e-5, adjacency) for noise in (z, 0.98 * z))

@@ -18,6 +18,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.evaluation.assignment import match
 from lightning_recon.evaluation.metrics import psnr_per_image
 from lightning_recon.exchange import RecordedClient, Sampling, task_of_one_round
+from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import Feedback, InferenceStructure, WaterFilling
 from lightning_recon.structure.base import Decoded, Structure
@@ -114,6 +115,23 @@ def test_a_recording_repeats_the_same_images(photographs: Photographs, tmp_path:
     first = attack(client, code, tmp_path)
     again = run_protocol(RecordedClient(tmp_path), Feedback(), RecordedClient(tmp_path).payload(0), 0, 0, None)
     assert torch.equal(first.images, again.images)
+
+
+def test_a_client_is_attacked_alike_on_any_rank_and_after_an_interruption(photographs: Photographs) -> None:
+    images = photographs(16)[:4]
+    privacy = Privacy(1.0, 0.02, "sample", rounds=4, noise_bands=2, adaptive_clip=AdaptiveClip())
+
+    def attacked(*order: int) -> Tensor:
+        client = VictimClient("convnet", num_classes=10, privacy=privacy, noise_seed=0, sampling="poisson")
+        client.bind([batch_of(images[:2]), batch_of(images[2:])], DataProtocol(1, subjects=False, local_images=2))
+        structure = Feedback()
+        payload = structure.payload(client.task)
+        return [run_protocol(client, structure, payload, index, 0, None).images for index in order][-1]
+
+    alone = attacked(1)
+    assert len(alone)
+    assert torch.equal(attacked(0, 1), alone)
+    assert torch.equal(attacked(1, 1), alone)
 
 
 def test_noise_alone_shows_no_image(photographs: Photographs) -> None:

@@ -16,10 +16,20 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Compression, LocalTraining, ServerPayload, Task
 from lightning_recon.exchange.local_training import ADAM, ADAMW
 from lightning_recon.structure import Digital, WaterFilling
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
+from lightning_recon.structure.coding.expected_quality import expected_losses
 from lightning_recon.structure.coding.movement import movements, scale_free
-from lightning_recon.structure.coding.sign_channel import SignChannel, censored_capacity, kept_threshold, sign_capacity
-from lightning_recon.structure.coding.sign_plan import PILOTS, expected_losses, sign_layout
+from lightning_recon.structure.coding.sign_channel import (
+    SignChannel,
+    capacity_of,
+    censored_capacity,
+    kept_threshold,
+    repeated_capacity,
+    sign_capacity,
+)
+from lightning_recon.structure.coding.sign_plan import PILOTS, sign_layout
+from lightning_recon.structure.detection.sign_decoding import _Remaining
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.server_layer import TamperedNetwork
@@ -64,7 +74,7 @@ def trained(payload: ServerPayload, task: Task, images: Tensor, seed: int = 0) -
     model = TamperedNetwork(network, InferenceStructure(payload))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     kind = torch.optim.Adam if task.local.optimizer == ADAM else torch.optim.SGD
-    optimizer = kind(model.parameters(), lr=1e-3)
+    optimizer = kind(model.parameters(), lr=task.local.learning_rate(0))
     labels, size = torch.arange(len(images)) % CLASSES, task.local.batch_size or len(images)
     for _ in range(task.local.epochs):
         for part, targets in zip(images.split(size), labels.split(size), strict=True):
@@ -168,6 +178,13 @@ def test_capacities_of_signs_and_of_the_largest_entries() -> None:
     assert censored_capacity(3.0, 0.0) > censored_capacity(3.0, 2.5) > censored_capacity(3.0, 4.0)
 
 
+def test_repeating_a_bit_makes_up_for_entries_that_do_not_arrive() -> None:
+    assert repeated_capacity(0.7, 0.1, 1) == pytest.approx(0.1 * capacity_of(0.7))
+    assert repeated_capacity(50.0, 0.1, 3) == pytest.approx(1 - 0.9**3, rel=1e-3)
+    both = 0.5**2 * capacity_of(math.sqrt(2) * 0.7) + 2 * 0.5**2 * capacity_of(0.7)
+    assert repeated_capacity(0.7, 0.5, 2) == pytest.approx(both)
+
+
 def test_the_largest_entries_are_those_of_the_structure_only_if_they_are_few() -> None:
     generator = torch.Generator().manual_seed(0)
     for excited, share in ((0.01, 0.1), (0.05, 0.02)):
@@ -235,6 +252,36 @@ def test_images_of_an_adam_client_come_back_bit_for_bit(images: Tensor, steps: i
     assert not any(nothing.files or ())
 
 
+def test_over_several_epochs_of_adam_gains_make_all_rows_move_equally_far(images: Tensor) -> None:
+    # Learning rate and noise at which the clip binds and files need all of it.
+    task = announced(4, 4e-3, local=replace(adam(4, 2), learning_rates=(0.02,)))
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    assert exact(images, structure.decode(payload, task, trained(payload, task, images)).images) == 4
+
+    def unequal(payload: ServerPayload) -> float:
+        update = trained(payload, replace(task, noise_multiplier=0.0), images)
+        moved = update.gradient["structure.weight"].abs().amax(dim=1)
+        return float(moved.max() / moved[moved > 0].min())
+
+    assert unequal(payload) < 1.03
+    assert unequal(ServerPayload(payload.settings, {**payload.tensors, "step_gains": torch.ones(8)})) > 1.5
+
+
+def test_gains_are_shipped_only_where_they_help_and_gradient_weights_are_constant() -> None:
+    task = announced(4, 4e-3, local=replace(adam(4, 2), learning_rates=(0.02,)))
+    decaying = replace(task.local, options={"weight_decay": 0.01})
+    for announcement, detached, expected in (
+        (task, True, True),
+        (replace(task, noise_multiplier=1e-4), True, False),  # whole files get through anyway
+        (replace(task, local=adam(4, 2)), True, False),  # the clip does not bind
+        (replace(task, local=decaying), True, False),
+        (task, False, False),
+    ):
+        structure = Digital(upload_limit=3_000_000, detach_logits=detached)
+        assert ("step_gains" in structure.payload(announcement).tensors) == expected
+
+
 @pytest.mark.parametrize("method", ["sign", "top_k", "random_k", "int8", "bfloat16"])
 def test_files_survive_compression(images: Tensor, method: str) -> None:
     compression = Compression(method, share=0.5 if method == "random_k" else 0.2)  # type: ignore[arg-type]
@@ -244,6 +291,37 @@ def test_files_survive_compression(images: Tensor, method: str) -> None:
     assert LayerSpec.of(payload).signs == (method != "bfloat16")
     decoded = structure.decode(payload, task, trained(payload, task, images))
     assert exact(images, decoded.images) >= 3
+
+
+def test_codewords_are_repeated_where_less_arrives_than_the_least_rate_needs(images: Tensor) -> None:
+    task = announced(4, 1e-4, compression=Compression("random_k", share=0.1))
+    structure = Digital(upload_limit=6_000_000)
+    payload = structure.payload(task)
+    plan = LayerSpec.of(payload).digital
+    assert plan is not None
+    assert plan.repeats > 1
+    assert structure_bytes(payload) <= 6_000_000
+    inputs = InferenceStructure(payload).encode(images)
+    sketch = payload.tensors["dither"].numel()
+    words = inputs[:, sketch : sketch + plan.words].view(4, plan.repeats, -1)
+    assert torch.equal(words, words[:, :1].expand_as(words))
+    decoded = structure.decode(payload, task, trained(payload, task, images))
+    assert exact(images, decoded.images) == 4
+
+
+def test_a_noise_that_was_measured_too_low_is_no_second_image() -> None:
+    generator, inputs = torch.Generator().manual_seed(0), 200_000
+    plan = Plan(inputs, 1.0, (1.0, *[0.0] * 15), 0, 0.0, True)
+    signs = torch.randint(2, (2, HEADER + inputs), generator=generator) * 2.0 - 1
+    noise = torch.randn(HEADER + inputs, generator=generator)
+    one, two = (0.5 * signs[0] + noise)[None], (0.6 * signs[0] + 0.5 * signs[1] + noise)[None]
+
+    def second(row: Tensor, measured: float, zeros: float) -> float:
+        return _Remaining(row, measured, plan, "moments", zeros)._components(0)[1]
+
+    assert second(one, 0.955, math.inf) > 0.2
+    assert second(one, 0.955, 1000) == 0
+    assert second(two, 1.0, 8192) == pytest.approx(0.5, abs=0.07)
 
 
 def test_what_is_too_noisy_for_files_is_sent_as_dithered_coefficients(images: Tensor) -> None:

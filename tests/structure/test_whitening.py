@@ -14,7 +14,7 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.structure import Feedback, WaterFilling
 
-ROUNDS = 24
+ROUNDS = 12
 
 
 def client_of(images: Tensor, z: float, bands: int) -> VictimClient:

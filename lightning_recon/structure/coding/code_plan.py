@@ -45,6 +45,7 @@ class Plan:
         shared: Whether all victims share one clip. If not, the amplitude of an image's digital inputs follows
             that of its sketch, so that clipping leaves both their shares.
         positions: Inputs of which one is not zero; above 1 the codeword is sent as pulses, see `coding.pulses`.
+        repeats: How often header and codeword are sent, where only a random share of the entries arrives.
     """
 
     inputs: int
@@ -54,11 +55,17 @@ class Plan:
     sketch: float
     shared: bool
     positions: int = 1
+    repeats: int = 1
 
     @property
     def entries(self) -> int:
         """Inputs of the layer that hold the codeword: as many as it has, or those of its pulses."""
         return self.inputs if self.positions == 1 else pulses_of(self.inputs, self.positions) * self.positions
+
+    @property
+    def words(self) -> int:
+        """Inputs of the layer that hold header and codeword, all repetitions together."""
+        return (HEADER + self.entries) * self.repeats
 
     def bytes_of(self, rung: int) -> int:
         """The longest file that a rung takes; 0 for a rung that is not used."""
@@ -75,6 +82,7 @@ class Plan:
             "digital_sketch": self.sketch,
             "digital_shared": self.shared,
             **({"digital_positions": self.positions} if self.positions > 1 else {}),
+            **({"digital_repeats": self.repeats} if self.repeats > 1 else {}),
         }
 
 

@@ -54,7 +54,7 @@ def word(image: Tensor, plan: Plan) -> Tensor:
         plan: What the server shipped.
 
     Returns:
-        Shape (HEADER + entries,), float32.
+        Shape (words,), float32.
     """
     pixels = (image.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
     rung, data, exact = chosen_file(pixels, plan)
@@ -62,7 +62,7 @@ def word(image: Tensor, plan: Plan) -> Tensor:
     codeword = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
     if plan.positions > 1:
         codeword = pulses(codeword, plan.positions)
-    return torch.cat([plan.header * header_words()[rung], codeword])
+    return torch.cat([plan.header * header_words()[rung], codeword]).repeat(plan.repeats)
 
 
 class DigitalWords(torch.autograd.Function):
@@ -70,7 +70,7 @@ class DigitalWords(torch.autograd.Function):
 
     @staticmethod
     def forward(images: Tensor, plan: Plan) -> Tensor:
-        """Shape (B, 3, H, W) to (B, HEADER + inputs)."""
+        """Shape (B, 3, H, W) to (B, words)."""
         return torch.stack([word(image, plan) for image in images]).to(images)
 
     @staticmethod

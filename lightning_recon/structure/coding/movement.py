@@ -7,7 +7,6 @@ magnitude; in later steps the moments decay at known rates, and a weight that is
 corrections of that step.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -35,15 +34,17 @@ def scale_free(local: LocalTraining) -> bool:
     return moved is not None and bool(moved[0] != 0) and bool((moved[1] / moved[0] - 1).abs() < _SAME)
 
 
-def movements(local: LocalTraining, images: int) -> Tensor:
+def movements(local: LocalTraining, images: int, gains: Tensor | None = None) -> Tensor:
     """Movement of the weights of a row along its gradient's sign, for each step of an epoch that may hold its image.
 
     Args:
         local: What was announced; an optimizer for which `scale_free` holds.
         images: Of a client.
+        gains: Factors of the gradient in each optimizer step, shape (..., steps of all epochs), of which several lists
+            can be compared; None: 1.
 
     Returns:
-        Shape (steps,), float64, as it is sent; in random orders (several for each step) if the batch is shuffled.
+        Shape (..., steps), float64, as it is sent; in random orders (several for each step) if the batch is shuffled.
     """
     steps = local.steps_of_epoch(images)
     if local.shuffle and local.epochs > 1 and steps > 1:
@@ -51,11 +52,15 @@ def movements(local: LocalTraining, images: int) -> Tensor:
         held = torch.randint(steps, (local.epochs, _ORDERS * steps), generator=generator)
     else:
         held = torch.arange(steps).expand(local.epochs, -1)
-    gradients = torch.zeros(local.epochs, steps, held.shape[1], dtype=torch.float64)
-    gradients.scatter_(1, held[:, None], _GRADIENT)
-    moved = _moved(local, gradients.flatten(0, 1))
+    if gains is None:
+        gains = torch.ones(local.epochs * steps, dtype=torch.float64)
+    lists = gains.reshape(-1, local.epochs, steps)
+    held = held.expand(len(lists), -1, -1)
+    gradients = torch.zeros(local.epochs, steps, *held[:, 0].shape, dtype=torch.float64)
+    gradients.scatter_(1, held.transpose(0, 1)[:, None], _GRADIENT * lists.gather(2, held).transpose(0, 1)[:, None])
+    moved = _moved(local, gradients.flatten(2).flatten(0, 1))
     assert moved is not None
-    return moved
+    return moved.view(*gains.shape[:-1], -1)
 
 
 def steady_movement(local: LocalTraining, images: int) -> float:
@@ -89,4 +94,4 @@ def _moved(local: LocalTraining, gradients: Tensor) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):  # options of another version, or a closure that is needed
         return None
     moved = -weights.detach() / local.divisor
-    return moved if all(math.isfinite(value) for value in moved.tolist()) else None
+    return moved if bool(moved.isfinite().all()) else None

@@ -57,19 +57,20 @@ class SignChannel:
         magnitude = clipped if self.movement is None else min(clipped, self.movement)
         return self.weakest * magnitude / max(self.noise, 1e-12)
 
-    def information(self, entries: int, shipped: int, positions: int = 1) -> float:
+    def information(self, entries: int, shipped: int, positions: int = 1, repeats: int = 1) -> float:
         """Bits that each bit of a codeword carries at most, in [0, 1]: that is an entry of ±1, or part of a pulse.
 
         Args:
             entries: Entries that each image moves.
             shipped: Entries of the whole structure.
             positions: Inputs of each pulse, where only the largest entries arrive; 1: every entry is ±1.
+            repeats: Entries that hold the same bit, where random ones arrive.
         """
         amplitude = self.amplitude(entries)
         if self.method == "signs":
             return sign_capacity(amplitude)
         if self.method == "some":
-            return self.share * capacity_of(amplitude)
+            return repeated_capacity(amplitude, self.share, repeats)
         if self.method == "largest":
             total = self.entries + shipped
             excited = min(1.0, self.sharers * entries / total)
@@ -86,6 +87,17 @@ def capacity_of(amplitude: float) -> float:
     """`binary_capacity` of an amplitude by the noise, from a table."""
     amplitudes, capacities = _table()
     return float(np.interp(amplitude, amplitudes, capacities))
+
+
+def repeated_capacity(amplitude: float, share: float, repeats: int) -> float:
+    """Bits that so many entries of the same sign carry together, if each one arrives with a probability of `share`."""
+    return sum(
+        math.comb(repeats, arrived)
+        * share**arrived
+        * (1 - share) ** (repeats - arrived)
+        * capacity_of(math.sqrt(arrived) * amplitude)
+        for arrived in range(1, repeats + 1)
+    )
 
 
 @lru_cache(maxsize=1)

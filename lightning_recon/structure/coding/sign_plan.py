@@ -15,6 +15,7 @@ import numpy as np
 
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, RAW_BITS, SHORTEST, WORTHWHILE, Plan
+from lightning_recon.structure.coding.expected_quality import MEAN_IMAGE, expected_losses, expected_quality
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 from lightning_recon.structure.coding.pulses import bits_of_pulse, pulses_of
 from lightning_recon.structure.coding.sign_channel import SignChannel, capacity_of
@@ -27,16 +28,8 @@ _DIRECTIONS = (1, 2, 3)
 _UNITS = tuple(round(32 * 2 ** (step / 2)) for step in range(13))
 # Units for each image where each one gets its own: more are of use if a client has more images than it announced.
 _OWN_UNITS = (2.0, 1.5, 1.25, 1.0)
-# Inputs of a pulse, where only the largest entries arrive.
-_POSITIONS = (1, 4, 16, 64)
-# Quality of an image by the bits of its file, in decibels: that of the mean image, what a bit for each pixel adds, and
-# what counts for an image that is exact.
-_MEAN_IMAGE, _AT_LOW_RATE, _EACH_BIT, _LOW_RATE, _EXACT = 12.0, 31.0, 2.0, 3.0, 79.0
-# Bits for each pixel of lossless files of 64 x 64 pixels, what each doubling of the side saves, and their standard
-# deviation: of the bundled photographs.
-_LOSSLESS_BITS, _OCTAVE_BITS, _LOSSLESS_STD = 13.3, 2.4, 2.4
-# Intervals are not filled quite evenly, so that collisions are this much more frequent.
-_UNEVEN = 1.3
+# Inputs of a pulse, where only the largest entries arrive; how often a codeword is sent, where random ones arrive.
+_POSITIONS, _REPEATS = (1, 4, 16, 64), (1, 2, 3, 4, 6, 8)
 # Without a digital code: units for each image and their least number, signs for each coefficient at most, and numbers
 # of signs that are tried, by factors of √2.
 _UNITS_PER_IMAGE, _FEWEST_UNITS, _MOST_REPEATS, _STEPS = 64, 64, 16, 24
@@ -72,13 +65,14 @@ class SignLayout:
     @property
     def excited(self) -> int:
         """Inputs of an image that are not zero."""
-        digital = 0 if self.plan is None else HEADER + pulses_of(self.plan.inputs, self.plan.positions)
+        plan = self.plan
+        digital = 0 if plan is None else (HEADER + pulses_of(plan.inputs, plan.positions)) * plan.repeats
         return self.sketch + digital + self.pilots
 
     @property
     def inputs(self) -> int:
         """Inputs of a row, without those that are always zero."""
-        return self.sketch + (0 if self.plan is None else HEADER + self.plan.entries) + self.pilots
+        return self.sketch + (0 if self.plan is None else self.plan.words) + self.pilots
 
 
 def sign_layout(
@@ -113,8 +107,8 @@ def sign_layout(
     best: SignLayout | None = None
     for count, total in _unit_counts(victims, units, directions, apart):
         lost = 0.0 if apart or total == 1 else expected_losses(victims, total / count, count)
-        for positions in _POSITIONS if apart and channel.method == "largest" else (1,):
-            each = (room // total - constants - HEADER) / (1 + SKETCH)
+        for positions, repeats in _forms(channel, apart):
+            each = ((room // total - constants) / repeats - HEADER) / (1 + SKETCH)
             longest = int(each if positions == 1 else each / positions * bits_of_pulse(positions))
             longest = min(longest, _inputs_of_raw(0, pixels))
             if longest < SHORTEST:
@@ -122,7 +116,7 @@ def sign_layout(
             ceiling = max(_quality(_bits(rung, longest, pixels), pixels, lost) for rung in range(len(LADDER)))
             if best and ceiling <= best.quality:
                 continue
-            curve = _Curve(channel, count, total, constants, positions, longest)
+            curve = _Curve(channel, count, total, constants, positions, repeats, longest)
             for rung in range(len(LADDER)):
                 if best and _quality(_bits(rung, longest, pixels), pixels, lost) <= best.quality:
                     continue
@@ -133,7 +127,7 @@ def sign_layout(
                 quality = _quality(bits, pixels, lost)
                 if bits >= WORTHWHILE and (best is None or quality > best.quality):
                     used = tuple(float(step <= rung) for step in range(len(LADDER)))
-                    plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions)
+                    plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions, repeats)
                     sketch = math.ceil(SKETCH * pulses_of(inputs, positions))
                     best = SignLayout(count, total, sketch, plan, quality, own_units=apart)
     return best
@@ -182,30 +176,7 @@ def _bits(rung: int, longest: int, pixels: int) -> float:
 
 def _quality(bits: float, pixels: int, lost: float) -> float:
     """The same over all images, of which some are lost."""
-    return lost * _MEAN_IMAGE + (1 - lost) * expected_quality(bits, pixels)
-
-
-def expected_quality(bits: float, pixels: int) -> float:
-    """About how good an image is, in decibels, whose file has so many bits for each of its pixels."""
-    typical = _LOSSLESS_BITS - _OCTAVE_BITS * math.log2(math.sqrt(pixels) / 64)
-    exact = 0.5 * math.erfc((typical - bits) / (_LOSSLESS_STD * math.sqrt(2)))
-    if bits < _LOW_RATE:
-        lossy = _MEAN_IMAGE + (_AT_LOW_RATE + _EACH_BIT * _LOW_RATE - _MEAN_IMAGE) * math.sqrt(bits / _LOW_RATE)
-    else:
-        lossy = _AT_LOW_RATE + _EACH_BIT * min(bits, float(RAW_BITS))
-    return exact * _EXACT + (1 - exact) * min(lossy, _EXACT)
-
-
-def expected_losses(victims: int, units: float, directions: int) -> float:
-    """Share of images that have no row in which they are the strongest.
-
-    Args:
-        victims: Images in an update.
-        units: Units of each direction.
-        directions: Number of directions.
-    """
-    alone = max(0.0, 1 - _UNEVEN / units)
-    return sum((1 - alone**stronger) ** directions for stronger in range(victims)) / victims
+    return lost * MEAN_IMAGE + (1 - lost) * expected_quality(bits, pixels)
 
 
 def _unit_counts(victims: int, units: int | None, directions: int | None, apart: bool) -> list[tuple[int, int]]:
@@ -220,20 +191,34 @@ def _unit_counts(victims: int, units: int | None, directions: int | None, apart:
     return [(count, count * each) for count in counts for each in _UNITS]
 
 
+def _forms(channel: SignChannel, apart: bool) -> list[tuple[int, int]]:
+    """Positions of a pulse, and numbers of repetitions, that are compared."""
+    if channel.method == "some":
+        return [(1, repeats) for repeats in _REPEATS]
+    return [(positions, 1) for positions in _POSITIONS] if apart and channel.method == "largest" else [(1, 1)]
+
+
 class _Curve:
     """The information that each bit of a codeword carries, by the length of the codeword."""
 
     def __init__(
-        self, channel: SignChannel, directions: int, units: int, constants: int, positions: int, longest: int
+        self,
+        channel: SignChannel,
+        directions: int,
+        units: int,
+        constants: int,
+        positions: int,
+        repeats: int,
+        longest: int,
     ) -> None:
         lengths = np.unique(np.geomspace(SHORTEST, longest, _POINTS).round().astype(int))
         self.lengths, self.information = np.log(lengths), list[float]()
         for inputs in lengths.tolist():
             count = pulses_of(inputs, positions)
-            others = math.ceil(SKETCH * count) + HEADER
-            excited, entries = count + others + PILOTS, positions * count if positions > 1 else count
-            shipped = units * (entries + others + constants)
-            found = channel.information(directions * excited, shipped, positions)
+            sketch, entries = math.ceil(SKETCH * count), positions * count if positions > 1 else count
+            excited = (count + HEADER) * repeats + sketch + PILOTS
+            shipped = units * ((entries + HEADER) * repeats + sketch + constants)
+            found = channel.information(directions * excited, shipped, positions, repeats)
             self.information.append(math.log(max(found, 1e-12)))
 
     def most_inputs(self, rung: int, most: int, spare: float) -> int:

@@ -29,6 +29,8 @@ from lightning_recon.structure.coding.modulation import header_words, symbols
 READABLE, _ALIKE = 6.0, 6.0
 # A row holds a second image if the estimate of its power has this share of the first one's.
 _SECOND = 0.05
+# Standard errors of the noise's variance by which it may have been measured too low.
+_SURELY = 2.0
 # A codeword with less than this share of the information that its rate needs is not decoded.
 _HOPELESS = 0.97
 # A failed image is tried again once others were subtracted and the information grew by this.
@@ -72,22 +74,24 @@ def read_signs(
     most: int,
     amplitudes_from: Literal["moments", "header"] = "moments",
     progress: Callable[[int], None] = lambda count: None,
+    zeros: float = math.inf,
 ) -> list[SignImage]:
     """Decode all images.
 
     Args:
-        rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row; 0 where nothing arrived.
+        rows: Shape (K, words): what came through the digital inputs of each row; 0 where nothing arrived.
         noise: Standard deviation of the noise on every entry that arrived.
         plan: What was shipped.
         size: Height and width of the images.
         most: Largest number of images to find.
         amplitudes_from: How to estimate amplitudes, see above.
         progress: Called with the number of images received so far.
+        zeros: Number of entries on which the noise was measured.
 
     Returns:
         Images received, then those whose header was read but whose file was not, the strongest first.
     """
-    remaining = _Remaining(rows, noise, plan, amplitudes_from)
+    remaining = _Remaining(rows, noise, plan, amplitudes_from, zeros)
     found: list[SignImage] = []
     tried: dict[tuple[int, ...], float] = {}
     while len(found) < most:
@@ -116,12 +120,15 @@ def read_signs(
 class _Remaining:
     """The rows after the codewords that were decoded."""
 
-    def __init__(self, rows: Tensor, noise: float, plan: Plan, amplitudes_from: str) -> None:
-        self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
+    def __init__(self, rows: Tensor, noise: float, plan: Plan, amplitudes_from: str, zeros: float) -> None:
+        header, words = torch.split(rows.view(len(rows), plan.repeats, -1), [HEADER, plan.inputs], dim=2)
+        self.header, self.words = header.flatten(1).clone(), words.flatten(1).clone()
+        self.header_words = header_words().repeat(1, plan.repeats).to(rows)
         self.arrived = (self.words != 0).sum(dim=1).clamp(min=1)
         power = self.words.double().square().sum(dim=1) / self.arrived
         self.floor = _ROUNDING * float(power.max())
         self.noise, self.plan, self.moments = max(noise, math.sqrt(self.floor)), plan, amplitudes_from == "moments"
+        self.noise_error = self.noise**2 * math.sqrt(2 / max(1, zeros))
         self.erasures = bool((self.words == 0).any())
         fourth = float(self.words.double().pow(4).mean())
         self.binary = not self.moments and not self.erasures and fourth < (1 + _EQUAL) * float(power.mean()) ** 2
@@ -132,7 +139,7 @@ class _Remaining:
         """Power and header of every row."""
         self.power = (self.words.double().square().sum(dim=1) / self.arrived).clamp(min=_LEAST)
         known = (self.header != 0).sum(dim=1).clamp(min=1)
-        match = (self.header @ header_words().to(self.header).T).double() / known[:, None]
+        match = (self.header @ self.header_words.T).double() / known[:, None]
         match[:, ~self.used] = 0.0
         self.match, self.known = match, known
         self.strength = match.abs().amax(dim=1) * (known / self.power).sqrt()
@@ -155,11 +162,11 @@ class _Remaining:
         signal = max(second - self.noise**2, _LEAST)
         # The fourth cumulant of normal noise is 0, that of ±α is -2 α⁴.
         fourth = float(square.square().sum() / self.arrived[row]) - 3 * second**2
-        fourths = min(max(-fourth / 2, signal**2 / 2), signal**2)
-        apart = math.sqrt(max(fourths / 2 - signal**2 / 4, 0.0))
-        first, other = signal / 2 + apart, signal / 2 - apart
+        first, other = _two_powers(signal, -fourth / 2)
         error = 1.5 * math.sqrt(24 / float(self.arrived[row])) * second**2 / signal
-        if other < max(_SECOND * first, error):
+        # A noise that was measured too low looks like a second image.
+        surely = _two_powers(max(signal - _SURELY * self.noise_error, _LEAST), -fourth / 2)[1]
+        if min(other, surely) < max(_SECOND * first, error):
             return math.sqrt(signal), 0.0
         return math.sqrt(first), math.sqrt(other)
 
@@ -187,7 +194,7 @@ class _Remaining:
         amplitude = amplitude * float(match[rung].sign())
         beliefs = torch.zeros(self.plan.inputs)
         for one in held:
-            beliefs += self._beliefs(one, float(amplitude[one])).cpu()
+            beliefs += self._beliefs(one, float(amplitude[one])).cpu().view(self.plan.repeats, -1).sum(dim=0)
         information = 1 - float(F.softplus(-beliefs.abs()).double().mean()) / math.log(2)
         information -= float((beliefs.abs() * torch.sigmoid(-beliefs.abs())).double().mean()) / math.log(2)
         if self.erasures:
@@ -226,15 +233,22 @@ class _Remaining:
 
     def subtract(self, codeword: Tensor, rung: int) -> Tensor:
         """Take a known codeword and its header out of all rows; returns its amplitude in each, shape (K,)."""
-        arrived = (self.words != 0).to(self.words)
+        codeword, arrived = codeword.repeat(self.plan.repeats), (self.words != 0).to(self.words)
         share = (self.words @ codeword) / self.arrived
         certain = share.abs().double() > _ALIKE * (self.power / self.arrived).sqrt()
         share = torch.where(certain, share, 0.0)
         for row in torch.nonzero(certain).flatten().tolist():
             self.words[row] -= share[row] * codeword * arrived[row]
-            self.header[row] -= share[row] * header_words()[rung].to(self.header) * (self.header[row] != 0)
+            self.header[row] -= share[row] * self.header_words[rung] * (self.header[row] != 0)
         self._measure()
         return share.double().cpu()
+
+
+def _two_powers(signal: float, fourths: float) -> tuple[float, float]:
+    """Powers of two images from their sum and that of their squares; the second one is the smaller, and may be 0."""
+    fourths = min(max(fourths, signal**2 / 2), signal**2)
+    apart = math.sqrt(max(fourths / 2 - signal**2 / 4, 0.0))
+    return signal / 2 + apart, signal / 2 - apart
 
 
 def _log_cosh(values: Tensor) -> Tensor:
