@@ -22,7 +22,8 @@ from torchvision import datasets
 from lightning_recon.cli import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-ELSEWHERE = ("audit.yaml", "captured.yaml", "training.yaml")  # see test_audit_cli.py and capture/
+# See test_audit_cli.py, capture/ and verification/.
+ELSEWHERE = ("audit.yaml", "captured.yaml", "training.yaml", "verify.yaml")
 BASES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in ELSEWHERE)
 OVERLAYS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml"))
 
