@@ -66,7 +66,7 @@ def annex_of(
         "noise": "reproducible from a seed"
         if _reproducible(records)
         else "drawn with keys that run folders do not hold",
-        "versions": {"lightning_recon": __version__} | _versions(records),
+        "versions": {"report": f"lightning_recon {__version__}", "runs": _versions(records)},
         "inputs": {
             "images": len(names),
             "sha256": _digest([f"{one['cell']} {one['config']} {one['results']} {one['images']}" for one in hashes]),
@@ -84,8 +84,8 @@ def _trust_model(records: Sequence[Mapping[str, Any]]) -> str:
     if summed == {True, False}:
         seen = "each client's update, or in some cells their sum only"
     return (
-        f"Local: a client clips its update and adds noise before it leaves the device; the server sees {seen}. The "
-        "server is the attacker. The channel between them is taken to be authentic and confidential."
+        "Local differential privacy: a client clips its update and adds noise before it leaves the device; the server "
+        f"sees {seen}. The server is the attacker. The channel between them is taken to be authentic and confidential."
     )
 
 
@@ -135,13 +135,10 @@ def _reproducible(records: Sequence[Mapping[str, Any]]) -> bool:
     return any(bool(record["privacy"].get("reproducible_noise")) for record in records)
 
 
-def _versions(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Versions of the packages that the runs recorded; several where runs differ."""
-    found: dict[str, list[str]] = {}
-    for record in records:
-        for name, version in (record.get("versions") or {}).items():
-            found.setdefault(str(name), []).append(str(version))
-    return {f"{name} of the runs": ", ".join(sorted(set(versions))) for name, versions in sorted(found.items())}
+def _versions(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Packages with the versions that the runs recorded; several where runs differ."""
+    found = {f"{name} {version}" for record in records for name, version in (record.get("versions") or {}).items()}
+    return sorted(found)
 
 
 def _image_names(outcome: Outcome) -> list[str]:

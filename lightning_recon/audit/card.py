@@ -35,7 +35,7 @@ def card_of(content: Mapping[str, Any], page: str, annex_file: str) -> str:
         annex=annex,
         attacks=list(dict.fromkeys(name for one in classes for name in one["attacks"])),
         data=list(dict.fromkeys(one["data"] or "unknown source" for one in annex["mechanisms"])),
-        left_out=[one["name"] for one in classes if one["status"] != "executed"],
+        left_out=[f"{one['name']} ({one['status']})" for one in classes if one["status"] != "executed"],
         page=page,
         annex_file=annex_file,
     )

@@ -11,8 +11,10 @@ from lightning_recon.audit.images import EmbeddedImage, pairs_of
 from lightning_recon.audit.interventions import InterventionEffect
 from lightning_recon.audit.run import Setting
 from lightning_recon.audit.traffic_light import (
+    FINDINGS,
     GREEN_GAMMA,
     LIGHTS,
+    NOT_EXCLUDED,
     PRIOR_SUCCESS,
     Light,
     finding_of,
@@ -24,6 +26,12 @@ from lightning_recon.audit.verdict import LEVELS, Protection
 from lightning_recon.audit.verification_file import VerificationRecord, covers
 
 _SETTINGS = 3  # settings whose necessary noise is stated in a sentence each
+_AMBER = {
+    FINDINGS["something"]: "the attacks recovered images that are coarse, but better than a guess",
+    FINDINGS["identified"]: "an attack told whose image it was more often than a guess, without a recognisable image",
+    FINDINGS["open"]: "too few images were attacked to decide",
+    NOT_EXCLUDED: "the attacks found nothing, but theory does not rule out that another attack does",
+}
 _COUNTS = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -66,7 +74,8 @@ class Summary:
         noises: Noise multipliers of the table of lights.
         rows: Its rows.
         originals: Images of clients, as the clients trained on them.
-        reconstructions: What the server made of each of them under the least protective setting.
+        reconstructions: What the server made of each of them under the protection that leaks most.
+        example: That protection in words.
         changes: What to change, in sentences.
     """
 
@@ -77,6 +86,7 @@ class Summary:
     rows: tuple[LightRow, ...]
     originals: tuple[EmbeddedImage, ...]
     reconstructions: tuple[EmbeddedImage, ...]
+    example: str
     changes: tuple[str, ...]
 
 
@@ -118,6 +128,7 @@ def summary_of(
         rows=tuple(rows),
         originals=tuple(originals),
         reconstructions=tuple(reconstructions),
+        example=f"noise z = {number(worst.noise)}, by “{worst.best.attack}”",
         changes=tuple(_changes(settings, protections, effects, tolerance, refuted)),
     )
 
@@ -138,21 +149,20 @@ def _headline(lights: Sequence[Light], refuted: bool) -> str:
         return f"A server could see images of the users under {where}."
     if lights.count("amber"):
         return f"No image was recognisable under {every}, but not every attack is ruled out."
-    return f"The tested attacks learned nothing about the images under {every}, and theory limits all other attacks."
+    return f"The tested attacks found nothing of the images under {every}, and theory limits all other attacks."
 
 
 def _findings(protections: Sequence[Protection], verification: VerificationRecord | None) -> list[str]:
     """What the lights stand for here."""
     found = []
     if exact := sum(has_exact(one.points) for one in protections):
-        found.append(f"Under {_of(exact, protections)}, it received exact copies of images, equal in every pixel.")
-    amber = [one for one in protections if light_of_protection(one) == "amber"]
-    if amber:
-        words = enumerated(list(dict.fromkeys(finding_of(one) for one in amber)))
-        found.append(f"Under {_of(len(amber), protections)} the light is amber: {words}.")
+        found.append(f"Under {_of(exact, protections)}, the server received exact copies, equal in every pixel.")
+    amber = [finding_of(one) for one in protections if light_of_protection(one) == "amber"]
+    for finding in dict.fromkeys(amber):
+        found.append(f"Under {_of(amber.count(finding), protections)}, {_AMBER[finding]}.")
     if green := sum(light_of_protection(one) == "green" for one in protections):
         found.append(
-            f"Under {_of(green, protections)}, no tested attack learned anything, and theory limits all others: what a "
+            f"Under {_of(green, protections)}, the tested attacks found nothing, and theory limits all others: what a "
             f"blind guess gets right in {100 * PRIOR_SUCCESS:.0f} of 100 cases, no attack gets right in more than "
             f"{100 * GREEN_GAMMA:.0f}."
         )
@@ -214,7 +224,7 @@ def _noise_sentences(settings: Sequence[Setting], protections: Sequence[Protecti
             epsilon = number(enough.best.privacy["epsilon_accounted"])
             text = f"use at least z = {enough.noise:.3g} (ε = {epsilon}), the least audited noise with a green light"
         elif (least := _noise_by_theory(here[-1])) is not None:
-            text = f"no audited noise has a green light; theory allows none below z = {least:.2g}, so audit more noise"
+            text = f"no audited noise has a green light, and theory gives none below z = {least:.2g}: audit more noise"
             if least <= here[-1].noise:  # theory is content, but an attack, or too few images, are not
                 text = "no audited noise has a green light: audit more noise, and more images"
         else:

@@ -70,7 +70,7 @@ def test_every_protection_has_its_light_and_its_words(sweep: list[Outcome]) -> N
 def test_green_needs_measurement_and_theory(make_run: MakeRun) -> None:
     found = summary(*(outcome(make_run(f"z{z}", z=z, gains=NOTHING, ssim=0.1)) for z in (2.0, 4.0)))
     assert found.light == "green"
-    assert "learned nothing about the images under all two audited protections" in found.headline
+    assert "found nothing of the images under all two audited protections" in found.headline
     assert found.changes == (
         "These protections need no change. Repeat the audit when network, images or number of rounds change.",
     )
@@ -82,7 +82,7 @@ def test_the_noise_that_theory_asks_for(make_run: MakeRun) -> None:
     for adjacency in ("add_remove", "replace_one"):
         run = make_run(adjacency, z=0.6, gains=NOTHING, ssim=0.1, rounds=16, adjacency=adjacency)
         (change,) = summary(outcome(run)).changes
-        assert f"theory allows none below z = {least:.2g}" in change
+        assert f"theory gives none below z = {least:.2g}: audit more noise" in change
     enough = [outcome(make_run(f"z{z}", z=z, gains=NOTHING, ssim=0.1, rounds=16)) for z in (0.6, 3.2)]
     (change,) = summary(*enough).changes
     assert "use at least z = 3.2 (ε = 5.68), the least audited noise with a green light" in change
