@@ -68,6 +68,8 @@ class Attack(LightningModule, ABC):
         self.draws = draws
         self.record = record
         self.payload: ServerPayload | None = None
+        # Number of the first client among all clients of a run that is attacked in waves.
+        self.first_client = 0
         # The objective before the last step, a mean over this rank's images; None without one.
         self.latest_objective: Tensor | None = None
 

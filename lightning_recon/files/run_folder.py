@@ -88,7 +88,9 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = 
             f"--ckpt_path {checkpoint} does not belong to the run in {root}: give last, or another "
             "--trainer.default_root_dir"
         )
-    resumable = (root / LAST).is_file() and flag == "--trainer.default_root_dir"
+    resumable = (
+        (root / LAST).is_file() or any(root.glob("waves/*/wave.json"))
+    ) and flag == "--trainer.default_root_dir"
     resume = "--ckpt_path last to resume it, " if resumable else ""
     raise UserError(f"{root} already holds a run: choose another {flag}, {resume}or --overwrite to replace it")
 
