@@ -218,7 +218,9 @@ def test_two_ranks_killed_and_started_again(run: Path, flags: list[str], tiny: s
     root = tmp_path / "run"
     ranks = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.default_root_dir", str(root)]
     arguments = ["fit", "--config", tiny, *flags, *ranks]
-    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_SECOND_WAVE, *arguments], timeout=200)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_IN_THE_SECOND_WAVE)
+    killed = subprocess.run([sys.executable, str(script), *arguments], timeout=200)
     assert killed.returncode == -signal.SIGKILL
     assert [path.parent.name for path in sorted(root.glob("waves/*/wave.json"))] == ["00000"]
     again = [sys.executable, "-m", "lightning_recon", *arguments, "--ckpt_path", "last"]

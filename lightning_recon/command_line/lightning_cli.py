@@ -54,7 +54,6 @@ from lightning_recon.console import is_quiet
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.files.atomic import write_text
 from lightning_recon.files.run_folder import LAST, RunFolder, check_free
 from lightning_recon.structure import CuriousAbandonHonesty, Feedback, RobbingTheFed, SeedPaper, WaterFilling  # noqa: F401
 
@@ -208,8 +207,6 @@ class ReconCLI(LightningCLI):
         elif main_process:
             self.folder.begin()
             remove_waves(root)
-            self.config_dump["overwrite"] = False
-            write_text(root / "config.yaml", yaml.safe_dump(self.config_dump, sort_keys=False))
 
         def attack(config: dict[str, Any]) -> ClientDataModule:
             wave = run_cli(config, run=False, command=self.command)

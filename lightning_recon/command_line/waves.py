@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_recon.callbacks.console_tables import show_results
@@ -132,6 +133,8 @@ def fit_in_waves(
             position = attack(config_of(config, wave, position)).next_image
             gc.collect()
             if main_process:
+                # Not earlier: another rank, which starts with the first wave, would find a run in the folder.
+                write_text(root / "config.yaml", yaml.safe_dump(dict(config) | {"overwrite": False}, sort_keys=False))
                 if wave.number:  # a hundred megabytes a client; the first wave's can be looked at and replayed
                     shutil.rmtree(root / wave.folder / "exchange", ignore_errors=True)
                 write_json(root / wave.folder / DONE, place | {"next_image": position})
