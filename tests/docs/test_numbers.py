@@ -148,6 +148,10 @@ def test_what_the_case_studies_say() -> None:
     changing = "160 rounds, batches change"
     assert shown("Opacus tutorial", changing, "lost_share") > 0.5
     assert shown("Opacus tutorial", changing, "identification") <= 64 / 948
-    assert "found nothing in one round, and next to nothing in sixteen" in page
+    assert "which is right with 60 images in 948" in page
+    for setting in ("one round, noised sum", "3 rounds, noised sum"):
+        assert shown("Flower central noise", setting, "identification") <= 60 / 948
+    assert "it gets coarse colours of about a third of the images, and hardly ever identifies one" in page
+    assert 0.6 < shown("Opacus README", "16 rounds, 1 image a client", "lost_share") < 0.7
     assert shown("Opacus README", "one round, 8 images a client", "lost_share") == 1
     assert shown("Opacus README", "16 rounds, 1 image a client", "identification") < 0.05
