@@ -97,7 +97,9 @@ def clients_at_once(data: ClientDataModule, client: object, draws: int) -> int:
 
 
 def memory() -> int:
-    """Physical memory of this machine in bytes."""
+    """Physical memory of this machine in bytes; 8 GiB where the system does not say."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return 8 << 30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
