@@ -26,7 +26,7 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
     """The table, with one row for each number of clients, size of a wave and number of ranks.
 
     Args:
-        root: Folder of photographs. Where there are more clients than photographs, they get other crops of the same ones.
+        root: Folder of photographs; if there are too few, clients get other crops of the same ones.
     """
     with tempfile.TemporaryDirectory() as scratch:
         for number, (size, batch, clients, at_once, ranks) in enumerate(CELLS):
