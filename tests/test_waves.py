@@ -161,6 +161,8 @@ def test_a_replaced_run_leaves_no_wave(tmp_path: Path, fit: Fit) -> None:
     fit(tmp_path / "run", *few, "--data.clients", "4", "--data.clients_at_once", "1")
     fit(tmp_path / "run", *few, "--data.clients", "2", "--data.clients_at_once", "1", "--overwrite")
     assert sorted(path.name for path in (tmp_path / "run" / "waves").iterdir()) == ["00000", "00001"]
+    fit(tmp_path / "run", *few, "--overwrite")
+    assert not list((tmp_path / "run").glob("waves*/*"))
 
 
 def test_unreadable_images_do_not_shift_the_waves(tmp_path: Path, fit: Fit) -> None:

@@ -42,19 +42,17 @@ from lightning_recon.command_line.trainer_options import (
     write_whole_checkpoints,
 )
 from lightning_recon.command_line.waves import (
-    WAVES,
     check_same_config,
     clients_at_once,
     finished_wave,
     fit_in_waves,
-    remove_waves,
     waves_of,
 )
 from lightning_recon.console import is_quiet
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.files.run_folder import LAST, RunFolder, check_free
+from lightning_recon.files.run_folder import LAST, WAVES, RunFolder, check_free
 from lightning_recon.structure import CuriousAbandonHonesty, Feedback, RobbingTheFed, SeedPaper, WaterFilling  # noqa: F401
 
 
@@ -206,7 +204,6 @@ class ReconCLI(LightningCLI):
             check_same_config(root, self.config_dump)
         elif main_process:
             self.folder.begin()
-            remove_waves(root)
 
         def attack(config: dict[str, Any]) -> ClientDataModule:
             wave = run_cli(config, run=False, command=self.command)

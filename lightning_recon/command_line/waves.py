@@ -32,10 +32,10 @@ from lightning_recon.evaluation.merged_record import merged_record
 from lightning_recon.evaluation.run_record import read_results, write_results
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.faults import readable
+from lightning_recon.files.run_folder import WAVES
 from lightning_recon.files.schema import ORIGINALS, WAVE, WaveRecord
 from lightning_recon.files.serialization import read_json, read_yaml, write_json
 
-WAVES = "waves"
 DONE = "wave.json"
 TABLE = "waves.csv"
 RUNNING = "running"  # TensorBoard's events of all waves
@@ -162,14 +162,6 @@ def finished_wave(folder: Path) -> WaveRecord | None:
         return None
     with readable(folder / DONE):
         return read_json(folder / DONE, WAVE)
-
-
-def remove_waves(root: Path) -> None:
-    """Remove the waves of a run that is replaced."""
-    for folder in root.glob(f"{WAVES}/[0-9]*"):
-        shutil.rmtree(folder)
-    shutil.rmtree(root / RUNNING, ignore_errors=True)
-    (root / TABLE).unlink(missing_ok=True)
 
 
 def check_same_config(root: Path, config: Mapping[str, Any]) -> None:
