@@ -15,8 +15,7 @@ SIZES = (96, 256)  # sides of the stored crops, for images of 64 and 224 pixels
 # Image size, images a client, clients, clients at once, ranks.
 CELLS = (
     *((64, 1, clients, 64, 1) for clients in (64, 256, 1024)),
-    (64, 1, 256, 256, 1),
-    (64, 1, 256, 64, 2),
+    *((64, 1, 256, 256, ranks) for ranks in (1, 2)),
     *((224, 16, clients, 4, 1) for clients in (4, 16)),
 )
 MEBIBYTE = 1 << 20
@@ -31,7 +30,9 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory() as scratch:
         for number, (size, batch, clients, at_once, ranks) in enumerate(CELLS):
             stored = SIZES[0] if size == 64 else SIZES[1]
-            images = crops(root, Path(scratch) / f"images{stored}-{batch * clients}", batch * clients, stored)
+            # The same folder for all cells of a size, so that the gallery of the scores is the same.
+            count = max(one[1] * one[2] for one in CELLS if one[0] == size)
+            images = crops(root, Path(scratch) / f"images{stored}", count, stored)
             run = Path(scratch) / f"run{number}"
             row: dict[str, object] = {"size": size, "batch": batch, "clients": clients, "clients_at_once": at_once}
             row |= {"ranks": ranks} | measured(command(images, run, size, batch, clients, at_once, ranks), run)

@@ -128,7 +128,12 @@ def test_a_wave_is_repeated_by_its_own_config(run: Path, tmp_path: Path) -> None
 
 
 def test_an_interrupted_run_goes_on_with_its_wave(
-    run: Path, flags: list[str], tmp_path: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    flags: list[str],
+    tmp_path: Path,
+    fit: Fit,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root, attacked = tmp_path / "stopped", []
     config_of = waves.config_of
@@ -142,6 +147,7 @@ def test_an_interrupted_run_goes_on_with_its_wave(
     monkeypatch.setattr(waves, "config_of", stop)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(root, *flags)
+    assert "stopped in wave 2 of 3: the same command with --ckpt_path last goes on" in capsys.readouterr().err
     assert not (root / "results.json").exists()
     # Not by mistake over what is there, nor with other options.
     for further, message in (

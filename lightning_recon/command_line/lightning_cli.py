@@ -42,6 +42,7 @@ from lightning_recon.command_line.trainer_options import (
     write_whole_checkpoints,
 )
 from lightning_recon.command_line.waves import (
+    WAVE_OPTIONS,
     check_same_config,
     clients_at_once,
     finished_wave,
@@ -190,6 +191,8 @@ class ReconCLI(LightningCLI):
     def _clients_at_once(self) -> int | None:
         """Clients in a wave; None if all are attacked at once."""
         if not isinstance(self.datamodule, ClientDataModule) or not isinstance(self.model, Attack):
+            return None
+        if not self.config_dump["data"]["init_args"].keys() >= WAVE_OPTIONS:  # a data module of somebody else
             return None
         begun = finished_wave(self.folder.root / waves_of(1, 1)[0].folder) if self.folder.checkpoint else None
         if begun is not None and self.datamodule.clients_at_once is None:

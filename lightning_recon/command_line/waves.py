@@ -36,6 +36,7 @@ from lightning_recon.files.run_folder import WAVES
 from lightning_recon.files.schema import ORIGINALS, WAVE, WaveRecord
 from lightning_recon.files.serialization import read_json, read_yaml, write_json
 
+WAVE_OPTIONS = {"clients", "clients_at_once", "first_client", "first_image", "actual_batch_sizes"}  # of the data module
 DONE = "wave.json"
 TABLE = "waves.csv"
 RUNNING = "running"  # TensorBoard's events of all waves
@@ -76,7 +77,10 @@ def clients_at_once(data: ClientDataModule, client: object, draws: int) -> int:
         UserError: Clients of different waves would have to meet.
     """
     group = client.aggregated if isinstance(client, VictimClient) else 1
+    meet = isinstance(client, VictimClient) and client.participation < 1
     wanted = data.clients_at_once
+    if wanted is None and meet:
+        return data.clients
     if wanted is None:
         images = max(data.batch_sizes) * draws
         values = 3 * data.image_size**2
@@ -88,7 +92,7 @@ def clients_at_once(data: ClientDataModule, client: object, draws: int) -> int:
         raise UserError(
             f"--data.clients_at_once is {wanted}, and updates of {group} clients are summed: give a multiple of {group}"
         )
-    if isinstance(client, VictimClient) and client.participation < 1:
+    if meet:
         raise UserError(
             "clients that do not take part in a round answer on the images of others, which may be in another wave: "
             f"set --data.clients_at_once to {data.clients}, or --model.client.participation to 1"
@@ -127,16 +131,24 @@ def fit_in_waves(
     """
     root, data = Path(config["trainer"]["default_root_dir"]), config["data"]["init_args"]
     waves, position = waves_of(int(data["clients"]), at_once), int(data["first_image"])
-    progress = Progress(root, len(waves))
+    progress = Progress(root, len(waves)) if main_process else None
     for wave in waves:
         place = {"first_client": wave.first_client, "clients": wave.clients, "first_image": position}
         done = finished_wave(root / wave.folder)
         if done is None:
-            position = attack(config_of(config, wave, position)).next_image
+            try:
+                position = attack(config_of(config, wave, position)).next_image
+            except KeyboardInterrupt as stop:
+                resume = " with --ckpt_path last" if wave.number else ""
+                stop.__notes__ = [
+                    f"stopped in wave {wave.number + 1} of {len(waves)}: the same command{resume} goes on"
+                ]
+                raise
             gc.collect()
             if main_process:
                 # Not earlier: another rank, which starts with the first wave, would find a run in the folder.
-                write_text(root / "config.yaml", yaml.safe_dump(dict(config) | {"overwrite": False}, sort_keys=False))
+                own = dict(config) | {"overwrite": False, "ckpt_path": None}
+                write_text(root / "config.yaml", yaml.safe_dump(own, sort_keys=False))
                 if wave.number:  # a hundred megabytes a client; the first wave's can be looked at and replayed
                     shutil.rmtree(root / wave.folder / "exchange", ignore_errors=True)
                 write_json(root / wave.folder / DONE, place | {"next_image": position})
@@ -148,9 +160,10 @@ def fit_in_waves(
             )
         else:
             position = done["next_image"]
-        if main_process:
+        if progress is not None:
             progress.report(wave, done is None)
-    if main_process:
+    if progress is not None:
+        progress.board.close()
         record = merge(root, waves)
         if show:
             show_results(record, root)
@@ -217,6 +230,7 @@ class Progress:
         self.root, self.waves, self.began = root, waves, time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.attacked = 0
+        self.board = SummaryWriter(str(root / RUNNING))
 
     def report(self, wave: Wave, attacked: bool) -> None:
         """Report a finished wave.
@@ -235,8 +249,8 @@ class Progress:
         write_text(self.root / TABLE, text.getvalue())
         images = sum(one["victims"] for one in self.rows)
         mean = sum(one["psnr_mean"] * one["victims"] for one in self.rows) / images
-        with SummaryWriter(str(self.root / RUNNING)) as board:
-            board.add_scalar("running_psnr", mean, images)
+        self.board.add_scalar("running_psnr", mean, images)
+        self.board.flush()
         self.attacked += attacked
         seconds = time.monotonic() - self.began
         left = seconds / max(1, self.attacked) * (self.waves - len(self.rows))
