@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 SIZES = (96, 256)  # sides of the stored crops, for images of 64 and 224 pixels
 # Image size, images a client, clients, clients at once, ranks.
 CELLS = (
-    *((64, 1, clients, 64, 1) for clients in (64, 256, 1024)),
+    *((64, 1, clients, 32, 1) for clients in (64, 256, 1024)),
     *((64, 1, 256, 256, ranks) for ranks in (1, 2)),
-    *((224, 16, clients, 4, 1) for clients in (4, 16)),
+    *((224, 16, clients, 2, 1) for clients in (4, 16)),
 )
 MEBIBYTE = 1 << 20
 

@@ -203,6 +203,7 @@ class ReconCLI(LightningCLI):
     def _fit_in_waves(self, at_once: int) -> None:
         """Attack one wave of clients after another, see `waves`."""
         main_process, root = self.trainer.is_global_zero, self.folder.root
+        self.model = self.datamodule = None  # every wave has its own
         if self.folder.checkpoint:
             check_same_config(root, self.config_dump)
         elif main_process:

@@ -139,10 +139,8 @@ def fit_in_waves(
             try:
                 position = attack(config_of(config, wave, position)).next_image
             except KeyboardInterrupt as stop:
-                resume = " with --ckpt_path last" if wave.number else ""
-                stop.__notes__ = [
-                    f"stopped in wave {wave.number + 1} of {len(waves)}: the same command{resume} goes on"
-                ]
+                how = "the same command" + (" with --ckpt_path last" if wave.number else "")
+                stop.__notes__ = [f"stopped in wave {wave.number + 1} of {len(waves)}: {how} goes on"]
                 raise
             gc.collect()
             if main_process:
