@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of an attack on one update."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
@@ -95,3 +95,8 @@ class Reconstruction:
     mismatch: Mismatch = NO_MISMATCH
     mean_image: Tensor | None = None
     seen: tuple[RoundsSeen, ...] | None = None
+
+    def compact(self) -> "Reconstruction":
+        """The same with tensors of their own: a part of a larger tensor is sent to other ranks with all of it."""
+        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: one.clone() for name, one in tensors.items() if isinstance(one, Tensor)})

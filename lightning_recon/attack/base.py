@@ -240,5 +240,5 @@ class Attack(LightningModule, ABC):
         if self.trainer.world_size == 1:
             return own
         parts: list[list[Reconstruction]] = [[] for _ in range(self.trainer.world_size)]
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, [one.compact() for one in own])
         return sorted((one for part in parts for one in part), key=lambda one: (one.client, one.draw))
