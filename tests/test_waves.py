@@ -79,7 +79,14 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("flags", ATTACKS.values(), ids=ATTACKS)
+# One of them by default.
+CASES = [
+    pytest.param(flags, id=name, marks=() if name.startswith("digital") else pytest.mark.slow)
+    for name, flags in ATTACKS.items()
+]
+
+
+@pytest.mark.parametrize("flags", CASES)
 def test_results_do_not_depend_on_the_waves(flags: list[str], tmp_path: Path, fit: Fit) -> None:
     flags = ["--data.clients", "5", "--data.clients_at_once", "2", *SEEDED, *flags]
     whole = fit(tmp_path / "whole", *flags, "--data.clients_at_once", "9")
