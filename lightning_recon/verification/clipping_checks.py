@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_recon.verification.canary_scores import LOUD, NEAR, CanaryReach
 from lightning_recon.verification.check import (
     FEW_SCORES,
     TOLERANCE,
@@ -19,7 +20,7 @@ from lightning_recon.verification.check import (
 )
 from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.probes import LAYERS, Canaries
-from lightning_recon.verification.releases import LOUD, NEAR, CanaryReach, Releases
+from lightning_recon.verification.releases import Releases
 
 _DECISIVE = 3.0  # standard errors in the claimed displacement, at least, that show whether the clip holds
 _CLOSE = 0.1  # relative distance from a displacement that another clip would give
