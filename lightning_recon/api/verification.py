@@ -22,7 +22,8 @@ from lightning_recon.verification.clipping_checks import clipping_checks
 from lightning_recon.verification.epsilon_checks import epsilon_checks
 from lightning_recon.verification.independence_checks import independence_checks
 from lightning_recon.verification.noise_checks import noise_checks
-from lightning_recon.verification.probes import Canaries, Probes
+from lightning_recon.verification.probe_series import Probes
+from lightning_recon.verification.probes import Canaries
 from lightning_recon.verification.releases import Releases, collect
 from lightning_recon.verification.report import Verification
 from lightning_recon.verification.restart import restarted_replies

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_recon.verification.client_under_test import ClientUnderTest
-from lightning_recon.verification.probes import LAYERS, Probes, layer_name
+from lightning_recon.verification.probe_series import Probes
+from lightning_recon.verification.probes import LAYERS, layer_name
 from lightning_recon.verification.replies import reply_of
 
 LOUD = 1000.0  # of a loud canary's norm to that of a near one

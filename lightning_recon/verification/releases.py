@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_recon.verification.canary_scores import CanaryReach, canary_scores
 from lightning_recon.verification.client_under_test import ClientUnderTest
-from lightning_recon.verification.probes import Probes
+from lightning_recon.verification.probe_series import Probes
 from lightning_recon.verification.replies import Reply, reply_of, sorted_reply
 
 KEPT = 1 << 18  # numbers of a tensor that are kept of every release: its first half and its last

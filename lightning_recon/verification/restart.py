@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a client in a new process, as after a restart of its program."""
+"""Run a client in a new process, as after a restart of its program; what it imports, users wait for once more."""
 
 import copy
 import os
