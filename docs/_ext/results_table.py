@@ -60,6 +60,9 @@ NAMES = {
     "predicted_orthogonal": "theory, orthogonal candidates",
     "gamma": "bound γ",
     "epsilon": "true ε",
+    "refuted_share": "runs with a refuted claim",
+    "refuted_share_low": "95 % interval, low",
+    "refuted_share_high": "95 % interval, high",
 }
 FORMATS = {
     "ssim": ".3f",
@@ -73,6 +76,7 @@ FORMATS = {
     "lost_share": ".0%",
     "bound_mean": ".2f",
     "exceeded_share": ".1%",
+    "refuted_share": ".2%",
     "identification": ".0%",
     "recognition": ".0%",
     "predicted_orthogonal": ".3f",
