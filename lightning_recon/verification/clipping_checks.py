@@ -153,14 +153,17 @@ def layers_check(one: Displacement | None, claims: Claims, canaries: Canaries, r
     apart = LAYERS**0.5
     together = 1.0 if claims.privacy.clip.order == 2 else 1 / apart
     ratio = both.mean / one.mean
-    error = ratio * ((both.error / both.mean) ** 2 + (one.error / one.mean) ** 2) ** 0.5
+    error = math.hypot(both.error, ratio * one.error) / one.mean
+    # Both means are normal, and so is their difference; their ratio is not.
+    due = claimed * one.mean
+    p_value = mean_p_value(both.mean, due, math.hypot(both.error, claimed * one.error), TOLERANCE * due)
     other = together if claims.privacy.per_layer else apart
     looks = abs(ratio - apart) < abs(ratio - together)
     return Check(
         "clip layers",
         said,
         f"{words[looks]} ({ratio:.3g} ± {error:.2g} times as far in two tensors)",
-        mean_p_value(ratio, claimed, error, TOLERANCE * claimed),
+        p_value,
         f"the clip is on {words[looks]}",
         "" if abs(claimed - other) > _DECISIVE * error else FEW_SCORES,
     )
