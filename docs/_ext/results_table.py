@@ -60,7 +60,8 @@ NAMES = {
     "predicted_orthogonal": "theory, orthogonal candidates",
     "gamma": "bound γ",
     "epsilon": "true ε",
-    "refuted_share": "runs with a refuted claim",
+    "repeats": "verifications",
+    "refuted_share": "with a refuted claim",
     "refuted_share_low": "95 % interval, low",
     "refuted_share_high": "95 % interval, high",
 }
@@ -77,6 +78,7 @@ FORMATS = {
     "bound_mean": ".2f",
     "exceeded_share": ".1%",
     "refuted_share": ".2%",
+    "repeats": ".0f",
     "identification": ".0%",
     "recognition": ".0%",
     "predicted_orthogonal": ".3f",
