@@ -18,8 +18,8 @@ from lightning_recon.verification.opacus_step import OpacusStep
 from lightning_recon.verification.simulated_client import SimulatedClient
 from lightning_recon.verification.verdicts import decide
 
-LIMITS = (0.001, 0.05)  # the default, and one at which the share of some hundred runs can be measured
-RUNS = 500
+LIMITS = (0.001, 0.05)  # the default, and one at which the share of 200 runs can be measured
+RUNS = 200
 RELEASES, SAMPLES, CLASSES, SHAPE = 32, 16, 10, (3, 8, 8)
 SAMPLE = Privacy(max_grad_norm=1.0, noise_multiplier=1.0, granularity="sample")
 PRIVACY = (SAMPLE, replace(SAMPLE, granularity="update"))
