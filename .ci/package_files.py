@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 DATA = {
-    "lightning_recon/audit/report.html.j2",
+    "lightning_recon/audit/templates/report.html.j2",
     "lightning_recon/priors/image_statistics.json",
     "lightning_recon/priors/weights/denoiser.safetensors",
     "lightning_recon/data/samples/README.md",

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import case_figure
 import torch
 from measuring import read_table
 from peer_variants import LABELS, OTHERS, Variant, seed_paper
@@ -233,6 +234,11 @@ def clients() -> None:
     figure.savefig(FIGURES / "clients.png", dpi=150)
 
 
+def case_studies() -> None:
+    """fig/case_studies.png: what our attacks show under privacy parameters that released programs document."""
+    case_figure.draw(FIGURES / "case_studies.png")
+
+
 def curve(rows: list[dict[str, str]], attack: str, column: str) -> list[tuple[float, float]]:
     """Noise multipliers, ascending, and the mean of a column over the noise draws of an attack at each."""
     values: dict[float, list[float]] = {}
@@ -285,7 +291,7 @@ def power_of_ten(number: float) -> str:
     return f"${mantissa}\\cdot10^{{{int(exponent)}}}$"
 
 
-DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z, honest, clients)}
+DRAWN = {drawn.__name__: drawn for drawn in (comparison, peers, psnr_against_z, honest, clients, case_studies)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -179,7 +179,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "seconds": round(summary["seconds"], 2),
             "options": cell.options,
             **{name: privacy[name] for name in SUMS if "aggregated" in dict(cell.columns)},
-            **({"bit_exact": exact} if (exact := mean(victims, "bit_exact")) or summary.get("channel_code") else {}),
+            "bit_exact": mean(victims, "bit_exact"),
             **(_training(privacy, victims) if privacy.get("sampling") else {}),
             **(_files(victims) if summary.get("channel_code") else {}),
             **({name: summary[name] for name in RECOGNITION} if summary.get("recognition_top1") is not None else {}),

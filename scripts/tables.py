@@ -33,6 +33,7 @@ from attack_cells import (
     sample64,
     seed_sweep,
 )
+from case_cells import case_studies
 from client_cells import (
     aggregation,
     batch_size,
@@ -57,7 +58,7 @@ CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     for table in (
         headline, seed_sweep, peers, peers_bundled, curve, sample64, moments, expectations, batch_size, aggregation,
         ablation, rounds, mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, digital_paper,
-        digital_rounds, margins, clients, compression, mechanisms, trainings,
+        digital_rounds, margins, clients, compression, mechanisms, trainings, case_studies,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.
@@ -65,6 +66,7 @@ SCRIPTS = {
     "noise_law": "The noise law, checked: rows that hold one victim, before any prior, filter or clamp.",
     "encoding_cost": "Seconds that a structure's layer takes at the client, and its upload.",
     "verify": "How close lower bounds on epsilon come to the true one, and how often a correct client is refuted.",
+    "case_accounting": "Privacy parameters that released programs document, and what they account to.",
     "dp_accuracy": "The target's accuracy under DP-SGD against the share of attacked rounds.",
 }
 

@@ -30,10 +30,21 @@ TABLES = [
     path
     for path in sorted((ROOT / "results").glob("*.csv"))
     if path.stem
-    not in ("budget", "detector", "encoding_cost", "identification_distance", "rero", "peer_quality", "speed", "verify")
+    not in (
+        "budget",
+        "case_accounting",
+        "detector",
+        "encoding_cost",
+        "identification_distance",
+        "rero",
+        "peer_quality",
+        "speed",
+        "verify",
+    )
 ]  # without draws
 # Noise draws of slow cells: honest servers' attacks on ten clients with noise of their own each; training.
-FEWER_DRAWS = {"honest": 1, "clients": 3, "clients_before": 3, "compression": 3, "mechanisms": 3, "trainings": 3}
+THREE_DRAWS = ("clients", "clients_before", "compression", "mechanisms", "trainings", "case_studies")
+FEWER_DRAWS = {"honest": 1, **dict.fromkeys(THREE_DRAWS, 3)}
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -173,6 +184,33 @@ def test_scores_of_canaries_lie_as_far_apart_as_the_noise_multiplier_says() -> N
     assert alone.included.std() / unit == pytest.approx(1.0, abs=0.15)
 
 
+def test_documented_parameters_account_to_what_the_table_says() -> None:
+    import case_accounting
+
+    with (ROOT / "results" / "case_accounting.csv").open(newline="") as file:
+        next(file)
+        table = {row["case"]: row for row in csv.DictReader(file)}
+    assert list(table) == [case.name for case in case_accounting.CASES]
+    for case in case_accounting.CASES:
+        row = table[case.name]
+        for name in ("add_remove", "replace_one"):
+            assert case.epsilon_of_training(name) == pytest.approx(float(row[f"epsilon_training_{name}"]))
+    # What Opacus' tutorial promises holds if the sampling is secret: the accountants agree.
+    assert float(table["Opacus tutorial"]["epsilon_if_hidden_add_remove"]) == pytest.approx(50, rel=0.02)
+    assert case_accounting.FLIP.noise_multiplier == pytest.approx(4.845e-5, rel=1e-4)  # as FLIP logs it
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Optimal order is the (largest|smallest) alpha")
+def test_noise_of_the_opacus_tutorial_is_what_opacus_computes() -> None:
+    from case_accounting import OPACUS_TUTORIAL as TUTORIAL
+    from opacus.accountants.utils import get_noise_multiplier
+
+    steps = {"sample_rate": TUTORIAL.sample_rate, "steps": TUTORIAL.steps}
+    found = get_noise_multiplier(target_epsilon=50.0, target_delta=1e-5, accountant="prv", **steps)
+    assert TUTORIAL.noise_multiplier == pytest.approx(found, abs=2e-3)
+
+
 def test_candidates_and_what_comes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     import rero
 
@@ -214,7 +252,7 @@ def test_every_cell_is_a_run_of_its_own() -> None:
         cells = list(table())
         assert len({folder_of(cell, ROOT, ROOT) for cell in cells}) == len(cells), name
         if name not in ("honest", "labels"):  # searched for minutes, one draw of each of many clients
-            draws = 3 if name in ("clients", "compression", "mechanisms", "trainings") else 5
+            draws = FEWER_DRAWS.get(name, 5)
             assert all(f"--model.draws {draws}" in cell.options for cell in cells)
 
 

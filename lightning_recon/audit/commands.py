@@ -19,6 +19,7 @@ from lightning_recon.audit.report import write_report
 from lightning_recon.audit.run import cell_folder
 from lightning_recon.audit.runner import Runner, failure
 from lightning_recon.audit.table import write_hparams
+from lightning_recon.audit.verification_file import read_verification
 from lightning_recon.client import Privacy
 from lightning_recon.command_line.config_files import read_config
 from lightning_recon.command_line.option_errors import explaining
@@ -57,6 +58,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
         chosen = parser.parse_args([*(["--audit", json.dumps(sections)] if sections else []), *whole])
     chosen = parser.instantiate(chosen)
     sweep, output = chosen.audit, Path(chosen.output)
+    read_verification(sweep.verification)  # before hours of work
     plan = plan_of(sweep, bases, output / "configs", flags)
     cells = plan.cells
     runner = Runner(output, sweep.jobs)
@@ -72,7 +74,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
 
     runs, reasons = read_audit(output), {cell: failure(cell_folder(output, cell.name)) for cell in cells}
     failed = [(cell, reason) for cell, reason in reasons.items() if reason]
-    options = ReportOptions(sweep.tolerance, sweep.population_size, sweep.sampling_rate)
+    options = ReportOptions(sweep.tolerance, sweep.population_size, sweep.sampling_rate, sweep.verification)
     with claimed(output / "locks" / "report"):
         rows = write_report(output / "report.html", output / "results.csv", runs, options, failed)
         write_hparams(output, rows)
@@ -93,14 +95,14 @@ def report(args: Sequence[str]) -> None:
     with explaining(lambda: known, ["report", *args]):
         parser = ArgumentParser(prog="recon report", exit_on_error=False, allow_abbrev=False)
         parser.add_argument("runs", nargs="+", help="folders of finished runs, or of an audit")
-        parser.add_argument("--output", required=True, help="HTML file; a table (.csv) and JSON go beside it")
+        parser.add_argument("--output", required=True, help="HTML file; CSV, JSON, annex and card go beside it")
         parser.add_class_arguments(ReportOptions)
         chosen = parser.parse_args([modernized_option(word, "records", "population_size") for word in args])
     page = Path(chosen.output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {page} is not an HTML file: give a name that ends in .html")
     runs = read_runs([Path(run) for run in chosen.runs])
-    options = ReportOptions(chosen.tolerance, chosen.population_size, chosen.sampling_rate)
+    options = ReportOptions(chosen.tolerance, chosen.population_size, chosen.sampling_rate, chosen.verification)
     write_report(page, page.with_suffix(".csv"), runs, options)
     say(f"{len(runs.outcomes)} runs: {page}")
 

@@ -134,6 +134,7 @@ class Sweep:
             also states every epsilon with amplification by sampling. null: no sampling is announced.
         population_size: number of people whose data are protected, to which delta is compared; null: unknown.
         tolerance: gain in PSNR over the mean image, in dB, that still counts as no leakage.
+        verification: verify.json of `recon verify`, whose result about the client's code the report quotes; null: none.
         jobs: number of cells that run in parallel on this machine.
     """
 
@@ -153,6 +154,7 @@ class Sweep:
     sampling_rate: float | None = None
     population_size: int | None = None
     tolerance: float = 0.5
+    verification: str | None = None
     jobs: int = 1
 
     def __post_init__(self) -> None:
@@ -225,11 +227,13 @@ class ReportOptions:
         tolerance: gain in PSNR over the mean image, in dB, that still counts as no leakage.
         population_size: number of people whose data are protected, to which delta is compared; null: unknown.
         sampling_rate: sampling probability of a record per round, if Poisson sampling is announced; null: none is.
+        verification: verify.json of `recon verify`, whose result about the client's code the report quotes; null: none.
     """
 
     tolerance: float = 0.5
     population_size: int | None = None
     sampling_rate: float | None = None
+    verification: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""

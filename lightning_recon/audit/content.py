@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_recon import __version__
 from lightning_recon.audit.aggregate import CONFIDENCE, points_of, smallest_noise
+from lightning_recon.audit.annex import annex_of
 from lightning_recon.audit.assumptions import assumptions_of
 from lightning_recon.audit.bounds import theory_of
 from lightning_recon.audit.chart import chart, colours_of
@@ -19,8 +20,10 @@ from lightning_recon.audit.payload_checks import payload_checks_of
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.remarks import NO_TRUTH, failure_remarks, remarks_of, reproducible_noise_of
 from lightning_recon.audit.run import Outcome, Setting
+from lightning_recon.audit.summary import summary_of
 from lightning_recon.audit.training import extraction_chart, extraction_sentence, extractions_of
 from lightning_recon.audit.verdict import LEVEL_NAMES, protections_of
+from lightning_recon.audit.verification_file import read_verification
 from lightning_recon.audit.wording import exact_sentences, noise_sentence, sentences_of, summary_sentence
 from lightning_recon.evaluation.formatting import ADJACENCIES, display_name
 from lightning_recon.evaluation.wording import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
@@ -69,8 +72,12 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], options: ReportOp
     if points:
         summary = summary_sentence(all_protections, tolerance)
     remarks = remarks_of(runs.outcomes, options) + failure_remarks(failed)
+    verification = read_verification(options.verification)
+    executive = summary_of(all_protections, effects, tolerance, verification)
+    changed = [outcome for trial in runs.trials for outcome in trial.after if outcome.change]
     return {
         "version": __version__,
+        "executive": executive,
         "summary": summary,
         "remarks": [remark for remark in remarks if remark != summary],
         "sections": sections,
@@ -87,6 +94,7 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], options: ReportOp
         "reproducible_noise": reproducible_noise_of(runs.outcomes),
         "failed": [(cell.name, reason) for cell, reason in failed],
         "assumptions": assumptions_of(scored),
+        "annex": annex_of([one for one in runs.outcomes if not one.change], changed, executive, verification),
         "level_names": LEVEL_NAMES,
         "guarantee_of": guarantee_of,
         "tolerance": tolerance,

@@ -75,6 +75,24 @@ def grids_of(protections: Sequence[Protection]) -> list[dict[str, Any]]:
     return grids
 
 
+def pairs_of(protection: Protection) -> tuple[list[EmbeddedImage], list[EmbeddedImage]]:
+    """Images of clients, and what the strongest attack on a protection made of each.
+
+    Returns:
+        At most `COLUMNS` of each, the first victims of the first noise draw; none where image files are not there.
+    """
+    outcome = protection.best.outcomes[0]
+    originals: list[EmbeddedImage] = []
+    reconstructions: list[EmbeddedImage] = []
+    for victim in outcome.record["victims"]:
+        entry = outcome.originals.get((victim["client"], victim["index"]), {})
+        if victim["draw"] == 0 and "used" in entry and len(originals) < COLUMNS:
+            originals.append(EmbeddedImage(embedded(outcome.folder, str(entry["used"])), "", "the client's image"))
+            found = embedded(outcome.folder, str(victim["image"]))
+            reconstructions.append(EmbeddedImage(found, "", f"reconstruction by {outcome.attack}"))
+    return originals, reconstructions
+
+
 def reconstructions_of(outcome: Outcome) -> tuple[list[EmbeddedImage], str]:
     """The first reconstructions of a run without known true images, and a note on those that are not shown."""
     names = [str(victim.get("image")) for victim in outcome.record["victims"]]

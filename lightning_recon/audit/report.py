@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a report: one self-contained HTML file, and its content as CSV and JSON."""
+"""Write a report: one self-contained HTML file, its content as CSV and JSON, the annex, and the audit card."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from lightning_recon.audit.card import card_of
 from lightning_recon.audit.config import ReportOptions
 from lightning_recon.audit.content import content_of
 from lightning_recon.audit.formatting import number
@@ -17,7 +18,7 @@ from lightning_recon.audit.load import Runs
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.table import Value, failed_row, row_of, table_text
 from lightning_recon.files.atomic import write_text
-from lightning_recon.files.serialization import finite
+from lightning_recon.files.serialization import finite, write_json
 from lightning_recon.printable import printable
 
 
@@ -28,7 +29,9 @@ def write_report(
     options: ReportOptions,
     failed: Sequence[tuple[Cell, str]] = (),
 ) -> list[dict[str, Value]]:
-    """Write the page, the table, and `PAGE.json` with the verdict and all rows.
+    """Write the page, the table, `PAGE.json` with the verdict and all rows, the annex and the audit card.
+
+    Annex and card of `report.html` are `annex.json` and `audit-card.md`, those of `X.html` begin with `X-`.
 
     Args:
         page: HTML file.
@@ -51,6 +54,8 @@ def write_report(
         "schema_version": 1,
         "tolerance_db": options.tolerance,
         "verdict": content["summary"],
+        "light": content["executive"].light if content["executive"] else None,
+        "headline": content["executive"].headline if content["executive"] else None,
         "remarks": content["remarks"],
         "reproducible_noise": content["reproducible_noise"],
         "settings": [
@@ -70,12 +75,16 @@ def write_report(
         "cells": all_rows,
     }
     write_text(page.with_suffix(".json"), json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_single_line
-    )
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_single_line,
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    )  # fmt: skip
     environment.filters |= {"number": number, "decibels": _decibels, "share": _share, "breakable": _breakable}
-    write_text(page, environment.from_string(template).render(content))
+    write_text(page, environment.get_template("report.html.j2").render(content))
+    prefix = "" if page.stem == "report" else f"{page.stem}-"
+    annex = page.with_name(f"{prefix}annex.json")
+    write_json(annex, finite(content["annex"]))
+    write_text(page.with_name(f"{prefix}audit-card.md"), card_of(content, page.name, annex.name))
     return rows
 
 

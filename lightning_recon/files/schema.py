@@ -7,7 +7,9 @@ numbers, no numbers to booleans and no fractions to sizes, and refuses unknown f
 
 from typing import (
     Annotated,
+    Any,
     Final,
+    Literal,
     NotRequired,  # pydantic needs these before Python 3.12
 )
 
@@ -178,6 +180,39 @@ class PlanRecord(TypedDict):
     changes: NotRequired[dict[Name, ChangeRecord]]
 
 
+@with_config(STRICT)
+class VerifiedLineRecord(TypedDict):
+    """A line in `verify.json`."""
+
+    name: Name
+    claimed: str
+    measured: str
+    p_value: Probability | None
+    remark: str
+    doubt: str
+    verdict: Literal["holds", "refuted", "inconclusive", "not run"]
+
+
+@with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
+class VerifiedClaimsRecord(TypedDict):
+    """What was claimed of a client, in `verify.json`; see `verification.claims`."""
+
+    privacy: dict[Name, Any]
+
+
+@with_config(STRICT)
+class VerificationRecord(TypedDict):
+    """`verify.json`."""
+
+    holds: bool
+    false_alarms: Probability
+    multiple_testing: Name
+    releases: Count
+    versions: dict[Name, Name]
+    claims: VerifiedClaimsRecord
+    lines: Annotated[list[VerifiedLineRecord], Field(max_length=_TENSORS)]
+
+
 PAYLOAD: Final = TypeAdapter(PayloadRecord)
 UPDATE: Final = TypeAdapter(UpdateRecord)
 NETWORK: Final = TypeAdapter(NetworkRecord)
@@ -186,3 +221,4 @@ TRUTH: Final = TypeAdapter(TruthRecord)
 BELIEFS: Final = TypeAdapter(dict[Name, BeliefRecord])
 ORIGINALS: Final = TypeAdapter(OriginalsRecord)
 PLAN: Final = TypeAdapter(PlanRecord)
+VERIFICATION: Final = TypeAdapter(VerificationRecord)

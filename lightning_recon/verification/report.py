@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a verification: as a table for the terminal, as JSON, and as JUnit XML for CI."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_recon.files.atomic import write_text
+from lightning_recon.files.serialization import finite, write_json
 from lightning_recon.printable import printable
 from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.verdicts import Line, Verdict
@@ -100,7 +100,7 @@ class Verification:
         Raises:
             UserError: the folder cannot be written.
         """
-        write_text(Path(folder) / "verify.json", json.dumps(self.record(), indent=2, default=str) + "\n")
+        write_json(Path(folder) / "verify.json", finite(self.record()))
         write_text(Path(folder) / "verify.xml", junit(self.lines))
 
 

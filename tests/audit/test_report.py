@@ -34,7 +34,8 @@ MEASURE = """onload = () => {
 def test_one_file_that_loads_nothing(sweep: list[Outcome], tmp_path: Path) -> None:
     page = Page(written(tmp_path, *sweep))
     sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
-    assert len(sources) == 1 + (2 + 8) * 2  # the chart; photographs, what the client used, eight cells with two victims
+    # Two pairs of the summary; the chart; photographs, what the client used, eight cells with two victims.
+    assert len(sources) == 4 + 1 + (2 + 8) * 2
     assert all(str(source).startswith("data:image/") for source in sources)
     assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
     assert not [
@@ -52,6 +53,9 @@ def test_hostile_names_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(content)
     assert page.text.count(HOSTILE) >= 4  # under the photograph, attack in table and grid, reason
     assert not [tag for tag, attributes in page.tags if tag == "script" or "onerror" in attributes]
+    card = (tmp_path / "audit-card.md").read_text()
+    assert "\\<script\\>document.title" in card
+    assert not re.search(r"(?<!\\)<", card)
 
 
 def test_names_that_tex_or_a_terminal_would_read_are_only_text(make_run: MakeRun, tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_the_same_cells_make_the_same_files(sweep: list[Outcome], tmp_path: Path
         written(tmp_path / place, *sweep)
         contents.append({path.name: path.read_bytes() for path in (tmp_path / place).iterdir()})
     assert contents[0] == contents[1]
-    assert set(contents[0]) == {"report.html", "report.json", "results.csv"}
+    assert set(contents[0]) == {"report.html", "report.json", "results.csv", "annex.json", "audit-card.md"}
     assert not any(str(tmp_path).encode() in content for content in contents[0].values())
 
 
@@ -114,6 +118,12 @@ def test_a_browser_shows_it(make_run: MakeRun, tmp_path: Path) -> None:
     assert found is not None
     title, images, width, narrowest = found[1].split("|")
     assert title == "Reconstruction audit"  # no script has changed it
-    assert int(images) == 1 + (2 + 1) * 2
+    assert int(images) == 4 + 1 + (2 + 1) * 2
     assert int(width) <= 400  # nothing runs off: what is wider scrolls by itself
     assert int(narrowest) >= 100  # no label is broken letter by letter
+    # On paper: what a browser prints, to A4 or letter, in several pages.
+    sheet = tmp_path / "report.pdf"
+    command[-3:] = [f"--print-to-pdf={sheet}", "--no-pdf-header-footer", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert sheet.read_bytes().startswith(b"%PDF-")
+    assert len(re.findall(rb"/Type\s*/Page\b", sheet.read_bytes())) >= 3

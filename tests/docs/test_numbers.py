@@ -115,3 +115,43 @@ def test_epsilons() -> None:
             for adjacency in ("add_remove", "replace_one")
         ]
         assert shown == [f"{value:.3g}" for value in exact]
+
+
+def test_what_the_case_studies_say() -> None:
+    page = " ".join((ROOT / "docs" / "explanation" / "case-studies.md").read_text(encoding="utf-8").split())
+
+    def shown(case: str, setting: str, column: str) -> float:
+        with (ROOT / "results" / "case_studies.csv").open(newline="") as file:
+            next(file)
+            rows = [row for row in csv.DictReader(file) if (row["case"], row["setting"]) == (case, setting)]
+        assert len(rows) == 3
+        assert {row["gallery_size"] for row in rows} == {"948"}
+        return statistics.fmean(float(row[column]) for row in rows)
+
+    guess = 8 / 948
+    assert "right with eight in 948" in page
+    assert "Every image arrives whole, from one round" in page
+    assert shown("FLIP", "one round", "bit_exact") == shown("FLIP", "one round of Adam, 3 epochs", "bit_exact") == 1
+    assert "The attack fails in one round. Over three rounds it identifies more images than a blind guess" in page
+    assert shown("FLIP as advised", "one round", "identification") <= guess
+    assert shown("FLIP as advised", "3 rounds", "identification") > 3 * guess
+    assert "The attack identified no image" in page
+    for setting in ("one round", "3 rounds"):
+        for images in ("8 images", "1 image"):
+            assert shown("Flower with Opacus", f"{setting}, {images} a client", "identification") == 0
+    assert "without noise nearly every image arrives whole" in page
+    assert 0.9 < shown("Flower central noise", "one round, before the noise", "bit_exact") < 1
+    assert "Twenty rounds on the *same* images show blurred pictures, of which most can be identified" in page
+    assert shown("Opacus tutorial", "one round, 8 images a client", "lost_share") == 1
+    assert shown("Opacus tutorial", "20 rounds, 8 images a client", "identification") > 0.5
+    assert "for most of the victims, and identifies no more than a blind guess would" in page
+    changing = "160 rounds, batches change"
+    assert shown("Opacus tutorial", changing, "lost_share") > 0.5
+    assert shown("Opacus tutorial", changing, "identification") <= 64 / 948
+    assert "which is right with 60 images in 948" in page
+    for setting in ("one round, noised sum", "3 rounds, noised sum"):
+        assert shown("Flower central noise", setting, "identification") <= 60 / 948
+    assert "it gets coarse colours of about a third of the images, and hardly ever identifies one" in page
+    assert 0.6 < shown("Opacus README", "16 rounds, 1 image a client", "lost_share") < 0.7
+    assert shown("Opacus README", "one round, 8 images a client", "lost_share") == 1
+    assert shown("Opacus README", "16 rounds, 1 image a client", "identification") < 0.05
