@@ -40,7 +40,7 @@ WAVE_OPTIONS = {"clients", "clients_at_once", "first_client", "first_image", "ac
 DONE = "wave.json"
 TABLE = "waves.csv"
 RUNNING = "running"  # TensorBoard's events of all waves
-_BYTES_PER_VALUE = 100  # memory for each value of an image and draw, by results/scale.csv
+_BYTES_PER_VALUE = 100  # memory for each value of an image and draw: an upper estimate
 _SHARE_OF_MEMORY = 0.5
 _COLUMNS = ("victims", "psnr_mean", "ssim_mean", "bit_exact_share", "detected", "seconds")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_recon.verification.canary_scores import LOUD, NEAR, CanaryReach
 from lightning_recon.verification.check import (
     FEW_SCORES,
     TOLERANCE,
@@ -19,7 +20,7 @@ from lightning_recon.verification.check import (
 )
 from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.probes import LAYERS, Canaries
-from lightning_recon.verification.releases import LOUD, NEAR, CanaryReach, Releases
+from lightning_recon.verification.releases import Releases
 
 _DECISIVE = 3.0  # standard errors in the claimed displacement, at least, that show whether the clip holds
 _CLOSE = 0.1  # relative distance from a displacement that another clip would give
@@ -152,14 +153,17 @@ def layers_check(one: Displacement | None, claims: Claims, canaries: Canaries, r
     apart = LAYERS**0.5
     together = 1.0 if claims.privacy.clip.order == 2 else 1 / apart
     ratio = both.mean / one.mean
-    error = ratio * ((both.error / both.mean) ** 2 + (one.error / one.mean) ** 2) ** 0.5
+    error = math.hypot(both.error, ratio * one.error) / one.mean
+    # Both means are normal, and so is their difference; their ratio is not.
+    due = claimed * one.mean
+    p_value = mean_p_value(both.mean, due, math.hypot(both.error, claimed * one.error), TOLERANCE * due)
     other = together if claims.privacy.per_layer else apart
     looks = abs(ratio - apart) < abs(ratio - together)
     return Check(
         "clip layers",
         said,
         f"{words[looks]} ({ratio:.3g} ± {error:.2g} times as far in two tensors)",
-        mean_p_value(ratio, claimed, error, TOLERANCE * claimed),
+        p_value,
         f"the clip is on {words[looks]}",
         "" if abs(claimed - other) > _DECISIVE * error else FEW_SCORES,
     )
