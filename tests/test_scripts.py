@@ -38,6 +38,7 @@ TABLES = [
         "identification_distance",
         "rero",
         "peer_quality",
+        "scale",
         "speed",
         "verify",
     )
@@ -112,6 +113,17 @@ def test_a_cell_is_not_measured_again_under_the_new_names_of_its_options(
     (folder / "results.json").write_text("{}")
     assert measuring.measured(now, tmp_path, tmp_path) == folder
     assert measuring.folder_of(other, tmp_path, tmp_path) != folder
+
+
+def test_memory_does_not_grow_with_the_number_of_clients() -> None:
+    with (ROOT / "results" / "scale.csv").open(newline="") as file:
+        next(file)
+        rows = [row for row in csv.DictReader(file) if int(row["clients"]) > int(row["clients_at_once"])]
+    for size, growth in (("64", 1.05), ("224", 1.06)):
+        few, *_, many = sorted((row for row in rows if row["size"] == size), key=lambda row: int(row["clients"]))
+        assert int(many["clients"]) >= 4 * int(few["clients"])
+        assert float(many["resident_mib"]) <= growth * float(few["resident_mib"])
+        assert float(many["images_a_minute"]) >= float(few["images_a_minute"])
 
 
 def test_matching_keeps_to_the_bound_and_to_theory() -> None:
