@@ -11,9 +11,9 @@ from lightning_recon.verification.probe_series import Probes
 from lightning_recon.verification.probes import LAYERS, layer_name
 from lightning_recon.verification.replies import reply_of
 
-LOUD = 1000.0  # of a loud canary's norm to that of a near one
+FAR = 1000.0  # of a far canary's norm to that of a near one
 NEAR = 2.0  # norm of a canary's gradient in clipping norms, just beyond the clip
-QUIET = 0.5  # the same, below the clip
+BELOW = 0.5  # the same, below the clip
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CanaryReach:
 def canary_scores(client: ClientUnderTest, probes: Probes) -> dict[str, CanaryReach]:
     """The scores of all canaries, by the name of the probe."""
     half, found = max(2, probes.releases // 2), {}
-    plan = {"near": (NEAR, 1), "loud": (NEAR * LOUD, 1), "quiet": (QUIET, 1), "both layers": (NEAR * LOUD, LAYERS)}
+    plan = {"near": (NEAR, 1), "far": (NEAR * FAR, 1), "below": (BELOW, 1), "both layers": (NEAR * FAR, LAYERS)}
     for place, (name, (norm, layers)) in enumerate(plan.items()):
         inside, outside, others = [], [], []
         for number in range(half):

@@ -14,7 +14,7 @@ from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.client_under_test import Batch
 from lightning_recon.verification.probes import BLANK, LAYERS, Canaries, ProbeModel
 
-WHISPER = 1e-6  # norm of the gradient that is in every release, in standard deviations of the noise
+COMMON_NORM = 1e-6  # norm of the gradient that is in every release, in standard deviations of the noise
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Probes:
 
     @cached_property
     def _plain(self) -> ProbeModel:
-        whisper = self.canaries.gain(WHISPER * self.claims.noise_std / self._rate)
-        return ProbeModel(self.network, self.canaries.count, self.canaries.classes, (0.0,) * LAYERS, whisper)
+        common_gain = self.canaries.gain(COMMON_NORM * self.claims.noise_std / self._rate)
+        return ProbeModel(self.network, self.canaries.count, self.canaries.classes, (0.0,) * LAYERS, common_gain)
 
     def _model(self, gains: Sequence[float], silent: bool = True) -> ProbeModel:
         model = copy.copy(self._plain)  # shares all tensors; clients are given deep copies

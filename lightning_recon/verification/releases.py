@@ -28,7 +28,7 @@ class Releases:
         sizes: numbers in each tensor.
         same: how many numbers of each tensor were the same in all silent releases.
         zero: how many were zero in all of them.
-        canaries: scores by the name of the probe: "near", "loud", "quiet", "both layers".
+        canaries: scores by the name of the probe: "near", "far", "below", "both layers".
         open: two releases of the network itself on one batch, and one on another.
         reach: Euclidean norms of the silent releases as a whole.
     """

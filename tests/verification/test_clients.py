@@ -155,7 +155,7 @@ def test_the_simulated_client_does_what_its_options_say(aggregated: int) -> None
     claims = Claims(privacy, SAMPLES, "sum")
     found = verify(SimulatedClient(victim), Net(), claims, SHAPE, releases=8)
     # Both clients of a group hold the same canaries, so that their sum moves twice as far as one client can.
-    moved = {"clip near", "clip loud", "sensitivity factor", "noise_multiplier"} if aggregated == 2 else set()
+    moved = {"clip near", "clip far", "sensitivity factor", "noise_multiplier"} if aggregated == 2 else set()
     assert refuted(found).keys() - {"epsilon of measured noise", "epsilon empirical gaussian_dp"} == moved
 
 
