@@ -68,10 +68,16 @@ def interruption(error: BaseException) -> tuple[str, int] | None:
     Returns:
         The message and the status, 128 plus the signal's number; None if the run was not interrupted.
     """
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, KeyboardInterrupt):
-        seen = seen.__cause__ or seen.__context__
+    seen = interrupt_in(error)
     if seen is None:
         return None
     number = signal.SIGTERM if isinstance(seen, Terminated) else signal.SIGINT
     return " ".join(getattr(seen, "__notes__", [])) or "stopped", 128 + number
+
+
+def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:
+    """The interruption in the chain of an exception, or None."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Attack ImageNet's whole validation set, 3,125 clients with 16 images each, on several nodes: in waves of four clients a
-# rank, so that memory holds one wave.
+# Attack ImageNet's validation set, 3,120 clients with 16 images each, on several nodes: in waves of four clients a rank, so
+# that memory holds one wave. 80 of its 50,000 images are left to replace unreadable ones.
 #
 #   sbatch scripts/slurm_imagenet.sh /path/to/imagenet/val /path/to/sam_vit_h_4b8939.pth /path/to/output
 #
@@ -13,8 +13,8 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
 #SBATCH --output=%x-%j.log
-# 90 seconds before the limit Lightning saves a checkpoint and puts the job back into the queue.
-#SBATCH --signal=SIGUSR1@90
+# 90 seconds before the limit this script, and not Lightning, puts the job back into the queue: finished waves stay.
+#SBATCH --signal=B:USR1@90
 #SBATCH --requeue
 set -euo pipefail
 
@@ -35,10 +35,11 @@ elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
     resume=(--overwrite) # stopped within the first wave
 fi
 
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 srun --kill-on-bad-exit=1 recon fit \
     --config imagenet.yaml \
     --data.root "$data_root" \
-    --data.clients "${CLIENTS:-3125}" \
+    --data.clients "${CLIENTS:-3120}" \
     --data.clients_at_once $((SLURM_NNODES * SLURM_NTASKS_PER_NODE * 4)) \
     --data.masks lightning_recon.data.SamMasks \
     --data.masks.checkpoint "$sam_checkpoint" \
@@ -47,4 +48,5 @@ srun --kill-on-bad-exit=1 recon fit \
     --trainer.num_nodes "$SLURM_NNODES" \
     --trainer.devices "$SLURM_NTASKS_PER_NODE" \
     --trainer.default_root_dir "$output" \
-    "${resume[@]}"
+    "${resume[@]}" &
+wait $! # which the signal ends

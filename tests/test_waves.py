@@ -16,6 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_recon.audit.run import read_outcome
+from lightning_recon.callbacks import ImageGrid
 from lightning_recon.cli import main
 from lightning_recon.command_line import waves
 from lightning_recon.data import ClientDataModule
@@ -143,18 +144,20 @@ def test_an_interrupted_run_goes_on_with_its_wave(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root, attacked = tmp_path / "stopped", []
-    config_of = waves.config_of
 
-    def stop(config: dict[str, Any], wave: waves.Wave, first_image: int) -> dict[str, Any]:
-        attacked.append(wave.number)
-        if attacked == [0, 1]:
+    def stop(self: ImageGrid, trainer: Any, *arguments: object) -> None:  # noqa: ANN401
+        attacked.append(trainer.default_root_dir[-5:])
+        if attacked[-1] == "00001":
             raise KeyboardInterrupt
-        return config_of(config, wave, first_image)
 
-    monkeypatch.setattr(waves, "config_of", stop)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(root, *flags)
-    assert "stopped in wave 2 of 3: the same command with --ckpt_path last goes on" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageGrid, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit) as stopped:
+            fit(root, *flags)
+    assert stopped.value.code == 130
+    told = capsys.readouterr().err
+    assert "stopped in wave 2 of 3: the same command with --ckpt_path last resumes with it" in told
+    assert "--overwrite" not in told
     assert not (root / "results.json").exists()
     # Not by mistake over what is there, nor with other options.
     for further, message in (
@@ -164,8 +167,10 @@ def test_an_interrupted_run_goes_on_with_its_wave(
         with pytest.raises(SystemExit) as refused:
             fit(root, *flags, *further)
         assert refused.value.code == 2, message
-    record = fit(root, *flags, "--ckpt_path", "last")
-    assert attacked == [0, 1, 1, 2]
+    first = (root / "waves/00000/results.json").read_bytes()
+    record = fit(root, *flags, "--ckpt_path", "last", "--data.clients_at_once", "9")  # the folder decides
+    assert (root / "waves/00000/results.json").read_bytes() == first
+    assert attacked == ["00000"] * 4 + ["00001"]
     same(json.loads((run / "results.json").read_text()), record)
 
 
@@ -176,6 +181,30 @@ def test_a_replaced_run_leaves_no_wave(tmp_path: Path, fit: Fit) -> None:
     assert sorted(path.name for path in (tmp_path / "run" / "waves").iterdir()) == ["00000", "00001"]
     fit(tmp_path / "run", *few, "--overwrite")
     assert not list((tmp_path / "run").glob("waves*/*"))
+
+
+def test_too_few_images_are_found_before_the_first_wave(
+    tmp_path: Path, fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [*SEEDED, "--data.batch_size", "1", "--trainer.max_steps", "0", "--data.clients_at_once", "2"]
+    fit(tmp_path / "run", *few, "--data.clients", "3")
+    for further in (["--data.clients", "17"], ["--data.clients", "3", "--data.root", str(tmp_path / "typo")]):
+        with pytest.raises(SystemExit) as stop:
+            fit(tmp_path / "run", *few, *further, "--overwrite")
+        assert stop.value.code == 2
+    assert "17 are needed" in " ".join(capsys.readouterr().err.split())
+    assert len(list((tmp_path / "run").glob("waves/*/results.json"))) == 2  # the run is still there
+    assert len(fit(tmp_path / "run", *few, "--data.clients", "2", "--ckpt_path", "last")["victims"]) == 2
+
+
+def test_a_run_that_was_not_in_waves_is_resumed_as_it_was(
+    tmp_path: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*SEEDED, "--data.batch_size", "1", "--data.clients", "3", "--trainer.max_steps", "2"]
+    fit(tmp_path / "run", *flags)
+    monkeypatch.setattr(waves, "memory", lambda: 1)
+    fit(tmp_path / "run", *flags[:-1], "4", "--ckpt_path", "last")
+    assert not (tmp_path / "run" / "waves").exists()
 
 
 def test_unreadable_images_do_not_shift_the_waves(tmp_path: Path, fit: Fit) -> None:
@@ -214,6 +243,8 @@ def test_memory_sets_the_number_of_clients_at_once(monkeypatch: pytest.MonkeyPat
     # 2 images of 3 * 32 * 32 values, 100 bytes each, in half of the memory.
     assert waves.clients_at_once(data, object(), draws=1) == 8
     assert waves.clients_at_once(data, object(), draws=4) == 2
+    assert waves.clients_at_once(data, object(), draws=1, ranks=2) == 4
+    assert waves.clients_at_once(data, object(), draws=1, nodes=2) == 100  # whose memory may differ
     data.clients = 8
     assert waves.clients_at_once(data, object(), draws=1) == 8
     assert [wave.clients for wave in waves.waves_of(8, 3)] == [3, 3, 2]

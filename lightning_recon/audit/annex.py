@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_recon import __version__
+from lightning_recon.audit.assumptions import noise_in_words
 from lightning_recon.audit.attack_classes import attack_classes_of
 from lightning_recon.audit.formatting import setting_name
 from lightning_recon.audit.run import Outcome, Setting
@@ -20,7 +21,6 @@ _UNITS = {
     "sample": "one image: the gradient of each image is clipped alone",
     "update": "one update: all that a client contributes to a round is clipped together",
 }
-_IMAGE_FILES = ("*-used.png", "*-photograph.png")
 
 LIMITS = (
     "The result holds for the images, networks, parameters and attacks named here. Another attack may recover more.",
@@ -51,7 +51,7 @@ def annex_of(
     cells = [*outcomes, *changed]
     records = [outcome.record for outcome in cells]
     granularities = sorted({str(record["privacy"]["granularity"]) for record in records})
-    names = sorted({name for outcome in cells for name in _image_names(outcome)})
+    images = {image for outcome in cells for image in _images(outcome)}
     hashes = [_hashes(outcome) for outcome in cells]
     return {
         "format": FORMAT,
@@ -63,12 +63,10 @@ def annex_of(
         "oracles": sorted({oracle for record in records for oracle in record["oracles"]}),
         "implementation": _implementation(verification),
         "seeds": sorted({int(record["seed"]) for record in records if record["seed"] is not None}),
-        "noise": "reproducible from a seed"
-        if _reproducible(records)
-        else "drawn with keys that run folders do not hold",
+        "noise": noise_in_words(records),
         "versions": {"report": f"lightning_recon {__version__}", "runs": _versions(records)},
         "inputs": {
-            "images": len(names),
+            "images": len(images) if all(outcome.originals for outcome in cells) else None,
             "sha256": _digest([f"{one['cell']} {one['config']} {one['results']} {one['images']}" for one in hashes]),
             "cells": hashes,
         },
@@ -83,25 +81,34 @@ def _trust_model(records: Sequence[Mapping[str, Any]]) -> str:
     seen = "each client's update" if summed == {False} else "sums of clients' updates"
     if summed == {True, False}:
         seen = "each client's update, or in some cells their sum only"
+    shared = any(record["privacy"].get("noise_share") in ("distributed", "shared") for record in records)
+    where = "A client clips its update and adds noise before it leaves the device (local differential privacy)"
+    if shared:
+        where = (
+            "Where noise is distributed, a client adds a share of it, and the guarantee is that of the sum: it relies "
+            "on the other clients and on secure aggregation. Elsewhere a client adds all the noise itself"
+        )
+    bare = any(record["privacy"]["epsilon_accounted"] is None for record in records)
+    without = " Cells without clip or noise have no guarantee." if bare else ""
     return (
-        "Local differential privacy: a client clips its update and adds noise before it leaves the device; the server "
-        f"sees {seen}. The server is the attacker. The channel between them is taken to be authentic and confidential."
+        f"{where}. The server sees {seen}, and is the attacker.{without} The channel between client and server is "
+        "taken to be authentic and confidential."
     )
 
 
 def _mechanisms(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """One entry for each mechanism that was audited, with its guarantee over all rounds."""
-    found: dict[tuple[Setting, float], dict[str, Any]] = {}
+    found: dict[tuple[Setting, float, float | None], dict[str, Any]] = {}
     for outcome in outcomes:
         privacy = outcome.record["privacy"]
         found.setdefault(
-            (outcome.setting, outcome.noise),
+            (outcome.setting, outcome.noise, privacy["max_grad_norm"]),
             {
                 "setting": setting_name(outcome.setting),
                 "data": outcome.about,
                 "mechanism": privacy.get("mechanism", "gaussian"),
                 "max_grad_norm": privacy["max_grad_norm"],
-                "noise_multiplier": privacy["noise_multiplier"],
+                "noise_multiplier": outcome.noise,
                 "per_layer": privacy["per_layer"],
                 "rounds": privacy["rounds"],
                 "delta": privacy["delta"],
@@ -131,29 +138,28 @@ def _implementation(verification: VerificationRecord | None) -> dict[str, Any]:
     }
 
 
-def _reproducible(records: Sequence[Mapping[str, Any]]) -> bool:
-    return any(bool(record["privacy"].get("reproducible_noise")) for record in records)
-
-
 def _versions(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Packages with the versions that the runs recorded; several where runs differ."""
     found = {f"{name} {version}" for record in records for name, version in (record.get("versions") or {}).items()}
     return sorted(found)
 
 
-def _image_names(outcome: Outcome) -> list[str]:
-    return [str(entry["name"]) for entry in outcome.originals.values()]
+def _images(outcome: Outcome) -> list[tuple[str, str]]:
+    """Source and name of each image."""
+    return [(outcome.pictures, str(entry["name"])) for entry in outcome.originals.values()]
 
 
 def _hashes(outcome: Outcome) -> dict[str, str]:
     """SHA-256 of what a cell was made from and of its record; of its first images, whose files it keeps."""
     folder = outcome.folder
-    images = sorted(path for pattern in _IMAGE_FILES for path in (folder / "truth").glob(pattern))
+    kept = {
+        str(entry[kind]) for entry in outcome.originals.values() for kind in ("used", "photograph") if kind in entry
+    }
     return {
         "cell": outcome.name,
         "config": _digest_of_file(folder / "config.yaml"),
         "results": _digest_of_file(folder / "results.json"),
-        "images": _digest([f"{path.name} {_digest_of_file(path)}" for path in images]),
+        "images": _digest([f"{name} {_digest_of_file(folder / name)}" for name in sorted(kept)]),
     }
 
 

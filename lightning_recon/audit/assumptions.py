@@ -38,14 +38,17 @@ def assumptions_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
         ("Public image statistics used", distinct([r.get("public_statistics") or "none" for r in records])),
         ("Area of the subject in an image", distinct([f"{100 * r['subject_fraction']:.0f} %" for r in records])),
         ("Batch normalisation of the client", distinct([r.get("batchnorm") or "none" for r in records])),
-        ("Noise of simulated clients", _noise(records)),
+        ("Noise of simulated clients", noise_in_words(records)),
         ("Probability that a client takes part in a round", participation),
     ]
 
 
-def _noise(records: Sequence[Mapping[str, Any]]) -> str:
+def noise_in_words(records: Sequence[Mapping[str, Any]]) -> str:
     """Whether anyone can draw the noise again; earlier versions did not record it."""
-    known = {record["privacy"].get("reproducible_noise") for record in records}
+    noisy = [record for record in records if record["privacy"]["noise_multiplier"]]
+    if not noisy:
+        return "none"
+    known = {record["privacy"].get("reproducible_noise") for record in noisy}
     words = {
         True: "reproducible (noise_seed): whoever knows the seed can draw it again and subtract it",
         False: "secret",

@@ -85,9 +85,10 @@ def attack_classes_of(outcomes: Sequence[Outcome]) -> list[AttackClass]:
         status: Status = "executed" if attacks else "not run"
         why = f"{len(matching)} of {len(outcomes)} cells" if attacks else otherwise
         classes.append(AttackClass(name, reconstruction, status, attacks, why))
-    bounded = all(outcome.record["privacy"].get("membership_advantage") is not None for outcome in outcomes)
+    advantages = [outcome.record["privacy"].get("membership_advantage") for outcome in outcomes]
+    bounded = any(one is not None and one < 1 for one in advantages)
     membership: Status = "bounded, not run" if bounded else "not run"
-    reason = "the report bounds advantage and true-positive rates of every such attack"
+    reason = "the report states bounds on advantage and true-positive rates of every such attack, where there is noise"
     return [
         *classes,
         AttackClass(
@@ -96,11 +97,12 @@ def attack_classes_of(outcomes: Sequence[Outcome]) -> list[AttackClass]:
         ),
         AttackClass(
             "membership inference", "privacy: membership inference", membership, (),
-            reason if bounded else "no bound is known for the mechanism",
+            reason if bounded else "no bound is known for these cells",
         ),
         AttackClass(
             "inference of labels and of properties", "privacy: property inference", "out of scope", (),
-            "labels are not scored, and properties of a data set are not protected by differential privacy of a record",
+            "labels are scored only where an attack recovers them; differential privacy of a record does not protect "
+            "properties of a data set",
         ),
         AttackClass(
             "attacks on the trained model (inversion, extraction)", "privacy: reconstruction, model extraction",

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lightning_recon.audit.formatting import number
 from lightning_recon.printable import printable
 
-_MARKUP = re.compile(r"([\\`*_\[\]<>|#])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>|#~&$])")
 
 
 def card_of(content: Mapping[str, Any], page: str, annex_file: str) -> str:
@@ -36,8 +36,8 @@ def card_of(content: Mapping[str, Any], page: str, annex_file: str) -> str:
         attacks=list(dict.fromkeys(name for one in classes for name in one["attacks"])),
         data=list(dict.fromkeys(one["data"] or "unknown source" for one in annex["mechanisms"])),
         left_out=[f"{one['name']} ({one['status']})" for one in classes if one["status"] != "executed"],
-        page=page,
-        annex_file=annex_file,
+        page=_code(page),
+        annex_file=_code(annex_file),
     )
     return card.strip() + "\n"
 
@@ -45,3 +45,8 @@ def card_of(content: Mapping[str, Any], page: str, annex_file: str) -> str:
 def _plain(text: str) -> str:
     """A text in which nothing is Markdown or HTML."""
     return _MARKUP.sub(r"\\\1", printable(" ".join(text.split())))
+
+
+def _code(name: str) -> str:
+    """The name of a file between backticks."""
+    return printable(name).replace("`", "'")

@@ -73,7 +73,7 @@ def content_of(runs: Runs, failed: Sequence[tuple[Cell, str]], options: ReportOp
         summary = summary_sentence(all_protections, tolerance)
     remarks = remarks_of(runs.outcomes, options) + failure_remarks(failed)
     verification = read_verification(options.verification)
-    executive = summary_of(all_protections, effects, tolerance, verification)
+    executive = summary_of(all_protections, effects, verification)
     changed = [outcome for trial in runs.trials for outcome in trial.after if outcome.change]
     return {
         "version": __version__,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from lightning_recon.audit.aggregate import Interval, Point, by_image, interval_of, points_of
 from lightning_recon.audit.load import Intervention
+from lightning_recon.audit.traffic_light import Light, light_of_protection
 from lightning_recon.audit.verdict import LEVEL_NAMES, Level, level_of, protections_of
 
 
@@ -24,6 +25,7 @@ class InterventionEffect:
         reduction: Reduction of the PSNR in dB, with its interval over the common images; without common images, the
             reduction of the gain over the mean image, without an interval.
         level: What the strongest attack still recovers of these images.
+        lights: The traffic lights without and with it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class InterventionEffect:
     psnr_after: float
     reduction: Interval
     level: Level
+    lights: tuple[Light, Light]
 
 
 def effect_of(trial: Intervention, tolerance: float) -> InterventionEffect:
@@ -43,8 +46,9 @@ def effect_of(trial: Intervention, tolerance: float) -> InterventionEffect:
         trial: The cells of both sides, each in one privacy setting.
         tolerance: Gain in dB over the mean image that still counts as no leakage.
     """
-    before = protections_of(points_of(trial.before), tolerance)[0].best
-    after = protections_of(points_of(trial.after), tolerance)[0].best
+    sides = [protections_of(points_of(side), tolerance)[0] for side in (trial.before, trial.after)]
+    before, after = (side.best for side in sides)
+    lights = light_of_protection(sides[0]), light_of_protection(sides[1])
     scores = [by_image(point.outcomes, gain=False) for point in (before, after)]
     # Images are identified by their names; those without a name are not comparable.
     common = [image for image in scores[0] if isinstance(image, str) and image in scores[1]]
@@ -56,7 +60,7 @@ def effect_of(trial: Intervention, tolerance: float) -> InterventionEffect:
         means = [[statistics.fmean(score[image]) for image in common] for score in scores]
         psnr_before, psnr_after = map(statistics.fmean, means)
         reduction = interval_of({image: [a - b] for image, a, b in zip(common, *means, strict=True)})
-    return InterventionEffect(trial.name, trial.cost, before, after, psnr_before, psnr_after, reduction, level)
+    return InterventionEffect(trial.name, trial.cost, before, after, psnr_before, psnr_after, reduction, level, lights)
 
 
 def best_intervention_sentence(effects: Sequence[InterventionEffect]) -> str:

@@ -52,8 +52,8 @@ STANDARDS = (
         link="https://doi.org/10.6028/NIST.AI.100-2e2025",
         scope="Names classes of attacks. Those of its privacy attacks are the classes in this annex.",
         topics=(
-            ("data reconstruction", "attack_classes: executed"),
-            ("membership inference", "attack_classes: bounded for every attack, not run"),
+            ("data reconstruction", "attack_classes"),
+            ("membership inference", "attack_classes: bounded where the mechanism allows it, not run"),
             ("property inference, model extraction", "attack_classes: out of scope"),
             ("poisoning, evasion", "attack_classes: out of scope"),
         ),
@@ -79,7 +79,7 @@ STANDARDS = (
         "Resistance to tests of state-of-the-art attacks is evidence for resistance to these attacks only.",
         topics=(
             ("resistance to attacks, reconstruction among them (paragraph 55)", "attack_classes, result"),
-            ("documentation (paragraph 58)", "parameters, versions, inputs"),
+            ("documentation (paragraph 58)", "mechanisms, versions, inputs"),
         ),
         to_be_checked=("the paragraph numbers",),
     ),

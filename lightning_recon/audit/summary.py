@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executive summary of a report: a traffic light for every protection, and what to change, without jargon."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,11 @@ from lightning_recon.audit.traffic_light import (
     Light,
     finding_of,
     has_exact,
-    light_of_point,
     light_of_protection,
 )
 from lightning_recon.audit.verdict import LEVELS, Protection
 from lightning_recon.audit.verification_file import VerificationRecord, covers
+from lightning_recon.evaluation.formatting import ADJACENCIES
 
 _SETTINGS = 3  # settings whose necessary noise is stated in a sentence each
 _AMBER = {
@@ -93,7 +94,6 @@ class Summary:
 def summary_of(
     protections: Sequence[Protection],
     effects: Sequence[InterventionEffect],
-    tolerance: float,
     verification: VerificationRecord | None,
 ) -> Summary | None:
     """Summarise an audit for readers who do not know its metrics.
@@ -101,7 +101,6 @@ def summary_of(
     Args:
         protections: All protections of the sweep.
         effects: Of the tested changes.
-        tolerance: Gain in dB over the mean image that still counts as no leakage.
         verification: Result of `recon verify` for the client's code; None if there is none.
 
     Returns:
@@ -110,27 +109,46 @@ def summary_of(
     if not protections:
         return None
     lights = {one: light_of_protection(one) for one in protections}
+    red = [one for one, light in lights.items() if light == "red"]
+    given = sorted({oracle for one in red or protections for oracle in one.best.oracles})
+    # Whether every red light rests on information that no server has.
+    only_given = bool(red) and all(one.best.oracles for one in red)
     worst = min(protections, key=lambda one: (LIGHTS.index(lights[one]), LEVELS.index(one.level), -one.best.gain.mean))
     refuted = verification is not None and not verification["holds"]
     settings = list(dict.fromkeys(one.best.setting for one in protections))
     noises = tuple(sorted({one.noise for one in protections}))
     here = {(one.best.setting, one.noise): one for one in protections}
     rows = [
-        LightRow(setting_name(setting), tuple(_cell(here.get((setting, noise))) for noise in noises))
-        for setting in settings
+        LightRow(name, tuple(_cell(here.get((setting, noise))) for noise in noises))
+        for setting, name in _names(settings).items()
     ]
     originals, reconstructions = pairs_of(worst)
     return Summary(
         light="red" if refuted else lights[worst],
-        headline=_headline(list(lights.values()), refuted),
-        findings=tuple(_findings(protections, verification)),
+        headline=_headline(list(lights.values()), refuted, only_given),
+        findings=tuple(_findings(protections, given, verification)),
         noises=noises,
         rows=tuple(rows),
         originals=tuple(originals),
         reconstructions=tuple(reconstructions),
-        example=f"noise z = {number(worst.noise)}, by “{worst.best.attack}”",
-        changes=tuple(_changes(settings, protections, effects, tolerance, refuted)),
+        example=f"noise z = {number(worst.noise)}, by “{worst.best.attack}”"
+        + (f", given {enumerated(worst.best.oracles)}" if worst.best.oracles else ""),
+        changes=tuple(_changes(settings, protections, effects, refuted)),
     )
+
+
+def _names(settings: Sequence[Setting]) -> dict[Setting, str]:
+    """Settings in words; with network, images and delta where others would have the same words."""
+    plain = {
+        one: setting_name(one) + ("" if one.mechanism == "gaussian" else f"; {one.mechanism} noise") for one in settings
+    }
+    taken = list(plain.values())
+    return {
+        one: name
+        if taken.count(name) == 1
+        else f"{name}; {one.about or 'source not recorded'}; δ = {number(one.delta)}, {ADJACENCIES[one.adjacency]}"
+        for one, name in plain.items()
+    }
 
 
 def _cell(protection: Protection | None) -> LightCell | None:
@@ -140,31 +158,38 @@ def _cell(protection: Protection | None) -> LightCell | None:
     return LightCell(light_of_protection(protection), finding_of(protection), epsilon)
 
 
-def _headline(lights: Sequence[Light], refuted: bool) -> str:
+def _headline(lights: Sequence[Light], refuted: bool, only_given: bool) -> str:
     if refuted:
         return "The client's code does not do what its privacy parameters say."
     every = "the audited protection" if len(lights) == 1 else f"all {_count(len(lights))} audited protections"
+    any_of = every.replace("all ", "any of the ", 1)
     if red := lights.count("red"):
         where = every if red == len(lights) else f"{_count(red)} of {_count(len(lights))} audited protections"
-        return f"A server could see images of the users under {where}."
+        who = "A server with information that servers do not have" if only_given else "A server"
+        return f"{who} could see images of the users under {where}."
     if lights.count("amber"):
-        return f"No image was recognisable under {every}, but not every attack is ruled out."
-    return f"The tested attacks found nothing of the images under {every}, and theory limits all other attacks."
+        return f"No image was recognisable under {any_of}, but not every attack is ruled out."
+    return f"The tested attacks recovered nothing under {any_of}, and theory limits all other attacks."
 
 
-def _findings(protections: Sequence[Protection], verification: VerificationRecord | None) -> list[str]:
+def _findings(
+    protections: Sequence[Protection], given: Sequence[str], verification: VerificationRecord | None
+) -> list[str]:
     """What the lights stand for here."""
     found = []
+    if given:
+        found.append(f"Some of the attacks were given what no server knows: {enumerated(given)}.")
     if exact := sum(has_exact(one.points) for one in protections):
         found.append(f"Under {_of(exact, protections)}, the server received exact copies, equal in every pixel.")
     amber = [finding_of(one) for one in protections if light_of_protection(one) == "amber"]
     for finding in dict.fromkeys(amber):
         found.append(f"Under {_of(amber.count(finding), protections)}, {_AMBER[finding]}.")
+    refuted = verification is not None and not verification["holds"]
     if green := sum(light_of_protection(one) == "green" for one in protections):
         found.append(
             f"Under {_of(green, protections)}, the tested attacks found nothing, and theory limits all others: what a "
             f"blind guess gets right in {100 * PRIOR_SUCCESS:.0f} of 100 cases, no attack gets right in more than "
-            f"{100 * GREEN_GAMMA:.0f}."
+            f"{100 * GREEN_GAMMA:.0f}" + (", if the code did what its parameters say." if refuted else ".")
         )
     return [*found, _verification_sentence(protections, verification)]
 
@@ -174,11 +199,11 @@ def _verification_sentence(protections: Sequence[Protection], verification: Veri
     if verification is None:
         return "Whether the code of a real client does what its parameters say was not tested here (recon verify does)."
     lines = verification["lines"]
-    if not verification["holds"]:
-        refuted = enumerated([line["name"] for line in lines if line["verdict"] == "refuted"][:3])
-        return f"A test of the client's code (recon verify) refuted what is claimed of it: {refuted}."
     holds = sum(line["verdict"] == "holds" for line in lines)
     text = f"A test of the client's code (recon verify) refuted none of its claims; {holds} of {len(lines)} held."
+    if not verification["holds"]:
+        refuted = enumerated([line["name"] for line in lines if line["verdict"] == "refuted"][:3])
+        text = f"A test of the client's code (recon verify) refuted what is claimed of it: {refuted}."
     if not any(covers(verification, one.best.privacy) for one in protections):
         text += " It was made under parameters that this audit does not contain."
     return text
@@ -188,17 +213,14 @@ def _changes(
     settings: Sequence[Setting],
     protections: Sequence[Protection],
     effects: Sequence[InterventionEffect],
-    tolerance: float,
     refuted: bool,
 ) -> list[str]:
     """What to change, the most important first."""
-    changes = ["Mend the client's code first: no parameter protects while the code ignores it."] if refuted else []
+    changes = ["Fix the client's code first: no parameter protects while the code ignores it."] if refuted else []
     changes += _noise_sentences(settings, protections)
-    better = [(light_of_point(one.after, tolerance), one) for one in effects]
-    lights = {one.name: (light_of_point(one.before, tolerance), light) for light, one in better}
-    if better:
-        best = max(effects, key=lambda one: (LIGHTS.index(lights[one.name][1]), one.reduction.mean))
-        before, after = lights[best.name]
+    if improvable := [one for one in effects if one.lights[0] != "green"]:
+        best = max(improvable, key=lambda one: (LIGHTS.index(one.lights[1]), one.reduction.mean))
+        before, after = best.lights
         cost = f" Its cost: {best.cost}." if best.cost else ""
         if LIGHTS.index(after) > LIGHTS.index(before):
             changes.append(f"Of the tested changes, “{best.name}” turns the light from {before} to {after}.{cost}")
@@ -214,7 +236,7 @@ def _changes(
 def _noise_sentences(settings: Sequence[Setting], protections: Sequence[Protection]) -> list[str]:
     """How much noise each setting needs; only where some audited noise was not enough."""
     sentences = []
-    for setting in settings:
+    for setting, name in _names(settings).items():
         here = sorted((one for one in protections if one.best.setting == setting), key=lambda one: one.noise)
         failing = [one.noise for one in here if light_of_protection(one) != "green"]
         if not failing:
@@ -222,14 +244,18 @@ def _noise_sentences(settings: Sequence[Setting], protections: Sequence[Protecti
         enough = next((one for one in here if one.noise > max(failing)), None)
         if enough is not None:
             epsilon = number(enough.best.privacy["epsilon_accounted"])
-            text = f"use at least z = {enough.noise:.3g} (ε = {epsilon}), the least audited noise with a green light"
-        elif (least := _noise_by_theory(here[-1])) is not None:
-            text = f"no audited noise has a green light, and theory gives none below z = {least:.2g}: audit more noise"
-            if least <= here[-1].noise:  # theory is content, but an attack, or too few images, are not
-                text = "no audited noise has a green light: audit more noise, and more images"
+            text = (
+                f"use at least z = {number(enough.noise)} (ε = {epsilon}), the least audited noise with a green light"
+            )
         else:
-            text = "no audited noise has a green light: audit more noise"
-        name = setting_name(setting)
+            least = _noise_by_theory(here[-1])
+            text = "the largest audited noise has no green light"
+            if least is None:
+                text += ": audit more noise"
+            elif least <= here[-1].noise:  # theory is content, but an attack, or too few images, are not
+                text += ": audit more noise, and more images"
+            else:
+                text += f", and theory gives none below z = {least:g}: audit more noise"
         sentences.append(f"{name[0].upper()}{name[1:]}: {text}.")
     more = len(sentences) - _SETTINGS
     if more > 1:
@@ -247,11 +273,13 @@ def _noise_by_theory(protection: Protection) -> float | None:
     if mu is None or protection.noise == 0:
         return None
     removed = mu / 2 if privacy["adjacency"] == "replace_one" else mu
-    return float(protection.noise * removed / (ndtri(GREEN_GAMMA) - ndtri(PRIOR_SUCCESS)))
+    least = float(protection.noise * removed / (ndtri(GREEN_GAMMA) - ndtri(PRIOR_SUCCESS)))
+    digit = 10.0 ** (math.floor(math.log10(least)) - 1)
+    return float(f"{math.ceil(least / digit) * digit:.2g}")  # rounded up: a little less noise would not be enough
 
 
 def _of(some: int, protections: Sequence[Protection]) -> str:
-    return "it" if len(protections) == 1 else f"{_count(some)} of them"
+    return "it" if len(protections) == 1 else f"{_count(some)} of the protections"
 
 
 def _count(value: int) -> str:

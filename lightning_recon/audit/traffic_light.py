@@ -9,7 +9,7 @@ from typing import Literal
 
 from lightning_recon.audit.aggregate import Point
 from lightning_recon.audit.bit_exact import most_exact
-from lightning_recon.audit.verdict import Level, Protection, level_of
+from lightning_recon.audit.verdict import Level, Protection
 
 Light = Literal["red", "amber", "green"]
 # The most leakage first.
@@ -49,11 +49,6 @@ def light_of(level: Level, exact: bool, gamma: float | None) -> Light:
 def light_of_protection(protection: Protection) -> Light:
     """The light of a protection of the sweep."""
     return light_of(protection.level, has_exact(protection.points), gamma_of(protection.best))
-
-
-def light_of_point(point: Point, tolerance: float) -> Light:
-    """The light of what one attack, the strongest one, leaves of a protection."""
-    return light_of(level_of(point, tolerance), has_exact([point]), gamma_of(point))
 
 
 def finding_of(protection: Protection) -> str:

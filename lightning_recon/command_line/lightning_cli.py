@@ -43,6 +43,7 @@ from lightning_recon.command_line.trainer_options import (
 )
 from lightning_recon.command_line.waves import (
     WAVE_OPTIONS,
+    check_images,
     check_same_config,
     clients_at_once,
     finished_wave,
@@ -115,7 +116,8 @@ class ReconCLI(LightningCLI):
         check_seed(config.get("seed_everything"))
         check_trainer(config.trainer)
         root, checkpoint = Path(config.trainer.default_root_dir), config.get("ckpt_path")
-        if checkpoint and not (checkpoint == "last" and (root / WAVES).is_dir()):
+        in_waves = subcommand == "fit" and checkpoint == "last" and any(root.glob(f"{WAVES}/*/wave.json"))
+        if checkpoint and not in_waves:
             check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
         self.fits = subcommand in (None, "fit")
         self.folder = RunFolder(root, bool(config.overwrite), checkpoint, self.fits)
@@ -194,15 +196,18 @@ class ReconCLI(LightningCLI):
             return None
         if not self.config_dump["data"]["init_args"].keys() >= WAVE_OPTIONS:  # a data module of somebody else
             return None
-        begun = finished_wave(self.folder.root / waves_of(1, 1)[0].folder) if self.folder.checkpoint else None
-        if begun is not None and self.datamodule.clients_at_once is None:
-            return begun["clients"]  # the memory of this machine may be another
-        at_once = clients_at_once(self.datamodule, self.model.client, self.model.draws)
+        if self.folder.checkpoint:  # what the run was begun as
+            begun = finished_wave(self.folder.root / waves_of(1, 1)[0].folder)
+            return None if begun is None else begun["clients"]
+        ranks = self.trainer.num_devices, self.trainer.num_nodes
+        at_once = clients_at_once(self.datamodule, self.model.client, self.model.draws, *ranks)
         return None if at_once == self.datamodule.clients else at_once
 
     def _fit_in_waves(self, at_once: int) -> None:
         """Attack one wave of clients after another, see `waves`."""
         main_process, root = self.trainer.is_global_zero, self.folder.root
+        assert isinstance(self.datamodule, ClientDataModule)
+        check_images(self.datamodule)  # before anything is replaced
         self.model = self.datamodule = None  # every wave has its own
         if self.folder.checkpoint:
             check_same_config(root, self.config_dump)

@@ -35,6 +35,7 @@ from lightning_recon.files.faults import readable
 from lightning_recon.files.run_folder import WAVES
 from lightning_recon.files.schema import ORIGINALS, WAVE, WaveRecord
 from lightning_recon.files.serialization import read_json, read_yaml, write_json
+from lightning_recon.interrupts import interrupt_in
 
 WAVE_OPTIONS = {"clients", "clients_at_once", "first_client", "first_image", "actual_batch_sizes"}  # of the data module
 DONE = "wave.json"
@@ -42,6 +43,8 @@ TABLE = "waves.csv"
 RUNNING = "running"  # TensorBoard's events of all waves
 _BYTES_PER_VALUE = 100  # memory for each value of an image and draw: an upper estimate
 _SHARE_OF_MEMORY = 0.5
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_MAY_CHANGE = ("clients", "clients_at_once")  # when a run is resumed: finished waves are checked one by one
 _COLUMNS = ("victims", "psnr_mean", "ssim_mean", "bit_exact_share", "detected", "seconds")
 
 
@@ -65,13 +68,15 @@ class Wave:
         return f"{WAVES}/{self.number:05d}"
 
 
-def clients_at_once(data: ClientDataModule, client: object, draws: int) -> int:
+def clients_at_once(data: ClientDataModule, client: object, draws: int, ranks: int = 1, nodes: int = 1) -> int:
     """How many clients a wave has.
 
     Args:
         data: The data module.
         client: Of the attack.
         draws: Noise draws of each client.
+        ranks: Processes on this machine, each of which holds the images of the wave.
+        nodes: Number of machines. Their memory may differ, so that nothing is chosen from it.
 
     Raises:
         UserError: Clients of different waves would have to meet.
@@ -79,12 +84,12 @@ def clients_at_once(data: ClientDataModule, client: object, draws: int) -> int:
     group = client.aggregated if isinstance(client, VictimClient) else 1
     meet = isinstance(client, VictimClient) and client.participation < 1
     wanted = data.clients_at_once
-    if wanted is None and meet:
+    if wanted is None and (meet or nodes > 1):
         return data.clients
     if wanted is None:
         images = max(data.batch_sizes) * draws
         values = 3 * data.image_size**2
-        wanted = max(1, int(_SHARE_OF_MEMORY * memory() / (images * values * _BYTES_PER_VALUE)))
+        wanted = max(1, int(_SHARE_OF_MEMORY * memory() / ranks / (images * values * _BYTES_PER_VALUE)))
         wanted = max(group, wanted - wanted % group)
     if wanted >= data.clients:
         return data.clients
@@ -101,10 +106,14 @@ def clients_at_once(data: ClientDataModule, client: object, draws: int) -> int:
 
 
 def memory() -> int:
-    """Physical memory of this machine in bytes; 8 GiB where the system does not say."""
+    """Memory that this process may use, in bytes: the machine's, or less in a container or a job of a cluster."""
     if not hasattr(os, "sysconf"):  # Windows
         return 8 << 30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return machine
 
 
 def waves_of(clients: int, at_once: int) -> list[Wave]:
@@ -138,9 +147,10 @@ def fit_in_waves(
         if done is None:
             try:
                 position = attack(config_of(config, wave, position)).next_image
-            except KeyboardInterrupt as stop:
-                how = "the same command" + (" with --ckpt_path last" if wave.number else "")
-                stop.__notes__ = [f"stopped in wave {wave.number + 1} of {len(waves)}: {how} goes on"]
+            except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
+                if (interrupt := interrupt_in(stop)) is not None:
+                    how = "the same command" + (" with --ckpt_path last" if wave.number else "")
+                    interrupt.__notes__ = [f"stopped in wave {wave.number + 1} of {len(waves)}: {how} resumes with it"]
                 raise
             gc.collect()
             if main_process:
@@ -176,7 +186,7 @@ def finished_wave(folder: Path) -> WaveRecord | None:
 
 
 def check_same_config(root: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on with other options than those of the run in the folder.
+    """Refuse to resume with other options than those of the run in the folder; there may be fewer clients now.
 
     Raises:
         UserError: A section differs.
@@ -187,7 +197,7 @@ def check_same_config(root: Path, config: Mapping[str, Any]) -> None:
         now, then = ({**(one[name] or {})} if isinstance(one[name], dict) else one[name] for one in (config, before))
         for one in (now, then):
             if name == "data":
-                one["init_args"] = {key: value for key, value in one["init_args"].items() if key != "clients_at_once"}
+                one["init_args"] = {key: value for key, value in one["init_args"].items() if key not in _MAY_CHANGE}
         if now != then:
             raise UserError(f"--{name} is not that of the run in {root}: use the config.yaml of that run")
 
@@ -237,7 +247,7 @@ class Progress:
             wave: The wave.
             attacked: Whether it was attacked just now, and not before an interruption.
         """
-        summary = (read_results(self.root / wave.folder) or {"summary": {}})["summary"]
+        summary = results_of(self.root / wave.folder)["summary"]
         row = {"wave": wave.number, "first_client": wave.first_client, "clients": wave.clients}
         self.rows.append(row | {name: summary.get(name) for name in _COLUMNS})
         text = io.StringIO()
@@ -256,15 +266,38 @@ class Progress:
         say(f"wave {len(self.rows)} of {self.waves}: {mean:.1f} dB over the {images} images so far{ahead}")
 
 
+def results_of(folder: Path) -> dict[str, Any]:
+    """The record of a finished wave.
+
+    Raises:
+        UserError: There is none.
+    """
+    record = read_results(folder)
+    if record is None:
+        raise UserError(f"{folder} holds no results.json: remove that folder, and resume with --ckpt_path last")
+    return record
+
+
+def check_images(data: ClientDataModule) -> None:
+    """Refuse a source that has too few images, before the first wave.
+
+    Raises:
+        UserError: As does a source that cannot be opened.
+    """
+    source, wanted = data.image_source(), sum(data.batch_sizes)
+    if len(source) - data.first_image < wanted:
+        raise UserError(
+            f"{source.origin} has {max(0, len(source) - data.first_image)} images for these clients, {wanted} are "
+            "needed: lower --data.batch_size or --data.clients"
+        )
+
+
 def merge(root: Path, waves: Sequence[Wave]) -> dict[str, Any]:
     """Write `results.json` and the index of the true images of all waves."""
     records, originals = [], []
     for wave in waves:
         folder = root / wave.folder
-        record = read_results(folder)
-        if record is None:
-            raise UserError(f"{folder} holds no results.json: remove the folder and give --ckpt_path last")
-        records.append(record)
+        records.append(results_of(folder))
         with readable(folder / INDEX):
             for entry in read_json(folder / INDEX, ORIGINALS)["victims"]:
                 shifted: dict[str, Any] = dict(entry) | {"client": entry["client"] + wave.first_client}

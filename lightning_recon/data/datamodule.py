@@ -92,8 +92,9 @@ class ClientDataModule(LightningDataModule):
             local_images: number of images that each client holds, of which it uses `batch_size` in a round, as
                 `--model.client.sampling` says; the server is told this number. null: the images of one batch.
             clients_at_once: clients that `recon fit` attacks at once. If there are more, it attacks them in waves, each
-                a run in the folder `waves/NUMBER`, so that memory holds one wave; results do not depend on it. null: as
-                many as half of the memory holds.
+                a run in the folder `waves/NUMBER`, so that memory holds one wave. Scores do not depend on it, except
+                `identification` if the source has more than 1,000 images. null: as many as half of the memory holds;
+                on several machines all.
             first_client: number of the first client among all clients of a run that is attacked in waves. Random
                 numbers follow from a client's number, so that a client's result does not depend on its wave.
             first_image: number of images of the shuffled order that earlier waves have used.

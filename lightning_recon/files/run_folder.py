@@ -166,8 +166,10 @@ class RunFolder(Callback):
         """Remove the replaced run: the new one is about to write its first lasting file."""
         if self._lock is not None and self.overwrite and not self.begun:
             remove(self._before, self.root)
-            for wave in self.root.glob(f"{WAVES}/[0-9][0-9][0-9][0-9][0-9]"):
-                shutil.rmtree(wave)
+            for mark in self.root.glob(f"{WAVES}/*/wave.json"):
+                remove(files_of_run(mark.parent) | {mark, mark.parent / LOCK}, mark.parent)
+                if not any(mark.parent.iterdir()):
+                    mark.parent.rmdir()
         self.begun = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -63,6 +63,26 @@ def test_the_guarantee_is_stated_for_both_adjacencies(make_run: MakeRun, tmp_pat
     assert content["implementation"]["status"] == "not run"
 
 
+def test_what_is_not_known_is_not_claimed(make_run: MakeRun, tmp_path: Path) -> None:
+    known = annex(tmp_path, outcome(make_run("known")))
+    assert known["noise"] == "not recorded"  # as in records of earlier versions
+    assert known["trust_model"].startswith("A client clips its update and adds noise before it leaves the device")
+    bare = annex(tmp_path, outcome(make_run("bare", z=0.0, originals=False)))
+    assert bare["noise"] == "none"
+    assert bare["inputs"]["images"] is None
+    assert "Cells without clip or noise have no guarantee." in bare["trust_model"]
+    assert status(bare)["membership inference"] == "not run"
+    assert "an unknown number of images" in (tmp_path / "audit-card.md").read_text()
+
+
+def test_clipping_norms_are_kept_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("one"), make_run("two")]
+    record = json.loads((folders[1] / "results.json").read_text())
+    record["privacy"]["max_grad_norm"] = 2.0
+    (folders[1] / "results.json").write_text(json.dumps(record))
+    assert [one["max_grad_norm"] for one in annex(tmp_path, *map(outcome, folders))["mechanisms"]] == [1.0, 2.0]
+
+
 def test_the_hash_follows_config_record_and_images(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run("run", data={})
     before = annex(tmp_path, outcome(folder))
