@@ -32,11 +32,10 @@ import lightning_recon
 
 _STAND_IN = torch.device("meta")
 _aten = torch.ops.aten
-# Operations that read numbers on the device to know the shape or the value of their result.
+# Operations that read numbers on the device to know the shape of their result.
 _WAITS = {
-    _aten._local_scalar_dense, _aten.item, _aten.is_nonzero, _aten.equal, _aten.nonzero, _aten.nonzero_numpy,
-    _aten.masked_select, _aten.bincount, _aten.unique_dim, _aten.unique_consecutive, _aten._unique, _aten._unique2,
-    _aten.unique_dim_consecutive, _aten.argwhere, _aten._assert_async,
+    _aten.nonzero, _aten.masked_select, _aten.bincount, _aten.unique_dim, _aten.unique_consecutive, _aten._unique,
+    _aten._unique2, _aten.unique_dim_consecutive, _aten._linalg_check_errors,
 }  # fmt: skip
 _COPIES = {_aten._to_copy, _aten.copy_, _aten._copy_from}
 _INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_, _aten._unsafe_index}
@@ -118,6 +117,8 @@ class _Operations(TorchDispatchMode):
         wrappers = {id(one.held): one for one in there}
         held_args, held_kwargs = tree_map(_held, (args, kwargs))
         found = func(*held_args, **held_kwargs)
+        if there and isinstance(found, (bool, int, float, complex)):  # `item` and whatever else answers with a number
+            self.log.waits.append(_place(func))
 
         def wrapped(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -190,6 +191,8 @@ class _Names(TorchFunctionMode):
             kwargs["device"] = _STAND_IN
         if func is Tensor.to:
             args = tuple(_STAND_IN if self._is_pretended(one) else one for one in args)
+        elif func is Tensor.tolist:  # which PyTorch does not support for subclasses
+            return args[0].cpu().tolist()
         elif func in (Tensor.cuda, Tensor.pin_memory):
             raise MixedDevices(f"{func} works on one kind of device only: {_place(func)}")
         return func(*args, **kwargs)
