@@ -70,7 +70,7 @@ class Pretended(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "Pretended":
+    def __new__(cls: type["Pretended"], held: Tensor) -> "Pretended":
         """Wrap numbers."""
         made: Pretended = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
@@ -216,8 +216,8 @@ def pretend_device(kind: str = "cuda") -> Iterator[tuple[torch.device, Log]]:
     log = Log()
     with ExitStack() as stack:
         if kind == "cuda":  # whose own random state is saved and restored around dropout
-            stack.enter_context(mock.patch("torch.cuda.get_rng_state", lambda device=0: torch.zeros(1)))
-            stack.enter_context(mock.patch("torch.cuda.set_rng_state", lambda state, device=0: None))
+            stack.enter_context(mock.patch("torch.cuda.get_rng_state"))
+            stack.enter_context(mock.patch("torch.cuda.set_rng_state"))
         stack.enter_context(_Operations(kind, log))
         stack.enter_context(_Names(kind))
         yield torch.device(kind, 0), log

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_recon.attack import GradientInversion
+from lightning_recon.attack import GradientInversion, SmallDenoiser, TotalVariation
 from lightning_recon.attack.inversion.batched_lbfgs import BatchedLBFGS
 from lightning_recon.client import LocalOptions, Privacy, VictimClient
-from lightning_recon.priors import DenoiserPrior, TotalVariation
+from lightning_recon.priors import DenoiserPrior
 from lightning_recon.priors.regularizers import Regularization
-from lightning_recon.priors.unet_denoiser import SmallDenoiser
 from tests.devices.pretend import Log, numbers_of
 
 Device = tuple[torch.device, Log]
