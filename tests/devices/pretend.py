@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -117,6 +118,10 @@ class _Operations(TorchDispatchMode):
         wrappers = {id(one.held): one for one in there}
         held_args, held_kwargs = tree_map(_held, (args, kwargs))
         found = func(*held_args, **held_kwargs)
+        if torch.Tag.inplace_view in func.tags:  # the wrapper's own shape changes too
+            with no_dispatch():
+                func(*args, **kwargs)
+            return args[0]
         if there and isinstance(found, (bool, int, float, complex)):  # `item` and whatever else answers with a number
             self.log.waits.append(_place(func))
 
@@ -129,7 +134,7 @@ class _Operations(TorchDispatchMode):
                 return value
             if self.kind == "mps" and value.dtype in _DOUBLE:
                 raise MixedDevices(f"{func} makes {value.dtype}, which does not exist on mps: {_place(func)}")
-            return Pretended(value)
+            return Pretended(value.resolve_conj().resolve_neg())
 
         if packet is _aten.copy_:
             return args[0]
@@ -236,7 +241,12 @@ def waits_of(step: Callable[[], Any], log: Log) -> list[str]:
 
 
 def _held(value: Any) -> Any:
-    return value.held if isinstance(value, Pretended) else value
+    if not isinstance(value, Pretended):
+        return value
+    held = value.held
+    # Conjugation and negation are marks that PyTorch puts on the wrapper alone.
+    held = held.conj() if value.is_conj() else held
+    return torch._neg_view(held) if value.is_neg() else held
 
 
 def _place(func: Any) -> str:

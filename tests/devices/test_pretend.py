@@ -53,6 +53,23 @@ def test_autograd_and_transforms_compute_what_the_cpu_computes(pretended: Device
     assert all(torch.equal(one, numbers_of(other)) for one, other in zip(here, there, strict=True))
 
 
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda one: (torch.fft.fft(one) * torch.fft.fft(one).conj()).real,
+        lambda one: torch.fft.fft(one).conj().imag,
+        lambda one: one[:, None].squeeze_(1).t_() * 2,
+        lambda one: vmap(lambda left, right: left @ right)(one, one[..., None] + one[:, None]),
+        lambda one: one.clone()[:2].add_(1).mul_(one[:2]),
+    ],
+)
+def test_views_and_marks_on_tensors_are_followed(operation: Callable[[Tensor], Tensor], pretended: Device) -> None:
+    one = torch.arange(12.0).view(3, 4)
+    there = operation(one.to(pretended[0]))
+    assert torch.equal(there.cpu(), operation(one))
+    assert there.shape == numbers_of(there).shape
+
+
 MIXED: list[Callable[[Tensor, torch.device], object]] = [
     lambda one, device: one + torch.ones(3),
     lambda one, device: torch.ones(3) * one,

@@ -36,7 +36,9 @@ def posterior() -> tuple[Refinement, Tensor]:
 
 def leaked() -> tuple[Refinement, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return LeakedMoments(torch.rand(COUNT, 3, 3, generator=generator)), torch.rand(COUNT, 3, SIZE, SIZE, generator=generator)
+    return LeakedMoments(torch.rand(COUNT, 3, 3, generator=generator)), torch.rand(
+        COUNT, 3, SIZE, SIZE, generator=generator
+    )
 
 
 def objective(made: Callable[[], tuple[Refinement, Tensor]], denoiser: Prior, device: torch.device) -> Objective:
