@@ -194,7 +194,11 @@ class _Names(TorchFunctionMode):
             return func(*args, **kwargs).to(_STAND_IN)
         if device is not None and self._is_pretended(device):
             kwargs["device"] = _STAND_IN
-        if func is Tensor.to:
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            args = (args[0], _as_indices(args[1]), *args[2:])
+        elif func is Tensor.new_tensor:
+            return torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs).to(args[0].device)
+        elif func is Tensor.to:
             args = tuple(_STAND_IN if self._is_pretended(one) else one for one in args)
         elif func is Tensor.tolist:  # which PyTorch does not support for subclasses
             return args[0].cpu().tolist()
@@ -238,6 +242,13 @@ def waits_of(step: Callable[[], Any], log: Log) -> list[str]:
     before = len(log.waits)
     step()
     return log.waits[before:]
+
+
+def _as_indices(place: Any) -> Any:
+    """Lists of numbers as tensors: on "meta" PyTorch would make tensors of them without values."""
+    if isinstance(place, tuple):
+        return tuple(_as_indices(one) for one in place)
+    return torch.tensor(place) if isinstance(place, list) and all(type(one) in (int, bool) for one in place) else place
 
 
 def _held(value: Any) -> Any:

@@ -61,6 +61,7 @@ def test_autograd_and_transforms_compute_what_the_cpu_computes(pretended: Device
         lambda one: one[:, None].squeeze_(1).t_() * 2,
         lambda one: vmap(lambda left, right: left @ right)(one, one[..., None] + one[:, None]),
         lambda one: one.clone()[:2].add_(1).mul_(one[:2]),
+        lambda one: one[[2, 0]][:, [3, 1]] + one.new_tensor([1, 2]),
     ],
 )
 def test_views_and_marks_on_tensors_are_followed(operation: Callable[[Tensor], Tensor], pretended: Device) -> None:

@@ -92,6 +92,8 @@ def test_a_planted_fault_of_a_denoiser_is_found(pretended: Device) -> None:
         objective(posterior, Mixes(), device).losses(dummies, 0)
 
 
+# The checks of "mps" are those of "cuda" and one more.
+@pytest.mark.parametrize("pretended", ["mps"], indirect=True)
 @pytest.mark.parametrize(
     ("structure", "optimizer"),
     [(WaterFilling(), whole_way), (SeedPaper(moments=True), lambda params: torch.optim.Adam(params, lr=5e-3))],
