@@ -14,7 +14,7 @@ from lightning_recon.attack.inversion.batched_lbfgs import BatchedLBFGS
 from lightning_recon.client import LocalOptions, Privacy, VictimClient
 from lightning_recon.priors import DenoiserPrior
 from lightning_recon.priors.regularizers import Regularization
-from tests.devices.pretend import Log, numbers_of
+from tests.devices.pretend import Log, numbers_of, pretend_device
 
 Device = tuple[torch.device, Log]
 AClient = Callable[..., VictimClient]
@@ -96,8 +96,6 @@ def test_iterations_run_on_the_device_alone(name: str, a_client: AClient, preten
 
 def test_cuda_is_as_good(a_client: AClient, tmp_path: Path) -> None:
     """The one path of it that "mps" lacks: random states of the device are saved around dropout."""
-    from tests.devices.pretend import pretend_device
-
     with pretend_device("cuda") as (device, log):
         attack = searched(a_client(privacy=UPDATE), device, tmp_path, log, optimizer=adam)
         assert not log.waits
@@ -110,3 +108,18 @@ def test_langevin_noise_is_drawn_on_the_cpu(a_client: AClient, pretended: Device
     searched(a_client(privacy=UPDATE), device, tmp_path, log, optimizer=adam, langevin=0.01)
     assert not log.waits
     assert len(log.uploads) == STEPS - 1
+
+
+def test_the_line_search_of_pytorch_waits(a_client: AClient, tmp_path: Path) -> None:
+    """L-BFGS decides on the host, and the check sees it."""
+    with pretend_device("cuda") as (device, log):
+        searched(
+            a_client(privacy=UPDATE),
+            device,
+            tmp_path,
+            log,
+            boxed=False,
+            distance="euclidean",
+            optimizer=torch.optim.LBFGS,
+        )
+        assert any(line.startswith("candidates.py") for line in log.waits)
