@@ -112,14 +112,7 @@ def test_langevin_noise_is_drawn_on_the_cpu(a_client: AClient, pretended: Device
 
 def test_the_line_search_of_pytorch_waits(a_client: AClient, tmp_path: Path) -> None:
     """L-BFGS decides on the host, and the check sees it."""
+    settings: dict[str, Any] = {"boxed": False, "distance": "euclidean", "optimizer": torch.optim.LBFGS}
     with pretend_device("cuda") as (device, log):
-        searched(
-            a_client(privacy=UPDATE),
-            device,
-            tmp_path,
-            log,
-            boxed=False,
-            distance="euclidean",
-            optimizer=torch.optim.LBFGS,
-        )
+        searched(a_client(privacy=UPDATE), device, tmp_path, log, **settings)
         assert any(line.startswith("candidates.py") for line in log.waits)

@@ -6,7 +6,7 @@ import torch
 from scipy.fft import dctn
 from torch import Tensor
 
-from lightning_recon.priors.dct import analyse, cosine, cosine_matrix, inverse_cosine, synthesise
+from lightning_recon.priors.dct import CosineTransform, analyse, cosine, cosine_matrix, inverse_cosine, synthesise
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 SHAPES = [(16, 16), (12, 20), (1, 7)]
