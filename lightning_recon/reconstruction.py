@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of an attack on one update."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
@@ -95,3 +95,10 @@ class Reconstruction:
     mismatch: Mismatch = NO_MISMATCH
     mean_image: Tensor | None = None
     seen: tuple[RoundsSeen, ...] | None = None
+
+    def compact(self) -> "Reconstruction":
+        """The same with tensors of their own: a part of a larger tensor is sent to other ranks with all of it."""
+        labels = None if self.labels is None else self.labels.clone()
+        mean_image = None if self.mean_image is None else self.mean_image.clone()
+        images, initial = self.images.clone(), self.initial.clone()
+        return replace(self, images=images, initial=initial, labels=labels, mean_image=mean_image)

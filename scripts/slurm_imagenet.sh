@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Attack many ImageNet clients on several nodes: each rank holds clients of its own.
+# Attack ImageNet's whole validation set, 3,125 clients with 16 images each, on several nodes: in waves of four clients a
+# rank, so that memory holds one wave.
 #
 #   sbatch scripts/slurm_imagenet.sh /path/to/imagenet/val /path/to/sam_vit_h_4b8939.pth /path/to/output
 #
@@ -26,19 +27,19 @@ data_root=$1 sam_checkpoint=$2 output=$3
 # Activate the environment here if your shell does not:
 # source .venv/bin/activate
 
-# A job that was put back into the queue goes on where it was.
+# A job that was put back into the queue, or submitted again, goes on with the wave in which it was.
 resume=()
-if [ -f "$output/checkpoints/last.ckpt" ]; then
+if compgen -G "$output/waves/*/wave.json" >/dev/null; then
     resume=(--ckpt_path last)
 elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
-    resume=(--overwrite) # stopped before its first checkpoint
+    resume=(--overwrite) # stopped within the first wave
 fi
 
-# Four clients a GPU, shared out evenly over the ranks.
 srun --kill-on-bad-exit=1 recon fit \
     --config imagenet.yaml \
     --data.root "$data_root" \
-    --data.clients $((SLURM_NNODES * SLURM_NTASKS_PER_NODE * 4)) \
+    --data.clients "${CLIENTS:-3125}" \
+    --data.clients_at_once $((SLURM_NNODES * SLURM_NTASKS_PER_NODE * 4)) \
     --data.masks lightning_recon.data.SamMasks \
     --data.masks.checkpoint "$sam_checkpoint" \
     --trainer.accelerator gpu \

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How close the lower bounds on epsilon come to the true one: a step of Opacus, each sample clipped alone."""
+"""How close lower bounds on epsilon come to the true one, for a step of Opacus, and how often verdicts are wrong."""
 
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import false_alarms
 import numpy as np
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ REPEATS = 200
 
 
 def rows(root: Path) -> Iterator[dict[str, object]]:
-    """The table, with one row per epsilon, kind of excluded scores and bound.
+    """The table: one row per epsilon, kind of excluded scores and bound; then those of `false_alarms`.
 
     Args:
         root: not used: the images of canaries are made.
@@ -40,6 +41,7 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
                 yield {"bound": method, "excluded": excluded, "epsilon": epsilon, "z": round(z, 6)} | _summary(
                     epsilon, bounds
                 )
+    yield from false_alarms.rows()
 
 
 def scores_of(noise_multiplier: float, seed: int) -> tuple[CanaryScores, CanaryScores]:

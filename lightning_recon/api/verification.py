@@ -22,8 +22,9 @@ from lightning_recon.verification.clipping_checks import clipping_checks
 from lightning_recon.verification.epsilon_checks import epsilon_checks
 from lightning_recon.verification.independence_checks import independence_checks
 from lightning_recon.verification.noise_checks import noise_checks
+from lightning_recon.verification.probe_series import Probes
 from lightning_recon.verification.probes import Canaries
-from lightning_recon.verification.releases import Probes, Releases, collect
+from lightning_recon.verification.releases import Releases, collect
 from lightning_recon.verification.report import Verification
 from lightning_recon.verification.restart import restarted_replies
 from lightning_recon.verification.sensitivity_checks import sensitivity_checks

@@ -68,6 +68,8 @@ class Attack(LightningModule, ABC):
         self.draws = draws
         self.record = record
         self.payload: ServerPayload | None = None
+        # Number of the first client among all clients of a run that is attacked in waves.
+        self.first_client = 0
         # The objective before the last step, a mean over this rank's images; None without one.
         self.latest_objective: Tensor | None = None
 
@@ -238,5 +240,5 @@ class Attack(LightningModule, ABC):
         if self.trainer.world_size == 1:
             return own
         parts: list[list[Reconstruction]] = [[] for _ in range(self.trainer.world_size)]
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, [one.compact() for one in own])
         return sorted((one for part in parts for one in part), key=lambda one: (one.client, one.draw))

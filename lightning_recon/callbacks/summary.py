@@ -75,6 +75,13 @@ def run_text(attack: str, privacy: Record, command: Sequence[str]) -> str:
         for kappa, value in gamma.items()
         if value is not None
     ]
+    membership: Any = privacy.get("membership_tpr") or {}
+    lines += [
+        f"**Membership:** an attack that calls {100 * float(rate):g} % of the absent images present finds at most "
+        f"{100 * value:.3g} % of those that are present"
+        for rate, value in membership.items()
+        if value is not None
+    ]
     if command:
         typed = printable(shlex.join(["recon", *command]))
         lines.append(f"**Command:**\n\n    {typed}")

@@ -52,6 +52,7 @@ class Clients:
         last: the last update before noise; replaced by the next one.
         clips: the clipping norms of all rounds so far, where they follow from the rounds; None: they stay.
         norms: gets the norms before the clip of all gradients that are clipped.
+        first: number of the first of these clients among all clients of the run, see `DataProtocol`.
     """
 
     network: nn.Module
@@ -73,9 +74,15 @@ class Clients:
     dropout: float = 0.0
     clips: ClippingNorms | None = None
     norms: list[float] = field(default_factory=list)
+    first: int = 0
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """One client's update, or the sum of a group's, see `VictimClient.share`."""
+        update = self._clipped_share(payload, client + self.first // self.aggregated, draw, round)
+        return replace(update, client=client)
+
+    def _clipped_share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
+        """The same by the client's number, or the group's, among all of the run, as everything below."""
         if self.clips is None:
             return self._share(payload, client, draw, round)
         clip = self.clips.of(client, draw, round)
@@ -113,6 +120,7 @@ class Clients:
 
     def preview(self, payload: ServerPayload, client: int) -> Clipped:
         """One client's update before noise and compression; that of the first step, if local steps are of DP-SGD."""
+        client += self.first
         if not self._trains_privately(client):
             return self._clean_update(payload, payload.digest(), (client,), ((client,), 0, 0))
         return self._clipped(payload, client, None, self._drawn(client, 0, 0))
@@ -125,7 +133,7 @@ class Clients:
     def _trains_privately(self, client: int) -> bool:
         """Whether each local step is one of DP-SGD, so that the update has its noise from them."""
         whole = self.sampling.method == "all"
-        local = self.local.announced(len(self.batches[client].labels) if whole else self.batch_size)
+        local = self.local.announced(len(self._batch(client).labels) if whole else self.batch_size)
         return self.privacy.granularity == "sample" and not local.is_plain_step
 
     def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> dict[str, Tensor]:
@@ -185,7 +193,7 @@ class Clients:
 
     def _drawn(self, client: int, draw: int, round: int) -> Tensor | None:
         """Which images of a client a round is about; None: all."""
-        count = len(self.batches[client].labels)
+        count = len(self._batch(client).labels)
         return drawn_images(self.sampling, self.batch_size, count, (client, draw, round), self.noise_source)
 
     def _clipped(
@@ -194,7 +202,7 @@ class Clients:
         """One client's own update after clipping; without randomness, of its first step alone."""
         with self.reproducible(client, 0), explained_batch_norm():
             model = tampered_model(self.network, payload, self.device)
-            images, labels = on_device(self.batches[client], self.device)
+            images, labels = on_device(self._batch(client), self.device)
             if drawn is not None:
                 images, labels = images[drawn], labels[drawn]
             if not len(images):
@@ -207,12 +215,16 @@ class Clients:
                 training = LocalRound(local, self.local.new_optimizer, randomness)
             return clipped_update(model, images, labels, self.privacy, self.chunk_size, training)
 
+    def _batch(self, client: int) -> ClientBatch:
+        """The images of a client, by its number among all clients of the run."""
+        return self.batches[client - self.first]
+
     def _answering(self, client: int, draw: int, round: int) -> int:
         return answering_client(
             client,
             draw,
             round,
-            clients=len(self.batches),
+            clients=self.first + len(self.batches),
             aggregated=self.aggregated,
             participation=self.participation,
             noise_source=self.noise_source,

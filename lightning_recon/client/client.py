@@ -309,6 +309,7 @@ class VictimClient(LightningModule):
             quantization=self.quantization,
             dropout=self.client_dropout,
             clips=self._clips,
+            first=self._protocol.first_client,
         )
 
     def _sampling_of(self, protocol: DataProtocol) -> tuple[BatchSampling, int]:

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Classes that may be given by their bare names on the command line.
-from lightning_recon.attack import GradientInversion, ReconstructionAttack  # noqa: F401
+from lightning_recon.attack import Attack, GradientInversion, ReconstructionAttack  # noqa: F401
 from lightning_recon.callbacks import Comparison, ImageGrid, ResultsWriter, RunSummary
 from lightning_recon.callbacks.progress import progress_bars
 from lightning_recon.callbacks.truth_writer import TruthWriter
@@ -41,11 +41,19 @@ from lightning_recon.command_line.trainer_options import (
     trainer_errors,
     write_whole_checkpoints,
 )
+from lightning_recon.command_line.waves import (
+    WAVE_OPTIONS,
+    check_same_config,
+    clients_at_once,
+    finished_wave,
+    fit_in_waves,
+    waves_of,
+)
 from lightning_recon.console import is_quiet
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient
-from lightning_recon.files.run_folder import LAST, RunFolder, check_free
+from lightning_recon.files.run_folder import LAST, WAVES, RunFolder, check_free
 from lightning_recon.structure import CuriousAbandonHonesty, Feedback, RobbingTheFed, SeedPaper, WaterFilling  # noqa: F401
 
 
@@ -107,7 +115,7 @@ class ReconCLI(LightningCLI):
         check_seed(config.get("seed_everything"))
         check_trainer(config.trainer)
         root, checkpoint = Path(config.trainer.default_root_dir), config.get("ckpt_path")
-        if checkpoint:
+        if checkpoint and not (checkpoint == "last" and (root / WAVES).is_dir()):
             check_checkpoint(root / LAST if checkpoint == "last" else Path(checkpoint))
         self.fits = subcommand in (None, "fit")
         self.folder = RunFolder(root, bool(config.overwrite), checkpoint, self.fits)
@@ -174,7 +182,41 @@ class ReconCLI(LightningCLI):
             super()._run_subcommand(subcommand)
             return
         with self.folder:
-            super()._run_subcommand(subcommand)
+            at_once = self._clients_at_once() if subcommand == "fit" else None
+            if at_once is None:
+                super()._run_subcommand(subcommand)
+            else:
+                self._fit_in_waves(at_once)
+
+    def _clients_at_once(self) -> int | None:
+        """Clients in a wave; None if all are attacked at once."""
+        if not isinstance(self.datamodule, ClientDataModule) or not isinstance(self.model, Attack):
+            return None
+        if not self.config_dump["data"]["init_args"].keys() >= WAVE_OPTIONS:  # a data module of somebody else
+            return None
+        begun = finished_wave(self.folder.root / waves_of(1, 1)[0].folder) if self.folder.checkpoint else None
+        if begun is not None and self.datamodule.clients_at_once is None:
+            return begun["clients"]  # the memory of this machine may be another
+        at_once = clients_at_once(self.datamodule, self.model.client, self.model.draws)
+        return None if at_once == self.datamodule.clients else at_once
+
+    def _fit_in_waves(self, at_once: int) -> None:
+        """Attack one wave of clients after another, see `waves`."""
+        main_process, root = self.trainer.is_global_zero, self.folder.root
+        self.model = self.datamodule = None  # every wave has its own
+        if self.folder.checkpoint:
+            check_same_config(root, self.config_dump)
+        elif main_process:
+            self.folder.begin()
+
+        def attack(config: dict[str, Any]) -> ClientDataModule:
+            wave = run_cli(config, run=False, command=self.command)
+            with wave.folder:
+                wave.trainer.fit(wave.model, datamodule=wave.datamodule)
+            assert isinstance(wave.datamodule, ClientDataModule)
+            return wave.datamodule
+
+        fit_in_waves(self.config_dump, at_once, attack, main_process, self._get(self.config, "results")["show"])
 
 
 def run_cli(args: Sequence[str] | dict[str, Any], run: bool = True, command: Sequence[str] | None = None) -> ReconCLI:

@@ -60,6 +60,9 @@ class ClientDataModule(LightningDataModule):
         actual_batch_sizes: list[int] | None = None,
         gallery: str | None = None,
         local_images: int | None = None,
+        clients_at_once: int | None = None,
+        first_client: int = 0,
+        first_image: int = 0,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
@@ -88,6 +91,12 @@ class ClientDataModule(LightningDataModule):
                 never sees them.
             local_images: number of images that each client holds, of which it uses `batch_size` in a round, as
                 `--model.client.sampling` says; the server is told this number. null: the images of one batch.
+            clients_at_once: clients that `recon fit` attacks at once. If there are more, it attacks them in waves, each
+                a run in the folder `waves/NUMBER`, so that memory holds one wave; results do not depend on it. null: as
+                many as half of the memory holds.
+            first_client: number of the first client among all clients of a run that is attacked in waves. Random
+                numbers follow from a client's number, so that a client's result does not depend on its wave.
+            first_image: number of images of the shuffled order that earlier waves have used.
 
         Raises:
             UserError: a number is out of its range.
@@ -102,6 +111,9 @@ class ClientDataModule(LightningDataModule):
             num_classes=(num_classes, COUNT),
             num_workers=(num_workers, COUNT_OR_NONE),
             local_images=(local_images, COUNT),
+            clients_at_once=(clients_at_once, COUNT),
+            first_client=(first_client, COUNT_OR_NONE),
+            first_image=(first_image, COUNT_OR_NONE),
         )
         if local_images is not None and actual_batch_sizes:
             raise UserError("--data.local_images and --data.actual_batch_sizes both set what clients hold: give one")
@@ -124,6 +136,7 @@ class ClientDataModule(LightningDataModule):
         self.mask_cache = cache_folder(mask_cache)
         self.gallery = None if gallery is None else Path(gallery).expanduser()
         self.local_images = local_images
+        self.clients_at_once, self.first_client, self.first_image = clients_at_once, first_client, first_image
         self.batch_sizes = sizes * clients if len(sizes) == 1 else list(sizes)
         self._warned: set[str] = set()
         self._selected: tuple[ImageSource, Selection, list[int]] | None = None
@@ -160,7 +173,7 @@ class ClientDataModule(LightningDataModule):
             self.client_batches.append(batch)
             start += size
         subjects = not isinstance(self.masks, NoMasks)
-        protocol = DataProtocol(self.batch_size, subjects, self.local_images)
+        protocol = DataProtocol(self.batch_size, subjects, self.local_images, self.first_client)
         hand_over(model_of(self.trainer), self.client_batches, self.image_size, protocol)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -180,6 +193,11 @@ class ClientDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """As for validation."""
         return self.val_dataloader()
+
+    @property
+    def next_image(self) -> int:
+        """Number of images of the shuffled order that this wave and earlier ones have used, readable or not."""
+        return self.first_image + self._select()[1].used
 
     @property
     def skipped_pictures(self) -> list[dict[str, str]]:
@@ -213,7 +231,7 @@ class ClientDataModule(LightningDataModule):
                 names, more = ", ".join(source.ignored[:5]), len(source.ignored) - 5
                 warn(f"{source.origin}: not images, ignored: {names}{f' and {more} more' if more > 0 else ''}")
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed)).tolist()
-            wanted = sum(self.batch_sizes)
+            wanted, earlier, order = sum(self.batch_sizes), order[: self.first_image], order[self.first_image :]
             selection = select(source, order, wanted, self.image_size)
             warn_skipped(source, selection, self._warned)
             if len(selection.images) < wanted:
@@ -221,7 +239,8 @@ class ClientDataModule(LightningDataModule):
                 each = str(most) if least == most else f"{least} to {most}"
                 held = "--data.batch_size" if self.local_images is None else "--data.local_images"
                 raise UserError(
-                    f"{source.origin} has {len(selection.images)} readable images, {wanted} are needed "
+                    f"{source.origin} has {len(selection.images)} readable images"
+                    f"{' after the first ' + str(self.first_image) if self.first_image else ''}, {wanted} are needed "
                     f"({self.clients} clients with {each} each): lower {held} or --data.clients"
                 )
             highest = int(selection.labels.max())
@@ -229,7 +248,7 @@ class ClientDataModule(LightningDataModule):
                 raise UserError(
                     f"{source.origin} has the label {highest}, but data.num_classes is {self.num_classes}: raise it"
                 )
-            self._selected = source, selection, order[selection.used :]
+            self._selected = source, selection, order[selection.used :] + earlier
         return self._selected
 
     def _rest(self) -> SubjectImages:

@@ -82,6 +82,7 @@ def hand_over(
         UserError: the client or the network cannot take the images.
     """
     if isinstance(model, Attack):
+        model.first_client = 0 if protocol is None else protocol.first_client
         if isinstance(model.client, SimulatedClient):
             model.client.bind(batches, protocol)
     elif isinstance(model, TrainedTarget):

@@ -55,11 +55,14 @@ class DataProtocol:
         batch_size: nominal number of images in a client's batch; a client may have more or fewer.
         subjects: whether clients cut the subject out on black; None: not announced.
         local_images: number of images that a client holds, of which a round uses a part; None: as many as its batch.
+        first_client: number of the first of these clients among all clients of the run, where a run attacks them in
+            waves; random numbers of a client follow from its number.
     """
 
     batch_size: int
     subjects: bool | None = None
     local_images: int | None = None
+    first_client: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 _RESAMPLES = 10_000
+_COUNTS = 10_000_000  # that are held in memory at once
 _SEED = 0
 
 
@@ -32,7 +33,9 @@ def bootstrap_interval(
     if len(means) < 2:
         return None, None
     generator = np.random.default_rng(_SEED)
-    # Only how often each image is drawn matters, not the order.
-    counts = generator.multinomial(len(means), np.full(len(means), 1 / len(means)), size=_RESAMPLES)
-    low, high = np.quantile(counts @ means / len(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    # Only how often each image is drawn matters, not the order. In parts, which draw the same numbers as the whole.
+    part, shares = max(1, _COUNTS // len(means)), np.full(len(means), 1 / len(means))
+    sizes = [min(part, _RESAMPLES - first) for first in range(0, _RESAMPLES, part)]
+    resampled = [generator.multinomial(len(means), shares, size=size) @ means / len(means) for size in sizes]
+    low, high = np.quantile(np.concatenate(resampled), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

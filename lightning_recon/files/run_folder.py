@@ -16,6 +16,7 @@ from lightning_recon.interrupts import terminable
 
 LOCK = ".recon.lock"
 LAST = Path("checkpoints", "last.ckpt")
+WAVES = "waves"  # folder of the runs that attack a part of the clients each
 
 # Any of these shows that a run has written to a folder.
 _TRACES = (
@@ -32,6 +33,8 @@ _FILES = (
     *_TRACES,
     "hparams.yaml",
     "comparison.png",
+    "waves.csv",
+    "running/events.out.tfevents.*",
     "images/*.png",
     "predictions/client*-draw*.png",
     "truth/index.json",
@@ -88,7 +91,9 @@ def check_free(root: Path, overwrite: bool, checkpoint: str | None, flag: str = 
             f"--ckpt_path {checkpoint} does not belong to the run in {root}: give last, or another "
             "--trainer.default_root_dir"
         )
-    resumable = (root / LAST).is_file() and flag == "--trainer.default_root_dir"
+    resumable = (
+        (root / LAST).is_file() or any(root.glob(f"{WAVES}/*/wave.json"))
+    ) and flag == "--trainer.default_root_dir"
     resume = "--ckpt_path last to resume it, " if resumable else ""
     raise UserError(f"{root} already holds a run: choose another {flag}, {resume}or --overwrite to replace it")
 
@@ -161,6 +166,8 @@ class RunFolder(Callback):
         """Remove the replaced run: the new one is about to write its first lasting file."""
         if self._lock is not None and self.overwrite and not self.begun:
             remove(self._before, self.root)
+            for wave in self.root.glob(f"{WAVES}/[0-9][0-9][0-9][0-9][0-9]"):
+                shutil.rmtree(wave)
         self.begun = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -213,6 +213,16 @@ class VerificationRecord(TypedDict):
     lines: Annotated[list[VerifiedLineRecord], Field(max_length=_TENSORS)]
 
 
+@with_config(STRICT)
+class WaveRecord(TypedDict):
+    """`wave.json`, the mark of a finished wave of clients."""
+
+    first_client: Count
+    clients: Clients
+    first_image: Count
+    next_image: Count
+
+
 PAYLOAD: Final = TypeAdapter(PayloadRecord)
 UPDATE: Final = TypeAdapter(UpdateRecord)
 NETWORK: Final = TypeAdapter(NetworkRecord)
@@ -221,4 +231,5 @@ TRUTH: Final = TypeAdapter(TruthRecord)
 BELIEFS: Final = TypeAdapter(dict[Name, BeliefRecord])
 ORIGINALS: Final = TypeAdapter(OriginalsRecord)
 PLAN: Final = TypeAdapter(PlanRecord)
+WAVE: Final = TypeAdapter(WaveRecord)
 VERIFICATION: Final = TypeAdapter(VerificationRecord)

@@ -3,6 +3,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -29,28 +30,63 @@ def client_named(path: str, index: int, arguments: Mapping[str, Any]) -> ClientU
     Raises:
         UserError: there is no such module or attribute, or it cannot be created so.
     """
-    module, _, attribute = path.partition(":")
-    if not module or not attribute:
-        raise UserError(f"--verify.client is {path!r}: give module:attribute, such as my_client:train_step")
-    try:
-        found: Any = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"--verify.client {path} cannot be imported ({error}): run recon in the folder that holds the module, or "
-            "put that folder on PYTHONPATH"
-        ) from error
+    flag = "--verify.client"
+    found = named(path, flag, "my_client:train_step")
     if inspect.isclass(found):
         create: Callable[..., Any] = found
         try:
             found = create(index, **arguments)
         except TypeError as error:
             raise UserError(
-                f"--verify.client {path} cannot be created ({error}): it is given the index of the client and "
-                "--verify.client_arguments"
+                f"{flag} {path} cannot be created ({error}): it is given the index of the client and {flag}_arguments"
             ) from error
+    elif is_flower_app(found):
+        raise UserError(
+            f"{flag} {path} is a Flower app: give lightning_recon.verification.flower_app:FlowerApp, and in "
+            f"{flag}_arguments the app_of that returns your app"
+        )
     elif arguments:
-        raise UserError(f"--verify.client {path} is a function, and --verify.client_arguments are those of a class")
+        raise UserError(f"{flag} {path} is a function, and {flag}_arguments are those of a class")
     if not callable(found):
-        raise UserError(f"--verify.client {path} is no function of model and batch, and no class of such objects")
+        raise UserError(f"{flag} {path} is no function of model and batch, and no class of such objects")
     client: ClientUnderTest = found
     return client
+
+
+def named(path: str, flag: str, example: str) -> Any:  # noqa: ANN401 - whatever the module holds
+    """The object that `module:attribute` names.
+
+    Args:
+        path: the name.
+        flag: the option that holds it, for messages.
+        example: a name, for messages.
+
+    Raises:
+        UserError: the name has another form, the module cannot be imported, or it has no such attribute.
+    """
+    module, _, attribute = path.partition(":")
+    if not module or not attribute:
+        raise UserError(f"{flag} is {path!r}: give module:attribute, such as {example}")
+    try:
+        found = import_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # a module of the user's may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        advice = (
+            "run recon in the folder that holds the module, or put that folder on PYTHONPATH"
+            if missing
+            else f"see that python -c 'import {module}' succeeds"
+        )
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{flag} {path} cannot be imported ({reason}): {advice}") from error
+    if not hasattr(found, attribute):
+        near = get_close_matches(attribute, dir(found), 1)
+        advice = f"did you mean {module}:{near[0]}?" if near else "give the name of one that it defines"
+        raise UserError(f"{flag} {path}: module {module} has no attribute {attribute}: {advice}")
+    return getattr(found, attribute)
+
+
+def is_flower_app(value: object) -> bool:
+    """Whether an object is a `ClientApp`, found without an import of Flower."""
+    return any(kind.__name__ == "ClientApp" and kind.__module__.startswith("flwr.") for kind in type(value).__mro__)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_recon.verification.canary_scores import FAR, NEAR, CanaryReach
 from lightning_recon.verification.check import (
     FEW_SCORES,
     TOLERANCE,
@@ -19,7 +20,7 @@ from lightning_recon.verification.check import (
 )
 from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.probes import LAYERS, Canaries
-from lightning_recon.verification.releases import LOUD, NEAR, CanaryReach, Releases
+from lightning_recon.verification.releases import Releases
 
 _DECISIVE = 3.0  # standard errors in the claimed displacement, at least, that show whether the clip holds
 _CLOSE = 0.1  # relative distance from a displacement that another clip would give
@@ -73,13 +74,13 @@ def expected(claims: Claims, canaries: Canaries, tensors: int, layers: int = 1) 
 
 def clipping_checks(releases: Releases, claims: Claims, canaries: Canaries) -> Iterator[Check]:
     """The clip near its bound and far beyond it, what is clipped as one, and the noise on values that are clipped."""
-    near, loud = (displacement(releases.canaries[name], claims) for name in ("near", "loud"))
+    near, far = (displacement(releases.canaries[name], claims) for name in ("near", "far"))
     claimed = expected(claims, canaries, releases.tensors)
     yield _reach_check("clip near", near, claimed, releases, claims, f"a canary of {NEAR:g} times the norm C")
-    yield _reach_check("clip loud", loud, claimed, releases, claims, f"a canary of {NEAR * LOUD:g} times the norm C")
-    yield unit_check(loud, claimed, releases.canaries["loud"], claims)
-    yield layers_check(loud, claims, canaries, releases)
-    yield large_values_check(loud, claims)
+    yield _reach_check("clip far", far, claimed, releases, claims, f"a canary of {NEAR * FAR:g} times the norm C")
+    yield unit_check(far, claimed, releases.canaries["far"], claims)
+    yield layers_check(far, claims, canaries, releases)
+    yield large_values_check(far, claims)
 
 
 def _reach_check(
@@ -109,16 +110,16 @@ def _below_an_update_clip(found: Displacement, claimed: float, claims: Claims) -
 
 def clip_cause(ratio: float, error: float, releases: Releases, claims: Claims) -> str:
     """Why canaries move the release by a factor of what they may, which is measured with a standard error."""
-    near, loud = releases.canaries["near"], releases.canaries["loud"]
-    if len(near.inside) and len(loud.inside) and float(loud.inside.mean()) > 10 * abs(float(near.inside.mean())):
-        everything = abs(float(near.inside.mean()) / (float(loud.inside.mean()) / LOUD) - 1) < max(_CLOSE, 3 * error)
+    near, far = releases.canaries["near"], releases.canaries["far"]
+    if len(near.inside) and len(far.inside) and float(far.inside.mean()) > 10 * abs(float(near.inside.mean())):
+        everything = abs(float(near.inside.mean()) / (float(far.inside.mean()) / FAR) - 1) < max(_CLOSE, 3 * error)
         return "nothing is clipped" if everything else "large values pass the clip"
     batch = claims.batch_size
     usual = [(1 / batch, f"the release is a mean over {batch} samples, not a sum")] if batch > 1 else []
     if claims.privacy.granularity == "update" and batch > 1:
         usual.append((float(batch), "each sample is clipped, and not their mean"))
-    if claims.privacy.granularity == "sample" and loud.others > 1:
-        usual.append((loud.others**-0.5, "the update is clipped as a whole, not each sample"))
+    if claims.privacy.granularity == "sample" and far.others > 1:
+        usual.append((far.others**-0.5, "the update is clipped as a whole, not each sample"))
     return likely_cause(ratio, claims, "the clip", error, usual) or f"{ratio:.4g} times as far as claimed"
 
 
@@ -152,14 +153,17 @@ def layers_check(one: Displacement | None, claims: Claims, canaries: Canaries, r
     apart = LAYERS**0.5
     together = 1.0 if claims.privacy.clip.order == 2 else 1 / apart
     ratio = both.mean / one.mean
-    error = ratio * ((both.error / both.mean) ** 2 + (one.error / one.mean) ** 2) ** 0.5
+    error = math.hypot(both.error, ratio * one.error) / one.mean
+    # Both means are normal, and so is their difference; their ratio is not.
+    due = claimed * one.mean
+    p_value = mean_p_value(both.mean, due, math.hypot(both.error, claimed * one.error), TOLERANCE * due)
     other = together if claims.privacy.per_layer else apart
     looks = abs(ratio - apart) < abs(ratio - together)
     return Check(
         "clip layers",
         said,
         f"{words[looks]} ({ratio:.3g} ± {error:.2g} times as far in two tensors)",
-        mean_p_value(ratio, claimed, error, TOLERANCE * claimed),
+        p_value,
         f"the clip is on {words[looks]}",
         "" if abs(claimed - other) > _DECISIVE * error else FEW_SCORES,
     )

@@ -45,10 +45,10 @@ def measured_check(releases: Releases, claims: Claims, canaries: Canaries) -> Ch
     claimed = claims.epsilon
     if claimed is None:
         claimed = claims.epsilon_of(claims.privacy.noise_multiplier, rounds)
-    loud = displacement(releases.canaries["loud"], claims)
-    if loud is None or claimed is None:
+    far = displacement(releases.canaries["far"], claims)
+    if far is None or claimed is None:
         return not_run(name, _written(claimed), TOO_FEW)
-    inverse, error = displacement_over_noise(loud, releases, claims, canaries)
+    inverse, error = displacement_over_noise(far, releases, claims, canaries)
     shared = claims.privacy.noise_multiplier / claims.own_noise_multiplier  # of the sum, where clients share the noise
     multiplier = shared / inverse if inverse > 0 else math.inf
     found = claims.epsilon_of(min(multiplier, _MOST), rounds) if multiplier > 1 / _MOST else None
@@ -63,7 +63,7 @@ def measured_check(releases: Releases, claims: Claims, canaries: Canaries) -> Ch
 def empirical_checks(releases: Releases, claims: Claims) -> Iterator[Check]:
     """Lower bounds on epsilon of one round under add/remove, which hold together at 95 %, each against the claim."""
     methods: list[Method] = [method for method in ASSUMPTIONS if method != "gaussian_dp" or _is_gaussian(claims)]
-    probes = [releases.canaries[name] for name in ("near", "loud")]
+    probes = [releases.canaries[name] for name in ("near", "far")]
     inside, outside = (torch.cat([getattr(one, kind) for one in probes]).numpy() for kind in ("inside", "outside"))
     delta = claims.privacy.delta
     claimed = claims.mechanism.epsilon(claims.own_noise_multiplier, 1, delta, "add_remove")

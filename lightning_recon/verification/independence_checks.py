@@ -57,12 +57,24 @@ def with_noise(noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def coordinates_check(noise: Mapping[str, Tensor]) -> Check:
     """Correlation of the numbers of a tensor at any distance from each other, all distances by Fourier transform."""
     pairs: Pairs = {}
+    distances: dict[str, tuple[str, int]] = {}
     for name, rows in noise.items():
         few = rows[: max(1, MOST // rows.shape[1])]
+        size = few.shape[1]
         power = torch.fft.rfft(few.double()).abs().square().sum(dim=0)
-        lags = torch.fft.irfft(power, n=few.shape[1])
-        pairs[name] = lags[1 : 1 + few.shape[1] // 2] / lags[0], few.numel()
-    return _verdict("coordinates", pairs, lambda name, lag: f"numbers of {name} at distance {lag + 1} are related")
+        lags = torch.fft.irfft(power, n=size)
+        correlations = lags[1 : 1 + size // 2] / lags[0]
+        whole = len(correlations) - (size % 2 == 0)
+        pairs[name], distances[name] = (correlations[:whole], few.numel()), (name, 1)
+        if size % 2 == 0:  # half of the size away, each pair of numbers is met twice, from either side
+            half = f"{name}, half"
+            pairs[half], distances[half] = (correlations[whole:], few.numel() // 2 + 1), (name, size // 2)
+
+    def cause(part: str, place: int) -> str:
+        name, first = distances[part]
+        return f"numbers of {name} at distance {first + place} are related"
+
+    return _verdict("coordinates", pairs, cause)
 
 
 def tensors_check(noise: Mapping[str, Tensor]) -> Check:

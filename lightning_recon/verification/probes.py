@@ -30,7 +30,7 @@ class ProbeModel(nn.Module):
         canaries: how many pixels of an image the server's layers read, each a canary's.
         classes: number of logits.
         gains: factor of those pixels for each of the server's layers; 0 sends no gradient into it.
-        whisper: factor of the pixel after them, which is set in all images.
+        common_gain: factor of the pixel after them, which is set in all images.
         silent: whether the network's own logits, and with them its gradients, are multiplied by 0.
     """
 
@@ -40,7 +40,7 @@ class ProbeModel(nn.Module):
         canaries: int,
         classes: int,
         gains: Sequence[float],
-        whisper: float = 0.0,
+        common_gain: float = 0.0,
         silent: bool = True,
     ) -> None:
         """Keep the network as `network`, so that its tensors are named `network.*`."""
@@ -49,7 +49,7 @@ class ProbeModel(nn.Module):
         # Initialized without random numbers: those of the client under test are left as they are.
         self.canary = nn.ModuleList(_zero_layer(canaries + 1, classes) for _ in gains)
         self.canaries = canaries
-        self.gains, self.whisper, self.silent = tuple(gains), whisper, silent
+        self.gains, self.common_gain, self.silent = tuple(gains), common_gain, silent
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, shape (B, classes)."""
@@ -57,7 +57,7 @@ class ProbeModel(nn.Module):
         pixels = images.flatten(1)
         for layer, gain in zip(self.canary, self.gains, strict=True):
             rows, common = pixels[:, : self.canaries], pixels[:, self.canaries : self.canaries + 1]
-            output = output + layer(torch.cat([gain * rows, self.whisper * common], dim=1))
+            output = output + layer(torch.cat([gain * rows, self.common_gain * common], dim=1))
         return output
 
 

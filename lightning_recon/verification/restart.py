@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a client in a new process, as after a restart of its program."""
+"""Run a client in a new process, as after a restart of its program; what it imports, users wait for once more."""
 
+import copy
 import os
 import pickle
 import subprocess
@@ -55,7 +56,7 @@ def main(folder: Path) -> None:
     client = client_named(path, 0, arguments)
     replies = []
     for _ in range(count):
-        reply = client(pickle.loads(pickle.dumps(model)), (images.clone(), labels.clone()))
+        reply = client(copy.deepcopy(model), (images.clone(), labels.clone()))
         replies.append({name: torch.as_tensor(value).detach().cpu().clone() for name, value in reply.items()})
     torch.save(replies, folder / ANSWERED)
 

@@ -28,8 +28,8 @@ _DECISIVE = 0.3  # relative standard error up to which the noise multiplier deci
 def sensitivity_checks(releases: Releases, claims: Claims, canaries: Canaries) -> Iterator[Check]:
     """The factor of the release, and the noise multiplier that was measured."""
     yield factor_check(releases, claims)
-    loud = displacement(releases.canaries["loud"], claims)
-    yield multiplier_check(loud, releases, claims, canaries)
+    far = displacement(releases.canaries["far"], claims)
+    yield multiplier_check(far, releases, claims, canaries)
 
 
 def factor_check(releases: Releases, claims: Claims) -> Check:
@@ -39,7 +39,7 @@ def factor_check(releases: Releases, claims: Claims) -> Check:
     said, name = f"{of}: factor 1", "sensitivity factor"
     if not per_sample and claims.released == "state_dict":
         return not_run(name, said, "the norm of a change of weights before the clip is not known")
-    reach = releases.canaries["quiet"]
+    reach = releases.canaries["below"]
     found, claimed = displacement(reach, claims), reach.norm * claims.max_grad_norm
     if claims.privacy.per_layer or claims.privacy.clip.order == 1:
         return not_run(name, said, "a gradient in one tensor that no clip reaches is too small to be measured")
@@ -55,7 +55,7 @@ def factor_check(releases: Releases, claims: Claims) -> Check:
 
 
 def displacement_over_noise(
-    loud: Displacement, releases: Releases, claims: Claims, canaries: Canaries
+    far: Displacement, releases: Releases, claims: Claims, canaries: Canaries
 ) -> tuple[float, float]:
     """How far a canary moves the release over the scale of the noise, the inverse of z, and its standard error.
 
@@ -69,18 +69,18 @@ def displacement_over_noise(
         return math.inf, 0.0
     unit = claims.max_grad_norm / expected(claims, canaries, releases.tensors)
     scale = weakest / claims.mechanism.noise_std
-    return loud.mean * unit / scale, loud.error * unit / scale
+    return far.mean * unit / scale, far.error * unit / scale
 
 
-def multiplier_check(loud: Displacement | None, releases: Releases, claims: Claims, canaries: Canaries) -> Check:
+def multiplier_check(far: Displacement | None, releases: Releases, claims: Claims, canaries: Canaries) -> Check:
     """The noise, divided by how far a sample or an update moves the release: the number that epsilon follows from.
 
     It does not depend on the unit of the release. A client whose noise and clip are off by the same factor passes.
     """
     name, claimed = "noise_multiplier", claims.own_noise_multiplier
-    if loud is None:
+    if far is None:
         return not_run(name, f"{claimed:.4g}", TOO_FEW)
-    inverse, error = displacement_over_noise(loud, releases, claims, canaries)
+    inverse, error = displacement_over_noise(far, releases, claims, canaries)
     if inverse <= error:
         return not_run(name, f"{claimed:.4g}", FEW_SCORES)
     p_value = mean_p_value(inverse, 1 / claimed, error, 4 * TOLERANCE / claimed)

@@ -107,7 +107,7 @@ def test_the_change_that_turns_the_light(make_run: MakeRun, tmp_path: Path) -> N
 
 def verification(folder: Path, z: float, refuted: bool) -> Path:
     claims = Claims(Privacy(1.0, z, granularity="sample"), batch_size=2)
-    checks = [Check("noise_std w", "1", "1", 0.5), Check("clip loud", "1", "7", 0.0 if refuted else 0.4, "no clip")]
+    checks = [Check("noise_std w", "1", "1", 0.5), Check("clip far", "1", "7", 0.0 if refuted else 0.4, "no clip")]
     Verification(tuple(decide(checks, 0.001)), claims, 0.001, 8, {"torch": "2"}).save(folder)
     return folder / "verify.json"
 
@@ -124,9 +124,9 @@ def test_what_verify_found_joins_the_summary(make_run: MakeRun, tmp_path: Path) 
     assert "parameters that this audit does not contain" in text(1.0, False)
     page = text(2.0, True)
     assert "The client's code does not do what its privacy parameters say." in page
-    assert "refuted what is claimed of it: clip loud" in page
+    assert "refuted what is claimed of it: clip far" in page
     assert json.loads((tmp_path / "report.json").read_text())["light"] == "red"
-    assert json.loads((tmp_path / "annex.json").read_text())["implementation"]["refuted"] == ["clip loud"]
+    assert json.loads((tmp_path / "annex.json").read_text())["implementation"]["refuted"] == ["clip far"]
 
 
 def test_a_missing_or_damaged_verification_is_refused(

@@ -38,6 +38,8 @@ def test_text_and_hyperparameters_say_what_was_attacked_and_what_came_of_it(
     assert f"--trainer.default_root_dir {tmp_path}" in run
     assert f"PSNR {record['summary']['psnr_mean']:.1f} dB on average" in verdict
     assert "no attack learns more than" in verdict
+    found_members = 100 * record["privacy"]["membership_tpr"]["0.01"]
+    assert f"calls 1 % of the absent images present finds at most {found_members:.3g} % of those" in run
     content = found.SummaryMetadata("_hparams_/experiment").plugin_data.content
     experiment = HParamsPluginData.FromString(content).experiment
     assert [info.name for info in experiment.hparam_infos] == ["attack", "z", "epsilon"]

@@ -27,7 +27,8 @@ def complete(script: str, typed: list[str]) -> list[str]:
     ask = f"{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}\n"
     ask += '"$(complete -p recon | sed "s/.*-F //; s/ .*//")" recon "${COMP_WORDS[COMP_CWORD]}"\n'
     ask += 'printf "%s\\n" "${COMPREPLY[@]}"'
-    return subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False).stdout.split()
+    # By standard input: the script is longer than an argument may be.
+    return subprocess.run(["bash", "-s"], input=ask, capture_output=True, text=True, check=False).stdout.split()
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")

@@ -278,7 +278,7 @@ class Exhibit:
 
 
 EXHIBITS = (
-    Exhibit("clipping off", lambda: without_clip, ("clip loud", "clip near"), "nothing is clipped"),
+    Exhibit("clipping off", lambda: without_clip, ("clip far", "clip near"), "nothing is clipped"),
     Exhibit(
         "one tensor without noise",
         lambda: one_tensor_without_noise,
@@ -308,14 +308,14 @@ EXHIBITS = (
     Exhibit(
         "noise of a sum on a mean",
         lambda: mean_without_its_noise,
-        ("clip loud", "sensitivity factor"),
+        ("clip far", "sensitivity factor"),
         "the release is a mean over 8 samples, not a sum",
         LESS_NOISE,
     ),
     Exhibit(
         "gradient read before the privatising step",
         lambda: read_before_the_privatizing_step,
-        ("unprotected parameters", "clip loud", "noise_std all tensors"),
+        ("unprotected parameters", "clip far", "noise_std all tensors"),
         "without noise",
     ),
     Exhibit(
@@ -353,7 +353,7 @@ EXHIBITS = (
     Exhibit(
         "a filter that lets large values through",
         lambda: large_values_pass,
-        ("clip loud", "noise on large values"),
+        ("clip far", "noise on large values"),
         "large values pass the clip",
     ),
     Exhibit(
@@ -372,7 +372,7 @@ EXHIBITS = (
     Exhibit(
         "the update clipped instead of each sample",
         lambda: update_clipped_as_a_whole,
-        ("clip unit", "clip loud"),
+        ("clip unit", "clip far"),
         "the update is clipped",
         LESS_NOISE,
     ),
@@ -411,7 +411,7 @@ EXHIBITS = (
     Exhibit(
         "the seed paper's example, its clip switched off",
         SeedPaper,
-        ("clip loud",),
+        ("clip far",),
         "nothing is clipped",
         Claims(Privacy(CLIP, SeedPaper.std / CLIP, "update"), SAMPLES),
     ),

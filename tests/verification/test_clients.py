@@ -92,7 +92,7 @@ FLOWER = Claims(UPDATE, SAMPLES, released="state_dict")
 
 
 def test_flowers_mod_noises_arrays_but_neither_scalars_nor_metrics() -> None:
-    found = verify(FlowerApp(app_of), Net(temperature=True), FLOWER, SHAPE, releases=8)
+    found = verify(FlowerApp(0, app_of), Net(temperature=True), FLOWER, SHAPE, releases=8)
     assert refuted(found)["unprotected parameters"] == "without noise: network.temperature"
     assert refuted(found)["unprotected other values"] == "sent raw: metrics.loss"
     tensors = {name for name in refuted(found) if name.startswith("noise_std")}
@@ -102,7 +102,7 @@ def test_flowers_mod_noises_arrays_but_neither_scalars_nor_metrics() -> None:
 def test_flowers_mod_protects_the_statistics_of_batch_normalization() -> None:
     found = {
         line.check.name: line
-        for line in verify(FlowerApp(app_of), Net(batch_norm=True), FLOWER, SHAPE, releases=8).lines
+        for line in verify(FlowerApp(0, app_of), Net(batch_norm=True), FLOWER, SHAPE, releases=8).lines
     }
     assert found["unprotected buffers"].verdict == "holds"
     assert found["noise_std network.features.1.running_mean"].verdict == "holds"
@@ -116,7 +116,7 @@ def test_flowers_mod_fails_on_an_update_of_zeros() -> None:
         return Message(RecordDict({"arrays": message.content["arrays"]}), reply_to=message)
 
     with pytest.raises(ZeroDivisionError):
-        FlowerApp(lambda model, batch: app)(Net(), (torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64)))
+        FlowerApp(0, lambda model, batch: app)(Net(), (torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64)))
 
 
 class Client(NumPyClient):
@@ -140,7 +140,7 @@ def legacy_app_of(model: nn.Module, batch: Batch) -> ClientApp:
 
 
 def test_an_app_of_a_numpy_client_is_verified_too() -> None:
-    assert refuted(verify(FlowerApp(legacy_app_of, legacy=True), Net(), FLOWER, SHAPE, releases=8)) == {}
+    assert refuted(verify(FlowerApp(0, legacy_app_of, legacy=True), Net(), FLOWER, SHAPE, releases=8)) == {}
 
 
 # --- the simulated client ---
@@ -155,7 +155,7 @@ def test_the_simulated_client_does_what_its_options_say(aggregated: int) -> None
     claims = Claims(privacy, SAMPLES, "sum")
     found = verify(SimulatedClient(victim), Net(), claims, SHAPE, releases=8)
     # Both clients of a group hold the same canaries, so that their sum moves twice as far as one client can.
-    moved = {"clip near", "clip loud", "sensitivity factor", "noise_multiplier"} if aggregated == 2 else set()
+    moved = {"clip near", "clip far", "sensitivity factor", "noise_multiplier"} if aggregated == 2 else set()
     assert refuted(found).keys() - {"epsilon of measured noise", "epsilon empirical gaussian_dp"} == moved
 
 

@@ -39,10 +39,17 @@ class CandidatePool(nn.Module):
         self.register_buffer("best_logits", torch.zeros(searched, *labels))
         self.register_buffer("lowest", torch.full((count,), math.inf))
 
-    def initialize(self, parametrization: Parametrization, start: Start, seed: int) -> None:
-        """Draw the start of every candidate, other ranks' too, from random numbers that depend on its slot alone."""
+    def initialize(self, parametrization: Parametrization, start: Start, seed: int, earlier: int = 0) -> None:
+        """Draw the start of every candidate, other ranks' too, from random numbers that depend on its slot alone.
+
+        Args:
+            parametrization: Of the images.
+            start: Which kind of start.
+            seed: Of the random numbers.
+            earlier: Number of candidates in earlier waves of the run, by which slots are counted on.
+        """
         for slot, dummies in enumerate(self.dummies):
-            generator = generator_for("start", seed, slot)
+            generator = generator_for("start", seed, earlier + slot)
             dummies.data.copy_(parametrization.start(start, len(dummies), generator))
             if len(self.logits):
                 self.logits[slot].data.copy_(torch.randn(self.logits[slot].shape, generator=generator))

@@ -179,7 +179,8 @@ class GradientInversion(Attack):
         self.solver = Solver(self.search, problem, chunks, *optimizer, self.trainer.max_steps, ranks)
         if self.trainer.state.fn == "fit" and not self.resumed:
             by_slots = {self._slots(place): observation for place, observation in self.observations.items()}
-            start(self.search, problem, by_slots, ranks)
+            earlier = self.first_client // self.task.aggregated * self.draws * self.settings.restarts
+            start(self.search, problem, by_slots, ranks, earlier)
             if self.trainer.max_steps and chunks:
                 problem.check_differentiable(self.search.select(chunks[0], *self.search.snapshot(), None))
 

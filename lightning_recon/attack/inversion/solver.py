@@ -65,7 +65,13 @@ def build_optimizers(pool: CandidatePool, settings: InversionSettings, ranks: in
     return [settings.optimizer(list(pair)) for pair in pairs]
 
 
-def start(pool: CandidatePool, problem: InverseProblem, observations: Mapping[range, Observation], ranks: int) -> None:
+def start(
+    pool: CandidatePool,
+    problem: InverseProblem,
+    observations: Mapping[range, Observation],
+    ranks: int,
+    earlier: int = 0,
+) -> None:
     """Initialise all candidates.
 
     Args:
@@ -73,12 +79,13 @@ def start(pool: CandidatePool, problem: InverseProblem, observations: Mapping[ra
         problem: Of the search.
         observations: This rank's updates by the slots of their candidates.
         ranks: Number of ranks; every rank must call this.
+        earlier: Number of candidates in earlier waves of the run.
 
     Raises:
         UserError: The updates do not reveal images to start from.
     """
     settings, task = problem.settings, problem.task
-    pool.initialize(problem.parametrization, settings.init, settings.seed)
+    pool.initialize(problem.parametrization, settings.init, settings.seed, earlier)
     if settings.init != "revealed":
         return
     if task.victims > 1:
