@@ -2,6 +2,7 @@
 """Likelihood-ratio test: whether images explain more of an update than its noise and the public mean image do."""
 
 from scipy import stats
+from torch import Tensor
 
 from lightning_recon.attack.inversion.forward_model import Update
 
@@ -19,8 +20,8 @@ def explained_energy(update: Update, candidate: Update) -> float:
     Returns:
         (update · candidate)² / ‖candidate‖², in the update's unit squared; 0 if the product is negative.
     """
-    product = sum(float((update[name].double() * tensor.double()).sum()) for name, tensor in candidate.items())
-    energy = sum(float(tensor.double().square().sum()) for tensor in candidate.values())
+    product = sum(float((_exact(update[name]) * _exact(tensor)).sum()) for name, tensor in candidate.items())
+    energy = _energy(candidate)
     return max(product, 0.0) ** 2 / energy if energy > 0 else 0.0
 
 
@@ -44,8 +45,17 @@ def is_evident(update: Update, candidate: Update, of_mean: Update, std: float, s
     are Hastie & Tibshirani 1990, section 3.5.
     """
     numbers = sum(tensor.numel() for tensor in update.values())
-    whole = sum(float(tensor.double().square().sum()) for tensor in update.values())
+    whole = _energy(update)
     # One more for the length, which clipping leaves unknown.
     chance = std**2 * float(stats.chi2.isf(_FALSE_ALARMS, min(searched + 1, numbers)))
     least, explained = max(chance, _ROUNDING * whole), explained_energy(update, candidate)
     return explained > least and explained - explained_energy(update, of_mean) > least
+
+
+def _energy(update: Update) -> float:
+    return sum(float(_exact(tensor).square().sum()) for tensor in update.values())
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """In float64, on the host: Apple's GPUs have no float64."""
+    return tensor.cpu().double()

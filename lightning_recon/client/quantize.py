@@ -34,9 +34,10 @@ def quantized(update: Mapping[str, Tensor], quantization: Quantization, generato
     for name, tensor in update.items():
         generator, pieces = generators(name), []
         for piece in torch.split(tensor.reshape(-1), CHUNK):
-            steps = (piece.double() / quantization.step).clamp(-most, most)
-            drawn = torch.from_numpy(generator.random(piece.numel())).to(steps)
-            pieces.append(torch.floor(steps + drawn).clamp(max=math.floor(most)).long())
+            # In host memory, because not every device has float64.
+            steps = (piece.cpu().double() / quantization.step).clamp(-most, most)
+            drawn = torch.from_numpy(generator.random(piece.numel()))
+            pieces.append(torch.floor(steps + drawn).clamp(max=math.floor(most)).long().to(piece.device))
         found[name] = torch.cat(pieces).view(tensor.shape)
     return found
 
@@ -79,7 +80,7 @@ def modular_sum(updates: Iterable[Mapping[str, Tensor]], quantization: Quantizat
     for name, tensor in total.items():
         rest = torch.remainder(tensor, modulus)
         lifted = torch.where(rest >= (modulus + 1) // 2, rest - modulus, rest)
-        found[name] = (lifted.double() * quantization.step).float()
+        found[name] = (lifted.cpu().double() * quantization.step).float().to(tensor.device)
     return found
 
 

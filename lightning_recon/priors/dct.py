@@ -19,35 +19,46 @@ def cosine_matrix(size: int) -> Tensor:
     return matrix
 
 
-def cosine(images: Tensor) -> Tensor:
-    """Orthonormal 2-D cosine transform of the last two dimensions."""
-    rows, columns = (cosine_matrix(n).to(images) for n in images.shape[-2:])
+Matrices = tuple[Tensor, Tensor]  # `cosine_matrix` of the height and of the width
+
+
+def cosine(images: Tensor, matrices: Matrices | None = None) -> Tensor:
+    """Orthonormal 2-D cosine transform of the last two dimensions, with matrices that were made before, if any."""
+    rows, columns = _like(images, matrices)
     return rows @ images @ columns.T
 
 
-def inverse_cosine(coefficients: Tensor) -> Tensor:
+def inverse_cosine(coefficients: Tensor, matrices: Matrices | None = None) -> Tensor:
     """Invert `cosine`."""
-    rows, columns = (cosine_matrix(n).to(coefficients) for n in coefficients.shape[-2:])
+    rows, columns = _like(coefficients, matrices)
     return rows.T @ coefficients @ columns
 
 
-def analyse(images: Tensor, mean: Tensor, colour: Tensor) -> Tensor:
+def _like(images: Tensor, matrices: Matrices | None) -> Matrices:
+    if matrices is not None and matrices[0].dtype == images.dtype:
+        return matrices
+    rows, columns = (cosine_matrix(n).to(images) for n in images.shape[-2:])
+    return rows, columns
+
+
+def analyse(images: Tensor, mean: Tensor, colour: Tensor, matrices: Matrices | None = None) -> Tensor:
     """Centre images and express them in decorrelated coefficients.
 
     Args:
         images: Shape (..., 3, H, W), values in [0, 1].
         mean: Mean image, shape (3, H, W).
         colour: Orthonormal colour axes, shape (3, 3).
+        matrices: Of the cosine transform, on the device of the images; None: they are made.
 
     Returns:
         Coefficients, shape (..., 3, H, W); an isometry of `images - mean`.
     """
-    return cosine(torch.einsum("dc,...chw->...dhw", colour.to(images), images - mean.to(images)))
+    return cosine(torch.einsum("dc,...chw->...dhw", colour.to(images), images - mean.to(images)), matrices)
 
 
-def synthesise(coefficients: Tensor, mean: Tensor, colour: Tensor) -> Tensor:
+def synthesise(coefficients: Tensor, mean: Tensor, colour: Tensor, matrices: Matrices | None = None) -> Tensor:
     """Invert `analyse`: coefficients of shape (..., 3, H, W) to images of the same shape, not clamped."""
-    centred = inverse_cosine(coefficients)
+    centred = inverse_cosine(coefficients, matrices)
     return torch.einsum("dc,...dhw->...chw", colour.to(coefficients), centred) + mean.to(coefficients)
 
 
@@ -70,22 +81,26 @@ class CosineTransform:
     Args:
         mean: Mean image, shape (3, H, W) or one for each image.
         colour: Orthonormal colour axes, shape (3, 3).
+        matrices: Of the cosine transform, on the device and of the dtype of `mean`; None: every use makes them.
     """
 
     mean: Tensor
     colour: Tensor
+    matrices: Matrices | None = None
 
     def analyse(self, images: Tensor) -> Tensor:
         """Coefficients of images."""
-        return analyse(images, self.mean, self.colour)
+        return analyse(images, self.mean, self.colour, self.matrices)
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """Images of coefficients, not clamped."""
-        return synthesise(coefficients, self.mean, self.colour)
+        return synthesise(coefficients, self.mean, self.colour, self.matrices)
 
     def to(self, device: torch.device) -> "CosineTransform":
         """The same on a device, where using it copies nothing."""
-        return CosineTransform(self.mean.to(device), self.colour.to(device))
+        mean = self.mean.to(device)
+        rows, columns = (cosine_matrix(n).to(mean) for n in mean.shape[-2:])
+        return CosineTransform(mean, self.colour.to(device), (rows, columns))
 
 
 class PixelTransform:

@@ -91,11 +91,15 @@ def tensor_norms(gradients: Mapping[str, Tensor], order: NormOrder = 2) -> dict[
     Raises:
         UserError: a gradient holds NaN or infinity.
     """
+    pieces = {
+        name: torch.stack([torch.linalg.vector_norm(piece, order) for piece in torch.split(tensor.reshape(-1), CHUNK)])
+        for name, tensor in gradients.items()
+    }
+    # Together, so that the host waits for a GPU once rather than for every tensor.
+    in_host = torch.cat(list(pieces.values())).cpu().double() if pieces else torch.zeros(0, dtype=torch.float64)
     norms = {}
-    for name, tensor in gradients.items():
-        chunks = torch.split(tensor.reshape(-1), CHUNK)
-        pieces = torch.stack([torch.linalg.vector_norm(piece, order) for piece in chunks])
-        norms[name] = float(torch.linalg.vector_norm(pieces.cpu().double(), order))
+    for name, part in zip(pieces, torch.split(in_host, [len(one) for one in pieces.values()]), strict=True):
+        norms[name] = float(torch.linalg.vector_norm(part, order))
         if not math.isfinite(norms[name]):
             raise UserError(
                 f"the gradient of {name} holds NaN or infinity, which no clip can bound: check the images and the "

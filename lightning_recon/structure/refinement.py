@@ -206,7 +206,8 @@ class MomentMatching:
 
     def losses(self, dummies: Tensor, step: int) -> Tensor:
         """The objective of each image, shape (M,), the same at every step."""
-        weights = torch.tensor(_MOMENT_WEIGHTS, device=dummies.device)[:, None]
+        # Filled on the device: a tensor made from numbers would be copied there in every step.
+        weights = torch.cat([dummies.new_full((1, 1), weight) for weight in _MOMENT_WEIGHTS])
         return (weights * (moments(self.initial + dummies) - self.leaked) ** 2).sum(dim=(1, 2))
 
     def iterates(self, steps: int) -> Iterator[Tensor]:

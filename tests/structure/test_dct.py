@@ -6,7 +6,7 @@ import torch
 from scipy.fft import dctn
 from torch import Tensor
 
-from lightning_recon.priors.dct import analyse, cosine, cosine_matrix, inverse_cosine, synthesise
+from lightning_recon.priors.dct import CosineTransform, analyse, cosine, cosine_matrix, inverse_cosine, synthesise
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 SHAPES = [(16, 16), (12, 20), (1, 7)]
@@ -61,3 +61,14 @@ def test_leading_dimensions_do_not_matter() -> None:
     images, mean, colour = torch.rand(2, 5, 3, 8, 8), torch.rand(3, 8, 8), colour_axes(torch.float32)
     together = analyse(images, mean, colour)
     torch.testing.assert_close(together[1, 3], analyse(images[1, 3], mean, colour))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_made_before_change_nothing(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, images = torch.rand(2, 3, 6, 10, generator=generator, dtype=torch.float64).to(dtype)
+    colour = torch.linalg.qr(torch.rand(3, 3, generator=generator)).Q
+    for every_time in (CosineTransform(mean, colour), CosineTransform(mean.float(), colour)):
+        once = every_time.to(torch.device("cpu"))
+        assert torch.equal(once.analyse(images), every_time.analyse(images))
+        assert torch.equal(once.synthesise(images), every_time.synthesise(images))

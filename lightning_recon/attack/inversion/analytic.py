@@ -12,7 +12,6 @@ from lightning_recon.attack.inversion.forward_model import Update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel, inputs_of
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
-from lightning_recon.priors.dct import analyse
 
 _ADVICE = "set --model.init to mean, noise or patches"
 
@@ -95,6 +94,6 @@ def revealed_image(model: FunctionalModel, observed: Update, std: float, paramet
     found, noise = revealed_input(observed[f"{name}.weight"], observed[f"{name}.bias"], std)
     image = (found.view(shape) - zero) / scale
     noise = (noise / scale).square().mean()
-    coefficients = analyse(image, parametrization.mean, parametrization.colour)
+    coefficients = parametrization.transform.analyse(image)
     whitened: Tensor = coefficients * parametrization.std / (parametrization.std.square() + noise)
     return whitened[None]

@@ -8,7 +8,6 @@ from lightning_recon.attack.inversion.forward_model import client_update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.exchange import Task
-from lightning_recon.priors.dct import synthesise
 
 _PERTURBATION = 1e-2  # of a pixel: small enough for a network to be linear, large against rounding
 _SAMPLES = 4
@@ -34,7 +33,7 @@ def information(model: FunctionalModel, task: Task, parametrization: Parametriza
     shape = (task.victims, *task.image_shape)
     for sample in range(_SAMPLES):
         waves = torch.randn(shape, generator=generator).to(parametrization.std) * parametrization.std
-        images = synthesise(waves, parametrization.mean, parametrization.colour).clamp(0, 1)
+        images = parametrization.transform.synthesise(waves).clamp(0, 1)
         perturbation = _PERTURBATION * torch.randn(shape, generator=generator).to(images)
         labels = (sample + torch.arange(task.victims, device=images.device)) % task.num_classes
         before, _ = client_update(model, images, labels, task)

@@ -63,7 +63,7 @@ def expected_share(bias_gradient: Tensor, batch: int, predictions: Tensor, noise
     """
     generator, shares = torch.Generator().manual_seed(seed), []
     public, classes = predictions.detach().cpu().double(), predictions.shape[1]
-    energy = float(bias_gradient.detach().double().square().sum()) - classes * noise**2
+    energy = float(bias_gradient.detach().cpu().double().square().sum()) - classes * noise**2
     places = torch.arange(_TRIALS * batch).view(_TRIALS, batch) % len(public)
     for place in places:
         labels = torch.randint(classes, (batch,), generator=generator)

@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_recon.priors.dct import synthesise
 from lightning_recon.priors.image_statistics import PublicStatistics
 
 Basis = Literal["pixels", "spectrum", "balanced"]
@@ -38,7 +37,7 @@ class Parametrization:
             device: of the dummies.
         """
         self.basis = basis
-        self.mean, self.colour = statistics.mean.to(device), statistics.colour.to(device)
+        self.mean, self.transform = statistics.mean.to(device), statistics.transform.to(device)
         self.std = statistics.variance.sqrt().to(device)
         self.unit = self.std
         self.centre = torch.tensor(_CENTRE, device=device).view(3, 1, 1)
@@ -50,7 +49,7 @@ class Parametrization:
         if self.basis == "pixels":
             return dummies * self.scale + self.centre
         with torch.autocast(dummies.device.type, enabled=False):  # half precision would round every grey level
-            return synthesise(dummies * self.unit, self.mean, self.colour)
+            return self.transform.synthesise(dummies * self.unit)
 
     def standardised(self, dummies: Tensor, images: Tensor) -> Tensor:
         """Images in the scale of the published attacks, which dummies of pixels have already."""

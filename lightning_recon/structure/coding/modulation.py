@@ -50,13 +50,13 @@ def word(image: Tensor, plan: Plan) -> Tensor:
     """The digital inputs of one image.
 
     Args:
-        image: Shape (3, H, W), values in [0, 1].
+        image: Shape (3, H, W), values in [0, 1]; in host memory, without gradient.
         plan: What the server shipped.
 
     Returns:
         Shape (words,), float32.
     """
-    pixels = (image.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)
     rung, data, exact = chosen_file(pixels, plan)
     bits = framed(data, exact, message_bits(rung, plan.inputs))
     codeword = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
@@ -71,7 +71,7 @@ class DigitalWords(torch.autograd.Function):
     @staticmethod
     def forward(images: Tensor, plan: Plan) -> Tensor:
         """Shape (B, 3, H, W) to (B, words)."""
-        return torch.stack([word(image, plan) for image in images]).to(images)
+        return torch.stack([word(image, plan) for image in images.detach().cpu()]).to(images)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Plan], output: Tensor) -> None:

@@ -27,12 +27,15 @@ def own_units(measured: Tensor, wanted: Tensor, owners: Tensor) -> Tensor:
         The units, shape (B,), int64: that of an earlier mini-batch for an image that is known, else the first free one
         from the wanted one upwards, from the last to the first; the wanted one if none is free.
     """
+    # In host memory, because every image depends on those before it: a GPU would be waited for at each.
+    measured, wanted, held = measured.cpu(), wanted.cpu(), owners.cpu()
     units = wanted.clone()
     for image in measured.argsort().tolist():
-        alike = (owners - measured[image]).abs() <= _SAME
-        candidates = alike if bool(alike.any()) else owners.isnan()
+        alike = (held - measured[image]).abs() <= _SAME
+        candidates = alike if bool(alike.any()) else held.isnan()
         if bool(candidates.any()):
             places = torch.nonzero(candidates).flatten()
-            units[image] = places[((places - wanted[image]) % len(owners)).argmin()]
-            owners[units[image]] = measured[image]
-    return units
+            units[image] = places[((places - wanted[image]) % len(held)).argmin()]
+            held[units[image]] = measured[image]
+    owners.copy_(held)
+    return units.to(owners.device)
