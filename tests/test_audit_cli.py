@@ -64,7 +64,8 @@ def test_two_real_cells(output: Path, tmp_path: Path, fit: Callable[..., dict[st
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "&lt;ours&gt;" in page
     assert "<ours>" not in page
-    assert page.count("data:image/png;base64") == 4 * 4  # photographs, what the client used, two cells
+    # Four victims: photographs, what the client used, two cells; and the summary's pairs.
+    assert page.count("data:image/png;base64") == 4 * (4 + 2)
     assert str(tmp_path) not in page
 
 
