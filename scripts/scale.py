@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-SIZES = (96, 256)  # sides of the stored crops, for images of 64 and 224 pixels
+STORED = {64: 96, 224: 256}  # side of the stored crops by that of the images
 # Image size, images a client, clients, clients at once, ranks.
 CELLS = (
     *((64, 1, clients, 32, 1) for clients in (64, 256, 1024)),
@@ -29,10 +29,9 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         for number, (size, batch, clients, at_once, ranks) in enumerate(CELLS):
-            stored = SIZES[0] if size == 64 else SIZES[1]
             # The same folder for all cells of a size, so that the gallery of the scores is the same.
             count = max(one[1] * one[2] for one in CELLS if one[0] == size)
-            images = crops(root, Path(scratch) / f"images{stored}", count, stored)
+            images = crops(root, Path(scratch) / f"images{size}", count, STORED[size])
             run = Path(scratch) / f"run{number}"
             row: dict[str, object] = {"size": size, "batch": batch, "clients": clients, "clients_at_once": at_once}
             row |= {"ranks": ranks} | measured(command(images, run, size, batch, clients, at_once, ranks), run)
@@ -41,7 +40,7 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
 
 
 def crops(root: Path, folder: Path, count: int, side: int) -> Path:
-    """A folder with so many images: photographs, and seeded crops of them."""
+    """A folder with so many images: photographs, and then other crops of them."""
     if not folder.exists():
         folder.mkdir(parents=True)
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))

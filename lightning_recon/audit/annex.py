@@ -57,7 +57,7 @@ def annex_of(
         "format": FORMAT,
         "result": None if summary is None else {"light": summary.light, "headline": summary.headline},
         "unit_of_privacy": [_UNITS[name] for name in granularities],
-        "trust_model": _trust_model(records),
+        "trust_model": _trust_model(cells),
         "mechanisms": _mechanisms(outcomes),
         "attack_classes": [asdict(one) for one in attack_classes_of(cells)],
         "oracles": sorted({oracle for record in records for oracle in record["oracles"]}),
@@ -75,8 +75,9 @@ def annex_of(
     }
 
 
-def _trust_model(records: Sequence[Mapping[str, Any]]) -> str:
+def _trust_model(outcomes: Sequence[Outcome]) -> str:
     """Who sees what."""
+    records = [outcome.record for outcome in outcomes]
     summed = {int(record["privacy"].get("aggregated", 1)) > 1 for record in records}
     seen = "each client's update" if summed == {False} else "sums of clients' updates"
     if summed == {True, False}:
@@ -88,7 +89,7 @@ def _trust_model(records: Sequence[Mapping[str, Any]]) -> str:
             "Where noise is distributed, a client adds a share of it, and the guarantee is that of the sum: it relies "
             "on the other clients and on secure aggregation. Elsewhere a client adds all the noise itself"
         )
-    bare = any(record["privacy"]["epsilon_accounted"] is None for record in records)
+    bare = any(outcome.noise == 0 for outcome in outcomes)
     without = " Cells without clip or noise have no guarantee." if bare else ""
     return (
         f"{where}. The server sees {seen}, and is the attacker.{without} The channel between client and server is "

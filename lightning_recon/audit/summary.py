@@ -2,7 +2,7 @@
 """The executive summary of a report: a traffic light for every protection, and what to change, without jargon."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import ndtri
@@ -43,12 +43,12 @@ class LightCell:
     Args:
         light: Its traffic light.
         finding: What the attacks learned, in a few words.
-        epsilon: Accounted epsilon of all rounds; None without noise.
+        epsilon: Accounted epsilon of all rounds, in few digits: infinite without noise, "–" where it is not known.
     """
 
     light: Light
     finding: str
-    epsilon: float | None
+    epsilon: str
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,16 @@ def summary_of(
         return None
     lights = {one: light_of_protection(one) for one in protections}
     red = [one for one, light in lights.items() if light == "red"]
-    given = sorted({oracle for one in red or protections for oracle in one.best.oracles})
+    given = sorted({oracle for one in red or protections for point in one.points for oracle in point.oracles})
     # Whether every red light rests on information that no server has.
     only_given = bool(red) and all(one.best.oracles for one in red)
     worst = min(protections, key=lambda one: (LIGHTS.index(lights[one]), LEVELS.index(one.level), -one.best.gain.mean))
     refuted = verification is not None and not verification["holds"]
-    settings = list(dict.fromkeys(one.best.setting for one in protections))
+    names = _names(list(dict.fromkeys(one.best.setting for one in protections)))
     noises = tuple(sorted({one.noise for one in protections}))
     here = {(one.best.setting, one.noise): one for one in protections}
     rows = [
-        LightRow(name, tuple(_cell(here.get((setting, noise))) for noise in noises))
-        for setting, name in _names(settings).items()
+        LightRow(name, tuple(_cell(here.get((setting, noise))) for noise in noises)) for setting, name in names.items()
     ]
     originals, reconstructions = pairs_of(worst)
     return Summary(
@@ -133,7 +132,7 @@ def summary_of(
         reconstructions=tuple(reconstructions),
         example=f"noise z = {number(worst.noise)}, by “{worst.best.attack}”"
         + (f", given {enumerated(worst.best.oracles)}" if worst.best.oracles else ""),
-        changes=tuple(_changes(settings, protections, effects, refuted)),
+        changes=tuple(_changes(names, protections, effects, refuted)),
     )
 
 
@@ -154,7 +153,7 @@ def _names(settings: Sequence[Setting]) -> dict[Setting, str]:
 def _cell(protection: Protection | None) -> LightCell | None:
     if protection is None:
         return None
-    epsilon = protection.best.privacy["epsilon_accounted"]
+    epsilon = number(protection.best.privacy["epsilon_accounted"]) if protection.noise else "∞"
     return LightCell(light_of_protection(protection), finding_of(protection), epsilon)
 
 
@@ -210,14 +209,14 @@ def _verification_sentence(protections: Sequence[Protection], verification: Veri
 
 
 def _changes(
-    settings: Sequence[Setting],
+    names: Mapping[Setting, str],
     protections: Sequence[Protection],
     effects: Sequence[InterventionEffect],
     refuted: bool,
 ) -> list[str]:
     """What to change, the most important first."""
     changes = ["Fix the client's code first: no parameter protects while the code ignores it."] if refuted else []
-    changes += _noise_sentences(settings, protections)
+    changes += _noise_sentences(names, protections)
     if improvable := [one for one in effects if one.lights[0] != "green"]:
         best = max(improvable, key=lambda one: (LIGHTS.index(one.lights[1]), one.reduction.mean))
         before, after = best.lights
@@ -233,10 +232,10 @@ def _changes(
     return changes
 
 
-def _noise_sentences(settings: Sequence[Setting], protections: Sequence[Protection]) -> list[str]:
+def _noise_sentences(names: Mapping[Setting, str], protections: Sequence[Protection]) -> list[str]:
     """How much noise each setting needs; only where some audited noise was not enough."""
     sentences = []
-    for setting, name in _names(settings).items():
+    for setting, name in names.items():
         here = sorted((one for one in protections if one.best.setting == setting), key=lambda one: one.noise)
         failing = [one.noise for one in here if light_of_protection(one) != "green"]
         if not failing:

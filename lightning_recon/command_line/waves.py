@@ -162,7 +162,7 @@ def fit_in_waves(
                 write_json(root / wave.folder / DONE, place | {"next_image": position})
             if dist.is_initialized():
                 dist.barrier()
-        elif any(dict(done)[name] != value for name, value in place.items()):
+        elif not place.items() <= done.items():
             raise UserError(
                 f"{root / wave.folder} holds other clients: use the config.yaml of that run, or --overwrite"
             )

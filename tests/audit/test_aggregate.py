@@ -82,16 +82,16 @@ def test_less_noise_that_happens_to_keep_within_does_not_count(make_run: MakeRun
         {"per_layer": True},
         {"rounds": 2},
         {"data": {"root": "/elsewhere/photos"}},
-        {"data": {"root": "/home/photos", "masks": {"class_path": "lightning_recon.data.NoMasks"}}},
-        {"data": {"root": "/home/photos", "image_size": 16}},
-        {"data": {"root": "/home/photos", "source": "cifar100"}},
+        {"data": {"root": "/photos", "masks": {"class_path": "lightning_recon.data.NoMasks"}}},
+        {"data": {"root": "/photos", "image_size": 16}},
+        {"data": {"root": "/photos", "source": "cifar100"}},
     ],
 )
 def test_what_is_not_the_same_is_not_pooled(make_run: MakeRun, other: dict[str, Any]) -> None:
-    base = {"data": {"root": "/home/photos"}}
+    base = {"data": {"root": "/photos"}}
     one, two = outcome(make_run("one", **base)), outcome(make_run("two", seed=1, **(base | other)))
     assert len(points_of([one, two])) == 2
     assert one.setting != two.setting
     # Seeds and the number of clients are.
-    same = outcome(make_run("same", seed=1, data={"root": "/home/photos", "seed": 1, "clients": 7}))
+    same = outcome(make_run("same", seed=1, data={"root": "/photos", "seed": 1, "clients": 7}))
     assert len(points_of([one, same])) == 1

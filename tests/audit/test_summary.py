@@ -67,7 +67,7 @@ def test_every_protection_has_its_light_and_its_words(sweep: list[Outcome]) -> N
     assert [cell.light for cell in cells] == ["red", "amber", "amber", "amber"]
     findings = ["recognisable images", "coarse images", "too few images to decide", "nothing found, not excluded"]
     assert [cell.finding for cell in cells] == findings
-    assert cells[-1].epsilon == pytest.approx(8.0, rel=0.01)
+    assert cells[-1].epsilon == "8"
     assert not re.search("PSNR|SSIM|dB", " ".join([found.headline, *found.findings, *found.changes]))
 
 
@@ -196,3 +196,12 @@ def test_protections_that_differ_in_their_images_have_other_names(make_run: Make
     titles = [row.title for row in summary(*map(outcome, runs)).rows]
     assert "images of cats" in titles[0]
     assert "images of dogs" in titles[1]
+
+
+def test_epsilon_is_infinite_without_noise_and_may_be_unknown(make_run: MakeRun) -> None:
+    folder = make_run("own", z=0.1)
+    record = json.loads((folder / "results.json").read_text())
+    record["privacy"] |= {"mechanism": "somebody.Else", "epsilon_accounted": None}
+    (folder / "results.json").write_text(json.dumps(record))
+    shown = [summary(outcome(one)).rows[0].cells[0] for one in (make_run("none", z=0.0), folder)]
+    assert [cell.epsilon for cell in shown if cell] == ["∞", "–"]
