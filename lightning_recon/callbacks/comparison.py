@@ -20,7 +20,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.evaluation.scoring import Scored, Truth, score
 from lightning_recon.files.atomic import write
-from lightning_recon.ranges import COUNT, POSITIVE, check_ranges
+from lightning_recon.ranges import COUNT_OR_NONE, POSITIVE, check_ranges
 from lightning_recon.structure import Structure
 from lightning_recon.structure.base import Decoded
 
@@ -49,11 +49,11 @@ class Comparison(Callback):
             structure: A second structure, for the same client and protection. Default: none; the public mean image
                 takes its place.
             title: Heading of the second structure's column. Default: its name.
-            victims: Draw at most this many rows.
+            victims: Draw at most this many rows; 0: no comparison.
             noise_factor: A last column shows the same attack under this multiple of the noise, and TensorBoard its
                 refinement, since the run's own noise may leave nothing to refine. Default: no such column.
         """
-        check_ranges("--comparison.", victims=(victims, COUNT), noise_factor=(noise_factor, POSITIVE))
+        check_ranges("--comparison.", victims=(victims, COUNT_OR_NONE), noise_factor=(noise_factor, POSITIVE))
         self.structure = structure
         self.title = title
         self.victims = victims
@@ -63,7 +63,7 @@ class Comparison(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw photograph, subject, second structure or mean image, and the attack's images of the first client."""
         truths = truths_of(trainer)
-        if not isinstance(pl_module, Attack) or not truths or not trainer.is_global_zero:
+        if not isinstance(pl_module, Attack) or not truths or not trainer.is_global_zero or not self.victims:
             return
         if self is not _chosen(trainer):
             return

@@ -79,7 +79,7 @@ class ImageGrid(Callback):
             _log_objective(trainer, pl_module, trainer.global_step, last=True)
 
     def _show(self, trainer: Trainer, module: LightningModule) -> None:
-        if not isinstance(module, Attack):
+        if not isinstance(module, Attack) or not trainer.loggers:
             return
         self._shown = trainer.global_step
         found = module.gathered()
@@ -170,7 +170,7 @@ def _every(trainer: Trainer) -> int:
 
 def _log_objective(trainer: Trainer, module: Attack, step: int, last: bool) -> None:
     """Log the attack's own objective after this step, if it has one."""
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or not trainer.loggers:
         return
     value = module.present_objective() if last else module.latest_objective
     if value is not None and bool(value.isfinite()):

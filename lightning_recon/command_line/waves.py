@@ -221,7 +221,7 @@ def config_of(config: Mapping[str, Any], wave: Wave, first_image: int) -> dict[s
         own.pop(name, None)
     if wave.number:
         own["trainer"]["logger"] = False
-        own["comparison"] = {"structure": None, "title": None, "victims": 1, "noise_factor": None}
+        own["comparison"] = {"structure": None, "title": None, "victims": 0, "noise_factor": None}
     return own
 
 

@@ -14,6 +14,7 @@ from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Wei
 
 PSNR_CAP = 100.0
 _GAUSSIAN_KERNEL = 11
+_CPU_CHUNK = 2**16  # pixels of the images that a processor compares at a time: more leave its caches
 _LPIPS_SIZE = 32  # pixels a side below which the backbones pool to nothing
 _LPIPS_WEIGHTS = {
     "alex": AlexNet_Weights.DEFAULT,
@@ -74,6 +75,12 @@ def ssim_per_image(images: Tensor, truth: Tensor) -> Tensor:
 
     Source: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment" (2004), through torchmetrics.
     """
+    at_once = max(1, _CPU_CHUNK // truth.shape[-2:].numel()) if truth.is_cpu else max(1, len(truth))
+    pairs = zip(torch.split(images, at_once), torch.split(truth, at_once), strict=True)
+    return torch.cat([_ssim(*pair) for pair in pairs])
+
+
+def _ssim(images: Tensor, truth: Tensor) -> Tensor:
     side = min(truth.shape[-2:])
     scores = structural_similarity_index_measure(
         images,
@@ -84,7 +91,7 @@ def ssim_per_image(images: Tensor, truth: Tensor) -> Tensor:
         data_range=1.0,
     )
     assert isinstance(scores, Tensor)
-    return scores
+    return scores.view(-1)  # torchmetrics drops the dimension of a single image
 
 
 def lpips_per_image(

@@ -66,6 +66,8 @@ class SmallDenoiser(Prior):
         nn.init.zeros_(self.tail.weight)
         if weights is not None:
             self.load_state_dict(_read(Path(weights), self.state_dict()))
+        # A processor's convolutions are up to 1.4 times faster in this layout, which their outputs keep.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Remove noise.

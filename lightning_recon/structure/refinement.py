@@ -21,6 +21,7 @@ _DECAY = 0.5
 # the denoised image gets a smaller weight.
 _GREY_LEVEL, _AS_LARGE_AS_IMAGES = 1.5 / 255, 38 / 255
 _CHUNK = 16  # images denoised at a time
+_CPU_CHUNK = 2**16  # pixels of the images that a processor denoises at a time: more leave its caches
 # Weights of the squared deviations of mean, variance and total variation; above the limit the decoded image is kept.
 _MOMENT_WEIGHTS = (1e6, 2e4, 1e-6)
 _MOMENT_LIMIT = 1000.0
@@ -104,6 +105,11 @@ class LeakedMoments(Refinement):
         return MomentMatching(initial, self.values)
 
 
+def _denoised_at_once(images: Tensor) -> int:
+    """How many images of shape (M, 3, H, W) a denoiser gets in one call."""
+    return min(_CHUNK, max(1, _CPU_CHUNK // images.shape[-2:].numel())) if images.is_cpu else _CHUNK
+
+
 class PlugAndPlay:
     """Half-quadratic splitting between the channel's likelihood and a denoiser as the prior of images.
 
@@ -159,7 +165,8 @@ class PlugAndPlay:
         """The dummies after a step: fitted to the rows, then denoised."""
         noisy = self.images(self.fitted(dummies, step)).clamp(0, 1)
         sigma = self.sigma * self.decay**step
-        chunks = zip(torch.split(noisy, _CHUNK), torch.split(sigma, _CHUNK), strict=True)
+        at_once = _denoised_at_once(noisy)
+        chunks = zip(torch.split(noisy, at_once), torch.split(sigma, at_once), strict=True)
         clean = torch.cat([noisy[:0], *(self.denoiser(x, s) for x, s in chunks if len(x))])
         clean = torch.lerp(noisy, clean, self._denoiser_weight(step))
         return (self.transform.analyse(clean) - self.mean) / self.std

@@ -90,3 +90,8 @@ def test_a_second_structure_that_cannot_be_shipped_costs_the_run_nothing(
     assert record["summary"]["victims"] == 4
     assert "no comparison with seed paper: too small" in capsys.readouterr().out
     assert (tmp_path / "comparison.png").is_file()
+
+
+def test_no_victims_no_comparison(fit: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    fit(tmp_path, "--comparison.victims", "0")
+    assert not (tmp_path / "comparison.png").exists()

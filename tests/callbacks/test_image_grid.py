@@ -62,7 +62,7 @@ def test_the_objective_falls(fit: Fit, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("flag", ["image_grid.columns", "image_grid.every_n_steps", "comparison.victims"])
+@pytest.mark.parametrize("flag", ["image_grid.columns", "image_grid.every_n_steps"])
 def test_counts_of_nothing_are_refused(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
@@ -70,3 +70,15 @@ def test_counts_of_nothing_are_refused(
         main(["fit", "--config", tiny, "--trainer.default_root_dir", str(tmp_path / "run"), f"--{flag}", "0"])
     assert stop.value.code == 2
     assert "give a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_nothing_is_scored_for_a_run_without_loggers(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise AssertionError("scored for nobody")
+
+    monkeypatch.setattr("lightning_recon.callbacks.image_grid.scored_one", refused)
+    fit(tmp_path, "--trainer.logger", "false")
+    with pytest.raises(AssertionError, match="scored for nobody"):
+        fit(tmp_path, "--overwrite", "true")
