@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The clients' side of a round: from the server's payload and their images to the update that they send."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,7 +17,7 @@ from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.local_training import LocalRandomness, LocalRound, randomness_of
 from lightning_recon.client.noise_key import Generators
 from lightning_recon.client.noise_source import NoiseSource
-from lightning_recon.client.privatize import added, privatized
+from lightning_recon.client.privatize import added, noised_when_read, privatized
 from lightning_recon.client.quantize import add_steps, modular_sum, quantized, shrunk_for_rounding
 from lightning_recon.client.update import Clipped, clipped_update, nothing, summed
 from lightning_recon.data.sources import ClientBatch
@@ -136,7 +136,7 @@ class Clients:
         local = self.local.announced(len(self._batch(client).labels) if whole else self.batch_size)
         return self.privacy.granularity == "sample" and not local.is_plain_step
 
-    def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> dict[str, Tensor]:
+    def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> Mapping[str, Tensor]:
         """The update of one client, or the sum of several without compression."""
         members, draw, round = drawn
         clean = self._clean_update(payload, digest, tuple(self._answering(one, draw, round) for one in members), drawn)
@@ -144,22 +144,24 @@ class Clients:
         in_steps = isinstance(self.privacy.noise, IntegerMechanism)  # which is added after rounding
         without = clean.has_noise or in_steps
         noise = [] if without else [term for one in members for term in self._noise(one, draw, round)]
+        if self.compression is None:
+            return noised_when_read(clean.gradient, self.privacy, noise)
         # All clients of a group keep the same random entries: only those can be added up in secret.
-        shared = self.compression is not None and self.compression.method == "random_k"
+        shared = self.compression.method == "random_k"
         place = members[0] // self.aggregated if shared else members[0]
         return privatized(
-            {name: tensor.clone() for name, tensor in clean.gradient.items()},
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in clean.gradient.items()},
             self.privacy,
             noise,
             self.compression,
             self.noise_source.generator("compression", place, draw, round),
         )
 
-    def _rounded(self, release: dict[str, Tensor], client: int, draw: int, round: int) -> dict[str, Tensor]:
+    def _rounded(self, release: Mapping[str, Tensor], client: int, draw: int, round: int) -> dict[str, Tensor]:
         """One client's update as secure aggregation adds it up: whole numbers, with noise in whole numbers."""
         assert self.quantization is not None
         source = self.noise_source
-        release = shrunk_for_rounding(release, self.privacy, self.quantization)
+        release = shrunk_for_rounding(dict(release), self.privacy, self.quantization)
         steps = quantized(
             release, self.quantization, lambda name: source.generator("rounding", client, draw, round, name)
         )
