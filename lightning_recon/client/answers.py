@@ -19,10 +19,19 @@ from lightning_recon.client.noise_key import Generators
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.privatize import added, noised_when_read, privatized
 from lightning_recon.client.quantize import add_steps, modular_sum, quantized, shrunk_for_rounding
-from lightning_recon.client.update import Clipped, clipped_update, nothing, summed
+from lightning_recon.client.silenced_network import (
+    KnownOutputs,
+    Place,
+    Silenced,
+    recorded_outputs,
+    remember,
+    silences,
+)
+from lightning_recon.client.update import Clipped, clipped_update, nothing, summed, zero_gradients
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, Quantization, ServerPayload
 from lightning_recon.networks.setup_check import explained_batch_norm
+from lightning_recon.networks.torch_internals import version_of
 from lightning_recon.privacy.correlated_noise import noise_coefficients
 from lightning_recon.privacy.integer_noise import IntegerMechanism
 from lightning_recon.privacy.parameters import Privacy
@@ -33,9 +42,15 @@ Drawn = tuple[tuple[int, ...], int, int]  # clients that answer, draw, round
 
 @dataclass
 class LastClean:
-    """The last update before noise, which many draws and rounds share."""
+    """The last update before noise, which many draws and rounds share.
+
+    Args:
+        update: the update.
+        silenced: of networks that the server silences, what rounds with other payloads share too.
+    """
 
     update: CleanUpdate | None = None
+    silenced: dict[Place, Silenced] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,8 +142,11 @@ class Clients:
 
     def reproducible(self, client: int, step: int) -> AbstractContextManager[None]:
         """Dropout that depends on client and step alone, and batch normalization in its mode."""
+        return self._reproducible(self.network, client, step)
+
+    def _reproducible(self, network: nn.Module, client: int, step: int) -> AbstractContextManager[None]:
         dropout = generator_for("dropout", self.seed, client, step).initial_seed()
-        return reproducible_fp32(self.network, self.device, dropout, self.batch_norm == "train")
+        return reproducible_fp32(network, self.device, dropout, self.batch_norm == "train")
 
     def _trains_privately(self, client: int) -> bool:
         """Whether each local step is one of DP-SGD, so that the update has its noise from them."""
@@ -202,8 +220,14 @@ class Clients:
         self, payload: ServerPayload, client: int, randomness: LocalRandomness | None, drawn: Tensor | None
     ) -> Clipped:
         """One client's own update after clipping; without randomness, of its first step alone."""
-        with self.reproducible(client, 0), explained_batch_norm():
-            model = tampered_model(self.network, payload, self.device)
+        place, silenced = self._silenced(payload, client, drawn)
+        network = self.network if silenced is None else KnownOutputs(silenced.outputs)
+        with (
+            self._reproducible(network, client, 0),
+            explained_batch_norm(),
+            recorded_outputs(network, wanted=place is not None) as outputs,
+        ):
+            model = tampered_model(network, payload, self.device)
             images, labels = on_device(self._batch(client), self.device)
             if drawn is not None:
                 images, labels = images[drawn], labels[drawn]
@@ -215,7 +239,23 @@ class Clients:
                 images, labels = images[first], labels[first]
             else:
                 training = LocalRound(local, self.local.new_optimizer, randomness)
-            return clipped_update(model, images, labels, self.privacy, self.chunk_size, training)
+            zeros = zero_gradients(model) if silenced is None else silenced.zeros
+            clipped = clipped_update(model, images, labels, self.privacy, self.chunk_size, training, zeros)
+            if place is not None and silenced is None:
+                remember(self.last.silenced, place, Silenced(outputs, zeros), most=self.aggregated)
+            return clipped
+
+    def _silenced(
+        self, payload: ServerPayload, client: int, drawn: Tensor | None
+    ) -> tuple[Place | None, Silenced | None]:
+        """What is known of a network that a payload silences, and its place; no place if it would serve no round."""
+        images = len(self._batch(client).labels) if drawn is None else len(drawn)
+        one_by_one = self.privacy.granularity == "update" or self.chunk_size == 1
+        if not (images and one_by_one and self.local.announced(images).is_plain_step and silences(payload)):
+            return None, None
+        chosen = None if drawn is None else tuple(drawn.tolist())
+        place = client, chosen, str(self.device), version_of(self.network)
+        return place, self.last.silenced.get(place)
 
     def _batch(self, client: int) -> ClientBatch:
         """The images of a client, by its number among all clients of the run."""

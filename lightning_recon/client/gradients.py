@@ -6,7 +6,7 @@ gradient, even if it is frozen, and zeros if it is unused.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -85,7 +85,7 @@ def clipped_sum(
     labels: Tensor,
     clip: Clip,
     chunk_size: int,
-    names: Sequence[str] | None = None,
+    zeros: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], Tensor]:
     """Sum over the samples of each sample's clipped gradient.
 
@@ -96,23 +96,23 @@ def clipped_sum(
         labels: (B,), int64.
         clip: bound on the norm of each sample's gradient.
         chunk_size: samples differentiated at once; takes the memory of chunk_size + 1 copies of the parameters.
-        names: parameters whose gradient is wanted; that of all others is known to be zero. None: all.
+        zeros: names of parameters whose gradient is known to be zero; the model need not have them.
 
     Returns:
-        The sum by the names of these parameters; each sample's norms by the names of all, before clipping; and the mean
-        loss, a scalar. Without samples: zeros, no norms, and 0.
+        The sum by the names of all other parameters; each sample's norms by the names of all, before clipping; and the
+        mean loss, a scalar. Without samples: zeros, no norms, and 0.
 
     Raises:
         UserError: the network mixes the samples of a batch, or a gradient holds NaN or infinity.
 
     Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1.
     """
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     total = {
-        name: torch.zeros_like(parameters[name], memory_format=torch.contiguous_format)
-        for name in (parameters if names is None else names)
+        name: torch.zeros_like(parameter.detach(), memory_format=torch.contiguous_format)
+        for name, parameter in model.named_parameters()
+        if name not in zeros
     }
-    zero = dict.fromkeys(parameters, 0.0)
+    zero = dict.fromkeys(zeros, 0.0)
     norms: list[dict[str, float]] = []
     losses: list[Tensor] = []
     if not len(images):
@@ -155,7 +155,10 @@ def reproducible_fp32(
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(math_attention())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        torch.manual_seed(seed)
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # the other devices' generators, which cost more, are not drawn
+        else:
+            torch.manual_seed(seed)
         if batch_statistics is not None:
             network.train()
             for module in network.modules():

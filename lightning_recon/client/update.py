@@ -2,7 +2,7 @@
 """One client's update before noise, and what it would look like to the client who wonders what it gives away."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
@@ -72,6 +72,7 @@ def clipped_update(
     privacy: Privacy,
     chunk_size: int,
     training: LocalRound | None = None,
+    zeros: Mapping[str, Tensor] | None = None,
 ) -> Clipped:
     """Gradient of the cross-entropy, or the update of a client's local training, clipped as the privacy setting says.
 
@@ -82,6 +83,8 @@ def clipped_update(
         privacy: what is clipped, and to which norm; and the noise of each local step under granularity "sample".
         chunk_size: under granularity "sample", samples differentiated at once.
         training: local training; None: one step of plain SGD.
+        zeros: gradients that are zero because the server silences the network, see `zero_gradients`; the model need not
+            have these parameters. None: those of the model.
 
     Raises:
         UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.
@@ -89,25 +92,29 @@ def clipped_update(
     clip = privacy.clip
     local = LocalTraining() if training is None else training.local
     if training is None or local.is_plain_step:
-        names = _differentiated(model)
+        zeros = zero_gradients(model) if zeros is None else zeros
         if privacy.granularity == "sample":
-            gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size, names)
-            return _completed(model, gradient, norms)
+            gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size, zeros)
+            return Clipped({**zeros, **gradient}, norms, zeros=frozenset(zeros))
+        names = [name for name, _ in model.named_parameters() if name not in zeros]
         gradient, _ = mean_gradient(model, F.cross_entropy, images, labels, names=names)
     elif privacy.granularity == "sample":
         expected = local.expected_batch_size(len(images))
         private = private_gradients(privacy, expected, chunk_size, training.randomness)
         return Clipped(weight_change(model, images, labels, training, private), [], has_noise=True)
     else:
+        zeros = {}
         gradient = weight_change(model, images, labels, training, mean_gradients(local.accumulate_grad_batches))
-    whole = {name: 0.0 for name, _ in model.named_parameters()} | tensor_norms(gradient, clip.order)
+    whole = dict.fromkeys(zeros, 0.0) | tensor_norms(gradient, clip.order)
     factors = clip.factors(whole)
-    return _completed(model, {name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
+    gradient = {name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}
+    return Clipped({**zeros, **gradient}, [whole], zeros=frozenset(zeros))
 
 
 def nothing(model: nn.Module) -> Clipped:
     """The update of a client without images in a round, as a Poisson sample may be empty: zeros, and then noise."""
-    return _completed(model, {}, [])
+    zeros = {name: _zero(parameter) for name, parameter in model.named_parameters()}
+    return Clipped(zeros, [], zeros=frozenset(zeros))
 
 
 def summed(updates: Iterator[Clipped]) -> Clipped:
@@ -125,21 +132,18 @@ def summed(updates: Iterator[Clipped]) -> Clipped:
     return total
 
 
-def _differentiated(model: nn.Module) -> list[str]:
-    """Names of the parameters whose gradient may differ from zero."""
-    silenced = isinstance(model, TamperedNetwork) and model.silences_network
-    return [name for name, _ in model.named_parameters() if not silenced or name.startswith(STRUCTURE)]
+def zero_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Gradients of the network's parameters if the server silences the network, by name; else none.
+
+    They are views of a single number, which take no memory, and the parameters are those of `model.network`.
+    """
+    if not (isinstance(model, TamperedNetwork) and model.silences_network):
+        return {}
+    return {name: _zero(one) for name, one in model.named_parameters() if not name.startswith(STRUCTURE)}
 
 
-def _completed(model: nn.Module, gradient: dict[str, Tensor], norms: list[dict[str, float]]) -> Clipped:
-    """An update with zeros for the parameters that have no gradient; they take no memory."""
-    zeros = {
-        name: parameter.detach().new_zeros(()).expand(parameter.shape)
-        for name, parameter in model.named_parameters()
-        if name not in gradient
-    }
-    whole = {name: gradient[name] if name in gradient else zeros[name] for name, _ in model.named_parameters()}
-    return Clipped(whole, norms, zeros=frozenset(zeros))
+def _zero(parameter: Tensor) -> Tensor:
+    return parameter.detach().new_zeros(()).expand(parameter.shape)
 
 
 def release_of(clipped: Clipped, privacy: Privacy) -> Release:
