@@ -45,12 +45,12 @@ class KnownOutputs(nn.Module):
 
 
 def silences(payload: ServerPayload) -> bool:
-    """Whether a payload ships a layer of this package that silences the network.
+    """Whether a payload ships a layer of this package that uses the network's outputs, but not its gradient.
 
     Other layers may draw random numbers, which would be others without the network's forward pass.
     """
     spec = layer_spec(payload)
-    return spec is not None and (spec.detach_logits or spec.target_scale == 0)
+    return spec is not None and spec.detach_logits and spec.target_scale != 0
 
 
 @contextmanager
