@@ -23,7 +23,7 @@ from lightning_recon.client.silenced_network import (
     KnownOutputs,
     Place,
     Silenced,
-    recorded_outputs,
+    recorded_passes,
     remember,
     silences,
 )
@@ -220,12 +220,17 @@ class Clients:
         self, payload: ServerPayload, client: int, randomness: LocalRandomness | None, drawn: Tensor | None
     ) -> Clipped:
         """One client's own update after clipping; without randomness, of its first step alone."""
-        place, silenced = self._silenced(payload, client, drawn)
-        network = self.network if silenced is None else KnownOutputs(silenced.outputs)
+        count = len(self._batch(client).labels)
+        chosen = tuple(range(count) if drawn is None else drawn.tolist())
+        place = client, str(self.device), version_of(self.network)
+        reuses = self._reuses_outputs(payload, len(chosen))
+        silenced = self.last.silenced.get(place) if reuses else None
+        known = None if silenced is None else silenced.outputs(chosen)
+        network = self.network if known is None else KnownOutputs(known)
         with (
             self._reproducible(network, client, 0),
             explained_batch_norm(),
-            recorded_outputs(network, wanted=place is not None) as outputs,
+            recorded_passes(network, self.device, reuses and known is None) as passes,
         ):
             model = tampered_model(network, payload, self.device)
             images, labels = on_device(self._batch(client), self.device)
@@ -241,21 +246,16 @@ class Clients:
                 training = LocalRound(local, self.local.new_optimizer, randomness)
             zeros = zero_gradients(model) if silenced is None else silenced.zeros
             clipped = clipped_update(model, images, labels, self.privacy, self.chunk_size, training, zeros)
-            if place is not None and silenced is None:
-                remember(self.last.silenced, place, Silenced(outputs, zeros), most=self.aggregated)
-            return clipped
+        if reuses and known is None:
+            silenced = Silenced(zeros) if silenced is None else silenced
+            silenced.learn(chosen, passes, images[0].numel(), apart=self.privacy.granularity == "sample")
+            remember(self.last.silenced, place, silenced, most=self.aggregated)
+        return clipped
 
-    def _silenced(
-        self, payload: ServerPayload, client: int, drawn: Tensor | None
-    ) -> tuple[Place | None, Silenced | None]:
-        """What is known of a network that a payload silences, and its place; no place if it would serve no round."""
-        images = len(self._batch(client).labels) if drawn is None else len(drawn)
+    def _reuses_outputs(self, payload: ServerPayload, images: int) -> bool:
+        """Whether later rounds with as many images can use this one's outputs of the network."""
         one_by_one = self.privacy.granularity == "update" or self.chunk_size == 1
-        if not (images and one_by_one and self.local.announced(images).is_plain_step and silences(payload)):
-            return None, None
-        chosen = None if drawn is None else tuple(drawn.tolist())
-        place = client, chosen, str(self.device), version_of(self.network)
-        return place, self.last.silenced.get(place)
+        return images > 0 and one_by_one and self.local.announced(images).is_plain_step and silences(payload)
 
     def _batch(self, client: int) -> ClientBatch:
         """The images of a client, by its number among all clients of the run."""

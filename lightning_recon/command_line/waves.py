@@ -218,9 +218,10 @@ def config_of(config: Mapping[str, Any], wave: Wave, first_image: int) -> dict[s
     for name in ("ckpt_path", "weights_only"):  # of the command
         own.pop(name, None)
     model = own["model"]["init_args"]
-    if type(record := model.get("record")) is int:
+    record = model.get("record", False)  # an attack of a user's own may have no such option
+    if type(record) is int:
         model["record"] = min(wave.clients, max(0, record - wave.first_client)) or False
-    elif wave.number:
+    elif record and wave.number:
         model["record"] = False
     if wave.number:
         own["trainer"]["logger"] = False

@@ -106,8 +106,8 @@ class GradientInversion(Attack):
                 what the recorded or captured task says, which may not be a class path, since that would run code.
             compile: Whether to compile the objective with its gradient (`torch.compile`): takes minutes at the start.
             draws: Number of independent noise realisations of each client's update to attack.
-            record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows" or
-                true: every update. A number: those of the first so many clients. false: nothing.
+            record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows"
+                or true: every update. A number: those of the first so many clients. false: nothing.
             optimizer: Moves the dummies. `torch.optim.LBFGS` is applied to each candidate alone.
             update: File of a captured update, or a folder of them, to attack instead of asking `client`.
             priors: Priors of the images beside the regularization terms; see `lightning_recon.priors.Prior`.
