@@ -37,6 +37,7 @@ TABLES = [
         "encoding_cost",
         "identification_distance",
         "rero",
+        "rounds_speed",
         "peer_quality",
         "scale",
         "speed",

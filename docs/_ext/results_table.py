@@ -50,6 +50,8 @@ NAMES = {
     "resident_mib": "resident memory, MiB",
     "images_a_minute": "images a minute",
     "disk_mib": "disk, MiB",
+    "cpu_ms_per_round": "processor time a round, ms",
+    "times_faster": "times faster",
     "client_seconds_per_image": "seconds an image",
     "psnr_low": "95 % interval, low",
     "psnr_high": "95 % interval, high",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch under attack by a malicious server, in memory: the client, and the attack with a structure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,10 +13,10 @@ from lightning_recon.api.user_model import check_images, check_labels, float_cop
 from lightning_recon.attack.protocol import prepare, run_protocol
 from lightning_recon.client.clean_update import tampered_model
 from lightning_recon.client.gradients import reproducible_fp32
-from lightning_recon.client.noise import add_noise
 from lightning_recon.client.noise_source import NoiseSource
+from lightning_recon.client.privatize import noised_when_read
 from lightning_recon.client.update import clipped_update
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, LazyTensors, ServerPayload, Task
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
@@ -49,7 +50,7 @@ class BatchClient:
     privacy: Privacy
     seed: int
     noise_source: NoiseSource
-    released: dict[str, Tensor] = field(default_factory=dict)
+    released: Mapping[str, Tensor] = field(default_factory=dict)
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """Answer one round's payload with a privatized update."""
@@ -64,7 +65,7 @@ class BatchClient:
             reproducible_noise=self.noise_source.seed is not None,
         )
 
-    def privatized(self, payload: ServerPayload, round: int) -> dict[str, Tensor]:
+    def privatized(self, payload: ServerPayload, round: int) -> LazyTensors:
         """The clipped and noised gradient of one round, by parameter name."""
         dropout = generator_for("dropout", self.seed, 0, 0).initial_seed()
         with reproducible_fp32(self.network, self.device, dropout, None), explained_batch_norm():
@@ -72,8 +73,7 @@ class BatchClient:
             images, labels = (one.detach().to(self.device).clone() for one in (self.images, self.labels))
             model = tampered_model(self.network, payload, self.device)
             gradient = clipped_update(model, images.float(), labels, self.privacy, 1).gradient
-        generators = self.noise_source.generators(0, 0, round)
-        return add_noise(gradient, self.privacy.noise_scale, generators, self.privacy.noise)
+        return noised_when_read(gradient, self.privacy, [(1.0, self.noise_source.generators(0, 0, round))])
 
 
 def client_of(
@@ -133,7 +133,7 @@ def privatized_update(
         [('network.1.weight', (10, 192)), ('network.1.bias', (10,))]
     """
     client = client_of(model, images, labels, privacy, seed, noise_seed)
-    return client.privatized(ServerPayload() if payload is None else payload, 0)
+    return dict(client.privatized(ServerPayload() if payload is None else payload, 0))
 
 
 @isolated()
@@ -203,5 +203,5 @@ def reconstruct(
         labels=None,
         evident=decoded.evident,
         bounds=bounds_of(privacy, len(images), images),
-        update=client.released,
+        update=dict(client.released),
     )

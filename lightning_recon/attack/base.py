@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_recon.attack.protocol import fingerprint, publish
-from lightning_recon.attack.recording import check_resumable, check_same_task, recorded_client
+from lightning_recon.attack.recording import (
+    Record,
+    check_resumable,
+    check_same_task,
+    recorded_client,
+    recorded_updates,
+)
 from lightning_recon.capture import CapturedClient
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload
@@ -46,13 +52,13 @@ class Attack(LightningModule, ABC):
     The true images never reach it: callbacks compute the scores. Each rank attacks other updates.
     """
 
-    def __init__(self, client: Client | None, draws: int, record: bool, update: str | None) -> None:
+    def __init__(self, client: Client | None, draws: int, record: Record, update: str | None) -> None:
         """Store the client.
 
         Args:
             client: Answers the server; None with `update`.
             draws: Number of independent noise realisations of each update to attack.
-            record: Whether to record the exchange, without which a run can be neither resumed nor replayed.
+            record: How much of the exchange to record, see `ReconstructionAttack`.
             update: File of a captured update, or a folder of them, to attack instead of asking `client`.
         """
         super().__init__()
@@ -62,6 +68,8 @@ class Attack(LightningModule, ABC):
                 "program has answered" + ("" if client is None else ": not both (--model.client null)")
             )
         check_ranges("--model.", draws=(draws, COUNT))
+        if not isinstance(record, bool | str):
+            check_ranges("--model.", record=(record, COUNT))
         # The client is another party, not a part of the attacker: out of its parameters, checkpoints and DDP.
         object.__setattr__(self, "client", client if update is None else CapturedClient(update))
         self.client: Client
@@ -151,7 +159,8 @@ class Attack(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Collect the updates. A resumed run, known as such only now, repeats its recorded exchange."""
-        recording = self.record and not self.resumed
+        kept = recorded_updates(self.record, self.task) > 0
+        recording = kept and not self.resumed
         try:
             self._collect_updates(recorded_client(self.exchange) if self.resumed else self.client, record=recording)
         except UserError:
@@ -159,13 +168,17 @@ class Attack(LightningModule, ABC):
             raise
         self.trainer.strategy.barrier()
         begin_run(self.trainer)
-        if not self.record and self.trainer.is_global_zero:
+        if not kept and self.trainer.is_global_zero:
             # An earlier run's recording does not belong to these images.
             shutil.rmtree(self.exchange, ignore_errors=True)
         if recording and self.trainer.is_global_zero:
             publish(self.staged, self.exchange)
         self.trainer.strategy.barrier()
-        self.recording = fingerprint(self.exchange) if self.record else ""
+        self.recording = fingerprint(self.exchange) if kept else ""
+
+    def folder_of(self, index: int, folder: Path | None) -> Path | None:
+        """Where an update is recorded: nowhere if only clients before it are."""
+        return folder if index < recorded_updates(self.record, self.task) else None
 
     def _collect_updates(self, client: Client, record: bool) -> None:
         """Send the payload to this rank's clients, and receive their updates."""

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_recon.attack.base import Attack
 from lightning_recon.attack.protocol import prepare, record_payload, run_protocol
+from lightning_recon.attack.recording import Record, recorded_task
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload
 from lightning_recon.priors.image_statistics import PublicStatistics
@@ -40,7 +41,7 @@ class ReconstructionAttack(Attack):
         structure: Structure,
         draws: int = 1,
         denoiser: nn.Module | None = None,
-        record: bool = True,
+        record: Record = "rows",
         optimizer: OptimizerCallable = whole_way,
         update: str | None = None,
     ) -> None:
@@ -54,7 +55,9 @@ class ReconstructionAttack(Attack):
             denoiser: Prior of the refinement: a module called with images (M, 3, H, W) in [0, 1] and the standard
                 deviation of their noise (M,), such as `lightning_recon.attack.TotalVariation` or
                 `deepinv.models.DRUNet`. Default: the small one that ships with the package.
-            record: Whether to record the messages, without which a run can be neither resumed nor replayed.
+            record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows":
+                what the attack reads of every update. true: a hash of all other tensors too, for which all of the noise
+                is drawn. A number: as "rows", of the first so many clients. false: nothing.
             optimizer: Moves the dummies.
             update: File of a captured update, or a folder of them, to attack instead of asking `client`; see
                 `lightning_recon.capture`.
@@ -90,7 +93,7 @@ class ReconstructionAttack(Attack):
     def announce(self, folder: Path) -> None:
         """Record the task, and the payload of every round before any feedback."""
         assert self.payload is not None
-        record_payload(self.payload, self.structure, self.task, folder)
+        record_payload(self.payload, self.structure, recorded_task(self.record, self.task), folder)
 
     def allocate(self) -> None:
         """Create the dummies; every rank holds all, and moves those of its own updates, see `training_step`.
@@ -118,7 +121,9 @@ class ReconstructionAttack(Attack):
         """Run the protocol with every client of this rank, and decode."""
         assert self.payload is not None
         self.decoded = {
-            (index, draw): run_protocol(client, self.structure, self.payload, index, draw, folder)
+            (index, draw): run_protocol(
+                client, self.structure, self.payload, index, draw, self.folder_of(index, folder), self.record is True
+            )
             for index in self.own_updates
             for draw in range(self.draws)
         }

@@ -18,6 +18,7 @@ from lightning_recon.exchange import (
     at_first_clip,
     factor_in_mean,
     payload_name,
+    shapes_of,
     task_of_sums,
     update_name,
 )
@@ -60,7 +61,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def run_protocol(
-    client: Client, structure: Structure, payload: ServerPayload, index: int, draw: int, folder: Path | None
+    client: Client,
+    structure: Structure,
+    payload: ServerPayload,
+    index: int,
+    draw: int,
+    folder: Path | None,
+    hash_omitted: bool = False,
 ) -> Decoded:
     """Attack one client under one noise draw: average the first rounds' updates, decode, then use feedback, if any.
 
@@ -71,6 +78,7 @@ def run_protocol(
         index: Which client.
         draw: Which noise draw.
         folder: Where to keep the part of the updates that decoding read; None to keep nothing.
+        hash_omitted: Whether to keep a hash of the rest, see `ClientUpdate.save`.
 
     Returns:
         The decoded images, in host memory.
@@ -87,7 +95,7 @@ def run_protocol(
             read = {name: update.gradient[name].cpu() for name in _of_structure(update)}
             if folder is not None and task.rounds > 1:
                 # Which rows matter is known only once all rounds are in, so all rows of each are kept.
-                update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(read))
+                update.save(folder, update_name(index, draw, number), dict.fromkeys(read), hash_omitted)
             if (factor := factor_in_mean(task, update, opening)) != 1:
                 read = {name: factor * value for name, value in read.items()}
             total = {name: total[name] + value for name, value in read.items()} if total else read
@@ -101,10 +109,10 @@ def run_protocol(
         # Victims not yet detected would dominate the feedback rounds of the others: collect more rounds first.
         opening = min(2 * received, task.rounds)
     if folder is not None and task.rounds == 1:
-        update.save(folder, update_name(index, draw, 0), keep=decoded.rows)
+        update.save(folder, update_name(index, draw, 0), decoded.rows, hash_omitted)
     code = structure.feedback_code(task)
     if code is not None and received < task.rounds:
-        decoded = _feed_back(client, code, payload, opened, decoded, received, folder)
+        decoded = _feed_back(client, code, payload, opened, decoded, received, folder, hash_omitted)
     refinement = None if decoded.refinement is None else decoded.refinement.to("cpu")
     return replace(decoded, images=decoded.images.cpu(), refinement=refinement)
 
@@ -117,6 +125,7 @@ def _feed_back(
     decoded: Decoded,
     received: int,
     folder: Path | None,
+    hash_omitted: bool,
 ) -> Decoded:
     """The remaining rounds, in each of which the payload depends on the updates so far."""
     task, index, draw = client.task, opened.client, opened.draw
@@ -131,7 +140,7 @@ def _feed_back(
         knowledge = code.update_knowledge(shipped, task, at_first_clip(task, update), knowledge)
         if folder is not None:
             shipped.save(folder, name, like=payload_name(0))
-            update.save(folder, update_name(index, draw, number), keep=dict.fromkeys(_of_structure(update)))
+            update.save(folder, update_name(index, draw, number), dict.fromkeys(_of_structure(update)), hash_omitted)
     return code.conclude(task, knowledge, decoded)
 
 
@@ -142,7 +151,8 @@ def _of_structure(update: ClientUpdate) -> list[str]:
 
 def _as_update(last: ClientUpdate, mean: dict[str, Tensor]) -> ClientUpdate:
     """The mean of all rounds as an update; of tensors that are not the structure's only the shapes are kept."""
+    shapes = shapes_of(last.gradient)
     others: dict[str, Fingerprint] = {
-        name: {"shape": list(value.shape), "sha256": ""} for name, value in last.gradient.items() if name not in mean
+        name: {"shape": list(shape), "sha256": ""} for name, shape in shapes.items() if name not in mean
     }
     return replace(last, gradient=mean, omitted={**last.omitted, **others})

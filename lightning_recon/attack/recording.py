@@ -1,13 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorded exchange of a run: where it is, and whether it belongs to what is configured now."""
+"""The recorded exchange of a run: how much is recorded, and whether it belongs to what is configured now."""
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_recon.attack.protocol import fingerprint
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient, Task
+
+Record = bool | int | Literal["rows"]
+
+
+def recorded_updates(record: Record, task: Task) -> int:
+    """How many updates are recorded, the first ones: of all clients, or of a number of them.
+
+    Args:
+        record: The option `--model.record`.
+        task: What was announced.
+    """
+    if record is True or record == "rows":
+        return task.updates
+    return min(task.updates, math.ceil(int(record) / task.aggregated))
+
+
+def recorded_task(record: Record, task: Task) -> Task:
+    """The task of the clients that are recorded, which is complete for their recording."""
+    return replace(task, clients=recorded_updates(record, task) * task.aggregated)
 
 
 def recorded_client(exchange: Path) -> RecordedClient:
@@ -33,6 +53,8 @@ def check_same_task(configured: Task, recorded: Task, exchange: Path) -> None:
             continue
         if now != before:
             advice = "use the config.yaml of that run"
+            if name == "clients" and before < now:
+                advice += f", or, if that has --model.record {before}, begin again: later clients are not recorded"
             if name == "normalization":  # earlier versions had no such option, and did not record it
                 advice += f", with --model.client.normalization {before}"
             raise UserError(f"{name} is {now}, but {exchange} was recorded with {before}: {advice}")
@@ -49,6 +71,8 @@ def check_resumable(checkpoint: dict[str, Any], exchange: Path, max_steps: int |
     Raises:
         UserError: The checkpoint cannot be continued here.
     """
+    if checkpoint.get("exchange") == "":
+        raise UserError("the run recorded nothing (--model.record false), so it cannot be resumed: give --overwrite")
     if checkpoint.get("exchange") != fingerprint(exchange):
         raise UserError(
             f"--ckpt_path names a checkpoint that does not belong to {exchange}: give last, or a file from "

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The clients' side of a round: from the server's payload and their images to the update that they send."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,12 +17,21 @@ from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.client.local_training import LocalRandomness, LocalRound, randomness_of
 from lightning_recon.client.noise_key import Generators
 from lightning_recon.client.noise_source import NoiseSource
-from lightning_recon.client.privatize import added, privatized
+from lightning_recon.client.privatize import added, noised_when_read, privatized
 from lightning_recon.client.quantize import add_steps, modular_sum, quantized, shrunk_for_rounding
-from lightning_recon.client.update import Clipped, clipped_update, nothing, summed
+from lightning_recon.client.silenced_network import (
+    KnownOutputs,
+    Place,
+    Silenced,
+    recorded_passes,
+    remember,
+    silences,
+)
+from lightning_recon.client.update import Clipped, clipped_update, nothing, summed, zero_gradients
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, Quantization, ServerPayload
 from lightning_recon.networks.setup_check import explained_batch_norm
+from lightning_recon.networks.torch_internals import version_of
 from lightning_recon.privacy.correlated_noise import noise_coefficients
 from lightning_recon.privacy.integer_noise import IntegerMechanism
 from lightning_recon.privacy.parameters import Privacy
@@ -33,9 +42,15 @@ Drawn = tuple[tuple[int, ...], int, int]  # clients that answer, draw, round
 
 @dataclass
 class LastClean:
-    """The last update before noise, which many draws and rounds share."""
+    """The last update before noise, which many draws and rounds share.
+
+    Args:
+        update: the update.
+        silenced: of networks that the server silences, what rounds with other payloads share too.
+    """
 
     update: CleanUpdate | None = None
+    silenced: dict[Place, Silenced] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,8 +142,11 @@ class Clients:
 
     def reproducible(self, client: int, step: int) -> AbstractContextManager[None]:
         """Dropout that depends on client and step alone, and batch normalization in its mode."""
+        return self._reproducible(self.network, client, step)
+
+    def _reproducible(self, network: nn.Module, client: int, step: int) -> AbstractContextManager[None]:
         dropout = generator_for("dropout", self.seed, client, step).initial_seed()
-        return reproducible_fp32(self.network, self.device, dropout, self.batch_norm == "train")
+        return reproducible_fp32(network, self.device, dropout, self.batch_norm == "train")
 
     def _trains_privately(self, client: int) -> bool:
         """Whether each local step is one of DP-SGD, so that the update has its noise from them."""
@@ -136,7 +154,7 @@ class Clients:
         local = self.local.announced(len(self._batch(client).labels) if whole else self.batch_size)
         return self.privacy.granularity == "sample" and not local.is_plain_step
 
-    def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> dict[str, Tensor]:
+    def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> Mapping[str, Tensor]:
         """The update of one client, or the sum of several without compression."""
         members, draw, round = drawn
         clean = self._clean_update(payload, digest, tuple(self._answering(one, draw, round) for one in members), drawn)
@@ -144,22 +162,24 @@ class Clients:
         in_steps = isinstance(self.privacy.noise, IntegerMechanism)  # which is added after rounding
         without = clean.has_noise or in_steps
         noise = [] if without else [term for one in members for term in self._noise(one, draw, round)]
+        if self.compression is None:
+            return noised_when_read(clean.gradient, self.privacy, noise)
         # All clients of a group keep the same random entries: only those can be added up in secret.
-        shared = self.compression is not None and self.compression.method == "random_k"
+        shared = self.compression.method == "random_k"
         place = members[0] // self.aggregated if shared else members[0]
         return privatized(
-            {name: tensor.clone() for name, tensor in clean.gradient.items()},
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in clean.gradient.items()},
             self.privacy,
             noise,
             self.compression,
             self.noise_source.generator("compression", place, draw, round),
         )
 
-    def _rounded(self, release: dict[str, Tensor], client: int, draw: int, round: int) -> dict[str, Tensor]:
+    def _rounded(self, release: Mapping[str, Tensor], client: int, draw: int, round: int) -> dict[str, Tensor]:
         """One client's update as secure aggregation adds it up: whole numbers, with noise in whole numbers."""
         assert self.quantization is not None
         source = self.noise_source
-        release = shrunk_for_rounding(release, self.privacy, self.quantization)
+        release = shrunk_for_rounding(dict(release), self.privacy, self.quantization)
         steps = quantized(
             release, self.quantization, lambda name: source.generator("rounding", client, draw, round, name)
         )
@@ -200,8 +220,19 @@ class Clients:
         self, payload: ServerPayload, client: int, randomness: LocalRandomness | None, drawn: Tensor | None
     ) -> Clipped:
         """One client's own update after clipping; without randomness, of its first step alone."""
-        with self.reproducible(client, 0), explained_batch_norm():
-            model = tampered_model(self.network, payload, self.device)
+        count = len(self._batch(client).labels)
+        chosen = tuple(range(count) if drawn is None else drawn.tolist())
+        place = client, str(self.device), version_of(self.network)
+        reuses = self._reuses_outputs(payload, len(chosen))
+        silenced = self.last.silenced.get(place) if reuses else None
+        known = None if silenced is None else silenced.outputs(chosen)
+        network = self.network if known is None else KnownOutputs(known)
+        with (
+            self._reproducible(network, client, 0),
+            explained_batch_norm(),
+            recorded_passes(network, self.device, reuses and known is None) as passes,
+        ):
+            model = tampered_model(network, payload, self.device)
             images, labels = on_device(self._batch(client), self.device)
             if drawn is not None:
                 images, labels = images[drawn], labels[drawn]
@@ -213,7 +244,18 @@ class Clients:
                 images, labels = images[first], labels[first]
             else:
                 training = LocalRound(local, self.local.new_optimizer, randomness)
-            return clipped_update(model, images, labels, self.privacy, self.chunk_size, training)
+            zeros = zero_gradients(model) if silenced is None else silenced.zeros
+            clipped = clipped_update(model, images, labels, self.privacy, self.chunk_size, training, zeros)
+        if reuses and known is None:
+            silenced = Silenced(zeros) if silenced is None else silenced
+            silenced.learn(chosen, passes, images[0].numel(), apart=self.privacy.granularity == "sample")
+            remember(self.last.silenced, place, silenced, most=self.aggregated)
+        return clipped
+
+    def _reuses_outputs(self, payload: ServerPayload, images: int) -> bool:
+        """Whether later rounds with as many images can use this one's outputs of the network."""
+        one_by_one = self.privacy.granularity == "update" or self.chunk_size == 1
+        return images > 0 and one_by_one and self.local.announced(images).is_plain_step and silences(payload)
 
     def _batch(self, client: int) -> ClientBatch:
         """The images of a client, by its number among all clients of the run."""

@@ -6,7 +6,7 @@ gradient, even if it is frozen, and zeros if it is unused.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -31,7 +31,12 @@ def global_norm(gradients: Iterable[Tensor]) -> float:
 
 
 def mean_gradient(
-    model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, buffers: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    loss: Loss,
+    images: Tensor,
+    labels: Tensor,
+    buffers: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradient of the batch's mean loss.
 
@@ -41,16 +46,18 @@ def mean_gradient(
         images: (B, channels, height, width), floating point.
         labels: (B,), int64.
         buffers: buffers that the forward pass may change; None: a copy of the network's own.
+        names: parameters whose gradient is wanted; None: all.
 
     Returns:
-        Contiguous gradients by parameter name, which take as much memory as the parameters; and the loss, a scalar.
+        Contiguous gradients by parameter name, which take as much memory as these parameters; and the loss, a scalar.
     """
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
     if buffers is None:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     value = loss(functional_call(model, (parameters, dict(buffers)), (images,)), labels)
-    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    return {name: gradient.contiguous() for name, gradient in zip(parameters, found, strict=True)}, value.detach()
+    wanted = parameters if names is None else {name: parameters[name] for name in names}
+    found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    return {name: gradient.contiguous() for name, gradient in zip(wanted, found, strict=True)}, value.detach()
 
 
 def per_sample_gradients(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -78,6 +85,7 @@ def clipped_sum(
     labels: Tensor,
     clip: Clip,
     chunk_size: int,
+    zeros: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], Tensor]:
     """Sum over the samples of each sample's clipped gradient.
 
@@ -88,10 +96,11 @@ def clipped_sum(
         labels: (B,), int64.
         clip: bound on the norm of each sample's gradient.
         chunk_size: samples differentiated at once; takes the memory of chunk_size + 1 copies of the parameters.
+        zeros: names of parameters whose gradient is known to be zero; the model need not have them.
 
     Returns:
-        The sum by parameter name; each sample's norms by parameter name, before clipping; and the mean loss, a scalar.
-        Without samples: zeros, no norms, and 0.
+        The sum by the names of all other parameters; each sample's norms by the names of all, before clipping; and the
+        mean loss, a scalar. Without samples: zeros, no norms, and 0.
 
     Raises:
         UserError: the network mixes the samples of a batch, or a gradient holds NaN or infinity.
@@ -101,13 +110,15 @@ def clipped_sum(
     total = {
         name: torch.zeros_like(parameter.detach(), memory_format=torch.contiguous_format)
         for name, parameter in model.named_parameters()
+        if name not in zeros
     }
+    zero = dict.fromkeys(zeros, 0.0)
     norms: list[dict[str, float]] = []
     losses: list[Tensor] = []
     if not len(images):
         return total, norms, images.new_zeros(())
-    for gradient, value in _one_by_one(model, loss, images, labels, chunk_size):
-        norms.append(tensor_norms(gradient, clip.order))
+    for gradient, value in _one_by_one(model, loss, images, labels, chunk_size, list(total)):
+        norms.append(zero | tensor_norms(gradient, clip.order))
         losses.append(value)
         factors = clip.factors(norms[-1])
         for name, tensor in gradient.items():
@@ -144,7 +155,10 @@ def reproducible_fp32(
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(math_attention())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        torch.manual_seed(seed)
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # the other devices' generators, which cost more, are not drawn
+        else:
+            torch.manual_seed(seed)
         if batch_statistics is not None:
             network.train()
             for module in network.modules():
@@ -158,16 +172,16 @@ def reproducible_fp32(
 
 
 def _one_by_one(
-    model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, chunk_size: int
+    model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, chunk_size: int, names: Sequence[str]
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     _refuse_mixing(model)
     for chunk, targets in zip(torch.split(images, chunk_size), torch.split(labels, chunk_size), strict=True):
         if len(chunk) == 1:
-            yield mean_gradient(model, loss, chunk, targets)
+            yield mean_gradient(model, loss, chunk, targets, names=names)
         else:
             gradients, losses = _vmapped(model, loss, chunk, targets)
             for index in range(len(chunk)):
-                yield {name: gradient[index] for name, gradient in gradients.items()}, losses[index]
+                yield {name: gradients[name][index] for name in names}, losses[index]
             del gradients
 
 

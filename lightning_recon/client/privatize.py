@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a clipped update to what leaves the client: noise and compression, in the announced order."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -12,7 +12,7 @@ from lightning_recon.client.compression import compressed, kept_entries
 from lightning_recon.client.noise import add_noise
 from lightning_recon.client.noise_key import Generators
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import Compression
+from lightning_recon.exchange import Compression, LazyTensors, shapes_of
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.ranges import LEVELS, SHARE, check_ranges
 
@@ -21,10 +21,10 @@ def privatized(
     update: dict[str, Tensor],
     privacy: Privacy,
     noise: Sequence[tuple[float, Generators]],
-    compression: Compression | None,
+    compression: Compression,
     generator: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """The update that is sent.
+    """The update that is sent after compression.
 
     After the noise, compression is post-processing. Before it, the compressed update is clipped once more, so that C
     still bounds what the noise covers. The noise then goes on all entries, because those that "top_k" keeps depend on
@@ -35,13 +35,13 @@ def privatized(
         privacy: the clip, and the noise that each client adds.
         noise: generators of the noise of each client whose clipped updates are in the sum, and the coefficient of this
             noise, which is 1 unless noise is correlated over rounds; empty if it has noise.
-        compression: None: none.
+        compression: the method.
         generator: of the compression.
 
     Source: random_k before noise: Kerkouche et al. 2021 (arXiv 2011.05578).
     """
     kept: dict[str, Tensor] | None = None
-    if compression is not None and compression.before_noise:
+    if compression.before_noise:
         if compression.method == "random_k":
             kept = kept_entries(update, compression, generator)
             update = {name: torch.where(kept[name], tensor, 0) for name, tensor in update.items()}
@@ -51,13 +51,33 @@ def privatized(
         add_noise(update, coefficient * privacy.noise_scale, generators, privacy.noise)
     if kept is not None:
         return {name: torch.where(kept[name], tensor, 0) for name, tensor in update.items()}
-    if compression is not None and not compression.before_noise:
-        return compressed(update, compression, generator)
-    return update
+    return update if compression.before_noise else compressed(update, compression, generator)
 
 
-def added(releases: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Sum of clients' updates, made one by one; the memory of the first is reused."""
+def noised_when_read(
+    update: Mapping[str, Tensor], privacy: Privacy, noise: Sequence[tuple[float, Generators]]
+) -> LazyTensors:
+    """The update that is sent without compression; the noise of each tensor is drawn when the tensor is first read.
+
+    Every tensor has a noise stream of its own, so that the noise does not depend on what is read, or when.
+
+    Args:
+        update: after the clip; read only.
+        privacy: as in `privatized`.
+        noise: as in `privatized`.
+    """
+
+    def noised(name: str) -> Tensor:
+        released = {name: update[name].clone(memory_format=torch.contiguous_format)}
+        for coefficient, generators in noise:
+            add_noise(released, coefficient * privacy.noise_scale, generators, privacy.noise)
+        return released[name]
+
+    return LazyTensors(shapes_of(update), noised)
+
+
+def added(releases: Iterable[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Sum of clients' updates, made one by one; the memory of the first is reused, and a single one is as it was."""
     each = iter(releases)
     total = next(each)
     for release in each:

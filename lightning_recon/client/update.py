@@ -2,10 +2,9 @@
 """One client's update before noise, and what it would look like to the client who wonders what it gives away."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from lightning_recon.client.local_training import LocalRound, mean_gradients, pr
 from lightning_recon.exchange import LocalTraining
 from lightning_recon.privacy.clipping import tensor_norms
 from lightning_recon.privacy.parameters import Privacy
+from lightning_recon.structure.server_layer import TamperedNetwork
 
 STRUCTURE = "structure."  # names of the parameters that the server added begin with it
 
@@ -23,15 +23,18 @@ class Clipped:
     """An update after the clip and before the noise: never leaves the client.
 
     Args:
-        gradient: by parameter name; the sum of the samples' clipped gradients, or the update clipped once.
+        gradient: by parameter name; the sum of the samples' clipped gradients, or the update clipped once. To be read
+            only: zeros are views of a single number.
         norms: norm by parameter name before the clip, of each sample or of the update (one entry); Euclidean or L1,
             whichever the clip bounds; none of DP-SGD in local steps.
         has_noise: whether the noise is in it already, because DP-SGD adds it in every local step.
+        zeros: names of the tensors that are zero because the server silences the network.
     """
 
     gradient: dict[str, Tensor]
     norms: list[dict[str, float]]
     has_noise: bool = False
+    zeros: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def clipped_update(
     privacy: Privacy,
     chunk_size: int,
     training: LocalRound | None = None,
+    zeros: Mapping[str, Tensor] | None = None,
 ) -> Clipped:
     """Gradient of the cross-entropy, or the update of a client's local training, clipped as the privacy setting says.
 
@@ -79,6 +83,8 @@ def clipped_update(
         privacy: what is clipped, and to which norm; and the noise of each local step under granularity "sample".
         chunk_size: under granularity "sample", samples differentiated at once.
         training: local training; None: one step of plain SGD.
+        zeros: gradients that are zero because the server silences the network, see `zero_gradients`; the model need not
+            have these parameters. None: those of the model.
 
     Raises:
         UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.
@@ -86,24 +92,29 @@ def clipped_update(
     clip = privacy.clip
     local = LocalTraining() if training is None else training.local
     if training is None or local.is_plain_step:
+        zeros = zero_gradients(model) if zeros is None else zeros
         if privacy.granularity == "sample":
-            gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size)
-            return Clipped(gradient, norms)
-        gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
+            gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size, zeros)
+            return Clipped({**zeros, **gradient}, norms, zeros=frozenset(zeros))
+        names = [name for name, _ in model.named_parameters() if name not in zeros]
+        gradient, _ = mean_gradient(model, F.cross_entropy, images, labels, names=names)
     elif privacy.granularity == "sample":
         expected = local.expected_batch_size(len(images))
         private = private_gradients(privacy, expected, chunk_size, training.randomness)
         return Clipped(weight_change(model, images, labels, training, private), [], has_noise=True)
     else:
+        zeros = {}
         gradient = weight_change(model, images, labels, training, mean_gradients(local.accumulate_grad_batches))
-    whole = tensor_norms(gradient, clip.order)
+    whole = dict.fromkeys(zeros, 0.0) | tensor_norms(gradient, clip.order)
     factors = clip.factors(whole)
-    return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])
+    gradient = {name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}
+    return Clipped({**zeros, **gradient}, [whole], zeros=frozenset(zeros))
 
 
 def nothing(model: nn.Module) -> Clipped:
     """The update of a client without images in a round, as a Poisson sample may be empty: zeros, and then noise."""
-    return Clipped({name: torch.zeros_like(one.detach()) for name, one in model.named_parameters()}, [])
+    zeros = {name: _zero(parameter) for name, parameter in model.named_parameters()}
+    return Clipped(zeros, [], zeros=frozenset(zeros))
 
 
 def summed(updates: Iterator[Clipped]) -> Clipped:
@@ -114,10 +125,25 @@ def summed(updates: Iterator[Clipped]) -> Clipped:
     """
     total = next(updates)
     for update in updates:
-        for name, tensor in update.gradient.items():
-            total.gradient[name].add_(tensor)
-        total.norms.extend(update.norms)
+        gradient = total.gradient | {name: update.gradient[name].clone() for name in total.zeros - update.zeros}
+        for name in gradient.keys() - total.zeros - update.zeros:
+            gradient[name].add_(update.gradient[name])
+        total = replace(total, gradient=gradient, norms=total.norms + update.norms, zeros=total.zeros & update.zeros)
     return total
+
+
+def zero_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Gradients of the network's parameters if the server silences the network, by name; else none.
+
+    They are views of a single number, which take no memory, and the parameters are those of `model.network`.
+    """
+    if not (isinstance(model, TamperedNetwork) and model.silences_network):
+        return {}
+    return {name: _zero(one) for name, one in model.named_parameters() if not name.startswith(STRUCTURE)}
+
+
+def _zero(parameter: Tensor) -> Tensor:
+    return parameter.detach().new_zeros(()).expand(parameter.shape)
 
 
 def release_of(clipped: Clipped, privacy: Privacy) -> Release:

@@ -67,11 +67,14 @@ def sameness(run: Path, again: Path) -> str:
     if not (run / f"{RECONSTRUCTIONS}.safetensors").is_file():
         return f"{run} has none to compare them with"
     own, repeated = finished(run)[0], finished(again)[0]
+    unrecorded = len(own) - len(repeated)  # `--model.record` may keep the first clients alone
+    own = {name: images for name, images in own.items() if name in repeated}
     if own.keys() != repeated.keys() or any(own[name].shape != repeated[name].shape for name in own):
         return f"others than those of {run}, in their number or size: it was recorded with other clients or draws"
     distance = max((float((own[name] - repeated[name]).abs().max()) for name in own if own[name].numel()), default=0.0)
     if all(torch.equal(own[name], repeated[name]) for name in own):
-        return f"equal to those of {run}, bit for bit"
+        rest = f"; {unrecorded} update(s) were not recorded" if unrecorded else ""
+        return f"equal to those of {run}, bit for bit{rest}"
     return (
         f"not equal to those of {run} bit for bit, pixels differ by up to {distance:.2g} of 1: other hardware, another "
         "version, or files that were changed"

@@ -10,7 +10,6 @@ import csv
 import gc
 import io
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -157,8 +156,6 @@ def fit_in_waves(
                 # Not earlier: another rank, which starts with the first wave, would find a run in the folder.
                 own = dict(config) | {"overwrite": False, "ckpt_path": None}
                 write_text(root / "config.yaml", yaml.safe_dump(own, sort_keys=False))
-                if wave.number:  # a hundred megabytes a client; the first wave's can be looked at and replayed
-                    shutil.rmtree(root / wave.folder / "exchange", ignore_errors=True)
                 write_json(root / wave.folder / DONE, place | {"next_image": position})
             if dist.is_initialized():
                 dist.barrier()
@@ -205,7 +202,8 @@ def check_same_config(root: Path, config: Mapping[str, Any]) -> None:
 def config_of(config: Mapping[str, Any], wave: Wave, first_image: int) -> dict[str, Any]:
     """The config of one wave, which repeats it by itself.
 
-    Only the first wave draws what people look at while the attack runs.
+    Only the first wave draws what people look at while the attack runs, and records what can be replayed, unless
+    `--model.record` gives a number of clients.
     """
     own = deepcopy(dict(config))
     data = own["data"]["init_args"]
@@ -219,6 +217,12 @@ def config_of(config: Mapping[str, Any], wave: Wave, first_image: int) -> dict[s
     own["overwrite"] = True  # what an interrupted attack on this wave left
     for name in ("ckpt_path", "weights_only"):  # of the command
         own.pop(name, None)
+    model = own["model"]["init_args"]
+    record = model.get("record", False)  # an attack of a user's own may have no such option
+    if type(record) is int:
+        model["record"] = min(wave.clients, max(0, record - wave.first_client)) or False
+    elif record and wave.number:
+        model["record"] = False
     if wave.number:
         own["trainer"]["logger"] = False
         own["comparison"] = {"structure": None, "title": None, "victims": 0, "noise_factor": None}

@@ -9,6 +9,7 @@ that a run can be replayed after the images were deleted.
 from lightning_recon.exchange.batch_sampling import BatchSampling, Sampling
 from lightning_recon.exchange.client import Client, RecordedClient
 from lightning_recon.exchange.compression import Compression
+from lightning_recon.exchange.lazy_tensors import LazyTensors, shapes_of
 from lightning_recon.exchange.local_training import LocalTraining, training_by
 from lightning_recon.exchange.payload import ServerPayload, payload_name
 from lightning_recon.exchange.quantization import Quantization
@@ -21,6 +22,7 @@ __all__ = [
     "Client",
     "ClientUpdate",
     "Compression",
+    "LazyTensors",
     "LocalTraining",
     "NoiseShare",
     "Quantization",
@@ -34,6 +36,7 @@ __all__ = [
     "current_noise_share",
     "factor_in_mean",
     "payload_name",
+    "shapes_of",
     "summed_noise",
     "task_of_one_round",
     "task_of_sums",

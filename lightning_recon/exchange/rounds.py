@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lightning_recon.exchange.lazy_tensors import LazyTensors, shapes_of
 from lightning_recon.exchange.task import Task
 from lightning_recon.exchange.update import ClientUpdate
 from lightning_recon.privacy.correlated_noise import noise_coefficients, round_weights
@@ -39,7 +40,8 @@ def at_first_clip(task: Task, update: ClientUpdate) -> ClientUpdate:
     """The update as if its round had the clipping norm of the first."""
     if (factor := clip_factor(task, update)) == 1:
         return update
-    return replace(update, gradient={name: factor * tensor for name, tensor in update.gradient.items()})
+    released = update.gradient
+    return replace(update, gradient=LazyTensors(shapes_of(released), lambda name: factor * released[name]))
 
 
 def task_of_one_round(task: Task) -> Task:

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lightning_recon.exchange.lazy_tensors import shapes_of
 from lightning_recon.files import schema
 from lightning_recon.files.digests import describe, sha256
 from lightning_recon.files.faults import readable
@@ -28,8 +29,10 @@ class ClientUpdate:
         draw: index of the noise realization, from 0.
         round: index of the round, from 0.
         gradient: privatized gradients, float32, by parameter name ("structure.weight", "network.<parameter>", ...).
-            In an update that was read from disk, rows that were not stored are NaN.
-        omitted: shape and hash of tensors that were not stored on disk; empty in the client's own answer.
+            A simulated client draws the noise of a tensor when it is first read, see `LazyTensors`. In an update that
+            was read from disk, rows that were not stored are NaN.
+        omitted: shape of tensors that were not stored on disk, and their hash, or "" if it was not recorded; empty in
+            the client's own answer.
         payload: digest of the payload that this update answers.
         reproducible_noise: whether the client drew its noise from a public seed, so that anyone who knows the seed can
             subtract it; None if the client did not say, as in records of earlier versions.
@@ -40,34 +43,36 @@ class ClientUpdate:
     client: int
     draw: int
     round: int
-    gradient: dict[str, Tensor]
+    gradient: Mapping[str, Tensor]
     omitted: dict[str, Fingerprint] = field(default_factory=dict)
     payload: str = ""
     reproducible_noise: bool | None = None
     max_grad_norm: float | None = None
     contributors: int | None = None
 
-    def save(self, folder: Path, name: str, keep: Mapping[str, Tensor | None]) -> None:
+    def save(self, folder: Path, name: str, keep: Mapping[str, Tensor | None], hash_omitted: bool = False) -> None:
         """Write `NAME.json` and `NAME.safetensors` with a part of the update.
 
         Args:
             folder: where to write; created if missing.
             name: file name without extension, see `update_name`.
             keep: for each tensor to store, the indices of its rows (int64, along dimension 0), or None for all rows.
-                Only shape and hash of other tensors are stored.
+                Of other tensors, only the shape is stored.
+            hash_omitted: whether to store the hash of other tensors too, for which all of the noise has to be drawn.
         """
         if unknown := sorted(keep.keys() - self.gradient.keys()):
             raise KeyError(f"the update has no tensor {unknown[0]!r}")
         tensors: dict[str, Tensor] = {}
         whole: dict[str, Fingerprint] = {}
         omitted = dict(self.omitted)
-        for key, tensor in self.gradient.items():
-            mark: Fingerprint = {"shape": list(tensor.shape), "sha256": sha256(tensor)}
+        for key, shape in shapes_of(self.gradient).items():
+            hashed = sha256(self.gradient[key]) if hash_omitted or key in keep else ""
+            mark: Fingerprint = {"shape": list(shape), "sha256": hashed}
             if key not in keep:
                 omitted[key] = mark
                 continue
             whole[key] = mark
-            rows = keep[key]
+            rows, tensor = keep[key], self.gradient[key]
             tensors[key] = tensor if rows is None else tensor[rows.to(tensor.device)]
             if rows is not None:
                 tensors[key + ROWS] = rows

@@ -68,6 +68,11 @@ class TamperedNetwork(nn.Module):
         self.structure = structure
         self.zeros = zeros
 
+    @property
+    def silences_network(self) -> bool:
+        """Whether the gradient of every parameter of the network is zero."""
+        return self.structure.detach_logits or self.structure.target_scale == 0
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the target network plus the structure's contribution."""
         # With the network silenced every label is equally likely, and every victim has the same gradient weight.

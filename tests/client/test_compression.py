@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.compression import compressed, kept_entries
 from lightning_recon.client.noise_source import NoiseSource
-from lightning_recon.client.privatize import privatized
+from lightning_recon.client.privatize import noised_when_read, privatized
 from lightning_recon.data import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Compression, ServerPayload
@@ -78,13 +78,10 @@ def released(compression: Compression | None, noise_multiplier: float = 0.1, cli
     update = {"a": torch.full((400, 50), 1e-3), "b": torch.full((100,), 1e-2)}
     update["a"][:4] = 0.05
     privacy = Privacy(clip, noise_multiplier)
-    return privatized(
-        privacy.clip(update),
-        privacy,
-        [(1.0, NoiseSource(0).generators(0, 0, 0))],
-        compression,
-        np.random.default_rng(0),
-    )
+    clipped, noise = privacy.clip(update), [(1.0, NoiseSource(0).generators(0, 0, 0))]
+    if compression is None:
+        return dict(noised_when_read(clipped, privacy, noise))
+    return privatized(clipped, privacy, noise, compression, np.random.default_rng(0))
 
 
 def test_noise_is_under_the_compression_unless_it_comes_later() -> None:

@@ -21,6 +21,7 @@ from lightning_recon.attack.inversion.settings import InversionSettings, Labels
 from lightning_recon.attack.inversion.solver import Solver, Stepper, build_optimizers, start
 from lightning_recon.attack.inversion.step_rules import Schedule, Signed, check_same_length
 from lightning_recon.attack.inversion.target_network import keep_network, network_of, oracle_labels
+from lightning_recon.attack.recording import Record, recorded_task
 from lightning_recon.exchange import Client, RecordedClient, ServerPayload, payload_name
 from lightning_recon.priors.base import Prior
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics
@@ -63,7 +64,7 @@ class GradientInversion(Attack):
         network: str | None = None,
         compile: bool = False,
         draws: int = 1,
-        record: bool = True,
+        record: Record = "rows",
         optimizer: OptimizerCallable = adam,
         update: str | None = None,
         priors: list[Prior] | None = None,
@@ -105,7 +106,8 @@ class GradientInversion(Attack):
                 what the recorded or captured task says, which may not be a class path, since that would run code.
             compile: Whether to compile the objective with its gradient (`torch.compile`): takes minutes at the start.
             draws: Number of independent noise realisations of each client's update to attack.
-            record: Whether to record the exchange, without which a run can be neither resumed nor replayed.
+            record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows"
+                or true: every update. A number: those of the first so many clients. false: nothing.
             optimizer: Moves the dummies. `torch.optim.LBFGS` is applied to each candidate alone.
             update: File of a captured update, or a folder of them, to attack instead of asking `client`.
             priors: Priors of the images beside the regularization terms; see `lightning_recon.priors.Prior`.
@@ -146,7 +148,7 @@ class GradientInversion(Attack):
 
     def announce(self, folder: Path) -> None:
         """Record the task and the network, which the server ships as it is."""
-        self.task.save(folder)
+        recorded_task(self.record, self.task).save(folder)
         keep_network(self.client, self.client, folder, self.network)
         for number in range(self.task.rounds):
             ServerPayload().save(folder, payload_name(number))
@@ -167,7 +169,9 @@ class GradientInversion(Attack):
         network = network_of(client, self.client, self.network).to(device)
         self.problem = problem = InverseProblem(network, self.task, self.statistics, self.settings, device)
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
-        self.observations = {place: self._observation(client, place, folder) for place in places}
+        self.observations = {
+            place: self._observation(client, place, self.folder_of(place[0], folder)) for place in places
+        }
         own = [(slot, observation) for place, observation in self.observations.items() for slot in self._slots(place)]
         size = 1 if self.line_search else problem.chunk_size
         chunks = [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the server observed: the mean of a client's updates over the rounds, laid out for batched evaluation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def mean_update(client: Client, place: Place, model: FunctionalModel, folder: Pa
     return {name: tensor / client.task.rounds for name, tensor in total.items()}
 
 
-def network_gradient(gradient: Update, model: FunctionalModel) -> Update:
+def network_gradient(gradient: Mapping[str, Tensor], model: FunctionalModel) -> Update:
     """The gradient of an update ("network.<parameter>") by the names of the network's parameters.
 
     Raises:
