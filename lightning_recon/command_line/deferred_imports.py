@@ -21,7 +21,7 @@ class _Deferred(ModuleType):
         spec = self.__spec__
         if name.startswith("__") or self.__class__ is ModuleType or spec is None or spec.loader is None:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self.__class__ = ModuleType
+        self.__class__ = ModuleType  # type: ignore[assignment] # now an ordinary module
         spec.loader.exec_module(self)
         if "hamming" not in vars(self):
             vars(self)["hamming"] = self.windows.hamming
