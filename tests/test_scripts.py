@@ -40,6 +40,7 @@ TABLES = [
         "peer_quality",
         "scale",
         "speed",
+        "speed_to_level",
         "verify",
     )
 ]  # without draws

@@ -11,7 +11,7 @@ from lightning_recon.exchange import Task
 
 log = logging.getLogger(__name__)
 
-# Measured for the small network at 32 x 32 on a CPU: compiling takes about 50 seconds of processor time, and a step of
+# Measured for the small network at 32 x 32 on a CPU: compiling takes 40 to 55 seconds of processor time, and a step of
 # one candidate, which takes 5 ms, becomes 2 ms shorter; of more candidates by more.
 LONG = 30_000
 
