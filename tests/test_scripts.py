@@ -41,6 +41,7 @@ TABLES = [
         "peer_quality",
         "scale",
         "speed",
+        "speed_to_level",
         "verify",
     )
 ]  # without draws

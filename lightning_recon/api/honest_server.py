@@ -144,8 +144,9 @@ def invert_gradients(
     statistics = public_statistics(height, width, False)
     with reproducible_fp32(network, device, seed, None), explained_batch_norm():
         update = named_gradient(network, gradient)
-        problem = InverseProblem(network, task, statistics, settings, device)
-        images, found, evident = search(problem, update, labels, usual_steps if steps is None else steps)
+        steps = usual_steps if steps is None else steps
+        problem = InverseProblem(network, task, statistics, settings, device, steps)
+        images, found, evident = search(problem, update, labels, steps)
     return scored(
         images,
         truth,

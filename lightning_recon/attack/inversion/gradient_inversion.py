@@ -17,7 +17,7 @@ from lightning_recon.attack.inversion.forward_model import check_modelled
 from lightning_recon.attack.inversion.observations import Observation, Place, lay_out, mean_update
 from lightning_recon.attack.inversion.parametrization import Basis, Start
 from lightning_recon.attack.inversion.problem import InverseProblem
-from lightning_recon.attack.inversion.settings import InversionSettings, Labels
+from lightning_recon.attack.inversion.settings import Compile, InversionSettings, Labels
 from lightning_recon.attack.inversion.solver import Solver, Stepper, build_optimizers, start
 from lightning_recon.attack.inversion.step_rules import Schedule, Signed, check_same_length
 from lightning_recon.attack.inversion.target_network import keep_network, network_of, oracle_labels
@@ -62,7 +62,7 @@ class GradientInversion(Attack):
         seed: int = 0,
         chunk_size: int | None = None,
         network: str | None = None,
-        compile: bool = False,
+        compile: Compile = "auto",
         draws: int = 1,
         record: Record = "rows",
         optimizer: OptimizerCallable = adam,
@@ -104,7 +104,9 @@ class GradientInversion(Attack):
                 a CPU fewer, down to 1, for larger networks and images.
             network: Name or class path of the network that was shipped, if the client does not run it here. Default:
                 what the recorded or captured task says, which may not be a class path, since that would run code.
-            compile: Whether to compile the objective with its gradient (`torch.compile`): takes minutes at the start.
+            compile: Whether to compile the objective with its gradient (`torch.compile`), which takes a minute or more
+                at the start. "auto": for searches of at least 30,000 steps for a small network on a CPU, where it saves
+                more time than it takes; where the compiler fails, they go on without it, with a warning.
             draws: Number of independent noise realisations of each client's update to attack.
             record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows"
                 or true: every update. A number: those of the first so many clients. false: nothing.
@@ -167,7 +169,9 @@ class GradientInversion(Attack):
             # Lightning's setting, for the sake of forks, makes Adam load the GPU's driver library anew in every step.
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         network = network_of(client, self.client, self.network).to(device)
-        self.problem = problem = InverseProblem(network, self.task, self.statistics, self.settings, device)
+        self.problem = problem = InverseProblem(
+            network, self.task, self.statistics, self.settings, device, self.trainer.max_steps
+        )
         places = [(index, draw) for index in self.own_updates for draw in range(self.draws)]
         self.observations = {
             place: self._observation(client, place, self.folder_of(place[0], folder)) for place in places

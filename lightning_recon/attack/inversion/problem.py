@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.attack.inversion.classifier_head import Head, find_head
 from lightning_recon.attack.inversion.classifier_labels import public_images, public_predictions, read_labels
+from lightning_recon.attack.inversion.compilation import CompiledObjective, compilation_pays
 from lightning_recon.attack.inversion.distances import announced_std
 from lightning_recon.attack.inversion.fisher_information import information
 from lightning_recon.attack.inversion.forward_model import Update, client_update
@@ -39,6 +40,7 @@ class InverseProblem:
         statistics: PublicStatistics,
         settings: InversionSettings,
         device: torch.device,
+        steps: int = 0,
     ) -> None:
         """Prepare the objective.
 
@@ -48,6 +50,7 @@ class InverseProblem:
             statistics: Public statistics of images.
             settings: How to search.
             device: Where to compute.
+            steps: Of the search, by which `compile: auto` is decided.
         """
         self.task, self.statistics, self.settings, self.device = task, statistics, settings, device
         self.model = functionalize(network, task.batch_norm == "train")
@@ -67,7 +70,10 @@ class InverseProblem:
             self.head,
             [prior.eval().requires_grad_(False).to(device) for prior in settings.priors],
         )
-        self._evaluate = torch.compile(self.matching) if settings.compile else self.matching
+        compiled = settings.compile
+        if compiled == "auto":
+            compiled = compilation_pays(settings, task, steps, device, self._numbers * _MAX_CHUNK <= _CPU_CHUNK)
+        self._evaluate = CompiledObjective(self.matching, settings.compile is True) if compiled else self.matching
 
     def _inspect_classifier(self) -> None:
         """Locate the network's classifier and, to count labels, predict public images."""
@@ -91,10 +97,14 @@ class InverseProblem:
             return self.settings.chunk_size
         if self.device.type != "cpu":
             return _MAX_CHUNK
+        return max(1, min(_MAX_CHUNK, _CPU_CHUNK // self._numbers))
+
+    @cached_property
+    def _numbers(self) -> int:
+        """Numbers of one candidate and of the parameters that an evaluation touches."""
         # Activations hold about 16 numbers for each number of an image, in a network small enough for this to matter.
         activations = 16 * self.task.victims * math.prod(self.task.image_shape)
-        numbers = activations + sum(parameter.numel() for parameter in self.model.parameters.values())
-        return max(1, min(_MAX_CHUNK, _CPU_CHUNK // numbers))
+        return activations + sum(parameter.numel() for parameter in self.model.parameters.values())
 
     def evaluate(self, candidates: Candidates) -> Evaluated:
         """Objective and gradients of candidates."""

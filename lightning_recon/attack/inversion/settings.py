@@ -16,6 +16,7 @@ from lightning_recon.priors.regularizers import Regularization
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SEED, check_ranges
 
 Labels = Literal["counted", "joint", "oracle"]
+Compile = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class InversionSettings:
     restarts: int
     seed: int
     chunk_size: int | None
-    compile: bool
+    compile: Compile
     optimizer: OptimizerCallable
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class InversionSettings:
             seed=(self.seed, SEED),
             chunk_size=(self.chunk_size, COUNT),
         )
-        if self.compile and (self.regularization.features or self.regularization.batch_norm):
+        if self.compile is True and (self.regularization.features or self.regularization.batch_norm):
             raise UserError(
                 "--model.compile cannot look into the network: set --model.regularization.features and batch_norm to "
                 "0, or leave it out"
