@@ -17,7 +17,6 @@ from lightning_recon import __version__, console
 from lightning_recon.command_line.cli_arguments import user_error
 from lightning_recon.command_line.commands import COMMANDS, RUNS, help_of, overview, unknown_command
 from lightning_recon.command_line.config_files import read_config
-from lightning_recon.command_line.deferred_imports import defer_signal_processing
 from lightning_recon.command_line.library_output import quieten
 from lightning_recon.command_line.shipped_configs import (
     configs_first,
@@ -99,7 +98,6 @@ def run(given: list[str], typed: Sequence[str]) -> None:
     command, rest = given[0], given[1:]
     find_modules_here([*rest, *_words(contents)])
     console.sign_of_life(f"recon {command}: loading PyTorch and Lightning, a few seconds …")
-    defer_signal_processing()
     from lightning_recon.command_line import lightning_cli  # takes seconds
 
     quieten()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Likelihood-ratio test: whether images explain more of an update than its noise and the public mean image do."""
 
-from scipy.special import chdtri
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.attack.inversion.forward_model import Update
@@ -47,7 +47,7 @@ def is_evident(update: Update, candidate: Update, of_mean: Update, std: float, s
     numbers = sum(tensor.numel() for tensor in update.values())
     whole = _energy(update)
     # One more for the length, which clipping leaves unknown.
-    chance = std**2 * float(chdtri(min(searched + 1, numbers), _FALSE_ALARMS))
+    chance = std**2 * float(stats.chi2.isf(_FALSE_ALARMS, min(searched + 1, numbers)))
     least, explained = max(chance, _ROUNDING * whole), explained_energy(update, candidate)
     return explained > least and explained - explained_energy(update, of_mean) > least
 

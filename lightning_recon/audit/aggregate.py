@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import stdtrit
+from scipy.stats import t as student
 
 from lightning_recon.audit.run import Outcome, Setting
 from lightning_recon.evaluation.wording import RECOGNISABLE_GAIN, RECOGNISABLE_SSIM
@@ -54,7 +54,7 @@ def interval_of(values: Mapping[object, Sequence[float]], confidence: float = CO
     mean, count = statistics.fmean(means), len(means)
     if count == 1:
         return Interval(mean, None, None, 1)
-    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * statistics.stdev(means) / math.sqrt(count)
+    half = float(student.ppf((1 + confidence) / 2, count - 1)) * statistics.stdev(means) / math.sqrt(count)
     return Interval(mean, mean - half, mean + half, count)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
+from scipy.stats import t as student
 from torch import Tensor
 
 from lightning_recon.evaluation.bounds import Granularity, gaussian_distortion
@@ -70,7 +70,7 @@ def gaussian_reference(truths: Sequence[Truth], nats: float, granularity: Granul
     deviations = torch.tensor(parts, dtype=torch.float64)
     groups = len(parts)
     variance = (groups - 1) / groups * (deviations - deviations.mean()).square().sum()
-    half = float(variance.sqrt()) * float(stdtrit(groups - 1, (1 + _CONFIDENCE) / 2))
+    half = float(variance.sqrt()) * float(student.ppf((1 + _CONFIDENCE) / 2, groups - 1))
     return GaussianReference(whole, whole - half, min(100.0, whole + half))
 
 

@@ -2,8 +2,8 @@
 """Privacy loss of a training on samples where the server sees in which rounds a record was."""
 
 import numpy as np
-import scipy
 from scipy.optimize import brentq
+from scipy.stats import binom
 
 from lightning_recon.privacy.gaussian_accounting import gaussian_delta, gaussian_epsilon, mu_of
 from lightning_recon.privacy.mechanism import Adjacency
@@ -31,7 +31,7 @@ def visible_sampling_epsilon(
     most = gaussian_epsilon(mu_of(noise_multiplier, rounds, adjacency), delta)
     if most is None or sample_rate == 1:
         return most
-    chances = scipy.stats.binom.pmf(np.arange(rounds + 1), rounds, sample_rate)
+    chances = binom.pmf(np.arange(rounds + 1), rounds, sample_rate)
     # Counts left out have, all together, less than a thousandth of delta.
     likely = [int(count) for count in np.flatnonzero(chances > 1e-3 * delta / (rounds + 1)) if count > 0]
     parts = [(float(chances[count]), mu_of(noise_multiplier, count, adjacency)) for count in likely]

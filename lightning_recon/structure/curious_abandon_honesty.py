@@ -4,7 +4,7 @@
 import math
 
 import torch
-from scipy.special import ndtri
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
@@ -151,7 +151,7 @@ def typical_scaling(statistics: PublicStatistics, pixels: int, rate: float) -> f
     images = synthetic_images(statistics, _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).flatten(1)
     brightness, contrast = images.mean(dim=1), images.var(dim=1)
     ratio = math.sqrt(pixels) * brightness / (contrast + (1 - 2 / math.pi) * brightness**2).sqrt()
-    return 1 + float(ndtri(rate)) / (_HALF_NORMAL_MEAN / 2 * float(ratio.median()))
+    return 1 - float(stats.norm.isf(rate)) / (_HALF_NORMAL_MEAN / 2 * float(ratio.median()))
 
 
 def corners(images: Tensor, noise: Tensor, count: int) -> Tensor:

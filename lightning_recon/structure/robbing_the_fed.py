@@ -4,8 +4,8 @@
 import math
 from typing import Literal
 
-import scipy
 import torch
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
@@ -93,7 +93,7 @@ class RobbingTheFed(Structure):
     def payload(self, task: Task) -> ServerPayload:
         """Thresholds at the quantiles of a normal distribution fitted to the brightness of public images."""
         brightness = synthetic_images(self.statistics(task), _SYNTHETIC_COUNT, _SYNTHETIC_SIZE).mean(dim=(1, 2, 3))
-        law = scipy.stats.norm(float(brightness.mean()), float(brightness.std()))
+        law = stats.norm(float(brightness.mean()), float(brightness.std()))
         quantiles = torch.from_numpy(law.ppf(torch.arange(1, self.units).numpy() / self.units)).float()
         weight = FOOTPRINT / (STRENGTH * self.units)
         pixels = math.prod(task.image_shape)
@@ -196,7 +196,7 @@ def rows_above_noise(inputs: Tensor, weights: Tensor, false_alarm: float) -> Ten
     """
     # NaN marks rows that a recording left out; at any level the test below is false for them.
     noise = max(lowest_row_std(inputs), _ROUNDING * float(weights.nan_to_num().abs().max()))
-    threshold = -float(scipy.special.ndtri(false_alarm / (2 * len(weights)))) * noise
+    threshold = float(stats.norm.isf(false_alarm / (2 * len(weights)))) * noise
     strongest = weights.abs().argsort(descending=True)
     return strongest[weights.abs()[strongest] > threshold]
 
@@ -212,5 +212,5 @@ def lowest_row_std(inputs: Tensor) -> float:
     """
     lowest = float(inputs.norm(dim=1).nan_to_num(torch.inf).min()) / math.sqrt(inputs.shape[1])
     # The root mean square of n normals scatters by 1/√(2n); this is the median of the lowest of K of them.
-    reach = -float(scipy.special.ndtri(1 - 0.5 ** (1 / len(inputs)))) / math.sqrt(2 * inputs.shape[1])
+    reach = float(stats.norm.isf(1 - 0.5 ** (1 / len(inputs)))) / math.sqrt(2 * inputs.shape[1])
     return lowest / (1 - min(reach, 0.5))

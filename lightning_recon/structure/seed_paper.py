@@ -3,9 +3,9 @@
 
 import math
 
-import scipy
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.errors import UserError
@@ -19,7 +19,7 @@ from lightning_recon.structure.mean_image_fallback import beats_mean_image
 from lightning_recon.structure.refinement import LeakedMoments
 
 _WEIGHT, _WEIGHT_SIZE = 1e-5, 224  # brightness weight, and the image size it was chosen for
-_LAPLACE = {"loc": 0.003, "scale": 0.003 / math.sqrt(2)}
+_LAPLACE = stats.laplace(loc=0.003, scale=0.003 / math.sqrt(2))
 _COPIES, _BIAS_INPUTS = 100, 500
 _CONFIDENCE = 0.99
 
@@ -97,7 +97,7 @@ class SeedPaper(Structure):
         height, width = self._pooled(task)
         pixels = 3 * height * width
         share = torch.arange(1, self.units + 1, dtype=torch.float64) / (self.units + 1)
-        lower = torch.from_numpy(scipy.stats.laplace.ppf(share.numpy(), **_LAPLACE)).float() * _COPIES
+        lower = torch.from_numpy(_LAPLACE.ppf(share.numpy())).float() * _COPIES
         bias = torch.zeros(_BIAS_INPUTS)
         bias[:_COPIES] = 1.0
         moments = len(MOMENTS) * 3 if self.moments else 0
@@ -145,7 +145,7 @@ class SeedPaper(Structure):
         bias, weight = update.gradient["structure.bias"], update.gradient["structure.weight"]
         weights = bias[:, :_COPIES].mean(dim=1)
         noise = half_normal_std(bias[:, _COPIES:])
-        threshold = -scipy.special.ndtri(self.false_alarm / (2 * self.units)) * noise / math.sqrt(_COPIES)
+        threshold = stats.norm.isf(self.false_alarm / (2 * self.units)) * noise / math.sqrt(_COPIES)
         strongest = weights.abs().argsort(descending=True)[: task.victims]
         chosen = strongest[weights.abs()[strongest] > threshold]
         rows, weights = weight[chosen], weights[chosen, None]
@@ -224,5 +224,5 @@ def interval_filtered(images: Tensor, std: Tensor) -> Tensor:
     Returns:
         Shape (M, ...): pixels within the 99 % interval of the noise are 0.
     """
-    reach = -float(scipy.special.ndtri((1 - _CONFIDENCE) / 2))
+    reach = float(stats.norm.isf((1 - _CONFIDENCE) / 2))
     return torch.where(images.abs() <= reach * std, 0.0, images)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 import torch
+from scipy.stats import chi2, norm, t
 from torch import Tensor
 
 from lightning_recon.verification.claims import Claims
@@ -58,13 +58,13 @@ def std_p_value(measured: float, claimed: float, count: float, excess_kurtosis: 
     """
     degrees = count / (1 + excess_kurtosis / 2)
     below, above = (degrees * (measured / (claimed * (1 + side * TOLERANCE))) ** 2 for side in (-1, 1))
-    return min(1.0, 2 * min(float(scipy.stats.chi2.cdf(below, degrees)), float(scipy.stats.chi2.sf(above, degrees))))
+    return min(1.0, 2 * min(float(chi2.cdf(below, degrees)), float(chi2.sf(above, degrees))))
 
 
 def mean_p_value(measured: float, claimed: float, error: float, slack: float) -> float:
     """P-value of a normal measurement with a standard error, two-sided, beyond a difference that is none."""
     excess = max(0.0, abs(measured - claimed) - slack)
-    return 1.0 if excess == 0 else float(2 * scipy.stats.norm.sf(excess / error)) if error > 0 else 0.0
+    return 1.0 if excess == 0 else float(2 * norm.sf(excess / error)) if error > 0 else 0.0
 
 
 def correlation_p_value(correlation: Tensor, count: int) -> Tensor:
@@ -79,7 +79,7 @@ def correlation_p_value(correlation: Tensor, count: int) -> Tensor:
     cosine = correlation.double().clamp(-1, 1).numpy()
     with np.errstate(divide="ignore"):
         statistic = np.abs(cosine) * np.sqrt((count - 1) / (1 - cosine**2))
-    return torch.from_numpy(np.asarray(2 * scipy.stats.t.sf(statistic, count - 1)))
+    return torch.from_numpy(np.asarray(2 * t.sf(statistic, count - 1)))
 
 
 def likely_cause(

@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 
 import numpy as np
-import scipy
 import torch
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.privacy.laplace import Laplace
@@ -89,7 +89,7 @@ def distribution_check(releases: Releases, claims: Claims) -> Check:
     deviations its tails. Estimating the standard deviation from the same numbers makes both tests conservative.
     """
     mechanism = claims.mechanism
-    claimed = scipy.stats.laplace(scale=0.5**0.5) if isinstance(mechanism, Laplace) else scipy.stats.norm()
+    claimed = stats.laplace(scale=0.5**0.5) if isinstance(mechanism, Laplace) else stats.norm()
     if mechanism.excess_kurtosis and not isinstance(mechanism, Laplace):
         return not_run("noise_distribution", mechanism.name, "the distribution of this mechanism is not known here")
     samples = {}
@@ -102,8 +102,8 @@ def distribution_check(releases: Releases, claims: Claims) -> Check:
     p_values = {}
     for name, values in samples.items():
         beyond = int((np.abs(values) > TAIL).sum())
-        tail = scipy.stats.binomtest(beyond, len(values), 2 * float(claimed.sf(TAIL))).pvalue
-        p_values[name] = min(1.0, 2 * min(float(scipy.stats.kstest(values, claimed.cdf).pvalue), float(tail)))
+        tail = stats.binomtest(beyond, len(values), 2 * float(claimed.sf(TAIL))).pvalue
+        p_values[name] = min(1.0, 2 * min(float(stats.kstest(values, claimed.cdf).pvalue), float(tail)))
     worst = min(p_values, key=lambda name: p_values[name])
     return Check(
         "noise_distribution",
@@ -123,9 +123,9 @@ def _looks(values: np.ndarray) -> str:
     """The distribution of variance 1 under which numbers are likeliest."""
     width = 3**0.5
     known = {
-        "gaussian": scipy.stats.norm(),
-        "laplace": scipy.stats.laplace(scale=0.5**0.5),
-        "uniform": scipy.stats.uniform(-width, 2 * width),
+        "gaussian": stats.norm(),
+        "laplace": stats.laplace(scale=0.5**0.5),
+        "uniform": stats.uniform(-width, 2 * width),
     }
     return max(known, key=lambda name: float(known[name].logpdf(values).mean()))
 

@@ -2,7 +2,7 @@
 """Hypothesis tests at a given false-alarm rate: row activity, and one sample against a collision of two."""
 
 import torch
-from scipy.special import chdtri, ndtri, stdtrit
+from scipy import stats
 from torch import Tensor
 
 # Prior standard deviation of the log gradient weights under one clip; the prior counts as two observations.
@@ -22,7 +22,7 @@ def active_threshold(weights: Tensor, false_alarm: float) -> float:
     """
     total, squares = float(weights.sum()), float((weights**2).sum())
     freedom = total**2 / squares
-    return float(chdtri(freedom, false_alarm)) * squares / total
+    return float(stats.chi2.isf(false_alarm, freedom)) * squares / total
 
 
 def bounded(energy: Tensor, variance: Tensor, squares: float, bound: float, false_alarm: float) -> Tensor:
@@ -39,7 +39,7 @@ def bounded(energy: Tensor, variance: Tensor, squares: float, bound: float, fals
         Shape (V,), bool.
     """
     deviation = (2 * squares * variance**2 + 4 * variance * bound).sqrt()
-    return energy <= bound * (1 + _ROUNDING) - float(ndtri(false_alarm)) * deviation
+    return energy <= bound * (1 + _ROUNDING) + float(stats.norm.isf(false_alarm)) * deviation
 
 
 def typical_weights(log_weights: Tensor, std: Tensor, false_alarm: float) -> Tensor:
@@ -60,6 +60,6 @@ def typical_weights(log_weights: Tensor, std: Tensor, false_alarm: float) -> Ten
     predicted = (log_weights.sum() - log_weights) / (count - 1)
     scatter = log_weights.square().sum() - log_weights.square() - (count - 1) * predicted.square()
     variance = (2 * _LOG_WEIGHT_STD**2 + scatter.clamp(min=0)) / (count - 1)
-    reach = -float(stdtrit(count, false_alarm / count))
+    reach = float(stats.t.isf(false_alarm / count, count))
     accepted: Tensor = log_weights - predicted <= reach * torch.sqrt(variance + std.square())
     return accepted

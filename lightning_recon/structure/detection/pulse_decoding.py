@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from scipy.special import ndtri
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.structure.coding.channel_code import decode
@@ -83,5 +83,5 @@ def _amplitude_and_noise(header: Tensor, words: Tensor, threshold: float, positi
     """
     there = min(float((header != 0).double().mean()), 1 - 0.5 / len(header))
     empty = (positions * float((words != 0).double().mean()) - there) / (positions - 1)
-    noise = -threshold / float(ndtri(max(empty, 0.5 / len(words)) / 2))
-    return threshold + noise * float(ndtri(there)), noise
+    noise = threshold / float(stats.norm.isf(max(empty, 0.5 / len(words)) / 2))
+    return threshold + noise * float(stats.norm.ppf(there)), noise

@@ -8,8 +8,8 @@ canary moves its own score alone, by at most the sensitivity. Where the noise is
 import math
 
 import numpy as np
-import scipy
 from scipy.optimize import brentq
+from scipy.stats import chi2, nct
 
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, noise_multiplier_for
 from lightning_recon.verification.empirical_epsilon.scores import CanaryScores
@@ -84,9 +84,8 @@ def _mu_p_value(scores: CanaryScores, mu: float) -> float:
     if math.isinf(statistic):
         return 0.0 if statistic > 0 else 1.0
     if noncentrality > _LARGE:
-        below = degrees * (noncentrality / statistic) ** 2 if statistic > 0 else math.inf
-        return float(scipy.stats.chi2.cdf(below, degrees))
-    return float(scipy.stats.nct.sf(statistic, degrees, noncentrality))
+        return float(chi2.cdf(degrees * (noncentrality / statistic) ** 2, degrees)) if statistic > 0 else 1.0
+    return float(nct.sf(statistic, degrees, noncentrality))
 
 
 def _t_statistic(scores: CanaryScores) -> tuple[float, int, float]:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import scipy
 from scipy.optimize import brentq
 from scipy.special import expit
+from scipy.stats import binom
 
 from lightning_recon.verification.empirical_epsilon.scores import CanaryScores
 
@@ -85,8 +85,7 @@ def guesses_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
     at delta 0, correct guesses are at most Binomial(r, 1 / (1 + exp(-epsilon))); delta adds 2 m delta times the
     greatest mean of the i probabilities just below v.
     """
-    counts = np.arange(correct, -1, -1)  # v, v - 1 ... 0 correct guesses
-    at_least = scipy.stats.binom.sf(counts - 1, guesses, expit(epsilon))
+    at_least = binom.sf(np.arange(correct, -1, -1) - 1, guesses, expit(epsilon))  # v, v - 1 ... 0 correct guesses
     below = (at_least[1:] - at_least[0]) / np.arange(1, correct + 1)
     return float(min(1.0, at_least[0] + 2 * canaries * delta * below.max(initial=0.0)))
 
