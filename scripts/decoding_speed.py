@@ -107,10 +107,11 @@ def rows(
                 same = len({record.pop("digest") for record in records.values()}) == 1
                 for version, record in records.items():
                     if run >= 0:
-                        yield columns | {"version": version, "run": run, **record, "same_images": same}
+                        row = columns | {"version": version, "run": run, **record, "same_images": same}
+                        print(row, flush=True)
+                        yield row
             for worker in workers.values():
                 worker.communicate()
-            print(columns, "the same images" if same else "OTHER IMAGES", flush=True)
 
 
 def _worker(update: Path, version: Path) -> subprocess.Popen[str]:
@@ -141,7 +142,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="folder of the other version")
     parser.add_argument("--name", default="before", help="name of the other version")
     parser.add_argument("--runs", type=int, default=3, help="decodings of each update by each version")
-    parser.add_argument("--small", action="store_true", help="the first setting alone")
+    parser.add_argument(
+        "--settings", type=int, default=len(SETTINGS), help="how many of the settings, the quickest first"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "decoding_speed.csv", help="the table")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -150,9 +153,10 @@ def main() -> None:
         return
     if chosen.before is None:
         parser.error("--before is required")
-    settings = SETTINGS[: 1 if chosen.small else None]
+    settings = SETTINGS[: chosen.settings]
     table = list(rows(chosen.root, chosen.before.resolve(), chosen.name, settings, chosen.runs))
-    command = f"python scripts/decoding_speed.py --root DIR --before DIR --name {chosen.name} --runs {chosen.runs}"
+    options = f"--name {chosen.name} --runs {chosen.runs} --settings {chosen.settings}"
+    command = f"python scripts/decoding_speed.py --root DIR --before DIR {options}"
     write_rows(chosen.output, command, table)
 
 

@@ -131,9 +131,7 @@ def test_a_batch_is_decoded_as_its_codewords_alone(rung: int) -> None:
 
 def test_codewords_are_those_of_released_versions() -> None:
     # Of the code as it was when each layer held every 80th parity.
-    digests = [
-        hashlib.sha256(encode(message(rung), rung, INPUTS).to(torch.uint8).numpy()).hexdigest() for rung in (0, 9)
-    ]
+    codewords = [encode(message(rung), rung, INPUTS).to(torch.uint8).numpy() for rung in (0, 9)]
     assert [hashlib.sha256(one).hexdigest()[:16] for one in codewords] == CODEWORDS
 
 
