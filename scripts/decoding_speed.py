@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from measuring import write_rows
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.structure import Digital
-from lightning_recon.structure.detection import successive_decoding
 
 ROOT = Path(__file__).parent.parent
 # Image size, images a client, granularity, noise multiplier: settings of the tables.
@@ -42,7 +42,9 @@ def answered(root: Path | None, size: int, batch: int, granularity: Any, z: floa
     client = VictimClient("convnet", 1000, privacy=Privacy(10.0, z, granularity), noise_seed=0)
     client.bind(data.client_batches)
     payload = Digital().payload(client.task)
-    return payload, client.task, client.share(payload, 0, 0, 0)
+    update = client.share(payload, 0, 0, 0)
+    # As both versions can read it.
+    return payload, client.task, replace(update, gradient=dict(update.gradient))
 
 
 def work(path: Path) -> None:
@@ -53,35 +55,16 @@ def work(path: Path) -> None:
     """
     torch.set_num_threads(1)
     payload, task, update = pickle.loads(path.read_bytes())
-    name = "decode_batch" if hasattr(successive_decoding, "decode_batch") else "decode"
-    spent = _timed(name)
     for _ in sys.stdin:
-        spent.clear()
         begun = time.process_time()
         found = Digital().decode(payload, task, update)
         seconds = time.process_time() - begun
         record = {
             "seconds": round(seconds, 3),
-            "propagation_seconds": round(sum(spent), 3),
             "files": sum(one is not None for one in found.files or ()),
             "digest": hashlib.sha256(found.images.numpy().tobytes()).hexdigest(),
         }
         print(json.dumps(record), flush=True)
-
-
-def _timed(name: str) -> list[float]:
-    """Seconds of every call of a function of `successive_decoding`, filled as it is called."""
-    spent: list[float] = []
-    function: Callable[..., object] = getattr(successive_decoding, name)
-
-    def timed(*arguments: object) -> object:
-        begun = time.process_time()
-        result = function(*arguments)
-        spent.append(time.process_time() - begun)
-        return result
-
-    setattr(successive_decoding, name, timed)
-    return spent
 
 
 def rows(
