@@ -33,6 +33,7 @@ TABLES = [
     not in (
         "budget",
         "case_accounting",
+        "decoding_speed",
         "detector",
         "encoding_cost",
         "identification_distance",

@@ -19,8 +19,9 @@ from lightning_recon.structure.coding.channel_code import binary_capacity, messa
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
+from lightning_recon.structure.detection.remaining_rows import Received
 from lightning_recon.structure.detection.separation import separate
-from lightning_recon.structure.detection.successive_decoding import Received, read_victims
+from lightning_recon.structure.detection.successive_decoding import read_victims
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import design_noise, l1_clipped, measured_multiplier, released_rows
 from lightning_recon.structure.refinement import Posterior

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows that hold several victims: filters that separate them, and what is left when decoded victims are subtracted.
+
+Source: linear detection of least mean squared error; Tse and Viswanath, "Fundamentals of Wireless Communication"
+(2005), section 8.3.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_recon.privacy.mechanism import Mechanism
+from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
+from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.modulation import header_words, symbols
+
+# A header counts as readable if it exceeds the noise by this many standard deviations.
+_READABLE = 4.0
+# A row still holds a victim if its energy exceeds the noise's by this many standard deviations of the latter.
+_BUSY = 6.0
+# Two rows hold the same codeword if their inner product is this share of one's energy.
+_SAME = 0.6
+# A codeword this many decibels below the capacity of its rate is not decoded.
+HOPELESS_DB = -0.3
+# Message bits that are decoded at once on a CPU, whose beliefs, accessed in random order, have to fit its cache.
+_CACHED = 2**18
+# Rounding in float32 leaves this share of what rows held.
+_ROUNDING = 1e-6
+# A filter is a single row if that row has this share of its squared weights.
+_SINGLE_ROW = 0.99
+
+
+@dataclass(frozen=True)
+class Received:
+    """An image that passed its checksum.
+
+    Args:
+        image: Shape (3, H, W), uint8.
+        exact: Whether it was sent losslessly.
+        rung: The rung of the ladder it was sent at.
+        snr: Power of its inputs by the variance of their noise, after filtering.
+    """
+
+    image: Tensor
+    exact: bool
+    rung: int
+    snr: float
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Linear filter (beamformer) for one victim.
+
+    Args:
+        weights: Shape (K,): of the rows.
+        amplitude: Signed amplitude of ±1 after filtering.
+        deviation: Standard deviation of noise and interference after filtering.
+        rung: The rung that its header names.
+        margin: Signal-to-noise margin over what its rate needs at least, in dB; -inf without a header.
+    """
+
+    weights: Tensor
+    amplitude: float
+    deviation: float
+    rung: int
+    margin: float
+
+
+class RemainingRows:
+    """Rows after the decoded codewords were subtracted."""
+
+    def __init__(
+        self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int], mechanism: Mechanism | None = None
+    ) -> None:
+        """Begin with all rows; arguments as in `successive_decoding.read_victims`."""
+        self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
+        self.plan, self.size, self.mechanism = plan, size, mechanism
+        self.gram = (self.words @ self.words.T).double() / plan.inputs
+        strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
+        self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
+
+    def filters(self, members: Tensor, weight: float) -> list[Filter]:
+        """LMMSE filter for each of the given victims, with the others as interference.
+
+        Args:
+            members: Shape (V, K), bool.
+            weight: What one row usually holds of a victim's inputs, as a factor.
+        """
+        if not len(members) or self.gram.diagonal().max() <= 0:
+            return []
+        held = members.to(self.gram)
+        signal = self.gram - self.noise**2 * torch.eye(len(self.gram)).to(self.gram)
+        # Least squares: what victims' powers, each in all pairs of its rows, come nearest to these inner products?
+        power = torch.linalg.pinv((held @ held.T) ** 2) @ ((held @ signal) * held).sum(dim=1)
+        weights, variance = self._mixed(held, power.clamp(min=1e-30), self.noise**2)
+        # Victims with the same header do not average out over its length: they have to be separated first.
+        usual = torch.full_like(power, (weight * self.plan.header) ** 2)
+        mixed, blur = self._mixed(held, usual, self.noise**2 / HEADER)
+        match = (mixed.to(self.header) @ self.header @ header_words().to(self.header).T).double() / HEADER
+        match *= torch.tensor(self.plan.amplitudes).to(match) > 0  # the other rungs are not used
+        rung = match.abs().argmax(dim=1)
+        match = match.gather(1, rung[:, None])[:, 0]
+        readable = match.abs() > _READABLE * blur.sqrt()
+        found = []
+        for one in range(len(held)):
+            margin = 10 * math.log10(float(power[one].clamp(min=1e-30) / variance[one])) - LADDER[rung[one]].capacity_db
+            found.append(
+                Filter(
+                    weights[one],
+                    float(power[one].clamp(min=1e-30).sqrt() * match[one].sign()),
+                    float(variance[one].sqrt()),
+                    int(rung[one]),
+                    margin if bool(readable[one]) else -math.inf,
+                )
+            )
+        return found
+
+    @staticmethod
+    def _mixed(held: Tensor, power: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+        """Weights of the rows, shape (V, K), under which each victim has gain 1, and the variance of everything else.
+
+        Args:
+            held: Shape (V, K), zeros and ones.
+            power: Shape (V,): of each victim in each of its rows.
+            noise: Variance of the noise in every row.
+
+        Returns:
+            Weights, and the variance of noise and neighbours under them, shape (V,).
+        """
+        covariance = held.T @ (power[:, None] * held) + noise * torch.eye(held.shape[1]).to(held)
+        white = torch.linalg.solve(covariance, held.T)
+        gain = (held.T * white).sum(dim=0)
+        return (white / gain).T, (1 / gain - power).clamp(min=noise / held.shape[1])
+
+    def together(self, candidates: list[Filter]) -> list[int]:
+        """Which candidates to decode at once with the first: those that need nothing from its subtraction.
+
+        They are of the same rate, and get through nearly always even with the interference that is left. On a CPU they
+        are no more than what fits its cache.
+
+        Args:
+            candidates: The strongest first.
+        """
+        rung = candidates[0].rung
+        sure = 10 * math.log10(needed_snr(rung, self.plan.inputs)) - LADDER[rung].capacity_db
+        alike = [one for one in range(1, len(candidates)) if candidates[one].rung == rung]
+        most = len(alike)
+        if self.words.device.type == "cpu":
+            most = max(1, _CACHED // message_bits(rung, self.plan.inputs)) - 1
+        return [0, *(one for one in alike if candidates[one].margin >= sure)][: most + 1]
+
+    def receive(self, filters: list[Filter]) -> list[Received | None]:
+        """Decode victims of one rate and take them out of the rows; None for each that does not come through."""
+        if filters[0].margin < HOPELESS_DB:
+            return [None] * len(filters)
+        mixed = torch.stack([one.weights for one in filters]).to(self.words) @ self.words
+        beliefs = torch.stack([self.beliefs(*pair) for pair in zip(mixed, filters, strict=True)])
+        messages: list[Tensor] = []
+        received: list[Received | None] = []
+        for bits, one in zip(decode_batch(beliefs, filters[0].rung), filters, strict=True):
+            # The same victim, with other rows, would be gone by now if it had been decoded after the first.
+            new = bits is not None and not any(torch.equal(bits, other) for other in messages)
+            content = unframed(bits.cpu(), *self.size) if bits is not None and new else None
+            if bits is None or content is None:
+                received.append(None)
+                continue
+            self._subtract(bits, one.rung)
+            messages.append(bits)
+            received.append(Received(*content, one.rung, (one.amplitude / one.deviation) ** 2))
+        return received
+
+    def _subtract(self, bits: Tensor, rung: int) -> None:
+        """Take a decoded message out of the rows."""
+        codeword = symbols(bits, rung, self.plan.inputs)
+        # Correlation with the codeword gives its amplitude in each row.
+        share = self.words @ codeword / self.plan.inputs
+        self.words.addr_(share, codeword, alpha=-1)
+        header = self.plan.header / self.plan.amplitudes[rung]
+        self.header.addr_(share, header * header_words()[rung].to(self.header), alpha=-1)
+        self.gram -= torch.outer(share, share).double()
+
+    def beliefs(self, mixed: Tensor, filter_: Filter) -> Tensor:
+        """Log-likelihood ratio of every input of a filtered codeword, shape (inputs,).
+
+        A single row holds the mechanism's own noise; a sum of several is nearly normal, as is interference.
+        """
+        weights = filter_.weights.square()
+        if self.mechanism is None or float(weights.max()) < _SINGLE_ROW * float(weights.sum()):
+            return mixed * (2 * filter_.amplitude / filter_.deviation**2)
+        scale = filter_.deviation / self.mechanism.noise_std
+        above, below = (
+            self.mechanism.log_likelihood((mixed - sign * filter_.amplitude) / scale) for sign in (1.0, -1.0)
+        )
+        return above - below
+
+    def unexplained(self) -> list[Tensor]:
+        """Rows that still hold a victim, each with those like it, the strongest first: shapes (K,), bool."""
+        energy = self.gram.diagonal() - self.noise**2
+        busy = energy > _BUSY * math.sqrt(2 / self.plan.inputs) * self.noise**2
+        groups: list[Tensor] = []
+        for row in energy.argsort(descending=True).tolist():
+            alike = self.gram[row] >= _SAME * energy[row]
+            alike[row] = True
+            if bool(busy[row]) and not any(torch.equal(alike, group) for group in groups):
+                groups.append(alike)
+        return groups
