@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.structure.coding.channel_code import LADDER, decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
@@ -47,7 +48,7 @@ class Received:
     """An image that passed its checksum.
 
     Args:
-        image: Shape (3, H, W), uint8.
+        image: Shape (C, H, W), uint8 or int32.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
         snr: Power of its inputs by the variance of their noise, after filtering.
@@ -65,7 +66,7 @@ def read_victims(
     members: Tensor,
     weight: float,
     plan: Plan,
-    size: tuple[int, int],
+    picture: ImageFormat,
     victims: int,
     progress: Callable[[int], None] = lambda count: None,
     mechanism: Mechanism | None = None,
@@ -78,7 +79,7 @@ def read_victims(
         members: Shape (V, K), bool: which rows hold which victim.
         weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
-        size: Height and width of the images.
+        picture: Format of the images.
         victims: How many there are at most.
         progress: Called with the number of images received so far.
         mechanism: Distribution of the noise of every entry; None for normal noise.
@@ -87,7 +88,7 @@ def read_victims(
         For each of the V victims its image, or None; and images of victims that `members` lacks. Together
         no more than `victims`.
     """
-    remaining = _RemainingRows(rows, noise, plan, size, mechanism)
+    remaining = _RemainingRows(rows, noise, plan, picture, mechanism)
     found: list[Received | None] = [None] * len(members)
     others: list[Received] = []
     waiting = list(range(len(members)))
@@ -147,10 +148,10 @@ class _RemainingRows:
     """Rows after the decoded codewords were subtracted."""
 
     def __init__(
-        self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int], mechanism: Mechanism | None = None
+        self, rows: Tensor, noise: float, plan: Plan, picture: ImageFormat, mechanism: Mechanism | None = None
     ) -> None:
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
-        self.plan, self.size, self.mechanism = plan, size, mechanism
+        self.plan, self.picture, self.mechanism = plan, picture, mechanism
         self.gram = (self.words @ self.words.T).double() / plan.inputs
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
@@ -214,7 +215,7 @@ class _RemainingRows:
             return None
         mixed = filter_.weights.to(self.words) @ self.words
         bits = decode(self.beliefs(mixed, filter_), filter_.rung)
-        content = None if bits is None else unframed(bits.cpu(), *self.size)
+        content = None if bits is None else unframed(bits.cpu(), self.picture)
         if bits is None or content is None:
             return None
         codeword = symbols(bits, filter_.rung, self.plan.inputs)
