@@ -15,6 +15,7 @@ from lightning_recon.attack.inversion.search import search
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining
+from lightning_recon.networks.input_layer import input_channels
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.privacy.parameters import Privacy

@@ -16,6 +16,7 @@ from lightning_recon.client.noise import add_noise
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.update import clipped_update
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.image_format import format_of
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser

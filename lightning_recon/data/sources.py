@@ -180,9 +180,9 @@ def open_source(
     """Open a source of images.
 
     Args:
-        source: "samples" reads the bundled photographs, "samples_grey16" the bundled grey images of 16 bits; "folder" and "imagenet" read an image folder ("imagenet" also
-            finds it in `root/val` or `root/train`, where torchvision unpacks it); the others are torchvision's data
-            sets (the training split if there is one).
+        source: "samples" reads the bundled photographs, "samples_grey16" the bundled grey images of 16 bits; "folder"
+            and "imagenet" read an image folder ("imagenet" also finds it in `root/val` or `root/train`, where
+            torchvision unpacks it); the others are torchvision's data sets (the training split if there is one).
         root: folder of the data, also for downloads; not needed for bundled images.
         num_classes: number of classes of a folder without class subfolders, see `open_folder`.
         download: whether to download CIFAR-100, Caltech-256 or Flowers-102 if it is missing.

@@ -20,11 +20,11 @@ _SPREAD = 0.3  # standard deviation of a start around the mean image, in those o
 class Parametrization:
     """Maps the numbers that are optimised (dummies) to images.
 
-    "pixels": pixels standardised by ImageNet's statistics, as in the published attacks. "spectrum": decorrelated cosine coefficients in units of
-    their public standard deviation, in which a photograph is standard normal: both a prior and a preconditioner, since
-    a step of one size moves every frequency in proportion to its standard deviation. "balanced": the same coefficients
-    in units of their posterior standard deviation given the update: that of photographs where noise hides a
-    coefficient, equal for all where it does not, as suits second-order methods.
+    "pixels": pixels standardised by ImageNet's statistics, as in the published attacks. "spectrum": decorrelated cosine
+    coefficients in units of their public standard deviation, in which a photograph is standard normal: both a prior and
+    a preconditioner, since a step of one size moves every frequency in proportion to its standard deviation.
+    "balanced": the same coefficients in units of their posterior standard deviation given the update: that of
+    photographs where noise hides a coefficient, equal for all where it does not, as suits second-order methods.
     """
 
     def __init__(self, basis: Basis, statistics: PublicStatistics, device: torch.device) -> None:
