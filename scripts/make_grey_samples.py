@@ -44,8 +44,8 @@ def main() -> None:
     header = (
         "# Grey images of 16 bits\n\n"
         f"{SIDE} × {SIDE} pixels, made by `scripts/make_grey_samples.py`: each value is the mean luminance of a square "
-        "of 25 to 196\npixels of the original's centre, times 257. All are CC0 or in the public domain; one class folder "
-        "each.\n\n| file | title | author | licence as stated at the source | source |\n|---|---|---|---|---|\n"
+        "of 25 to 196\npixels of the original's centre, times 257. All are CC0 or in the public domain; one class "
+        "folder each.\n\n| file | title | author | licence as stated at the source | source |\n|---|---|---|---|---|\n"
     )
     (options.output / "README.md").write_text(header + "\n".join(sorted(rows)) + "\n", "utf-8")
 
