@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from cells import CLOSED_FORM, CONVNET, DIGITAL, LINEAR, PHOTOGRAPHS, SAMPLE, Z, cell, fixed
 from measuring import Cell
 
-CLIENTS, DRAWS, NOISES = 16, 5, (0.03, 0.01, 0.003, 0.001)
+CLIENTS, DRAWS, NOISES = 8, 5, (0.01, 0.003, 0.001)
 # Of the photographs: name, options, bits of a value.
 FORMATS = (
     ("RGB, 8 bits", "--data.image_size 64", 8),
