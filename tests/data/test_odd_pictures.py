@@ -45,7 +45,7 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def reason(source: ImageSource) -> str:
-    with pytest.raises(ValueError, match=".") as raised:
+    with pytest.raises(ValueError, match=r".") as raised:
         source.read(0, rgb(16))
     return str(raised.value)
 

@@ -32,8 +32,9 @@ def lossless_planes(planes: Plane, picture: ImageFormat) -> bytes:
         plain = _encoded(plane, picture, None)
         data, kind = plain, 0
         if before is not None:
-            # Modulo the number of values, so that differences have as many bits.
-            difference = _encoded((plane.astype(np.int64) - before) % (picture.largest + 1), picture, None)
+            # Modulo the number of values, so that differences have as many bits; 0 becomes the middle of them.
+            shifted = (plane.astype(np.int64) - before + _middle(picture)) % (picture.largest + 1)
+            difference = _encoded(shifted, picture, None)
             data, kind = min((plain, 0), (difference, 1), key=lambda one: len(one[0]))
         parts.append(bytes([kind]) + data)
         before = plane
@@ -67,9 +68,13 @@ def decoded_planes(data: bytes, exact: bool, picture: ImageFormat) -> Plane:
         with Image.open(io.BytesIO(file), formats=["JPEG2000"]) as opened:
             values = np.asarray(opened).astype(np.int64)
         if kind == 1:
-            values = (values + found[-1]) % (picture.largest + 1)
+            values = (values + found[-1] - _middle(picture)) % (picture.largest + 1)
         found.append(values.clip(0, picture.largest))
     return np.stack(found)
+
+
+def _middle(picture: ImageFormat) -> int:
+    return 1 << picture.bit_depth - 1
 
 
 def _encoded(plane: Plane, picture: ImageFormat, quality: float | None) -> bytes:
