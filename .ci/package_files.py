@@ -15,6 +15,7 @@ DATA = {
     "lightning_recon/priors/image_statistics.json",
     "lightning_recon/priors/weights/denoiser.safetensors",
     "lightning_recon/data/samples/README.md",
+    "lightning_recon/data/samples_grey16/README.md",
     "lightning_recon/configs/quickstart.yaml",
     "lightning_recon/py.typed",
 }

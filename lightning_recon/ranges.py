@@ -47,6 +47,8 @@ LEVELS = Range("a whole number from 1 to 65536", 1, 2**16)
 SIZE = Range("a whole number from 1 to 1048576", 1, 2**20)
 SIZE_OR_NONE = Range("a whole number from 0 to 1048576", 0, 2**20)
 SIZE_IN_BYTES = Range("a whole number of bytes, at least 1", 1, 2**63 - 1)
+CHANNELS = Range("a whole number from 1 to 64", 1, 64)
+BIT_DEPTH = Range("a whole number from 8 to 16", 8, 16)
 SIDE = Range("a whole number of pixels from 8 to 8192", 8, 2**13)
 # Seeds of torch's, Lightning's and OpenCV's random generators.
 SEED = Range("a whole number from 0 to 18446744073709551615", 0, 2**64 - 1)

@@ -15,13 +15,13 @@ class ReceivedFile:
     """An image file that the server decoded from a digital code, as the server itself can tell.
 
     Args:
-        codec: "webp", lossless, or "avif", lossy.
+        codec: "webp", lossless, "avif", lossy, or "jpeg2000", either.
         rate: Message bits an input of its codeword.
         bits: Message bits of its codeword: file, length and checksum, filled up to what the rate carries.
         capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio of the release.
     """
 
-    codec: Literal["webp", "avif"]
+    codec: Literal["webp", "avif", "jpeg2000"]
     rate: float
     bits: int
     capacity: float
@@ -69,7 +69,7 @@ class Reconstruction:
     Args:
         client: Index of the update.
         draw: Index of the noise draw.
-        images: Shape (M, 3, H, W), values in [0, 1]: about as many as the update has victims.
+        images: Shape (M, C, H, W), values in [0, 1]: about as many as the update has victims.
         initial: The same before refinement.
         unresolved: Rows whose content no single image explains.
         evident: Whether the images explain more of the update than its noise does.
@@ -78,7 +78,7 @@ class Reconstruction:
         share: The structure's share of the clipping budget, as the update shows it; None where that cannot be
             estimated.
         mismatch: Where the update contradicts the announcement.
-        mean_image: The estimate of a victim without a reconstruction, shape (3, H, W), where the update shows that
+        mean_image: The estimate of a victim without a reconstruction, shape (C, H, W), where the update shows that
             images are not as announced; None: that of the announcement.
         seen: For each image the rounds that it was seen in; None where all are in all rounds.
     """

@@ -49,6 +49,7 @@ from client_cells import (
 from honest_cells import honest, labels
 from measuring import Cell, measured, rows_of, write_rows, write_table
 from mechanism_cells import mechanisms
+from picture_cells import pictures
 from training_cells import trainings
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -58,7 +59,7 @@ CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     for table in (
         headline, seed_sweep, peers, peers_bundled, curve, sample64, moments, expectations, batch_size, aggregation,
         ablation, rounds, mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, digital_paper,
-        digital_rounds, margins, clients, compression, mechanisms, trainings, case_studies,
+        digital_rounds, margins, clients, compression, mechanisms, trainings, case_studies, pictures,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.

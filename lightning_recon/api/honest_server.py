@@ -15,6 +15,7 @@ from lightning_recon.attack.inversion.search import search
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining
+from lightning_recon.networks.input_layer import input_channels
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.privacy.parameters import Privacy
@@ -85,12 +86,13 @@ def invert_gradients(
         gradient: of the mean cross-entropy of the batch: by parameter name, as `privatized_update` and
             `gradient_of_step` return it, or in the order of `model.parameters()`, as `torch.autograd.grad` does. None
             stands for zeros.
-        image_size: height and width of an image, or one number for both.
+        image_size: height and width of an image, or one number for both. The number of channels is that of the model's
+            first convolution, or of `truth`; 3 without either.
         batch_size: number of images in the batch (B).
         privacy: how the gradient was clipped and noised; None: not at all. Under granularity "sample", the gradient is
             the sum of the samples' clipped gradients.
         labels: true labels, (B,), int64, if the attack shall use them (an oracle); None: recovered from the gradient.
-        truth: true images, (B, 3, H, W) in [0, 1], for the scores alone; None: nothing is scored.
+        truth: true images, (B, C, H, W) in [0, 1], for the scores alone; None: nothing is scored.
         preset: attack by name, as under `configs/attack/`: "likelihood", "inverting_gradients",
             "inverting_gradients_modern", "see_through_gradients", "dlg", "idlg" or "analytic".
         steps: optimiser steps; None: as many as the preset takes.
@@ -130,18 +132,19 @@ def invert_gradients(
         raise UserError(f"local_steps is {local_steps}, which does not divide batch_size, {batch_size}")
     protection = Privacy(max_grad_norm=None) if privacy is None else privacy
     network, device = float_copy(model)
-    task = task_of(network, (3, height, width), batch_size, protection)
+    if truth is not None:
+        check_images(truth, "truth")
+    channels = input_channels(network) if truth is None else truth.shape[1]
+    task = task_of(network, (channels, height, width), batch_size, protection)
     local = LocalTraining(epochs=local_epochs, learning_rates=(local_lr,))
     task = replace(task, local=local if local_steps == 1 else replace(local, batch_size=batch_size // local_steps))
     if labels is not None:
         check_labels(labels, batch_size, task.num_classes)
-    if truth is not None:
-        check_images(truth, "truth")
-        if truth.shape != (batch_size, 3, height, width):
-            raise UserError(f"truth is {tuple(truth.shape)}: give images ({batch_size}, 3, {height}, {width})")
+    if truth is not None and truth.shape != (batch_size, channels, height, width):
+        raise UserError(f"truth is {tuple(truth.shape)}: give images ({batch_size}, {channels}, {height}, {width})")
     settings, usual_steps = inversion_preset(preset)
     settings = replace(settings, seed=seed, labels=settings.labels if labels is None else "oracle")
-    statistics = public_statistics(height, width, False)
+    statistics = public_statistics(height, width, False, None, channels)
     with reproducible_fp32(network, device, seed, None), explained_batch_norm():
         update = named_gradient(network, gradient)
         steps = usual_steps if steps is None else steps

@@ -17,6 +17,7 @@ from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.client.privatize import noised_when_read
 from lightning_recon.client.update import clipped_update
 from lightning_recon.exchange import ClientUpdate, LazyTensors, ServerPayload, Task
+from lightning_recon.image_format import format_of
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
@@ -34,7 +35,7 @@ class BatchClient:
         task: what the server knows.
         network: in float32, in the mode in which it is differentiated.
         device: of the network.
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, C, H, W) in [0, 1].
         labels: (B,), int64.
         privacy: clipping and noise.
         seed: seed of dropout.
@@ -87,7 +88,7 @@ def client_of(
     check_ranges("", seed=(seed, SEED), noise_seed=(noise_seed, SEED))
     check_images(images)
     network, device = float_copy(model)
-    task = task_of(network, (3, images.shape[2], images.shape[3]), len(images), privacy)
+    task = task_of(network, format_of(images[0]).shape, len(images), privacy)
     check_labels(labels, len(images), task.num_classes)
     return BatchClient(task, network, device, images, labels, privacy, seed, NoiseSource(noise_seed))
 
@@ -108,7 +109,7 @@ def privatized_update(
 
     Args:
         model: any network, images to logits, differentiated in the mode (train or eval) in which it is.
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, C, H, W) in [0, 1].
         labels: (B,), int64.
         privacy: clipping and noise.
         payload: what a malicious server adds to the model; None adds nothing.
@@ -158,7 +159,7 @@ def reconstruct(
 
     Args:
         model: any network, images to logits, differentiated in the mode (train or eval) in which it is.
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, C, H, W) in [0, 1].
         labels: (B,), int64.
         max_grad_norm: clipping norm C.
         noise_multiplier: scale of the noise divided by C (z), for Gaussian noise its standard deviation.

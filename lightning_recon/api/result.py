@@ -23,9 +23,9 @@ class AttackResult:
     """Reconstructions of one batch; scored if the true images are known. All tensors are on the CPU.
 
     Args:
-        images: (M, 3, H, W) in [0, 1]. With the true images known, M = B, in the order of the batch, and the public
+        images: (M, C, H, W) in [0, 1]. With the true images known, M = B, in the order of the batch, and the public
             mean image stands for an image that was missed; otherwise in the attacker's order.
-        truth: (B, 3, H, W), the true images; None if they are not known.
+        truth: (B, C, H, W), the true images; None if they are not known.
         psnr: (B,), in dB; None without the true images.
         ssim: (B,); None without the true images.
         labels: (B,), int64, the labels that the attacker recovered, in its own order; None if it recovers none.
@@ -87,8 +87,8 @@ def scored(
     """Bring reconstructions into the order of the true images, and score them, if these are known.
 
     Args:
-        images: (M, 3, H, W), on the CPU.
-        truth: (B, 3, H, W); None if not known.
+        images: (M, C, H, W), on the CPU.
+        truth: (B, C, H, W); None if not known.
         privacy: clipping and noise.
         statistics: public statistics, whose mean image stands for an image that was missed.
         labels: see `AttackResult`.
@@ -113,7 +113,7 @@ def bounds_of(privacy: Privacy, batch_size: int, truth: Tensor | None) -> dict[s
     Args:
         privacy: clipping and noise.
         batch_size: number of images in the batch.
-        truth: true images, (B, 3, H, W).
+        truth: true images, (B, C, H, W).
     """
     if not privacy.noise_multiplier:
         return {}

@@ -100,14 +100,14 @@ def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: i
 
 
 def check_images(images: Tensor, what: str = "images") -> None:
-    """Refuse what is not a batch of RGB images in [0, 1].
+    """Refuse what is not a batch of images in [0, 1].
 
     Raises:
         UserError: What is wrong.
     """
-    if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3 or not len(images):
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.numel():
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise UserError(f"{what} is {found}: give a tensor (B, 3, H, W), B at least 1")
+        raise UserError(f"{what} is {found}: give a tensor (B, C, H, W), B at least 1")
     if not images.is_floating_point():
         raise UserError(f"{what} holds {images.dtype}: give floating point values in [0, 1], such as images / 255")
     if not 0 <= float(images.min()) <= float(images.max()) <= 1:  # false for NaN too

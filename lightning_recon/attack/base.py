@@ -137,7 +137,7 @@ class Attack(LightningModule, ABC):
 
     @property
     def mean_image(self) -> Tensor:
-        """The image that stands for a victim which was not isolated, shape (3, H, W)."""
+        """The image that stands for a victim which was not isolated, shape (C, H, W)."""
         return self.statistics.mean
 
     def setup(self, stage: str) -> None:

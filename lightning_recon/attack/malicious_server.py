@@ -52,7 +52,7 @@ class ReconstructionAttack(Attack):
                 null with `update`.
             structure: What the server adds to the model, and how it decodes the updates.
             draws: How many independent noise realisations of each client's update to attack.
-            denoiser: Prior of the refinement: a module called with images (M, 3, H, W) in [0, 1] and the standard
+            denoiser: Prior of the refinement: a module called with images (M, C, H, W) in [0, 1] and the standard
                 deviation of their noise (M,), such as `lightning_recon.attack.TotalVariation` or
                 `deepinv.models.DRUNet`. Default: the small one that ships with the package.
             record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows":

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from lightning_recon.audit.formatting import number
 from lightning_recon.audit.run import Outcome
 from lightning_recon.audit.verdict import Protection
 from lightning_recon.callbacks.figures import caption
-from lightning_recon.data.image_files import open_image
+from lightning_recon.data.image_files import open_image, to_rgb
+from lightning_recon.files.image_writer import WINDOW
 
 SIDE = 112  # largest width and height of an embedded image, in pixels
 COLUMNS = 6  # victims in a grid
@@ -140,6 +142,16 @@ def _reconstruction(outcome: Outcome, victim: Mapping[str, Any]) -> EmbeddedImag
     return EmbeddedImage(source, text, f"reconstruction by {outcome.attack}: {text}")
 
 
+def _shown(image: Image.Image) -> Image.Image:
+    """An image as 8-bit RGB; one of more bits between the values that its file names, see `files.image_writer`."""
+    if WINDOW not in image.info:
+        return to_rgb(image)
+    low, high = (float(value) for value in str(image.info[WINDOW]).split())
+    largest = 65535 if image.mode.startswith("I") else 255
+    values = (np.asarray(image) / largest - low) / max(high - low, 1e-6)
+    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+
+
 def embedded(folder: Path, name: str) -> str:
     """An image of a run as a data URI, scaled down if it is large.
 
@@ -154,7 +166,7 @@ def embedded(folder: Path, name: str) -> str:
     if not path.is_relative_to(folder.resolve()):
         return ""
     try:
-        image = open_image(path, _MAX_PIXELS).convert("RGB")
+        image = _shown(open_image(path, _MAX_PIXELS))
     except (OSError, ValueError, SyntaxError, struct.error):
         return ""
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

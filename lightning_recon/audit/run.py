@@ -24,6 +24,8 @@ from lightning_recon.privacy.parameters import mechanism_named
 
 FAILED = "failed.txt"
 
+_BUNDLED = {"samples": "bundled photographs", "samples_grey16": "bundled grey images"}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -214,7 +216,7 @@ def _about(folder: Path) -> tuple[str, str]:
     try:
         config = read_yaml(folder / "config.yaml")
         client, data = config["model"]["init_args"]["client"]["init_args"], config["data"]["init_args"]
-        size, root, kind = data["image_size"], data.get("root"), data.get("source", "samples")
+        root, kind = data.get("root"), data.get("source", "samples")
         trained = "trained" if client.get("weights") else "untrained"
         # Neither the seed, which chooses among the images, nor how they are distributed over clients.
         source = {"class": config["data"]["class_path"], "root": root, "source": kind, "masks": data.get("masks")}
@@ -222,10 +224,20 @@ def _about(folder: Path) -> tuple[str, str]:
         if "network" not in client:
             source["client"] = client  # another file, other images
         mark = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:8]
-        named = f"images of {Path(root).name}" if root else "bundled photographs" if kind == "samples" else kind
+        named = f"images of {Path(root).name}" if root else _BUNDLED.get(kind, kind)
     except FAULTS:  # missing, damaged, or of another kind of run
         return "", ""
-    return printable(f"{network}; {named}, {size} × {size} pixels", 300), mark
+    return printable(f"{network}; {named}, {_format_in_words(data)}", 300), mark
+
+
+def _format_in_words(data: Mapping[str, Any]) -> str:
+    """Size, and channels and bits of a value where they are not those of 8-bit RGB."""
+    size, channels, bits = data["image_size"], data.get("channels", 3), data.get("bit_depth", 8)
+    height, width = size if isinstance(size, list) else (size, size)
+    words = f"{height} × {width} pixels"
+    if (channels, bits) != (3, 8):
+        words += f", {channels} channel{'s' if channels > 1 else ''} of {bits} bits"
+    return words
 
 
 def sampling_in_words(sampling: Mapping[str, Any] | None) -> str:

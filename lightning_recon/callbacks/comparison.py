@@ -16,6 +16,7 @@ from lightning_recon.callbacks.image_grid import Drawn, ImageGrid, log_picture, 
 from lightning_recon.callbacks.protection import describe_protection, noise_of, privacy_of
 from lightning_recon.client import VictimClient
 from lightning_recon.console import say, warn
+from lightning_recon.display import window_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.formatting import display_name
 from lightning_recon.evaluation.scoring import Scored, Truth, score
@@ -78,7 +79,8 @@ class Comparison(Callback):
         versions = [Version("photograph", truth.photographs), Version("what the client used", truth.images)]
         versions += [_version(name, scored) for name, scored in compared]
         note = f"{describe_protection(privacy_of(pl_module.client), 'epsilon', 'delta')}. {NOTE if asks else ''}"
-        figure = comparison_figure([one.first(self.victims) for one in versions], note=note)
+        window = window_of(truth.photographs, pl_module.task.bit_depth)
+        figure = comparison_figure([one.first(self.victims).within(window) for one in versions], note=note)
         write(path, lambda partial: figure.save(partial, format="png"))
         means = [f"{name} {_mean_psnr(scored):.1f} dB" for name, scored in compared]
         self._report = f"first client: {', '.join(means)}; {path}"
@@ -107,7 +109,7 @@ class Comparison(Callback):
             warn(f"no comparison with {name}: {error}")
             return None
         found = _unrefined(decoded, draw)
-        return name, score(truth, found, structure.statistics(client.task).mean)
+        return name, score(truth, found, structure.statistics(client.task).mean, client.task.bit_depth)
 
     def _harder(self, module: Attack) -> VictimClient | None:
         """The same clients under more noise, where the attack is one that can be repeated."""
@@ -135,13 +137,13 @@ class Comparison(Callback):
         times = f"{self.noise_factor:g} times the noise"
         drawn = Drawn(f"client_0/{self.noise_factor:g}_times_the_noise", f"z = {noise_of(harder.task):g}, {times}", 8)
         grid = next((one for one in trainer.callbacks if isinstance(one, ImageGrid)), ImageGrid())  # type: ignore[attr-defined]
-        mean = module.structure.statistics(harder.task).mean
+        mean, depth = module.structure.statistics(harder.task).mean, harder.task.bit_depth
         for step, state in enumerate(states):
-            scored = score(truth, state, mean)
+            scored = score(truth, state, mean, depth)
             if grid.due(step) or step == len(states) - 1:
                 for logger in trainer.loggers:
                     if isinstance(logger, TensorBoardLogger):
-                        log_picture(logger, step, drawn, versions_of(state, truth, scored))
+                        log_picture(logger, step, drawn, versions_of(state, truth, scored, bit_depth=depth))
                     logger.log_metrics({"psnr_under_more_noise": _mean_psnr(scored)}, step)
         return [(times, scored)]
 
@@ -176,7 +178,8 @@ def _chosen(trainer: Trainer) -> Callback:
 def _baseline(module: Attack, truth: Truth) -> tuple[str, Scored]:
     """The baseline without an attack: the public mean image for every victim."""
     nothing = truth.images[:0].cpu()
-    return "mean image", score(truth, Reconstruction(0, 0, nothing, nothing, 0), module.mean_image)
+    found = Reconstruction(0, 0, nothing, nothing, 0)
+    return "mean image", score(truth, found, module.mean_image, module.task.bit_depth)
 
 
 def _version(name: str, scored: Scored) -> Version:

@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lightning_recon.display import Window, as_rgb, windowed
+
 _INK = "#1f2328"
 _GREY = "#59636e"
 _TEXT = 0.075  # height of the letters, in tiles
@@ -22,7 +24,7 @@ class Version(NamedTuple):
 
     Args:
         name: Its heading.
-        images: Shape (B, 3, H, W), values in [0, 1].
+        images: Shape (B, C, H, W), values in [0, 1]; `display.as_rgb` says which channels are drawn.
         captions: What to write under each; None for nothing.
     """
 
@@ -33,6 +35,10 @@ class Version(NamedTuple):
     def first(self, count: int) -> "Version":
         """The same of the first victims alone."""
         return Version(self.name, self.images[:count], self.captions and self.captions[:count])
+
+    def within(self, window: Window | None) -> "Version":
+        """The same with values relative to a window, see `display.windowed`."""
+        return Version(self.name, windowed(self.images, window), self.captions)
 
 
 def caption(psnr: float, bit_exact: bool) -> str:
@@ -116,7 +122,7 @@ def _lines(text: str, size: float, width: int) -> list[str]:
 
 
 def _tile(image: Tensor, size: tuple[int, int]) -> Image.Image:
-    values = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    values = (as_rgb(image).detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     tile = Image.fromarray(values.permute(1, 2, 0).numpy())
     whole = size[0] % tile.width == 0 and size[1] % tile.height == 0
     return tile.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)

@@ -43,7 +43,7 @@ def truth_of(truths: list[Truth], update: int, module: Attack) -> Truth:
 def scored_one(one: Reconstruction, truths: list[Truth], module: Attack) -> Scored:
     """Score an update's reconstructions; each victim carries the index of its own client."""
     mean_image = module.mean_image if one.mean_image is None else one.mean_image
-    scored = score(truth_of(truths, one.client, module), one, mean_image)
+    scored = score(truth_of(truths, one.client, module), one, mean_image, module.task.bit_depth)
     first = one.client * module.task.aggregated
     members = truths[first : first + module.task.aggregated]
     places = [(first + nth, index) for nth, member in enumerate(members) for index in range(len(member.images))]

@@ -12,13 +12,13 @@ from lightning_recon.attack import Attack, GradientInversion, Reconstruction
 from lightning_recon.callbacks.figures import Version, caption, comparison_figure
 from lightning_recon.callbacks.ground_truth import scored_one, truth_of, truths_of
 from lightning_recon.callbacks.protection import noise_of
+from lightning_recon.display import window_of
 from lightning_recon.evaluation.formatting import display_name
-from lightning_recon.evaluation.metrics import psnr_per_image
+from lightning_recon.evaluation.metrics import bit_exact, psnr_per_image
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.ranges import COUNT, COUNT_OR_NONE, check_ranges
 
 _LEAST_TILE, _MOST_TILE = 128, 192  # pixels
-_EXACT = 100.0  # dB, PSNR of an exact copy
 
 # One chart with the attack and the mean image; TensorBoard shows it under "Custom scalars".
 _LAYOUT = {"search": {"PSNR, dB": ["Multiline", ["^psnr$", "^mean_image_psnr$"]]}}
@@ -95,8 +95,8 @@ class ImageGrid(Callback):
                 if attacked.draw == 0 and isinstance(logger, TensorBoardLogger):
                     truth = truth_of(truths, attacked.client, module) if truths else None
                     drawn = Drawn(f"client_{attacked.client}", _about(module), self.columns)
-                    searched = isinstance(module, GradientInversion)
-                    log_picture(logger, trainer.global_step, drawn, versions_of(attacked, truth, one, searched))
+                    searched, depth = isinstance(module, GradientInversion), module.task.bit_depth
+                    log_picture(logger, trainer.global_step, drawn, versions_of(attacked, truth, one, searched, depth))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Drawn:
 
 
 def versions_of(
-    found: Reconstruction, truth: Truth | None, scored: Scored | None, searched: bool = False
+    found: Reconstruction, truth: Truth | None, scored: Scored | None, searched: bool = False, bit_depth: int = 8
 ) -> list[Version]:
     """The rows of an image in TensorBoard.
 
@@ -124,18 +124,27 @@ def versions_of(
         truth: The true images; None if they are not known.
         scored: The reconstructions matched with them; None without them, where the attacker's order is kept.
         searched: Whether nothing is decoded at first, so that the search begins with a mean image.
+        bit_depth: Bits of a value. Images of more than 8 are drawn relative to a window, that of the true images where
+            they are known.
     """
     first = "mean image: before the search" if searched else "decoded: first estimate"
     if truth is None or scored is None:
-        return [Version(first, found.initial), Version("refined: present state", found.images)]
-    before = [caption(victim.psnr_initial, victim.psnr_initial >= _EXACT) for victim in scored.victims]
+        window = window_of(found.images, bit_depth)
+        return [
+            Version(first, found.initial).within(window),
+            Version("refined: present state", found.images).within(window),
+        ]
+    window = window_of(truth.photographs, bit_depth)
+    exact = bit_exact(scored.initial, truth.images, bit_depth).tolist()
+    before = [caption(victim.psnr_initial, same) for victim, same in zip(scored.victims, exact, strict=True)]
     after = [caption(victim.psnr, victim.bit_exact) for victim in scored.victims]
-    return [
+    versions = [
         Version("photograph", truth.photographs),
         Version("subject: what the client trained on", truth.images),
         Version(first, scored.initial, before),
         Version("refined: present state", scored.images, after),
     ]
+    return [one.within(window) for one in versions]
 
 
 def log_picture(logger: TensorBoardLogger, step: int, drawn: Drawn, versions: Sequence[Version]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_recon.display import as_rgb
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.recognition import Recognition, recognition
 from lightning_recon.evaluation.scoring import Scored, Truth
@@ -55,15 +56,17 @@ def recognition_of(
 ) -> tuple[Recognition, Recognition]:
     """How often a classifier predicts of a reconstruction what it predicts of the original, and of the mean image.
 
+    The classifier sees RGB images: what `display.as_rgb` shows of others.
+
     Args:
         scored: Every client and draw after matching.
         truths: The batch of each of them, in the same order.
-        mean_image: The public mean image, shape (3, H, W), which needs no attack.
+        mean_image: The public mean image, shape (C, H, W), which needs no attack.
         network: The classifier.
         image_size: Side of its input in pixels.
     """
-    reconstructions, originals = (torch.cat([one.images.cpu() for one in part]) for part in (scored, truths))
-    baseline = mean_image.to(originals).expand_as(originals)
+    reconstructions, originals = (torch.cat([as_rgb(one.images.cpu()) for one in part]) for part in (scored, truths))
+    baseline = as_rgb(mean_image).to(originals).expand_as(originals)
     return (
         recognition(reconstructions, originals, network, image_size),
         recognition(baseline, originals, network, image_size),

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attack import Reconstruction
+from lightning_recon.display import window_of
 from lightning_recon.errors import UserError
-from lightning_recon.files.atomic import write_png
 from lightning_recon.files.faults import readable
+from lightning_recon.files.image_writer import write_image
 from lightning_recon.files.schema import BELIEFS as BELIEFS_SCHEMA
 from lightning_recon.files.serialization import read_sealed, validated, write_sealed
 from lightning_recon.reconstruction import ReceivedFile
@@ -51,7 +52,7 @@ def finished(root: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     with readable(path):
         images, beliefs = read_sealed(path, BELIEFS)
         for name, batch in images.items():
-            if batch.ndim != 4 or batch.shape[1] != 3 or not bool(batch.isfinite().all()):
+            if batch.ndim != 4 or not bool(batch.isfinite().all()):
                 raise ValueError(f"{name} holds no images")
         kept: Any = validated(beliefs, BELIEFS_SCHEMA)
     for one in kept.values():
@@ -79,21 +80,23 @@ def refined(root: Path, decoded: Sequence[Reconstruction]) -> list[Reconstructio
     return [replace(one, images=final[key_of(one)], **kept.get(key_of(one), {})) for one in decoded]
 
 
-def export(images: Mapping[str, Tensor], folder: Path) -> list[str]:
+def export(images: Mapping[str, Tensor], folder: Path, bit_depth: int = 8) -> list[str]:
     """Write every image as PNG, in the attacker's order.
 
     Args:
         images: Images by the name of their update and draw.
         folder: Where to write.
+        bit_depth: Bits of a value.
 
     Returns:
         The names of the files, in the same order.
     """
     names = []
     for name, batch in images.items():
+        window = window_of(batch, bit_depth)
         for number, image in enumerate(batch):
             names.append(f"{name}-{number:03d}.png")
-            write_png(folder / names[-1], image)
+            write_image(folder / names[-1], image, bit_depth, window)
     return names
 
 

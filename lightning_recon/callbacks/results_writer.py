@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
@@ -24,12 +25,13 @@ from lightning_recon.callbacks.reconstruction_file import export, finished, refi
 from lightning_recon.callbacks.run_record import mean_lpips, run_record
 from lightning_recon.client import VictimClient
 from lightning_recon.console import say
+from lightning_recon.display import window_of
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.results import Record
 from lightning_recon.evaluation.run_record import RunRecord, read_results, results_record, write_results
 from lightning_recon.evaluation.scoring import Truth
-from lightning_recon.files.atomic import write_png
 from lightning_recon.files.digests import sha256
+from lightning_recon.files.image_writer import write_image
 
 
 class ResultsWriter(Callback):
@@ -105,8 +107,10 @@ class ResultsWriter(Callback):
         if not trainer.is_global_zero:
             return
         root, scorable = Path(trainer.default_root_dir), bool(truths_of(trainer))
-        reconstructed = write_reconstructions(root, found)
-        images = [] if scorable else [f"images/{name}" for name in export(reconstructed, root / "images")]
+        reconstructed, images = write_reconstructions(root, found), list[str]()
+        if not scorable:
+            exported = export(reconstructed, root / "images", pl_module.task.bit_depth)
+            images = [f"images/{name}" for name in exported]
         if not scorable and self._examined is None:
             # They warn; a replay, which knows neither the images nor the clients, writes no results.
             share_record(pl_module, found)
@@ -143,7 +147,7 @@ class ResultsWriter(Callback):
         """Export the reconstructions of a finished run, in the attacker's order."""
         if isinstance(pl_module, Attack) and trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
-            count = len(export(finished(root)[0], root / "predictions"))
+            count = len(export(finished(root)[0], root / "predictions", pl_module.task.bit_depth))
             self._written = f"{count} reconstructions of {root} as PNG files in {root / 'predictions'}"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -182,8 +186,10 @@ class ResultsWriter(Callback):
         images = [image for one in scored for image in one.images]
         names = [f"images/{number:03d}.png" for number in range(len(images))]
         record = results_record(run, found, scored, names)
+        depth = module.task.bit_depth
+        window = window_of(torch.cat([truth.photographs for truth in of_each]), depth) if depth > 8 else None
         for name, image in zip(names, images, strict=True):
-            write_png(root / name, image.clamp(0, 1))
+            write_image(root / name, image.clamp(0, 1), depth, window)
         self._write(root, record)
 
     def _write(self, root: Path, record: Record) -> None:

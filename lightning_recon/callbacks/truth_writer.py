@@ -3,13 +3,15 @@
 
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_recon.attack import Attack
 from lightning_recon.callbacks.ground_truth import truths_of
 from lightning_recon.data.sources import ClientBatch
+from lightning_recon.display import window_of
 from lightning_recon.evaluation.metrics import psnr_per_image
-from lightning_recon.files.atomic import write_png
+from lightning_recon.files.image_writer import write_image
 from lightning_recon.files.serialization import write_json
 from lightning_recon.ranges import COUNT_OR_NONE, check_ranges
 
@@ -36,6 +38,8 @@ class TruthWriter(Callback):
             return
         root = Path(trainer.default_root_dir)
         victims: list[dict[str, object]] = []
+        depth = pl_module.task.bit_depth
+        window = window_of(torch.cat([batch.photographs for batch in batches]), depth)
         for client, batch in enumerate(batches):
             mean = pl_module.mean_image.to(batch.images).expand_as(batch.images)
             for index, score in enumerate(psnr_per_image(mean, batch.images).tolist()):
@@ -43,6 +47,6 @@ class TruthWriter(Callback):
                 if len(victims) < self.pictures:
                     for kind, images in (("photograph", batch.photographs), ("used", batch.images)):
                         entry[kind] = f"{FOLDER}/{len(victims):03d}-{kind}.png"
-                        write_png(root / str(entry[kind]), images[index])
+                        write_image(root / str(entry[kind]), images[index], depth, window)
                 victims.append(entry)
         write_json(root / INDEX, {"victims": victims})

@@ -35,6 +35,7 @@ from lightning_recon.exchange import (
     ServerPayload,
     Task,
 )
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.target_network import TargetNetwork
@@ -207,12 +208,13 @@ class VictimClient(LightningModule):
             noise_share=self.noise_share,
             batch_norm=self.batch_norm,
             local=self._announced,
-            normalization=announced(resolve(self.target.normalization, self.target.name, self.network)),
+            normalization=announced(resolve(self.target.normalization, self.target.name, self.network, channels)),
             subjects=self._protocol.subjects,
             compression=self.compression,
             sampling=self._sampling_of(self._protocol)[0],
             participation=self.participation,
             client_dropout=self.client_dropout,
+            bit_depth=self._protocol.bit_depth,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -331,14 +333,14 @@ class VictimClient(LightningModule):
         if stage == "fit" and self.trainer.max_steps < 0 and (self.trainer.max_epochs or -1) < 0:
             raise UserError("the training has no end: give --trainer.max_epochs or --trainer.max_steps")
 
-    def fit_to_images(self, image_size: int) -> None:
+    def fit_to_images(self, image_format: ImageFormat) -> None:
         """Adapt the network to the images that it is trained on; called by the data module before the first step.
 
         Args:
-            image_size: side of the square images, in pixels.
+            image_format: of the images.
         """
         if not self._batches:
-            self._fit_network((3, image_size, image_size), 2)
+            self._fit_network(image_format.shape, 2)
 
     def sampler(self, count: int, batch_size: int) -> PoissonSampler | None:
         """How batches are drawn when the network itself is trained; called by the data module.

@@ -25,9 +25,13 @@ class Command:
 _RUN_OPTIONS = """
 What is attacked (--data ClientDataModule)
   --data.root DIR                                your own images; default: the bundled photographs
-  --data.source NAME                             samples, folder, imagenet, cifar100, caltech256, flowers102
+  --data.source NAME                             samples, samples_grey16, folder, imagenet, cifar100, caltech256,
+                                                 flowers102
   --data.download true                           fetch a data set that torchvision knows
-  --data.image_size N                            width and height in pixels
+  --data.image_size N                            width and height in pixels; [H, W] where they differ
+  --data.channels N                              3 for RGB, 1 for grey, or as many as the files have
+  --data.bit_depth N                             bits of a value, 8 to 16
+  --data.value_range [LOW, HIGH]                 numbers that become 0 and 1 in files of more than 8 bits
   --data.batch_size N                            images in a client's batch
   --data.local_images N                          images that a client holds, of which a round uses a batch
   --data.clients N                               number of attacked clients

@@ -31,7 +31,8 @@ from lightning_recon.data.sources import (
     select,
 )
 from lightning_recon.errors import UserError
-from lightning_recon.ranges import COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
+from lightning_recon.image_format import ImageFormat
+from lightning_recon.ranges import BIT_DEPTH, CHANNELS, COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
 
 
 class ClientDataModule(LightningDataModule):
@@ -48,7 +49,7 @@ class ClientDataModule(LightningDataModule):
         self,
         root: str | None = None,
         source: Source = "samples",
-        image_size: int = 64,
+        image_size: int | list[int] = 64,
         batch_size: int = 16,
         clients: int = 1,
         masks: SubjectMasks | None = None,
@@ -63,15 +64,19 @@ class ClientDataModule(LightningDataModule):
         clients_at_once: int | None = None,
         first_client: int = 0,
         first_image: int = 0,
+        channels: int = 3,
+        bit_depth: int = 8,
+        value_range: list[float] | None = None,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
         Args:
             root: folder of the data; null: the environment variable LIGHTNING_RECON_DATA.
-            source: "samples" (the bundled photographs, or the image folder `root` if it is given), "folder" (an image
+            source: "samples" (the bundled photographs, or the image folder `root` if it is given), "samples_grey16"
+                (the bundled grey images of 16 bits), "folder" (an image
                 folder, with a subfolder for each class or without), "imagenet", or a data set that torchvision
                 downloads.
-            image_size: side of the square images in pixels, at least 8.
+            image_size: side of square images in pixels, or their height and width; each at least 8.
             batch_size: number of images per client, as the server is told. When a target network is trained, images in
                 a step's batch (for DP-SGD their expected number).
             clients: number of clients that are attacked.
@@ -98,6 +103,11 @@ class ClientDataModule(LightningDataModule):
             first_client: number of the first client among all clients of a run that is attacked in waves. Random
                 numbers follow from a client's number, so that a client's result does not depend on its wave.
             first_image: number of images of the shuffled order that earlier waves have used.
+            channels: of the images: 3 for RGB, 1 for grey, any other number for files with so many channels.
+            bit_depth: bits of a value, 8 to 16. Images are rounded to multiples of 1 / (2^bits - 1), and bit-exact
+                means exact in these.
+            value_range: the numbers that become 0 and 1 in files of more than 8 bits or of floats; numbers beyond them
+                are set to the nearest of the two. null: the range of the file's type or header.
 
         Raises:
             UserError: a number is out of its range.
@@ -105,7 +115,8 @@ class ClientDataModule(LightningDataModule):
         super().__init__()
         check_ranges(
             "--data.",
-            image_size=(image_size, SIDE),
+            channels=(channels, CHANNELS),
+            bit_depth=(bit_depth, BIT_DEPTH),
             batch_size=(batch_size, COUNT),
             clients=(clients, COUNT),
             seed=(seed, SEED),
@@ -116,6 +127,13 @@ class ClientDataModule(LightningDataModule):
             first_client=(first_client, COUNT_OR_NONE),
             first_image=(first_image, COUNT_OR_NONE),
         )
+        sides = image_size if isinstance(image_size, list) else [image_size, image_size]
+        if len(sides) != 2:
+            raise UserError(f"--data.image_size is {sides}: give one number, or height and width")
+        for side in sides:
+            check_ranges("--data.", image_size=(side, SIDE))
+        if value_range is not None and not (len(value_range) == 2 and value_range[0] < value_range[1]):
+            raise UserError(f"--data.value_range is {value_range}: give two numbers, the lower one first")
         if local_images is not None and actual_batch_sizes:
             raise UserError("--data.local_images and --data.actual_batch_sizes both set what clients hold: give one")
         sizes = actual_batch_sizes or [local_images or batch_size]
@@ -126,12 +144,14 @@ class ClientDataModule(LightningDataModule):
                 f"--data.actual_batch_sizes has {len(sizes)} numbers for {clients} client(s): give one for each, "
                 "or one for all"
             )
-        given = root or (os.environ.get("LIGHTNING_RECON_DATA") if source != "samples" else None)
+        given = root or (os.environ.get("LIGHTNING_RECON_DATA") if not source.startswith("samples") else None)
         self.root = Path(given).expanduser() if given else None
         if self.root is None and download and source in DOWNLOADABLE:
             self.root = default_root()
         self.source: Source = "folder" if source == "samples" and root else source
-        self.image_size, self.batch_size, self.clients, self.seed = image_size, batch_size, clients, seed
+        self.picture = ImageFormat(channels, sides[0], sides[1], bit_depth)
+        self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
+        self.batch_size, self.clients, self.seed = batch_size, clients, seed
         self.masks = masks if masks is not None else GrabCutMasks()
         self.num_classes, self.download, self.num_workers = num_classes, download, num_workers
         self.mask_cache = cache_folder(mask_cache)
@@ -165,7 +185,7 @@ class ClientDataModule(LightningDataModule):
         """
         _, chosen, _ = self._select()
         masks = torch.stack([read_mask(image, self.masks, self.mask_cache) for image in chosen.images])
-        photographs, start = chosen.images.float() / 255, 0
+        photographs, start = self.picture.values(chosen.images), 0
         self.client_batches = []
         for size in self.batch_sizes:
             part = slice(start, start + size)
@@ -174,8 +194,8 @@ class ClientDataModule(LightningDataModule):
             self.client_batches.append(batch)
             start += size
         subjects = not isinstance(self.masks, NoMasks)
-        protocol = DataProtocol(self.batch_size, subjects, self.local_images, self.first_client)
-        hand_over(model_of(self.trainer), self.client_batches, self.image_size, protocol)
+        protocol = DataProtocol(self.batch_size, subjects, self.local_images, self.first_client, self.picture.bit_depth)
+        hand_over(model_of(self.trainer), self.client_batches, self.picture, protocol)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Step numbers for an attack; for a target network, images that no client holds."""
@@ -213,11 +233,12 @@ class ClientDataModule(LightningDataModule):
             count: the most that are read.
         """
         source, _, rest = self._select()
-        return gallery_photographs(self.gallery, source, rest, count, self.image_size)
+        return gallery_photographs(self.gallery, source, rest, count, self.picture)
 
     def image_source(self) -> ImageSource:
         """All images that clients may hold; a data module for another source overrides only this method."""
-        return open_source(self.source, self.root, self.num_classes)
+        deep = self.picture.bit_depth > 8 or self.picture.channels not in (1, 3)
+        return open_source(self.source, self.root, self.num_classes, value_range=self.value_range, deep=deep)
 
     def _trains_target(self) -> bool:
         """Whether the model is a target network to be trained, and not an attack."""
@@ -233,7 +254,7 @@ class ClientDataModule(LightningDataModule):
                 warn(f"{source.origin}: not images, ignored: {names}{f' and {more} more' if more > 0 else ''}")
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed)).tolist()
             wanted, earlier, order = sum(self.batch_sizes), order[: self.first_image], order[self.first_image :]
-            selection = select(source, order, wanted, self.image_size)
+            selection = select(source, order, wanted, self.picture)
             warn_skipped(source, selection, self._warned)
             if len(selection.images) < wanted:
                 least, most = min(self.batch_sizes), max(self.batch_sizes)
@@ -255,7 +276,7 @@ class ClientDataModule(LightningDataModule):
     def _rest(self) -> SubjectImages:
         """The images that no client holds."""
         source, _, order = self._select()
-        return SubjectImages(source, order, self.image_size, self.masks, self.mask_cache, self._warned)
+        return SubjectImages(source, order, self.picture, self.masks, self.mask_cache, self._warned)
 
     def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """The first nine tenths of the images that no client holds, or the last tenth for validation.

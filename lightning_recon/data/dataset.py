@@ -14,6 +14,7 @@ from lightning_recon.data.mask_cache import read_mask
 from lightning_recon.data.masks import SubjectMasks
 from lightning_recon.data.sources import ImageSource, Selection, select
 from lightning_recon.errors import UserError
+from lightning_recon.image_format import ImageFormat
 
 logger = logging.getLogger("lightning_recon")
 
@@ -25,7 +26,7 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
         self,
         source: ImageSource,
         order: list[int],
-        image_size: int,
+        picture: ImageFormat,
         masks: SubjectMasks,
         mask_cache: Path,
         warned: set[str],
@@ -35,12 +36,12 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
         Args:
             source: where the images come from.
             order: indices into it.
-            image_size: side of the square images, in pixels.
+            picture: their format.
             masks: how subjects were found; only stored masks are used.
             mask_cache: where masks are stored.
             warned: damaged files about which a warning was given; shared and extended.
         """
-        self.source, self.order, self.image_size = source, order, image_size
+        self.source, self.order, self.picture = source, order, picture
         self.masks, self.mask_cache, self.warned = masks, mask_cache, warned
 
     def __len__(self) -> int:
@@ -48,20 +49,20 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
         return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image with its subject on black, (3, H, W) float32 in [0, 1], and its label, int64."""
+        """The image with its subject on black, (C, H, W) float32 in [0, 1], and its label, int64."""
         count = len(self.order)
         onwards = (self.order[(index + step) % count] for step in range(count))
-        chosen = select(self.source, onwards, 1, self.image_size)
+        chosen = select(self.source, onwards, 1, self.picture)
         warn_skipped(self.source, chosen, self.warned)
         if not len(chosen.images):
             raise UserError(f"{self.source.origin} has no readable image to train on: check the files")
         image = chosen.images[0]
-        return image.float() / 255 * read_mask(image, self.masks, self.mask_cache), chosen.labels[0]
+        return self.picture.values(image) * read_mask(image, self.masks, self.mask_cache), chosen.labels[0]
 
     def readable(self) -> Iterator[Tensor]:
-        """Every readable image, (3, H, W) uint8; a warning names the others."""
+        """Every readable image, (C, H, W), uint8 or int32; a warning names the others."""
         for index in self.order:
-            chosen = select(self.source, [index], 1, self.image_size)
+            chosen = select(self.source, [index], 1, self.picture)
             warn_skipped(self.source, chosen, self.warned)
             yield from chosen.images
 
@@ -85,13 +86,13 @@ class SubjectBatches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.subjects)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """The readable images of a batch, (B, 3, H, W) float32 in [0, 1], and their labels, (B,); B may be 0."""
-        subjects, size = self.subjects, self.subjects.image_size
-        chosen = select(subjects.source, [subjects.order[index] for index in indices], len(indices), size)
+        """The readable images of a batch, (B, C, H, W) float32 in [0, 1], and their labels, (B,); B may be 0."""
+        subjects, picture = self.subjects, self.subjects.picture
+        chosen = select(subjects.source, [subjects.order[index] for index in indices], len(indices), picture)
         warn_skipped(subjects.source, chosen, subjects.warned)
         found = [read_mask(image, subjects.masks, subjects.mask_cache) for image in chosen.images]
-        masks = torch.stack(found) if found else torch.zeros(0, 1, size, size, dtype=torch.bool)
-        return chosen.images.float() / 255 * masks, chosen.labels
+        masks = torch.stack(found) if found else torch.zeros(0, 1, *picture.size, dtype=torch.bool)
+        return picture.values(chosen.images) * masks, chosen.labels
 
 
 def warn_skipped(source: ImageSource, selection: Selection, warned: set[str]) -> None:

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_recon.data.sources import ImageSource, open_folder, open_source, select
+from lightning_recon.image_format import ImageFormat
 
 
-def gallery_photographs(folder: Path | None, source: ImageSource, rest: Iterable[int], count: int, size: int) -> Tensor:
+def gallery_photographs(
+    folder: Path | None, source: ImageSource, rest: Iterable[int], count: int, picture: ImageFormat
+) -> Tensor:
     """Read up to `count` photographs: those of the folder, then those of the clients' source, then the bundled ones.
 
     Args:
@@ -18,21 +21,23 @@ def gallery_photographs(folder: Path | None, source: ImageSource, rest: Iterable
         source: where the clients' images come from.
         rest: indices of its images that no client holds.
         count: number of images wanted; fewer are returned if there are not enough.
-        size: side of the square images, in pixels.
+        picture: their format.
 
     Returns:
-        (M, 3, size, size), uint8.
+        (M, C, H, W), uint8, or int32 for more than 8 bits.
 
     Raises:
         UserError: the folder is missing or holds no images.
     """
-    bundled = open_source("samples", None)
-    wanted = [(source, rest)] if source.origin == bundled.origin else [(source, rest), (bundled, range(len(bundled)))]
+    bundled, deep = open_source("samples", None), picture.bit_depth > 8 or picture.channels not in (1, 3)
+    wanted = [(source, rest)]
+    if source.origin != bundled.origin and picture.channels in (1, 3):
+        wanted.append((bundled, range(len(bundled))))
     if folder is not None:
-        of_folder = open_folder(folder)
+        of_folder = open_folder(folder, value_range=source.value_range, deep=deep)
         wanted = [(of_folder, range(len(of_folder))), *wanted]
-    found = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    found = torch.empty(0, *picture.shape, dtype=picture.dtype)
     for one, order in wanted:
         if len(found) < count:
-            found = torch.cat([found, select(one, order, count - len(found), size).images])
+            found = torch.cat([found, select(one, order, count - len(found), picture).images])
     return found

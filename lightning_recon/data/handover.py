@@ -5,7 +5,7 @@ A data module meets three kinds of models:
 
 - An `Attack` gets its own step numbers as training data, and never an image. If its client is simulated, the client
   gets the batches of images.
-- A `TrainedTarget` (VictimClient on its own) gets the size of the images, and may choose a sampler for them.
+- A `TrainedTarget` (VictimClient on its own) gets the format of the images, and may choose a sampler for them.
 - Any other LightningModule is trained on the images in shuffled batches.
 """
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_recon.attack.base import Attack
 from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
+from lightning_recon.image_format import ImageFormat
 
 
 @runtime_checkable
@@ -38,11 +39,11 @@ class SimulatedClient(Protocol):
 class TrainedTarget(Protocol):
     """A target network that is fitted itself."""
 
-    def fit_to_images(self, image_size: int) -> None:
+    def fit_to_images(self, image_format: ImageFormat) -> None:
         """Adapt the network to the images before the first step.
 
         Args:
-            image_size: side of the square images, in pixels.
+            image_format: of the images.
         """
         ...
 
@@ -67,15 +68,15 @@ def model_of(trainer: Trainer | None) -> LightningModule | None:
 def hand_over(
     model: LightningModule | None,
     batches: list[ClientBatch],
-    image_size: int,
+    image_format: ImageFormat,
     protocol: DataProtocol | None = None,
 ) -> None:
-    """Give the batches to the client of an attack, or the size of the images to a target network.
+    """Give the batches to the client of an attack, or the format of the images to a target network.
 
     Args:
         model: the trainer's model; None without a trainer.
         batches: one for each client.
-        image_size: side of the square images, in pixels.
+        image_format: of the images.
         protocol: what is announced of the images; None: the size of the largest batch, and nothing else.
 
     Raises:
@@ -86,7 +87,7 @@ def hand_over(
         if isinstance(model.client, SimulatedClient):
             model.client.bind(batches, protocol)
     elif isinstance(model, TrainedTarget):
-        model.fit_to_images(image_size)
+        model.fit_to_images(image_format)
 
 
 def step_loader(model: LightningModule | None) -> DataLoader[int]:

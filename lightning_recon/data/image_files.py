@@ -13,7 +13,7 @@ from lightning_recon.files.faults import check_regular
 
 # The formats of torchvision's image folders, and GIF, because GIF files are often renamed. Pillow reads many more,
 # among them PostScript, for which it starts Ghostscript. (JPEG includes the MPO files of phones.)
-FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF")
 
 _ORIENTATION = 0x0112  # of EXIF
 _TURNED = {
@@ -27,12 +27,13 @@ _TURNED = {
 }
 
 
-def open_image(source: Path | BytesIO, max_pixels: int | None = None) -> Image.Image:
+def open_image(source: Path | BytesIO, max_pixels: int | None = None, decode: bool = True) -> Image.Image:
     """Decode an image of one of the allowed formats, whatever the file's extension.
 
     Args:
         source: a regular file, or its content.
         max_pixels: largest accepted number of pixels; None: Pillow's limit of about 179 million.
+        decode: whether to decode the values; if not, only the header is read.
 
     Raises:
         OSError: the file is missing, not a regular file, damaged, or of another format.
@@ -47,7 +48,8 @@ def open_image(source: Path | BytesIO, max_pixels: int | None = None) -> Image.I
             with Image.open(source, formats=FORMATS) as image:
                 if max_pixels is not None and image.width * image.height > max_pixels:
                     raise ValueError(f"too large: {image.width} x {image.height} pixels")
-                image.load()
+                if decode:
+                    image.load()
         except Image.DecompressionBombError as error:
             raise ValueError(f"too large: {str(error).partition(',')[0]}") from error
     return image
@@ -66,7 +68,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: the values have another range, so that the image would become black or white, or include NaN.
     """
-    image = _upright(image)
+    image = upright(image)
     if image.mode == "F":
         return _from_float(np.asarray(image))
     if image.mode.startswith("I"):  # Pillow's own conversion clips at 255 instead of scaling
@@ -83,15 +85,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the orientation in the image's EXIF data; unreadable EXIF data are ignored."""
+def orientation_of(image: Image.Image) -> Image.Transpose | None:
+    """How the orientation in the image's EXIF data turns it upright; None for upright and for unreadable EXIF data."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = image.getexif().get(_ORIENTATION)
-        method = _TURNED.get(int(orientation)) if orientation is not None else None
+        return _TURNED.get(int(orientation)) if orientation is not None else None
     except Exception:  # Pillow's reader raises struct.error, SyntaxError, TypeError, ... on odd entries
-        return image
+        return None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation in the image's EXIF data; unreadable EXIF data are ignored."""
+    method = orientation_of(image)
     if method is None:
         return image
     turned = image.transpose(method)

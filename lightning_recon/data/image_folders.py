@@ -13,6 +13,8 @@ from typing import Final
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+# Those of torchvision's image folders, and AVIF.
+EXTENSIONS: Final = (*IMG_EXTENSIONS, ".avif")
 # Folders and files that macOS, Synology, QNAP, ext4, Windows and Python create, in lower case. Hidden files are ignored
 # as well.
 SYSTEM_FILES: Final = frozenset(
@@ -95,7 +97,7 @@ def scan(root: Path) -> Found:
 
 def is_image(path: Path) -> bool:
     """Whether a file has the extension of an image."""
-    return path.suffix.lower() in IMG_EXTENSIONS
+    return path.suffix.lower() in EXTENSIONS
 
 
 def _listed(folder: Path, root: Path, ignored: list[str]) -> tuple[list[Path], list[Path]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_recon.console import counting
 from lightning_recon.data.image_files import open_image
 from lightning_recon.data.masks import NoMasks, SubjectMasks
+from lightning_recon.display import visible
 from lightning_recon.errors import UserError
 
 
@@ -33,7 +34,7 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
     """Find and store the masks that are not in the cache yet, with a progress bar.
 
     Args:
-        images: each (3, H, W) uint8.
+        images: each (C, H, W), uint8 or int32; subjects are found in what `visible` shows of them.
         total: the largest possible number of images.
         masks: how masks are found; called once, with the images whose mask is missing.
         folder: folder of the cache.
@@ -55,7 +56,7 @@ def fill_cache(images: Iterable[Tensor], total: int, masks: SubjectMasks, folder
             if path not in seen and _load(path, image) is None:
                 seen.add(path)
                 keys.append(path)
-                yield image
+                yield visible(image)
 
     with counting("subject masks", total) as done:  # out here, so that an error closes it at once
         for count, mask in enumerate(masks(missing(set(), done))):
@@ -67,7 +68,7 @@ def read_mask(image: Tensor, masks: SubjectMasks, folder: Path) -> Tensor:
     """The stored mask of an image, (1, H, W) bool.
 
     Args:
-        image: (3, H, W) uint8.
+        image: (C, H, W), uint8 or int32.
         masks: how the mask was found; only the fingerprint is used.
         folder: folder of the cache.
 

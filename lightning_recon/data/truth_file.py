@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The true images behind a captured update, which an auditor has of a client of their own; only for scoring.
 
-A truth file is a safetensors file with `images` (B, 3, H, W) float32 in [0, 1], `labels` (B,) int64, and the client's
+A truth file is a safetensors file with `images` (B, C, H, W) float32 in [0, 1], `labels` (B,) int64, and the client's
 index in the header. The attack never reads it.
 """
 
@@ -21,6 +21,7 @@ from lightning_recon.exchange import Task
 from lightning_recon.files.faults import FAULTS, reason_of
 from lightning_recon.files.schema import TRUTH
 from lightning_recon.files.serialization import read_sealed, validated, write_sealed
+from lightning_recon.image_format import ImageFormat
 
 FORMAT = "truth 1"
 ENTRY = "truth"  # key in the safetensors header
@@ -32,7 +33,7 @@ def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0
     Args:
         path: file to write, beside the update: `truth.safetensors`, or `truth-c000.safetensors` and so on for several
             clients.
-        images: (B, 3, H, W), values in [0, 1].
+        images: (B, C, H, W), values in [0, 1].
         labels: (B,), class indices.
         client: index of the client, from 0.
 
@@ -131,7 +132,8 @@ class CapturedPictures(LightningDataModule):
         model = model_of(self.trainer)
         if model is not None and not isinstance(model, Attack):
             raise UserError("data.CapturedPictures only scores attacks: train a network on data.ClientDataModule")
-        hand_over(model, self.client_batches, self.client_batches[0].images.shape[-1])
+        channels, height, width = self.client_batches[0].images.shape[1:]
+        hand_over(model, self.client_batches, ImageFormat(channels, height, width))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The attack's own step numbers."""
@@ -152,8 +154,8 @@ class CapturedPictures(LightningDataModule):
 
 def _fault(images: Tensor, labels: Tensor) -> str:
     """What is wrong with images and labels, in one line; empty if they are valid."""
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
-        return f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, not float (B, 3, H, W)"
+    if images.ndim != 4 or not images.numel() or not images.is_floating_point():
+        return f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, not float (B, C, H, W)"
     if not (images.min() >= 0 and images.max() <= 1):
         return f"images reach from {float(images.min()):.3g} to {float(images.max()):.3g}, not from 0 to 1"
     if labels.is_floating_point() or labels.dtype == torch.bool:

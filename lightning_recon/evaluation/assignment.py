@@ -10,8 +10,8 @@ def match(truth: Tensor, reconstructions: Tensor) -> Tensor:
     """Assign reconstructions and victims to each other, one to one, so that the total squared error is minimal.
 
     Args:
-        truth: The victims' images, shape (B, 3, H, W), values in [0, 1].
-        reconstructions: Images in any order, shape (M, 3, H, W), values in [0, 1]; of more than B the rest stays
+        truth: The victims' images, shape (B, C, H, W), values in [0, 1].
+        reconstructions: Images in any order, shape (M, C, H, W), values in [0, 1]; of more than B the rest stays
             without a victim.
 
     Returns:
@@ -45,12 +45,12 @@ def arrange(reconstructions: Tensor, owner: Tensor, fallback: Tensor) -> Tensor:
     """Put reconstructions into the victims' order, with a fallback for victims without one.
 
     Args:
-        reconstructions: Shape (M, 3, H, W).
+        reconstructions: Shape (M, C, H, W).
         owner: Index of each victim's reconstruction, or -1; shape (B,), int64.
-        fallback: The estimate of an attacker without any update, the public mean image; shape (3, H, W).
+        fallback: The estimate of an attacker without any update, the public mean image; shape (C, H, W).
 
     Returns:
-        One image per victim, shape (B, 3, H, W).
+        One image per victim, shape (B, C, H, W).
     """
     candidates = torch.cat([reconstructions, fallback.to(reconstructions)[None]])
     return candidates[owner]

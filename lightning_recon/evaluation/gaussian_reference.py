@@ -56,7 +56,7 @@ def gaussian_reference(truths: Sequence[Truth], nats: float, granularity: Granul
     Source: Cover and Thomas, "Elements of Information Theory" (2006), Theorem 10.3.3; Grenander and Szegő, "Toeplitz
     Forms and Their Applications" (1958).
     """
-    photographs = torch.cat([truth.photographs for truth in truths]) if truths else torch.empty(0, 3, 1, 1)
+    photographs = torch.cat([truth.photographs for truth in truths]) if truths else torch.empty(0, 1, 1, 1)
     if len(photographs) < FEWEST_IMAGES:
         return None
     shares = [truth.masks.double().mean((1, 2, 3)) for truth in truths]
@@ -79,8 +79,8 @@ class Spectrum:
     """Second moments of images: squares and sums of their cosine coefficients on uncorrelated colour axes.
 
     Args:
-        squares: Sum over a group of images of the squared coefficients, averaged over a band; (groups, 3, K, K).
-        sums: Sum over a group of images of the coefficients, shape (groups, 3, H, W).
+        squares: Sum over a group of images of the squared coefficients, averaged over a band; (groups, C, K, K).
+        sums: Sum over a group of images of the coefficients, shape (groups, C, H, W).
         images: Number of images of each group, shape (groups,).
         count: Coefficients in each band, shape (K, K).
         rows: Band of each row of coefficients, as one-hot vectors, shape (H, K).
@@ -96,7 +96,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, images: Tensor) -> "Spectrum":
-        """Measure images of shape (N, 3, H, W), in up to 16 groups of about equal size, N at least 2."""
+        """Measure images of shape (N, C, H, W), in up to 16 groups of about equal size, N at least 2."""
         rows, columns = (_bands(side) for side in images.shape[-2:])
         mean = images.mean(dim=0)
         pixels = (images - mean).transpose(0, 1).flatten(1).double()
@@ -116,7 +116,7 @@ class Spectrum:
         return len(self.images)
 
     def variances(self, without: int | None = None) -> Tensor:
-        """Variance of the coefficients of each band about their mean over images, shape (3, K, K).
+        """Variance of the coefficients of each band about their mean over images, shape (C, K, K).
 
         Args:
             without: A group to leave out, for the jackknife; None: all images.
@@ -137,7 +137,7 @@ def _psnr(variances: Tensor, count: Tensor, sources: Mapping[float, int], nats: 
     """PSNR of the mean squared error over all images, in dB.
 
     Args:
-        variances: Of each band, shape (3, K, K).
+        variances: Of each band, shape (C, K, K).
         count: Coefficients of an image in each band, shape (K, K).
         sources: How often a source occurs, by the number of whole images that its pixels make up.
         nats: Rate of each source.

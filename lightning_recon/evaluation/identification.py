@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.files.digests import sha256
+from lightning_recon.image_format import ImageFormat
 
 MOST_IMAGES = 1000
 # The side to which images are averaged before they are compared, see scripts/identification_distance.py.
@@ -35,14 +36,15 @@ class Gallery:
     places: Mapping[str, int]
 
     @classmethod
-    def of(cls, truths: Sequence[Truth], others: Tensor) -> "Gallery":
+    def of(cls, truths: Sequence[Truth], others: Tensor, picture: ImageFormat | None = None) -> "Gallery":
         """Collect the gallery.
 
         Args:
             truths: Each client's batch.
-            others: Further photographs, shape (M, 3, H, W), uint8. Where clients cut subjects out, each is cut out
-                along the mask of one of the clients' images, so that no silhouette belongs to an original alone. Of
-                more than `MOST_IMAGES` images in all, the last are left out.
+            others: Further photographs, shape (M, C, H, W), integers of the format. Where clients cut
+                subjects out, each is cut out along the mask of one of the clients' images, so that no silhouette
+                belongs to an original alone. Of more than `MOST_IMAGES` images in all, the last are left out.
+            picture: The format of all images; None: 8 bits a value.
         """
         features: dict[str, Tensor] = {}
         masks = torch.cat([truth.masks for truth in truths]).cpu()
@@ -53,7 +55,7 @@ class Gallery:
         for place, photograph in enumerate(others):
             if len(features) >= MOST_IMAGES:
                 break
-            whole = photograph / 255
+            whole = photograph / (255 if picture is None else picture.largest)
             if sha256(whole) not in known:
                 image = whole * masks[place % len(masks)]
                 features.setdefault(sha256(image), _features(image))
@@ -67,8 +69,8 @@ class Gallery:
         """Whether each image is nearer to its own original than to all others; a tie is not an identification.
 
         Args:
-            images: Reconstructions, shape (B, 3, H, W), values in [0, 1].
-            originals: Their originals, which the gallery holds, shape (B, 3, H, W).
+            images: Reconstructions, shape (B, C, H, W), values in [0, 1].
+            originals: Their originals, which the gallery holds, shape (B, C, H, W).
         """
         found = []
         for image, original in zip(images.cpu(), originals.cpu(), strict=True):

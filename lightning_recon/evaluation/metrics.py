@@ -12,6 +12,8 @@ from torchmetrics.functional.image import (
 )
 from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
+from lightning_recon.display import as_rgb
+
 PSNR_CAP = 100.0
 _GAUSSIAN_KERNEL = 11
 _CPU_CHUNK = 2**16  # pixels of the images that a processor compares at a time: more leave its caches
@@ -27,7 +29,7 @@ def mse_per_image(images: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each image.
 
     Args:
-        images: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, C, H, W), values in [0, 1].
         truth: Same shape and range.
 
     Returns:
@@ -52,7 +54,7 @@ def psnr_per_image(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, data range 1, at most 100 dB.
 
     Args:
-        images: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, C, H, W), values in [0, 1].
         truth: Same shape and range.
 
     Returns:
@@ -67,7 +69,7 @@ def ssim_per_image(images: Tensor, truth: Tensor) -> Tensor:
     Images smaller than the 11 x 11 window get the largest uniform window that fits into them.
 
     Args:
-        images: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, C, H, W), values in [0, 1].
         truth: Same shape and range.
 
     Returns:
@@ -99,40 +101,42 @@ def lpips_per_image(
 ) -> Tensor | None:
     """Learned perceptual distance of each image, where the backbone's weights are already on this machine.
 
-    Nothing is downloaded: without torchvision's weights in the torch hub folder there is no score.
+    Nothing is downloaded: without torchvision's weights in the torch hub folder there is no score. The networks know
+    RGB images: grey ones are repeated over three channels, and other numbers of channels have no score.
 
     Args:
-        images: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, C, H, W), values in [0, 1].
         truth: Same shape and range.
         network: Backbone whose features are compared.
 
     Returns:
-        Shape (N,), 0 for identical images; None without weights, or for images too small for them.
+        Shape (N,), 0 for identical images; None without weights, or for images too small or not of 1 or 3 channels.
 
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric" (2018), through
     torchmetrics.
     """
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(_LPIPS_WEIGHTS[network].url).name
-    if not weights.is_file() or min(truth.shape[-2:]) < _LPIPS_SIZE:
+    if not weights.is_file() or min(truth.shape[-2:]) < _LPIPS_SIZE or truth.shape[1] not in (1, 3):
         return None
     with torch.no_grad():
         return learned_perceptual_image_patch_similarity(
-            images, truth, net_type=network, reduction="none", normalize=True
+            as_rgb(images), as_rgb(truth), net_type=network, reduction="none", normalize=True
         )
 
 
-def same_in_8_bits(images: Tensor, truth: Tensor) -> Tensor:
-    """Whether each image, rounded to 8 bits a channel, is the exact 8-bit image that the client trained on.
+def bit_exact(images: Tensor, truth: Tensor, bit_depth: int = 8) -> Tensor:
+    """Whether each image, rounded to the bits of a value, is the exact image that the client trained on.
 
     Args:
-        images: Shape (N, 3, H, W), values in [0, 1].
+        images: Shape (N, C, H, W), values in [0, 1].
         truth: Same shape and range.
+        bit_depth: Bits of a value: values are multiples of 1 / (2^bits - 1).
 
     Returns:
         Shape (N,), bool.
     """
-    return (_quantise(images) == _quantise(truth)).flatten(1).all(1)
+    return (_quantise(images, bit_depth) == _quantise(truth, bit_depth)).flatten(1).all(1)
 
 
-def _quantise(images: Tensor) -> Tensor:
-    return (images.clamp(0, 1) * 255).round()
+def _quantise(images: Tensor, bit_depth: int) -> Tensor:
+    return (images.clamp(0, 1) * ((1 << bit_depth) - 1)).round()

@@ -35,8 +35,8 @@ def recognition(reconstructions: Tensor, originals: Tensor, classifier: nn.Modul
     compare the shares with those of constant images or noise.
 
     Args:
-        reconstructions: Shape (N, 3, H, W), values in [0, 1], in the order of the originals.
-        originals: Shape (N, 3, H, W).
+        reconstructions: Shape (N, C, H, W), values in [0, 1], in the order of the originals.
+        originals: Shape (N, C, H, W).
         classifier: Returns logits of shape (N, classes) for images in [0, 1]; at least five classes. It is used in
             evaluation mode and left in the mode in which it came.
         side: Height and width of the classifier's input, to which the images are resized.

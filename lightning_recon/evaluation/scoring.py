@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lightning_recon.evaluation.assignment import arrange, match
-from lightning_recon.evaluation.metrics import mse_per_image, psnr_from_mse, same_in_8_bits, ssim_per_image
+from lightning_recon.evaluation.metrics import bit_exact, mse_per_image, psnr_from_mse, ssim_per_image
 from lightning_recon.reconstruction import ReceivedFile, Reconstruction
 
 
@@ -17,11 +17,11 @@ class Truth(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """What the client trained on, shape (B, 3, H, W), values in [0, 1]."""
+        """What the client trained on, shape (B, C, H, W), values in [0, 1]."""
 
     @property
     def photographs(self) -> Tensor:
-        """The same images before the subject was cut out, shape (B, 3, H, W), values in [0, 1]."""
+        """The same images before the subject was cut out, shape (B, C, H, W), values in [0, 1]."""
 
     @property
     def masks(self) -> Tensor:
@@ -40,11 +40,12 @@ class VictimScore:
         collision: Whether it has none while some rows stayed unexplained: several victims activated the same rows.
         false_detection: Whether the attacker's image is no closer to it than the public mean image.
         psnr: PSNR in dB against what the client trained on.
-        bit_exact: Whether the image, rounded to 8 bits a channel, is the exact 8-bit image that the client trained on.
+        bit_exact: Whether the image, rounded to the bits of a value, is the exact image that the client trained on.
         ssim: Structural similarity to what the client trained on.
         psnr_initial: PSNR in dB before refinement.
         psnr_photograph: PSNR in dB against the photograph before the subject was cut out.
-        codec: "webp" (lossless) or "avif", the format of the decoded file; None without a file.
+        codec: "webp" (lossless), "avif", or "jpeg2000" (of more than 8 bits, or of other than 1 or 3 channels): the
+            format of the decoded file; None without a file.
         code_rate: Message bits an input of the codeword that carried it; None without a file.
         bits_sent: Message bits of that codeword; None without a file.
         identified: Whether the image is nearer to its own original than to every other image of a gallery; None where
@@ -86,7 +87,7 @@ class Scored:
     """One client and draw after matching, in the victims' order.
 
     Args:
-        images: Each victim's image, or the public mean image where the attacker has none, shape (B, 3, H, W).
+        images: Each victim's image, or the public mean image where the attacker has none, shape (B, C, H, W).
         initial: The same before refinement.
         victims: Their scores, B of them.
     """
@@ -96,13 +97,14 @@ class Scored:
     victims: list[VictimScore]
 
 
-def score(truth: Truth, found: Reconstruction, mean_image: Tensor) -> Scored:
+def score(truth: Truth, found: Reconstruction, mean_image: Tensor, bit_depth: int = 8) -> Scored:
     """Match one client's reconstructions to its victims and score every victim.
 
     Args:
         truth: The client's batch.
         found: What the attacker reconstructed of it.
-        mean_image: Public mean image, shape (3, H, W): the estimate of an attacker without any update.
+        mean_image: Public mean image, shape (C, H, W): the estimate of an attacker without any update.
+        bit_depth: Bits of a value of the images.
 
     Returns:
         Images and scores in the victims' order; a victim without a reconstruction scores with the mean image.
@@ -120,7 +122,7 @@ def score(truth: Truth, found: Reconstruction, mean_image: Tensor) -> Scored:
         collision.tolist(),
         (detected & useless).tolist(),
         psnr_from_mse(mse).tolist(),
-        same_in_8_bits(images, truth.images).tolist(),
+        bit_exact(images, truth.images, bit_depth).tolist(),
         ssim_per_image(images, truth.images).tolist(),
         psnr_from_mse(mse_per_image(initial, truth.images)).tolist(),
         psnr_from_mse(mse_per_image(images, truth.photographs)).tolist(),

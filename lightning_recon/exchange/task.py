@@ -16,6 +16,7 @@ from lightning_recon.exchange.quantization import Quantization
 from lightning_recon.files import schema
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_json, validated, write_json
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.clipping import Clip
@@ -78,6 +79,7 @@ class Task:
             `ClientUpdate.max_grad_norm`; None, as in records without this field: it is C in every round.
         quantization: how updates become integers that are summed modulo a number; None, as in records without this
             field: sums are of real numbers.
+        bit_depth: bits of a value of an image, see `ImageFormat`; 8, as in records without this field.
     """
 
     # Records are validated against these types when they are read from disk.
@@ -109,6 +111,12 @@ class Task:
     noise_bands: schema.Rounds = 1
     adaptive_clip: AdaptiveClip | None = None
     quantization: Quantization | None = None
+    bit_depth: Annotated[int, Field(ge=8, le=16)] = 8
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """Channels, height, width and bit depth of an image."""
+        return ImageFormat(*self.image_shape, self.bit_depth)
 
     @property
     def updates(self) -> int:
@@ -298,9 +306,7 @@ def check_task(task: Task) -> Task:
         ValueError: the fault, in one line.
     """
     if isinstance(task.normalization, ChannelStatistics):
-        task.normalization.check()
-    if task.image_shape[0] != 3:
-        raise ValueError(f"task.image_shape has {task.image_shape[0]} channels: images have 3")
+        task.normalization.check(task.image_shape[0])
     if task.max_grad_norm is None and task.noise_multiplier > 0:
         raise ValueError(
             f"task.noise_multiplier is {task.noise_multiplier:g} but task.max_grad_norm is null: noise without "

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
-from torch import Tensor
-from torchvision.utils import save_image
 
 from lightning_recon.errors import UserError
 
@@ -43,8 +41,3 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def write_png(path: Path, image: Tensor) -> None:
-    """Write an image (3, H, W) with values in [0, 1] as PNG, atomically."""
-    write(path, lambda partial: save_image(image, partial, format="png"))

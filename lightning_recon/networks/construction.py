@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
+from lightning_recon.networks.input_layer import adapt_input
 from lightning_recon.networks.normalization import Normalization, normalize_inputs, resolve
 from lightning_recon.networks.weights_file import load_weights
 from lightning_recon.suggestions import closest
@@ -29,15 +30,16 @@ log = logging.getLogger(__name__)
 class ConvNet(nn.Module):
     """A small network without batch normalisation, smooth everywhere: "convnet"."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, channels: int = 3) -> None:
         """Build it with random weights.
 
         Args:
             num_classes: number of logits.
+            channels: of the images.
         """
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 32, 3, stride=2, padding=1),
+            nn.Conv2d(channels, 32, 3, stride=2, padding=1),
             nn.GELU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
             nn.GELU(),
@@ -48,7 +50,7 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(64 * 4 * 4, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, height, width)."""
+        """Logits (B, num_classes) of images (B, C, height, width)."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
 
@@ -60,6 +62,7 @@ def build_network(
     seed: int = 0,
     normalization: Normalization = "auto",
     image_size: tuple[int, int] | None = None,
+    channels: int = 3,
 ) -> nn.Module:
     """Build a network that maps images in [0, 1] to logits.
 
@@ -72,6 +75,8 @@ def build_network(
         normalization: of the images, inside the network; see `normalization.resolve`.
         image_size: height and width that the network is built for, in pixels; None: its own default. Only some
             networks take it, see `takes_size`.
+        channels: of the images. A class path decides itself how many it takes; of other networks the first convolution
+            is adapted, see `input_layer.adapt_input`.
 
     Returns:
         The network, in training mode, on the CPU, in float32, without in-place activations; what it returns is the
@@ -84,14 +89,14 @@ def build_network(
         raise UserError(f"num_classes is {num_classes}: a network needs at least 2 classes")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _find(name, num_classes, image_size)
+        network = _find(name, num_classes, image_size, channels)
     _refuse_unusable(network, name)
     for module in network.modules():
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010 - in-place changes break torch.func transforms and second derivatives
     network.train()
     network = in_single_precision(network, name)
-    normalize_inputs(network, resolve(normalization, name, network))
+    normalize_inputs(network, resolve(normalization, name, network, channels))
     network.register_forward_hook(logits_of)
     if weights is not None:
         load_weights(network, weights)
@@ -142,21 +147,25 @@ def takes_size(name: str) -> bool:
     return not is_class_path(name)
 
 
-def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn.Module:
+def _find(name: str, num_classes: int, image_size: tuple[int, int] | None, channels: int) -> nn.Module:
     if name == "convnet":
-        return ConvNet(num_classes)
+        return ConvNet(num_classes, channels)
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
         settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
         built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
         if name == "inception_v3":  # its auxiliary head needs large images, and its output is not used
             built.get_submodule("AuxLogits").forward = _nothing
+        adapt_input(built, channels)
         return built
     if find_spec("timm") is not None:
         import timm
 
         if timm.is_model(name):
-            return _sized(partial(timm.create_model, name, num_classes=num_classes), "img_size", image_size)
+            options: dict[str, Any] = {"num_classes": num_classes}
+            if channels != 3:
+                options["in_chans"] = channels
+            return _sized(partial(timm.create_model, name, **options), "img_size", image_size)
         known += timm.list_models()
     if "." in name:
         return _from_path(name, num_classes)

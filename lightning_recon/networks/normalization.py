@@ -8,6 +8,7 @@ user's own model.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -16,45 +17,61 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
 
-Triple = tuple[float, float, float]
+# One number for each channel of the images.
+PerChannel = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Mean and standard deviation of each colour channel: images are normalised to (x - mean) / std.
+    """Mean and standard deviation of each channel: images are normalised to (x - mean) / std.
 
     Args:
-        mean: of red, green and blue, on the scale [0, 1].
+        mean: of each channel, of red, green and blue say, on the scale [0, 1].
         std: likewise, above 0.
     """
 
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
 
     def __post_init__(self) -> None:
         """Convert whole numbers and lists, so that equal statistics compare equal."""
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
 
-    def check(self) -> None:
-        """Refuse what cannot normalise images of three channels.
+    def check(self, channels: int = 3) -> None:
+        """Refuse what cannot normalise images of so many channels.
+
+        Args:
+            channels: of the images.
 
         Raises:
             UserError: which number is wrong.
         """
+        count = "three" if channels == 3 else str(channels)
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise UserError(f"normalization.{name} is {list(values)}: give three finite numbers, one a channel")
+            if len(values) != channels or not all(math.isfinite(value) for value in values):
+                raise UserError(f"normalization.{name} is {list(values)}: give {count} finite numbers, one a channel")
         if min(self.std) <= 0:
-            raise UserError(f"normalization.std is {list(self.std)}: give three numbers above 0")
+            raise UserError(f"normalization.std is {list(self.std)}: give {count} numbers above 0")
+
+    def of_channels(self, channels: int) -> "ChannelStatistics":
+        """The same for another number of channels: for each the averages of mean and variance over these channels.
+
+        Args:
+            channels: of the images.
+        """
+        if channels == len(self.mean):
+            return self
+        mean, variance = fmean(self.mean), fmean(std**2 for std in self.std)
+        return ChannelStatistics((mean,) * channels, (math.sqrt(variance),) * channels)
 
 
 # "auto" is resolved by `resolve`: none for class paths, else what the network's published weights ask for.
 Normalization = Literal["auto", "none", "imagenet"] | ChannelStatistics
 
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+IMAGENET_MEAN: PerChannel = (0.485, 0.456, 0.406)
+IMAGENET_STD: PerChannel = (0.229, 0.224, 0.225)
 IMAGENET = ChannelStatistics(IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -66,11 +83,11 @@ class Normalize:
     """
 
     def __init__(self, statistics: ChannelStatistics) -> None:
-        """Keep the statistics as tensors, shape (3, 1, 1), float32."""
-        self.mean, self.std = (torch.tensor(one).view(3, 1, 1) for one in (statistics.mean, statistics.std))
+        """Keep the statistics as tensors, shape (C, 1, 1), float32."""
+        self.mean, self.std = (torch.tensor(one).view(-1, 1, 1) for one in (statistics.mean, statistics.std))
 
     def __call__(self, module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The network's arguments with the first of them, images (B, 3, H, W), normalised."""
+        """The network's arguments with the first of them, images (B, C, H, W), normalised."""
         images, *others = given
         return ((images - self.mean.to(images)) / self.std.to(images), *others)
 
@@ -79,7 +96,7 @@ def normalize_inputs(network: nn.Module, statistics: ChannelStatistics | None) -
     """Let a network normalise the images that it is called with.
 
     Args:
-        network: expects normalised images (B, 3, H, W); it is changed in place.
+        network: expects normalised images (B, C, H, W); it is changed in place.
         statistics: None leaves it as it is.
 
     Returns:
@@ -90,27 +107,37 @@ def normalize_inputs(network: nn.Module, statistics: ChannelStatistics | None) -
     return network
 
 
-def resolve(normalization: Normalization, name: str, network: nn.Module) -> ChannelStatistics | None:
+def resolve(normalization: Normalization, name: str, network: nn.Module, channels: int = 3) -> ChannelStatistics | None:
     """The statistics that a network's images are normalised with; None if they are not.
+
+    Published statistics are of RGB images: images of another number of channels are normalised with their averages.
 
     Args:
         normalization: as configured or announced.
         name: of the network, as in `networks.build_network`.
         network: as built; a network of timm carries the settings of its published weights.
+        channels: of the images.
 
     Raises:
         UserError: statistics that cannot normalise images.
     """
     if isinstance(normalization, ChannelStatistics):
-        normalization.check()
+        normalization.check(channels)
         return normalization
     if normalization != "auto":
-        return IMAGENET if normalization == "imagenet" else None
+        published = IMAGENET if normalization == "imagenet" else None
+    else:
+        published = _published(name, network)
+    return None if published is None else published.of_channels(channels)
+
+
+def _published(name: str, network: nn.Module) -> ChannelStatistics | None:
+    """What the network's published weights ask for; None for a class path."""
     if name in torchvision.models.list_models(module=torchvision.models):
         return _of_torchvision(name)
-    published: Mapping[str, Any] | None = getattr(network, "pretrained_cfg", None)
-    if published is not None:
-        mean, std = published.get("mean"), published.get("std")
+    settings: Mapping[str, Any] | None = getattr(network, "pretrained_cfg", None)
+    if settings is not None:
+        mean, std = settings.get("mean"), settings.get("std")
         return ChannelStatistics(tuple(mean), tuple(std)) if mean and std and len(mean) == 3 else IMAGENET
     return IMAGENET if "." not in name else None
 
@@ -119,7 +146,7 @@ def announced(statistics: ChannelStatistics | None) -> Normalization:
     """The value of a task's `normalization` for resolved statistics: "none", "imagenet", or the numbers."""
     if statistics is None:
         return "none"
-    return "imagenet" if statistics == IMAGENET else statistics
+    return "imagenet" if statistics == IMAGENET.of_channels(len(statistics.mean)) else statistics
 
 
 def in_words(normalization: Normalization) -> str:

@@ -40,7 +40,7 @@ def fit_to_images(
         rebuild: builds the same network for images of a height and width, or raises `UserError`; None: there is no
             other.
         name: of the network, for messages.
-        image_shape: of an image, (3, height, width).
+        image_shape: of an image: channels, height, width.
         num_classes: number of logits that are expected.
         count: how many images go through it at a time, at least 1; two show more than one.
         seed: of the weights of layers that learn their shape now.
@@ -60,7 +60,7 @@ def fit_to_images(
         if rebuild is not None and (sized := _rebuilt(rebuild, image_shape, num_classes, count, seed)) is not None:
             log.warning("Built the network %s for images of %d x %d.", name, height, width)
             return sized
-        advice = _advice(network, rebuild, num_classes, count, seed)
+        advice = _advice(network, rebuild, image_shape[0], num_classes, count, seed)
     except _Unfit as error:
         raise UserError(f"network {name!r} {error}") from error
     raise UserError(f"network {name!r} cannot take images of {height} x {width} ({reason}); {advice}")
@@ -77,19 +77,21 @@ def _rebuilt(
     return sized
 
 
-def _advice(network: nn.Module, rebuild: Build | None, num_classes: int, count: int, seed: int) -> str:
+def _advice(network: nn.Module, rebuild: Build | None, channels: int, num_classes: int, count: int, seed: int) -> str:
     """A remedy for a network that raises: another size, if one works."""
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
-    if first is not None and first.in_channels != 3:
-        channels = first.in_channels
-        return f"its first convolution takes {channels} channel(s) and images have 3: let it convert them itself"
+    if first is not None and first.in_channels != channels:
+        return (
+            f"its first convolution takes {first.in_channels} channel(s) and images have {channels}: set "
+            f"--data.channels {first.in_channels}, or let it convert them itself"
+        )
     for side in _SIZES:
         try:
-            _forward(network, (3, side, side), num_classes, count, seed)
+            _forward(network, (channels, side, side), num_classes, count, seed)
         except _Unfit:
             raise
         except Exception:  # a network of the user's may raise anything
-            if rebuild is None or _rebuilt(rebuild, (3, side, side), num_classes, count, seed) is None:
+            if rebuild is None or _rebuilt(rebuild, (channels, side, side), num_classes, count, seed) is None:
                 continue
         return f"of {', '.join(map(str, _SIZES))} the smallest that it takes is {side}: set --data.image_size {side}"
     return f"nor of any size up to {_SIZES[-1]} that was tried: choose another network, or fix its forward pass"

@@ -2,16 +2,18 @@
 """Build the network that clients train, and adapt it to the size of their images."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from lightning_recon.errors import UserError
 from lightning_recon.networks.batch_norm import without_batch_norm
-from lightning_recon.networks.construction import build_network, takes_size
-from lightning_recon.networks.normalization import Normalization
+from lightning_recon.networks.construction import build_network, is_class_path, takes_size
+from lightning_recon.networks.input_layer import input_channels
+from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 from lightning_recon.networks.setup_check import fit_to_images
-from lightning_recon.networks.weights_file import load_weights
+from lightning_recon.networks.weights_file import channels_of_weights, load_weights
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,17 @@ class TargetNetwork:
     normalization: Normalization
     per_sample: bool
 
-    def build(self, image_size: tuple[int, int] | None) -> nn.Module:
+    def build(self, image_size: tuple[int, int] | None, channels: int = 3) -> nn.Module:
         """Build the network with its weights.
 
         Args:
             image_size: height and width of the images; None: the network's default.
+            channels: of the images.
 
         Raises:
             UserError: there is no such network, or the weights do not fit it.
         """
-        network = self._untrained(image_size)
+        network = self._untrained(image_size, channels)
         if self.weights is not None:
             load_weights(network, self.weights)
         return network
@@ -58,8 +61,12 @@ class TargetNetwork:
         Raises:
             UserError: there is no such network, or the weights do not fit it at any image size.
         """
-        network = self._untrained(None)
+        statistics = self.normalization
+        network = self._untrained(None, len(statistics.mean) if isinstance(statistics, ChannelStatistics) else 3)
         if self.weights is not None:
+            channels = channels_of_weights(self.weights, network)
+            if channels != input_channels(network) and not is_class_path(self.name):
+                network = self._untrained(None, channels)
             try:
                 load_weights(network, self.weights)
             except UserError as error:
@@ -82,14 +89,17 @@ class TargetNetwork:
         Raises:
             UserError: no such network can be trained on them.
         """
+        channels = image_shape[0]
         if misfit is not None:
             try:
-                network = self.build((image_shape[1], image_shape[2]))
+                network = self.build((image_shape[1], image_shape[2]), channels)
             except UserError:
                 raise misfit from None
-        rebuild = self.build if takes_size(self.name) else None
+        elif channels != input_channels(network) and not is_class_path(self.name):
+            network = self.build(None, channels)
+        rebuild = partial(self.build, channels=channels) if takes_size(self.name) else None
         return fit_to_images(network, rebuild, self.name, image_shape, self.num_classes, count, self.seed)
 
-    def _untrained(self, image_size: tuple[int, int] | None) -> nn.Module:
-        network = build_network(self.name, self.num_classes, None, self.seed, self.normalization, image_size)
+    def _untrained(self, image_size: tuple[int, int] | None, channels: int) -> nn.Module:
+        network = build_network(self.name, self.num_classes, None, self.seed, self.normalization, image_size, channels)
         return without_batch_norm(network) if self.per_sample else network

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_recon.errors import UserError
 from lightning_recon.files.faults import FAULTS, reason_of
 from lightning_recon.files.serialization import read_safetensors
+from lightning_recon.networks.input_layer import adapt_weights, first_convolution
 
 # Prefixes of a network's own names in a file of weights.
 _PREFIXES = ("", "network.", "model.", "network.model.")
@@ -17,6 +18,8 @@ _PREFIXES = ("", "network.", "model.", "network.model.")
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load a state dict into the network, every tensor of it.
+
+    Weights of the same network for RGB images are adapted to its number of channels, see `input_layer.adapt_weights`.
 
     Args:
         network: network to fill.
@@ -27,6 +30,36 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         UserError: the file is missing, cannot be read, or belongs to another network.
     """
     path = Path(path)
+    content = _own_names(_read(path), network)
+    try:
+        network.load_state_dict(adapt_weights(content, network))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
+            "classes, running statistics included; granularity sample replaces batch normalisation"
+        ) from error
+
+
+def channels_of_weights(path: str | Path, network: nn.Module) -> int:
+    """Channels of the images that the network of a file took; those of `network` where the file does not tell.
+
+    Args:
+        path: as for `load_weights`.
+        network: the same network, with any number of channels.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    found = first_convolution(network)
+    if found is None:
+        return 3
+    weight = _own_names(_read(Path(path)), network).get(f"{found[0]}.weight".removeprefix("."))
+    return int(weight.shape[1]) if weight is not None and weight.dim() == 4 else found[1].in_channels
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The finite tensors of a file; anything else is a `UserError`."""
     if not path.is_file():
         raise UserError(f"weights {path} do not exist: give the path of a state dict (.safetensors or .pt)")
     try:
@@ -39,18 +72,15 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for name, value in content.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
+    return content
+
+
+def _own_names(content: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Tensors by the names of the network's own parameters."""
     # Names as in the user's own model, in a client's checkpoint, or as when a wrapper normalised the images.
     own = network.state_dict().keys()
     prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
-    content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
-    try:
-        network.load_state_dict(content)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
-            "classes, running statistics included; granularity sample replaces batch normalisation"
-        ) from error
+    return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ class Prior(nn.Module):
         """Remove white Gaussian noise.
 
         Args:
-            x: Noisy images, shape (M, 3, H, W), values around [0, 1].
+            x: Noisy images, shape (M, C, H, W), values around [0, 1].
             sigma: Standard deviation of each image's noise, shape (M,).
 
         Returns:
@@ -46,7 +46,7 @@ class Prior(nn.Module):
         negative log-density of images with noise of this standard deviation.
 
         Args:
-            images: Shape (B, 3, H, W), values around [0, 1].
+            images: Shape (B, C, H, W), values around [0, 1].
 
         Source: Romano, Elad & Milanfar 2017 (arXiv 1611.02862), regularization by denoising; Tweedie's formula.
         """
@@ -61,7 +61,7 @@ class DenoiserPrior(Prior):
         """Set up.
 
         Args:
-            denoiser: Called with noisy images (M, 3, H, W) and the standard deviation of their noise (M,).
+            denoiser: Called with noisy images (M, C, H, W) and the standard deviation of their noise (M,).
             strength: Factor of `value` in the objective of gradient inversion, at least 0.
             sigma: Standard deviation of the noise for which the denoiser is called, above 0.
         """

@@ -45,25 +45,25 @@ def analyse(images: Tensor, mean: Tensor, colour: Tensor, matrices: Matrices | N
     """Centre images and express them in decorrelated coefficients.
 
     Args:
-        images: Shape (..., 3, H, W), values in [0, 1].
-        mean: Mean image, shape (3, H, W).
+        images: Shape (..., C, H, W), values in [0, 1].
+        mean: Mean image, shape (C, H, W).
         colour: Orthonormal colour axes, shape (3, 3).
         matrices: Of the cosine transform, on the device of the images; None: they are made.
 
     Returns:
-        Coefficients, shape (..., 3, H, W); an isometry of `images - mean`.
+        Coefficients, shape (..., C, H, W); an isometry of `images - mean`.
     """
     return cosine(torch.einsum("dc,...chw->...dhw", colour.to(images), images - mean.to(images)), matrices)
 
 
 def synthesise(coefficients: Tensor, mean: Tensor, colour: Tensor, matrices: Matrices | None = None) -> Tensor:
-    """Invert `analyse`: coefficients of shape (..., 3, H, W) to images of the same shape, not clamped."""
+    """Invert `analyse`: coefficients of shape (..., C, H, W) to images of the same shape, not clamped."""
     centred = inverse_cosine(coefficients, matrices)
     return torch.einsum("dc,...dhw->...chw", colour.to(coefficients), centred) + mean.to(coefficients)
 
 
 class Transform(Protocol):
-    """An invertible map between images (..., 3, H, W) and coefficients of the same shape that keeps distances."""
+    """An invertible map between images (..., C, H, W) and coefficients of the same shape that keeps distances."""
 
     def analyse(self, images: Tensor) -> Tensor:
         """Coefficients of images."""
@@ -79,7 +79,7 @@ class CosineTransform:
     """`analyse` and `synthesise` with a given mean image and colour axes: nearly decorrelated for photographs.
 
     Args:
-        mean: Mean image, shape (3, H, W) or one for each image.
+        mean: Mean image, shape (C, H, W) or one for each image.
         colour: Orthonormal colour axes, shape (3, 3).
         matrices: Of the cosine transform, on the device and of the dtype of `mean`; None: every use makes them.
     """

@@ -23,7 +23,7 @@ class Denoiser(Protocol):
         """Remove noise.
 
         Args:
-            x: Noisy images, shape (M, 3, H, W), values in [0, 1].
+            x: Noisy images, shape (M, C, H, W), values in [0, 1].
             sigma: Standard deviation of each image's noise, shape (M,).
 
         Returns:
@@ -54,7 +54,7 @@ class TotalVariation(Prior):
         """The minimiser of ½‖out − x‖² + weight · TV(out) with a weight proportional to sigma.
 
         Args:
-            x: Noisy images, shape (M, 3, H, W).
+            x: Noisy images, shape (M, C, H, W).
             sigma: Standard deviation of the noise, one number or shape (M,).
 
         Returns:

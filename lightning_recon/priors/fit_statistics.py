@@ -30,7 +30,7 @@ def fit_statistics(
     """Fit everything that a file of public statistics holds.
 
     Args:
-        photographs: For each size the same photographs, shape (N, 3, size, size), values in [0, 1].
+        photographs: For each size the same photographs, shape (N, C, size, size), values in [0, 1].
         masks: Their subjects likewise, shape (N, 1, size, size), values 0 and 1; None: none are known.
         name: Provenance.
         grid: Side of the mean photograph that is stored; 1: a single colour.
@@ -54,19 +54,23 @@ def fit_statistics(
 
 
 def colour_axes(photographs: Tensor) -> Tensor:
-    """Orthonormal axes in which pixels are uncorrelated, most varied first, as rows: shape (3, 3).
+    """Orthonormal axes in which pixels are uncorrelated, most varied first, as rows: shape (C, C).
 
-    Axes that agree with luminance, red − blue and green − others are set to these.
+    Axes of RGB images that agree with luminance, red − blue and green − others are set to these.
     """
     pixels = (photographs - photographs.mean(dim=(0, 2, 3), keepdim=True)).transpose(0, 1).flatten(1).double()
     axes = torch.linalg.eigh(pixels @ pixels.T).eigenvectors.T.flip(0)
+    if len(axes) != 3:
+        # The sign of an axis is free: that in which its largest weight is positive.
+        largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+        return torch.Tensor((axes * largest.sign()).float())
     simple = torch.nn.functional.normalize(torch.tensor(SIMPLE_COLOUR, dtype=torch.float64), dim=1)
     agreement = (axes * simple).sum(dim=1).abs()
     return (simple if float(agreement.min()) > math.cos(math.radians(_AGREEMENT)) else axes).float()
 
 
 def fit_mean(photographs: Tensor, grid: int) -> Tensor:
-    """Mean image, shape (3, grid, grid): each cosine coefficient shrunk by what its standard error leaves in doubt.
+    """Mean image, shape (C, grid, grid): each cosine coefficient shrunk by what its standard error leaves in doubt.
 
     Source: positive-part James & Stein (1961), coefficient by coefficient.
     """

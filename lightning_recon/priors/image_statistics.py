@@ -45,9 +45,9 @@ class PublicStatistics:
 
     Args:
         name: Provenance, as written to `results.json`.
-        mean: Mean image, shape (3, H, W), values in [0, 1].
-        colour: Orthonormal colour axes as rows, shape (3, 3).
-        variance: Variance of each coefficient of `transform`, shape (3, H, W).
+        mean: Mean image, shape (C, H, W), values in [0, 1].
+        colour: Orthonormal axes of the channels as rows, shape (C, C): colour axes of RGB images.
+        variance: Variance of each coefficient of `transform`, shape (C, H, W).
         log_contrast_std: Standard deviation of log(energy of a photograph / mean energy), as the structure weighs it.
         ellipses: Stand-ins for subjects.
         whole: If these are subjects cut out on black, the photographs that they were cut from; else None.
@@ -73,7 +73,9 @@ class PublicStatistics:
 
 
 @lru_cache(maxsize=8)  # asked for at every score, and always the same
-def public_statistics(height: int, width: int, subjects: bool, file: str | None = None) -> PublicStatistics:
+def public_statistics(
+    height: int, width: int, subjects: bool, file: str | None = None, channels: int = 3
+) -> PublicStatistics:
     """Statistics of photographs, or of subjects cut out of them.
 
     The logarithm of a coefficient's variance is linear in the logarithms of its row and column frequency between
@@ -87,12 +89,13 @@ def public_statistics(height: int, width: int, subjects: bool, file: str | None 
         width: Image width in pixels.
         subjects: Whether clients cut the subject out on black before they train.
         file: As written by `scripts/fit_statistics.py`; None: the bundled one.
+        channels: Of the images. The mean of red, green and blue stands for grey images where a file is of RGB images.
 
     Returns:
         The statistics, float32.
 
     Raises:
-        UserError: The file is missing, or is not what the script writes.
+        UserError: The file is missing, is not what the script writes, or is of images with other channels.
 
     Source: that natural images obey power laws is Field (1987); the numbers are fitted on public photographs.
     """
@@ -105,19 +108,27 @@ def public_statistics(height: int, width: int, subjects: bool, file: str | None 
         if file is not None:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
             name = f"{path.name} ({content['photographs']} photographs, {digest})"
+        fitted = len(content["colour"])
+        if fitted != channels and (fitted, channels) != (3, 1):
+            raise UserError(
+                f"{path} holds statistics of images with {fitted} channels, and these have {channels}: fit a file with "
+                f"scripts/fit_statistics.py --channels {channels} and give it as --model.structure.statistics, or as "
+                "--model.statistics where there is no structure"
+            )
         ellipses = _elliptic(content["ellipses"] or json.loads(_BUNDLED.read_text(encoding="utf-8"))["ellipses"])
-        colour = _numbers(content["colour"], (3, 3))
-        if not torch.allclose(colour @ colour.T, torch.eye(3), atol=1e-3):
+        colour = _numbers(content["colour"], (fitted, fitted))
+        if not torch.allclose(colour @ colour.T, torch.eye(fitted), atol=1e-3):
             raise ValueError("the colour axes are not orthonormal")
-        whole = PublicStatistics(name, *_moments(content["whole"], colour, height, width), ellipses)
+        size = (height, width, channels)
+        whole = PublicStatistics(name, *_moments(content["whole"], colour, size), ellipses)
         if not subjects:
             return whole
         if content["subjects"] is None:
             generator = torch.Generator().manual_seed(0)
             share = sum(_ellipses(ellipses, 1, height, width, generator)[0] for _ in range(_MEAN_OF)) / _MEAN_OF
-            moments = (whole.mean * share, colour, whole.variance, whole.log_contrast_std)
+            moments = (whole.mean * share, whole.colour, whole.variance, whole.log_contrast_std)
             return PublicStatistics(f"{name}, elliptic subjects", *moments, ellipses, whole)
-        moments = _moments(content["subjects"], colour, height, width)
+        moments = _moments(content["subjects"], colour, size)
         return PublicStatistics(f"{name}, subjects", *moments, ellipses, whole)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: make it with scripts/fit_statistics.py, or leave it out") from error
@@ -137,7 +148,7 @@ def synthetic_images(statistics: PublicStatistics, count: int, size: int) -> Ten
         size: Height and width in pixels; images larger than those of the statistics are enlarged from them.
 
     Returns:
-        Shape (count, 3, size, size), values in [0, 1]; the same on every call.
+        Shape (count, C, size, size), values in [0, 1]; the same on every call.
     """
     generator = torch.Generator().manual_seed(1)
     law = statistics if statistics.whole is None else statistics.whole
@@ -147,7 +158,7 @@ def synthetic_images(statistics: PublicStatistics, count: int, size: int) -> Ten
     variance = law.variance[:, :side, :side] * (side**2 / (height * width))
     spread = law.log_contrast_std
     contrast = (spread * torch.randn(count, 1, 1, 1, generator=generator) - spread**2 / 2).exp()
-    noise = torch.randn(count, 3, side, side, generator=generator)
+    noise = torch.randn(count, len(law.variance), side, side, generator=generator)
     images = synthesise((contrast * variance).sqrt() * noise, resized(law.mean, side, side), law.colour)
     images = (images if side == size else resized(images, size, size)).clamp(0, 1)
     return images * _ellipses(law.ellipses, count, size, size, generator) if statistics.subjects else images
@@ -185,20 +196,28 @@ def between_knots(frequencies: Tensor, size: int) -> Tensor:
     return weight.scatter_(1, right[:, None] - 1, 1 - share[:, None])
 
 
-def _moments(section: dict[str, Any], colour: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Mean, colour, variance and spread of contrast at a size."""
+def _moments(
+    section: dict[str, Any], colour: Tensor, picture: tuple[int, int, int]
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Mean, colour, variance and spread of contrast for a height, a width and a number of channels."""
+    height, width, channels = picture
     size, spread = math.sqrt(height * width), float(section["log_contrast_std"])
     if not 0 < spread < 10:
         raise ValueError(f"a spread of contrast of {spread}")
     fitted = min((int(key) for key in section["log_variance"]), key=lambda side: abs(math.log(side / size)))
     knots = len(octaves(fitted))
-    table = _numbers(section["log_variance"][str(fitted)], (3, knots, knots)).double()
+    table = _numbers(section["log_variance"][str(fitted)], (len(colour), knots, knots)).double()
     rows, columns = (between_knots(torch.arange(n) * (size / n), fitted) for n in (height, width))
     # The orthonormal transform of an image twice as fine has twice the amplitude at the same frequency.
     variance = (rows @ table @ columns.T).exp() * (size / fitted) ** 2
     grid = len(section["mean"][0])
-    mean = resized(_numbers(section["mean"], (3, grid, grid)), height, width).clamp(0, 1)
-    return mean, colour, variance.float(), spread
+    mean = resized(_numbers(section["mean"], (len(colour), grid, grid)), height, width).clamp(0, 1)
+    if channels == len(colour):
+        return mean, colour, variance.float(), spread
+    # Grey is the mean over the channels, whose axes are uncorrelated.
+    weights = colour.double().mean(dim=1).square()[:, None, None]
+    grey = (weights * variance).sum(dim=0, keepdim=True)
+    return mean.mean(dim=0, keepdim=True), torch.ones(1, 1), grey.float(), spread
 
 
 def _elliptic(limits: dict[str, Any]) -> Ellipses:

@@ -45,10 +45,10 @@ def total_variation(images: Tensor, double_opponents: bool) -> Tensor:
     """Anisotropic total variation, a mean over pixels and channels.
 
     Args:
-        images: shape (B, 3, H, W).
+        images: shape (B, C, H, W).
         double_opponents: see `Regularization`.
     """
-    if not double_opponents:
+    if not double_opponents or images.shape[1] == 1:  # a single channel has no opponents
         return images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
     # The channels and their differences, whose signs do not matter.
     planes = torch.cat([images, images - images.roll(1, 1)], dim=1)
@@ -92,7 +92,7 @@ def group_consistency(dummies: Tensor) -> Tensor:
     """The mean over restarts, each first aligned with the first one by a shift.
 
     Args:
-        dummies: (restarts, B, 3, H, W).
+        dummies: (restarts, B, C, H, W).
 
     Returns:
         The mean, shifted back to each restart: the same shape, without gradient.

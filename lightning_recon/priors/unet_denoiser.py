@@ -70,16 +70,20 @@ class SmallDenoiser(Prior):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Remove noise.
+        """Remove noise; of images that are not RGB from each channel by itself, as from a grey image.
 
         Args:
-            x: Noisy images, shape (M, 3, H, W), values around [0, 1].
+            x: Noisy images, shape (M, C, H, W), values around [0, 1].
             sigma: Standard deviation of the noise, one number or shape (M,).
 
         Returns:
             Images of the same shape.
         """
-        height, width = x.shape[-2:]
+        count, channels, height, width = x.shape
+        if channels != 3:
+            grey = x.reshape(-1, 1, height, width).expand(-1, 3, -1, -1)
+            level = torch.as_tensor(sigma).to(x).reshape(-1).expand(count).repeat_interleave(channels)
+            return self.forward(grey, level).mean(dim=1).reshape(x.shape)
         noise = torch.as_tensor(sigma).to(x).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
         padded = F.pad(x, (0, -width % _STRIDE, 0, -height % _STRIDE), mode="replicate")
         small = F.pixel_unshuffle(padded, 2) - 0.5

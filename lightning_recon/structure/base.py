@@ -24,7 +24,7 @@ class Decoded:
     """The result of decoding one update, or the mean of several, of one client.
 
     Args:
-        images: Shape (M, 3, H, W), values in [0, 1]: at most `most_found`, in the attacker's order.
+        images: Shape (M, C, H, W), values in [0, 1]: at most `most_found`, in the attacker's order.
         unresolved: Rows whose content no single image explains: collisions.
         rows: For each tensor of the update that was read, the rows read; None for all of them.
         refinement: What refinement starts from, which also defines its objective; None if there is nothing to refine.
@@ -33,7 +33,7 @@ class Decoded:
         files: For each image the file that was received, or None where none was; None if nothing was sent digitally.
         share: The structure's share of the clipping budget, as the rows show it; None where it cannot be estimated.
         mismatch: Where the update contradicts the announcement.
-        mean_image: The public mean image under the hypothesis that the update shows to be true, shape (3, H, W); None
+        mean_image: The public mean image under the hypothesis that the update shows to be true, shape (C, H, W); None
             where that is the announced one.
         seen: For each image the rounds that it was seen in; None where all are in all rounds.
     """
@@ -57,7 +57,7 @@ class Knowledge:
     Args:
         mean: Posterior mean, shape (V, n).
         variance: Posterior variance, without the correction by `belief`, shape (V, n).
-        prior_variance: The variance before the first round, shape (V, 3, H, W).
+        prior_variance: The variance before the first round, shape (V, C, H, W).
         units: The unit of the first rounds that each victim activates alone, shape (V,); -1 if there is none.
         scales: Signed scale of each victim's row at unit energy, shape (V,).
         belief: Log-evidence for each factor by which the variance may be mistaken, shape (V, factors).

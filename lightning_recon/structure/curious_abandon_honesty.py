@@ -94,7 +94,7 @@ class CuriousAbandonHonesty(Structure):
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics, for the scaling and as the estimate of a victim without a row."""
         subjects = task.expects_subjects(self.subjects, otherwise=True)
-        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file)
+        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file, task.image_shape[0])
 
     def payload(self, task: Task) -> ServerPayload:
         """The recipe of the weights; thresholds are 0."""

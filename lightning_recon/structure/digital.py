@@ -3,13 +3,13 @@
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
 from lightning_recon.reconstruction import Mismatch, ReceivedFile
@@ -17,6 +17,7 @@ from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
+from lightning_recon.structure.coding.image_codec import codec_of
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.remaining_rows import Received
@@ -140,8 +141,8 @@ class Digital(Structure):
         noise *= math.sqrt(rows / task.rounds) * task.sharers
         taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
         room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
-        pixels, margin = math.prod(task.image_shape[1:]), self.margin_db
-        plan, whole = l1_plan(noise, pixels, room, task.sharers > 1, margin, self.always_digital, ratio) or (None, 0.0)
+        picture, margin = task.image_format, self.margin_db
+        plan, whole = l1_plan(noise, picture, room, task.sharers > 1, margin, self.always_digital, ratio) or (None, 0.0)
         if plan is None or (task.victims > 1 and noise * whole > _CROWDED and not self.always_digital):
             return self.linear.payload(task)
         payload = beside(sketch, plan)
@@ -149,10 +150,10 @@ class Digital(Structure):
 
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
         """The code, of at most this many inputs."""
-        pixels, shared = math.prod(task.image_shape[1:]), budget_sharers(task) > 1
+        shared = budget_sharers(task) > 1
         if task.victims > 1 and noise > _CROWDED and not self.always_digital:
             return None
-        return digital_plan(noise, pixels, most, shared, self.margin_db, self.always_digital)
+        return digital_plan(noise, task.image_format, most, shared, self.margin_db, self.always_digital)
 
     def _sketch(self, task: Task, share: float) -> ServerPayload:
         """A linear structure designed for this share of the power, or of the L1 norm."""
@@ -191,7 +192,7 @@ class Digital(Structure):
         prior = row_prior(payload, task, statistics)
         whole = with_words(prior, plan)
         found = separate(rows, whole, task.victims, self.linear.false_alarm, limit=most_found(task))
-        size = (task.image_shape[1], task.image_shape[2])
+        picture = task.image_format
         with counting("decoding", task.victims) as decoded_so_far:
             received, others = read_victims(
                 released[:, sent:],
@@ -199,7 +200,7 @@ class Digital(Structure):
                 found.members,
                 1 / prior.scale,
                 plan,
-                size,
+                picture,
                 most_found(task),
                 decoded_so_far,
                 None if task.noise_is_normal else task.noise,
@@ -208,14 +209,14 @@ class Digital(Structure):
         decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined]
         posterior = in_coefficients(decoded, shipped, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
-        images, posterior = _with_files(images, posterior, received, others, statistics)
+        images, posterior = _with_files(images, posterior, received, others, statistics, picture)
         images_shown = found.images_shown(task.victims)
         if len(images) > task.victims:
             images_shown = len(images)
         missing = (task.victims if images_shown is None else images_shown) - len(images)
         evident = found.evident or any(one is not None for one in received)
         unresolved = found.unresolved if missing else 0
-        files = tuple(_as_file(one, plan) for one in (*received, *others))
+        files = tuple(_as_file(one, plan, picture) for one in (*received, *others))
         share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
         other = self.linear.other_statistics(task)
         if other is not None:
@@ -227,14 +228,13 @@ class Digital(Structure):
         return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted, mean_image)
 
 
-def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
+def _as_file(one: Received | None, plan: Plan, picture: ImageFormat) -> ReceivedFile | None:
     """The record of a received file."""
     if one is None:
         return None
-    codec: Literal["webp", "avif"] = "webp" if one.exact else "avif"
     capacity = plan.inputs * binary_capacity(one.snr)
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(codec, bits / plan.inputs, bits, capacity)
+    return ReceivedFile(codec_of(one.exact, picture), bits / plan.inputs, bits, capacity)
 
 
 def _with_files(
@@ -243,6 +243,7 @@ def _with_files(
     received: list[Received | None],
     others: list[Received],
     statistics: PublicStatistics,
+    picture: ImageFormat,
 ) -> tuple[Tensor, Posterior]:
     """Replace sketches by received files, and append the files of victims without a sketch."""
     extra = torch.zeros(len(others), *statistics.variance.shape)
@@ -252,7 +253,7 @@ def _with_files(
     variance = torch.cat([posterior.variance, statistics.variance.expand_as(extra)])
     for place, one in enumerate([*received, *others]):
         if one is not None:
-            images[place] = one.image.float() / 255
+            images[place] = picture.values(one.image)
             mean[place] = statistics.transform.analyse(images[place])
             variance[place] = _KNOWN * prior[place]
     return images, Posterior(mean, variance, prior, torch.cat([posterior.prior_mean, extra]))

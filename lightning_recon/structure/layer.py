@@ -137,7 +137,7 @@ class InferenceStructure(ServerLayer):
         """Inputs of the layer: the scaled coefficients of each image, its moments if wanted, then the constants.
 
         Args:
-            images: Shape (B, 3, H, W), values in [0, 1].
+            images: Shape (B, C, H, W), values in [0, 1].
 
         Returns:
             Shape (B, m + constants), or as many entries as all blocks have.
@@ -173,7 +173,7 @@ class InferenceStructure(ServerLayer):
         """Contribution to the logits, shape (B, classes); exactly 0 with `cancel`.
 
         Args:
-            images: Shape (B, 3, H, W), values in [0, 1].
+            images: Shape (B, C, H, W), values in [0, 1].
             logits: The network's own logits, shape (B, classes); needed for a balanced code.
         """
         inputs, weight = self.encode(images), self.matrix

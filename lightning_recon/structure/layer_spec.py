@@ -59,6 +59,7 @@ class _Settings(TypedDict):
     digital_shared: NotRequired[bool]
     digital_positions: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
     digital_repeats: NotRequired[Annotated[int, Field(ge=1, le=1 << 10)]]
+    digital_bit_depth: NotRequired[Annotated[int, Field(ge=8, le=16)]]
 
 
 _SCHEMA = TypeAdapter(_Settings)
@@ -230,6 +231,7 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
             shared=settings["digital_shared"],
             positions=settings.get("digital_positions", 1),
             repeats=settings.get("digital_repeats", 1),
+            bit_depth=settings.get("digital_bit_depth", 8),
         )
     except KeyError as error:
         raise UserError(f"the payload lacks {error.args[0]}, without which its digital code is unknown") from error

@@ -31,8 +31,8 @@ def beats_mean_image(
         statistics: What is public about the images.
         std: Standard deviation of the noise of each row, divided by its gradient weight, shape (M,).
         weight_std: Standard deviation of the relative error of each row's gradient weight, shape (M,).
-        finish: What the attack does with divided rows: from noisy images (N, 3, h, w) and the standard deviation of
-            their noise, shape (N, 1, 1, 1), to images (N, 3, H, W).
+        finish: What the attack does with divided rows: from noisy images (N, C, h, w) and the standard deviation of
+            their noise, shape (N, 1, 1, 1), to images (N, C, H, W).
         pooling: The attack's images are averages over squares of this width: H = pooling · h.
         tries: Each row was chosen among this many of the same victim, as that with the largest image, that is, with the
             most underestimated gradient weight.

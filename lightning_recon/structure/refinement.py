@@ -28,12 +28,12 @@ _MOMENT_LIMIT = 1000.0
 
 
 class Objective(Protocol):
-    """The objective of refinement over the dummies θ of M images, shape (M, 3, H, W), which start at 0."""
+    """The objective of refinement over the dummies θ of M images, shape (M, C, H, W), which start at 0."""
 
     needs_optimizer: bool  # whether gradient descent with step size 1 is not enough
 
     def images(self, dummies: Tensor) -> Tensor:
-        """Images of dummies, both of shape (M, 3, H, W), not clamped."""
+        """Images of dummies, both of shape (M, C, H, W), not clamped."""
         ...
 
     def losses(self, dummies: Tensor, step: int) -> Tensor:
@@ -63,7 +63,7 @@ class Refinement(ABC):
         """The objective of refining these images.
 
         Args:
-            initial: The decoded images, shape (M, 3, H, W).
+            initial: The decoded images, shape (M, C, H, W).
             transform: Between images and coefficients.
             denoiser: Prior of images.
         """
@@ -74,10 +74,10 @@ class Posterior(Refinement):
     """Gaussian posterior of images, in the coefficients of a `Transform`.
 
     Args:
-        mean: Shape (M, 3, H, W).
-        variance: Shape (M, 3, H, W), positive.
-        prior_variance: Shape (M, 3, H, W): the variance before the update arrived.
-        prior_mean: Shape (M, 3, H, W): the mean before the update arrived; 0 where images are as announced.
+        mean: Shape (M, C, H, W).
+        variance: Shape (M, C, H, W), positive.
+        prior_variance: Shape (M, C, H, W): the variance before the update arrived.
+        prior_mean: Shape (M, C, H, W): the mean before the update arrived; 0 where images are as announced.
     """
 
     mean: Tensor
@@ -142,7 +142,7 @@ class PlugAndPlay:
         self.certainty, self.pull = certainty, self.std * moved / posterior.prior_variance
 
     def images(self, dummies: Tensor) -> Tensor:
-        """Images of dummies of shape (M, 3, H, W), same shape, not clamped."""
+        """Images of dummies of shape (M, C, H, W), same shape, not clamped."""
         return self.transform.synthesise(self.mean + self.std * dummies)
 
     def fitted(self, dummies: Tensor, step: int) -> Tensor:
@@ -182,7 +182,7 @@ class PlugAndPlay:
             steps: How many steps to take.
 
         Yields:
-            Shape (M, 3, H, W), values in [0, 1]; `steps` + 1 of them.
+            Shape (M, C, H, W), values in [0, 1]; `steps` + 1 of them.
         """
         dummies = torch.zeros_like(self.mean)
         yield self.images(dummies).clamp(0, 1)
@@ -196,7 +196,7 @@ class MomentMatching:
     """Distance between an image's moments and the leaked ones; a dummy is a change of the decoded image.
 
     Args:
-        initial: Decoded images, shape (M, 3, H, W).
+        initial: Decoded images, shape (M, C, H, W).
         leaked: Their leaked moments, shape (M, 3, 3), see `leaked_moments.moments`.
 
     Source: You et al. (2025), released example: optional refinement.
@@ -207,7 +207,7 @@ class MomentMatching:
     needs_optimizer = True
 
     def images(self, dummies: Tensor) -> Tensor:
-        """Images of dummies of shape (M, 3, H, W); where the moments stay too far off, the decoded image."""
+        """Images of dummies of shape (M, C, H, W); where the moments stay too far off, the decoded image."""
         far = self.losses(dummies, 0) > _MOMENT_LIMIT
         return self.initial + torch.where(far[:, None, None, None], 0.0, dummies)
 

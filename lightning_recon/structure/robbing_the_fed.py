@@ -88,7 +88,7 @@ class RobbingTheFed(Structure):
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics, for the thresholds and as the estimate of a victim without a row."""
         subjects = task.expects_subjects(self.subjects, otherwise=True)
-        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file)
+        return public_statistics(*task.image_shape[1:], subjects, self.statistics_file, task.image_shape[0])
 
     def payload(self, task: Task) -> ServerPayload:
         """Thresholds at the quantiles of a normal distribution fitted to the brightness of public images."""

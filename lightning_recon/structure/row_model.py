@@ -37,7 +37,7 @@ def energy_is_known(task: Task) -> bool:
 
 
 def mean_shift(payload: ServerPayload, statistics: PublicStatistics) -> Tensor | None:
-    """Coefficients of the mean image relative to the one that was shipped, shape (3, H, W); None if it is the same."""
+    """Coefficients of the mean image relative to the one that was shipped, shape (C, H, W); None if it is the same."""
     shipped = payload.tensors["mean"]
     if torch.equal(shipped, statistics.mean):
         return None

@@ -95,12 +95,13 @@ class SeedPaper(Structure):
     def payload(self, task: Task) -> ServerPayload:
         """The structure with brightness weights and Laplace thresholds."""
         height, width = self._pooled(task)
-        pixels = 3 * height * width
+        channels = task.image_shape[0]
+        pixels = channels * height * width
         share = torch.arange(1, self.units + 1, dtype=torch.float64) / (self.units + 1)
         lower = torch.from_numpy(_LAPLACE.ppf(share.numpy())).float() * _COPIES
         bias = torch.zeros(_BIAS_INPUTS)
         bias[:_COPIES] = 1.0
-        moments = len(MOMENTS) * 3 if self.moments else 0
+        moments = len(MOMENTS) * channels if self.moments else 0
         return ServerPayload(
             settings={
                 "pixels": True,
@@ -112,14 +113,14 @@ class SeedPaper(Structure):
                 "pooling": self.pooling,
             },
             tensors={
-                "mean": torch.zeros(3, height, width),
-                "colour": torch.eye(3),
+                "mean": torch.zeros(channels, height, width),
+                "colour": torch.eye(channels),
                 "index": torch.arange(pixels),
                 "gain": torch.ones(pixels),
                 "constants": torch.zeros(pixels),
                 # At another size the weight is scaled so that equal brightness meets equal thresholds.
                 "directions": torch.nn.functional.pad(
-                    torch.full((1, pixels), _WEIGHT * _WEIGHT_SIZE**2 / (height * width)), (0, moments)
+                    torch.full((1, pixels), _WEIGHT * _WEIGHT_SIZE**2 / (height * width) * 3 / channels), (0, moments)
                 ),
                 "unit_direction": torch.zeros(self.units, dtype=torch.int64),
                 "lower": lower,
@@ -157,9 +158,9 @@ class SeedPaper(Structure):
             statistics, weight_std = self.statistics(task), std.flatten() / math.sqrt(_COPIES)
             kept = beats_mean_image(statistics, std.flatten(), weight_std, self._finished, self.pooling)
             images, std, values = images[kept], std[kept], values[kept]
-        leaked = LeakedMoments(values.view(-1, len(MOMENTS), 3)) if self.moments else None
+        leaked = LeakedMoments(values.view(-1, len(MOMENTS), task.image_shape[0])) if self.moments else None
         return Decoded(
-            images=self._finished(images.view(-1, 3, *self._pooled(task)), std[..., None, None]),
+            images=self._finished(images.view(-1, task.image_shape[0], *self._pooled(task)), std[..., None, None]),
             unresolved=0,
             rows={"structure.bias": None, "structure.weight": chosen},
             refinement=leaked,
@@ -168,7 +169,7 @@ class SeedPaper(Structure):
     def _statistics(self, task: Task, height: int, width: int) -> PublicStatistics:
         """Public statistics at any size."""
         subjects = task.expects_subjects(self.subjects, otherwise=True)
-        return public_statistics(height, width, subjects, self.statistics_file)
+        return public_statistics(height, width, subjects, self.statistics_file, task.image_shape[0])
 
     def _pooled(self, task: Task) -> tuple[int, int]:
         """Height and width of the image that the layer measures."""
@@ -184,11 +185,11 @@ class SeedPaper(Structure):
         """Filter divided rows, and enlarge them to images.
 
         Args:
-            noisy: Shape (M, 3, h, w).
+            noisy: Shape (M, C, h, w).
             std: Standard deviation of their noise, shape (M, 1, 1, 1).
 
         Returns:
-            Shape (M, 3, H, W), values in [0, 1].
+            Shape (M, C, H, W), values in [0, 1].
         """
         images = interval_filtered(noisy, std) if self.interval_filter else noisy
         if self.pooling > 1:

@@ -42,7 +42,7 @@ class ServerLayer(nn.Module, ABC):
         """Contribution to the logits, shape (B, classes).
 
         Args:
-            images: Shape (B, 3, H, W), values in [0, 1].
+            images: Shape (B, C, H, W), values in [0, 1].
             logits: The network's own logits, shape (B, classes), detached; None if the network is silenced.
         """
 
@@ -54,7 +54,7 @@ class TamperedNetwork(nn.Module):
     zero: the structure has the whole clipping budget, whatever the network, and no local step moves the logits.
 
     Args:
-        network: Maps images in [0, 1], shape (B, 3, H, W), to logits (B, classes).
+        network: Maps images in [0, 1], shape (B, C, H, W), to logits (B, classes).
         structure: The added layer.
         zeros: Whether parameters of the network get a gradient of zeros when the logits are detached, or none at all.
             Opacus and DistributedDataParallel wait for a gradient of every parameter; without it a client saves the

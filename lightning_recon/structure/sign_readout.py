@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, most_found
@@ -17,6 +18,7 @@ from lightning_recon.structure.clipping_budget import sign_share
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.coding.dither import decode_dithered
+from lightning_recon.structure.coding.image_codec import codec_of
 from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
@@ -55,17 +57,17 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     largest = task.compression is not None and task.compression.method == "top_k"
     most = most_found(task)
     if spec.digital is not None:
-        size = (task.image_shape[1], task.image_shape[2])
+        picture = task.image_format
         with counting("decoding", task.victims) as progress:
             if spec.digital.positions > 1:
                 threshold = float(weight[weight != 0].abs().min())
-                found = read_pulses(digital, threshold, spec.digital, size, most, progress)
+                found = read_pulses(digital, threshold, spec.digital, picture, most, progress)
             else:
                 # Under DP-SGD the optimizer moves an input that is always zero by noise alone in every step, but one
                 # that holds an image hardly by noise at all once the image was there.
                 unlike = only_signs or largest or task.granularity == "sample"
                 kind: Literal["header", "moments"] = "header" if unlike else "moments"
-                found = read_signs(digital, noise, spec.digital, size, most, kind, progress, int((zeros != 0).sum()))
+                found = read_signs(digital, noise, spec.digital, picture, most, kind, progress, int((zeros != 0).sum()))
         # Codewords that were not decoded may be remains of others: they count up to the announced number alone.
         received = sum(one.image is not None for one in found)
         found = found[: max(task.victims, received)]
@@ -76,23 +78,23 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
     for place, one in enumerate(found):
         if one.image is not None:
-            images[place] = one.image.float() / 255
+            images[place] = task.image_format.values(one.image)
             posterior.mean[place] = statistics.transform.analyse(images[place])
             posterior.variance[place] = _KNOWN * posterior.prior_variance[place]
     shown = len(found) if len(found) > task.victims else None
     read: dict[str, Tensor | None] = {"structure.weight": None}
-    files = None if spec.digital is None else tuple(_as_file(one, spec.digital) for one in found)
+    files = None if spec.digital is None else tuple(_as_file(one, spec.digital, task.image_format) for one in found)
     mismatch = Mismatch(noise_multiplier=multiplier, images=shown)
     share = sign_share(weight, noise, zeros.numel(), task)
     return Decoded(images, 0, read, posterior, evident=bool(found), files=files, share=share, mismatch=mismatch)
 
 
-def _as_file(one: SignImage, plan: Plan) -> ReceivedFile | None:
+def _as_file(one: SignImage, plan: Plan, picture: ImageFormat) -> ReceivedFile | None:
     """The record of a received file."""
     if one.image is None:
         return None
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile("webp" if one.exact else "avif", bits / plan.inputs, bits, plan.inputs * one.information)
+    return ReceivedFile(codec_of(one.exact, picture), bits / plan.inputs, bits, plan.inputs * one.information)
 
 
 def _measured_noise(zeros: Tensor) -> tuple[float, bool]:

@@ -153,13 +153,15 @@ class WaterFilling(Structure):
 
     def statistics(self, task: Task) -> PublicStatistics:
         """Public statistics of images of the task's size."""
-        return public_statistics(*task.image_shape[1:], task.expects_subjects(self.subjects), self.statistics_file)
+        channels, height, width = task.image_shape
+        return public_statistics(height, width, task.expects_subjects(self.subjects), self.statistics_file, channels)
 
     def other_statistics(self, task: Task) -> PublicStatistics | None:
         """Statistics of the images under the hypothesis that was not announced; None if the server has a setting."""
         if self.subjects is not None:
             return None
-        return public_statistics(*task.image_shape[1:], not task.expects_subjects(None), self.statistics_file)
+        channels, height, width = task.image_shape
+        return public_statistics(height, width, not task.expects_subjects(None), self.statistics_file, channels)
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced, and from public statistics."""

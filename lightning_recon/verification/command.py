@@ -17,7 +17,7 @@ from lightning_recon.command_line.shipped_configs import configs_in
 from lightning_recon.console import say
 from lightning_recon.errors import UserError
 from lightning_recon.networks.construction import build_network
-from lightning_recon.ranges import SIDE, SIZE, check_ranges
+from lightning_recon.ranges import CHANNELS, SIDE, SIZE, check_ranges
 from lightning_recon.verification.options import VerifyOptions
 from lightning_recon.verification.report import Verification
 
@@ -62,13 +62,18 @@ def verified(options: VerifyOptions) -> Verification:
     Raises:
         UserError: see `verify`.
     """
-    check_ranges("--verify.", num_classes=(options.num_classes, SIZE), image_size=(options.image_size, SIDE))
-    size = options.image_size
+    size, channels = options.image_size, options.channels
+    check_ranges(
+        "--verify.",
+        num_classes=(options.num_classes, SIZE),
+        image_size=(size, SIDE),
+        channels=(channels, CHANNELS),
+    )
     return verify(
         options.client,
-        build_network(options.network, options.num_classes, seed=options.seed),
+        build_network(options.network, options.num_classes, seed=options.seed, channels=channels),
         options.claims,
-        image_shape=(3, size, size),
+        image_shape=(channels, size, size),
         client_arguments=options.client_arguments,
         restart=options.restart,
         releases=options.releases,

@@ -19,6 +19,7 @@ class VerifyOptions:
         network: "convnet", a torchvision or timm name, or the path of a class that takes `num_classes`.
         num_classes: number of classes of the network.
         image_size: width and height of the images, in pixels.
+        channels: of the images: 3 for RGB, 1 for grey.
         releases: how many releases of noise alone are asked for, at least 4; of canaries twice as many.
         restart: whether the client is started again in a new process, to see whether its noise repeats.
         false_alarms: limit on the probability that any claim of a correct client is refuted.
@@ -31,6 +32,7 @@ class VerifyOptions:
     network: str = "convnet"
     num_classes: int = 10
     image_size: int = 32
+    channels: int = 3
     releases: int = 32
     restart: bool = True
     false_alarms: float = 0.001

@@ -98,7 +98,7 @@ def test_a_delta_of_dp_sgd_has_no_scale() -> None:
             "noise_multiplier: Input should be a valid number",
         ),
         (lambda p: written(p, {}, batch_size=0), "batch_size: Input should be greater than or equal to 1"),
-        (lambda p: written(p, {}, image_shape=[1, 8, 8]), "1 channels"),
+        (lambda p: written(p, {}, image_shape=[0, 8, 8]), "greater than or equal to 1"),
         (lambda p: written(p, {}, image_shape=[8, 8]), "not a captured update"),
         (
             lambda p: written(p, {}, granularity="layer"),

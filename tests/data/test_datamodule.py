@@ -19,6 +19,7 @@ from lightning_recon.data import datamodule as module_under_test
 from lightning_recon.data.sources import DataProtocol
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ClientUpdate, ServerPayload, Task
+from lightning_recon.image_format import ImageFormat, rgb
 from lightning_recon.priors.image_statistics import PublicStatistics
 
 pytestmark = [
@@ -320,8 +321,8 @@ def test_a_damaged_training_image_is_replaced_by_the_next(folder: Path, caplog: 
 class Drawing(Target):
     """A network that chooses the images of each step, and asks for their size."""
 
-    def fit_to_images(self, image_size: int) -> None:
-        self.image_size = image_size
+    def fit_to_images(self, image_format: ImageFormat) -> None:
+        self.image_format = image_format
 
     def sampler(self, count: int, batch_size: int) -> list[list[int]]:
         self.asked = count, batch_size
@@ -339,7 +340,7 @@ def test_a_target_may_draw_its_own_batches(trainer: Trainer, folder: Path) -> No
     expected = rest[0][0], rest[1][0]
     trainer.fit(target, data)
     drawn = [images for images, _ in target.received["train"]]
-    assert target.image_size == 16
+    assert target.image_format == rgb(16)
     assert target.asked == (9, 2)
     assert [len(images) for images in drawn] == [1, 0, 1]  # the damaged one takes part in no step, nor does another
     assert torch.equal(drawn[0][0], expected[0])

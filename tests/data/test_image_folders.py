@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from lightning_recon.data.sources import open_folder
+from lightning_recon.image_format import rgb
 
 
 def save(path: Path) -> Path:
@@ -25,7 +26,7 @@ def test_what_systems_leave_behind_is_no_class(name: str, tmp_path: Path) -> Non
     (tmp_path / "apple" / "Thumbs.db").touch()
     source = open_folder(tmp_path)
     assert source.names == ["apple/1.png", "zebra/1.png"]
-    assert [source.read(index, 8)[1] for index in range(2)] == [0, 1]
+    assert [source.read(index, rgb(8))[1] for index in range(2)] == [0, 1]
     assert set(source.ignored) == {name, "apple/._1.png", f"apple/{name}", "apple/Thumbs.db"}
 
 
@@ -54,7 +55,7 @@ def test_links_to_data_elsewhere_are_followed(tmp_path: Path) -> None:
     (root / "c" / "3.png").symlink_to("../.annex/3.png")
     source = open_folder(root)
     assert source.names == ["a/deep/1.png", "c/2.png", "c/3.png", "c/5.png"]
-    assert [source.read(index, 8)[1] for index in range(4)] == [0, 1, 1, 1]
+    assert [source.read(index, rgb(8))[1] for index in range(4)] == [0, 1, 1, 1]
     assert not source.ignored
 
 
@@ -64,5 +65,5 @@ def test_pipes_are_left_alone_and_names_may_be_any_bytes(tmp_path: Path) -> None
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/c\xff.png")).write_bytes(save(tmp_path / "d.png").read_bytes())
     source = open_folder(tmp_path)
     assert source.names == ["b\\x1b[2J\\u202e.png", "c\\xff.png", "d.png"]
-    assert all(source.read(index, 8)[0].shape == (3, 8, 8) for index in range(3))
+    assert all(source.read(index, rgb(8))[0].shape == (3, 8, 8) for index in range(3))
     assert source.ignored == ["a.png (not a regular file)"]

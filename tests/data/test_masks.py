@@ -9,6 +9,7 @@ from lightning_recon.data.masks import GrabCutMasks, NoMasks
 from lightning_recon.data.sam_masks import SamMasks
 from lightning_recon.data.sources import open_source
 from lightning_recon.errors import UserError
+from lightning_recon.image_format import rgb
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_grabcut_finds_the_disc(disc: tuple[Tensor, Tensor], work_size: int) -> 
 
 def test_grabcut_does_not_depend_on_what_came_before() -> None:
     source = open_source("samples", None)
-    images = [source.read(index, 48)[0] for index in range(4)]
+    images = [source.read(index, rgb(48))[0] for index in range(4)]
     forwards = list(GrabCutMasks()(images))
     backwards = list(GrabCutMasks()(reversed(images)))[::-1]
     assert torch.equal(torch.stack(forwards), torch.stack(backwards))

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_recon.data.sam_masks import SAM_CHECKPOINTS, SamMasks
 from lightning_recon.data.sources import open_source
 from lightning_recon.errors import UserError
+from lightning_recon.image_format import rgb
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, st
 def test_sam_agrees_with_the_library_s_own_predictor(checkpoint: tuple[str, str]) -> None:
     path, checksum = checkpoint
     source = open_source("samples", None)
-    images = [source.read(index, 48)[0] for index in range(5)]
+    images = [source.read(index, rgb(48))[0] for index in range(5)]
     masks = list(SamMasks(path, "tiny", checksum.upper(), batch_size=2)(iter(images)))
     sam = tiny_sam()
     sam.load_state_dict(torch.load(path, weights_only=True))

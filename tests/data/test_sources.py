@@ -15,8 +15,10 @@ from torchvision import datasets
 
 from lightning_recon.command_line.commands import COMMANDS
 from lightning_recon.data.download import DOWNLOADABLE
-from lightning_recon.data.sources import SAMPLES, ImageSource, Source, open_folder, open_source, select, square
+from lightning_recon.data.fitting import fitted
+from lightning_recon.data.sources import SAMPLES, ImageSource, Source, open_folder, open_source, select
 from lightning_recon.errors import UserError
+from lightning_recon.image_format import rgb
 
 
 def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: tuple[int, int] = (40, 30)) -> Path:
@@ -31,7 +33,7 @@ def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: tuple[
 def test_square_keeps_the_centre() -> None:
     original = Image.new("RGB", (90, 30), "red")
     original.paste("blue", (30, 0, 60, 30))
-    image = square(original, 15)
+    image = fitted(original, rgb(15))
     assert image.shape == (3, 15, 15)
     assert image.dtype == torch.uint8
     assert image[2, :, 1:-1].min() == 255  # the outermost columns see their neighbours, as when resized before the crop
@@ -41,19 +43,19 @@ def test_square_keeps_the_centre() -> None:
 def test_square_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    image = square(Image.fromarray(stripes), 8)
+    image = fitted(Image.fromarray(stripes), rgb(8))
     assert (image.int() - 127)[:, :, 1:-1].abs().max() <= 1
 
 
 def test_square_enlarges_and_keeps_size() -> None:
     pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     original = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    assert torch.equal(square(original, 32), pixels)
-    assert square(original, 64).shape == (3, 64, 64)
+    assert torch.equal(fitted(original, rgb(32)), pixels)
+    assert fitted(original, rgb(64)).shape == (3, 64, 64)
 
 
 def test_square_of_an_extremely_long_image_stays_small() -> None:
-    assert square(Image.new("RGB", (30000, 1)), 224).shape == (3, 224, 224)
+    assert fitted(Image.new("RGB", (30000, 1)), rgb(224)).shape == (3, 224, 224)
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: white on the right
     original.save(tmp_path / "turned.png", exif=exif)
-    image, _ = open_folder(tmp_path).read(0, 20)
+    image, _ = open_folder(tmp_path).read(0, rgb(20))
     assert image[:, :, 10:].min() == 255
     assert image[:, :, :10].max() == 0
 
@@ -70,7 +72,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "F"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     original = Image.new(mode, (10, 10)) if mode in {"I;16", "F"} else Image.new("RGB", (10, 10), "white").convert(mode)
-    image = square(original, 8)
+    image = fitted(original, rgb(8))
     assert image.shape == (3, 8, 8)
     assert image.unique().tolist() == [0 if mode in {"I;16", "F"} else 255]
 
@@ -78,7 +80,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    image, _ = open_folder(tmp_path).read(0, 16)
+    image, _ = open_folder(tmp_path).read(0, rgb(16))
     assert torch.equal(image[0].flatten(), torch.arange(256, dtype=torch.uint8))
 
 
@@ -90,10 +92,10 @@ def test_transparent_parts_are_black(tmp_path: Path) -> None:
     palette.putpalette([0, 0, 0, 255, 255, 255])
     palette.save(tmp_path / "b.png", transparency=1)
     source = open_folder(tmp_path)
-    alpha, _ = source.read(0, 8)
+    alpha, _ = source.read(0, rgb(8))
     assert alpha[:, :, :4].max() == 0
     assert alpha[:, :, 4:].min() == 255
-    assert source.read(1, 8)[0].max() == 0
+    assert source.read(1, rgb(8))[0].max() == 0
 
 
 # --- folders ---
@@ -105,7 +107,7 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
     (tmp_path / "mole").mkdir()  # an empty class keeps its index, so that labels do not depend on what is there
     source = open_folder(tmp_path)
     assert source.names == ["ant/1.jpg", "ant/deep/2.JPEG", "zebra/1.png"]
-    assert [source.read(index, 8)[1] for index in range(3)] == [0, 0, 2]
+    assert [source.read(index, rgb(8))[1] for index in range(3)] == [0, 0, 2]
 
 
 def test_folder_without_classes_gives_labels_by_position(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_folder_without_classes_gives_labels_by_position(tmp_path: Path) -> None
         save(tmp_path / f"{name}.png")
     source = open_folder(tmp_path, num_classes=3)
     assert source.names == ["a.png", "b.png", "c.png", "d.png", "e.png"]
-    assert [source.read(index, 8)[1] for index in range(5)] == [0, 1, 2, 0, 1]
+    assert [source.read(index, rgb(8))[1] for index in range(5)] == [0, 1, 2, 0, 1]
 
 
 def test_other_files_are_named_not_read(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_samples_are_photographs_with_provenance() -> None:
     assert not source.ignored
     assert sum(path.stat().st_size for path in SAMPLES.rglob("*.jpg")) < 400_000
     for index, name in enumerate(source.names):
-        image, label = source.read(index, 64)
+        image, label = source.read(index, rgb(64))
         assert label == index
         assert image.float().std() > 20
         row = next(line for line in readme.splitlines() if f"`{name}`" in line)
@@ -199,7 +201,7 @@ def test_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": hashes["meta"]}
     )
     source = open_source("cifar100", tmp_path)
-    image, label = source.read(1, 32)
+    image, label = source.read(1, rgb(32))
     assert len(source) == 2
     assert label == 99
     assert image.amin((1, 2)).tolist() == image.amax((1, 2)).tolist() == [0, 255, 0]
@@ -210,7 +212,7 @@ def test_caltech256(tmp_path: Path) -> None:
     save(folder / "001.ak47" / "001_0001.jpg")
     save(folder / "002.flag" / "002_0001.jpg")
     source = open_source("caltech256", tmp_path)
-    assert [source.read(index, 8)[1] for index in range(len(source))] == [0, 1]
+    assert [source.read(index, rgb(8))[1] for index in range(len(source))] == [0, 1]
 
 
 def test_flowers102(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +227,7 @@ def test_flowers102(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)
     source = open_source("flowers102", tmp_path)
-    assert [source.read(index, 8)[1] for index in range(len(source))] == [76, 101]
+    assert [source.read(index, rgb(8))[1] for index in range(len(source))] == [76, 101]
 
 
 # --- choosing ---
@@ -238,7 +240,7 @@ def test_damaged_files_are_replaced_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "2.jpg").write_text("this is no image")
     (tmp_path / "3.jpg").write_bytes(b"")
-    chosen = select(open_folder(tmp_path), [2, 5, 1, 3, 0, 4], 2, 8)
+    chosen = select(open_folder(tmp_path), [2, 5, 1, 3, 0, 4], 2, rgb(8))
     assert chosen.names == ["5.jpg", "0.jpg"]
     assert chosen.labels.tolist() == [5, 0]
     assert [name for name, _ in chosen.skipped] == ["2.jpg", "1.jpg", "3.jpg"]
@@ -253,7 +255,7 @@ def test_only_chosen_images_are_decoded() -> None:
         decoded.append(index)
         return Image.new("RGB", (8, 8)), index
 
-    chosen = select(ImageSource("many", range(10**6), fetch), [999_999, 5, 7], 2, 8)  # type: ignore[arg-type]
+    chosen = select(ImageSource("many", range(10**6), fetch), [999_999, 5, 7], 2, rgb(8))  # type: ignore[arg-type]
     assert decoded == [999_999, 5]
     assert chosen.labels.tolist() == [999_999, 5]
 
@@ -261,6 +263,6 @@ def test_only_chosen_images_are_decoded() -> None:
 def test_too_few_readable_images_give_fewer(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"\x89PNG")
-    chosen = select(open_folder(tmp_path), [1, 0], 2, 8)
+    chosen = select(open_folder(tmp_path), [1, 0], 2, rgb(8))
     assert chosen.images.shape == (1, 3, 8, 8)
-    assert select(open_folder(tmp_path), [1], 1, 8).images.shape == (0, 3, 8, 8)
+    assert select(open_folder(tmp_path), [1], 1, rgb(8)).images.shape == (0, 3, 8, 8)

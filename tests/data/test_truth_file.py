@@ -33,7 +33,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES[:, :1], LABELS, r"images are float32 \(2, 1, 8, 8\), not float"),
+        (IMAGES[:, 0], LABELS, r"images are float32 \(2, 8, 8\), not float"),
         ((255 * IMAGES).to(torch.uint8), LABELS, "images are uint8"),
         (255 * IMAGES, LABELS, "not from 0 to 1"),
         (torch.full_like(IMAGES, torch.nan), LABELS, "not from 0 to 1"),

@@ -10,11 +10,11 @@ from torch import Tensor
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from lightning_recon.evaluation.metrics import (
+    bit_exact,
     lpips_per_image,
     mse_per_image,
     psnr_from_mse,
     psnr_per_image,
-    same_in_8_bits,
     ssim_per_image,
 )
 
@@ -74,7 +74,7 @@ def test_bit_exact_means_the_same_file() -> None:
     off = truth.clone()
     off[0, 0, 0, 0] += 1 / 255
     pictures = torch.cat([truth + 0.49 / 255, off])
-    assert same_in_8_bits(pictures, truth.expand(2, -1, -1, -1)).tolist() == [True, False]
+    assert bit_exact(pictures, truth.expand(2, -1, -1, -1)).tolist() == [True, False]
 
 
 def test_no_lpips_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

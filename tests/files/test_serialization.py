@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 
 from lightning_recon.errors import UserError
 from lightning_recon.files import digests
-from lightning_recon.files.atomic import write_png
 from lightning_recon.files.checkpoints import DigestedCheckpoints
 from lightning_recon.files.faults import readable
+from lightning_recon.files.image_writer import write_image
 from lightning_recon.files.serialization import (
     read_json,
     read_sealed,
@@ -35,7 +35,7 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {})
         write_tensors(tmp_path, "b", {"x": torch.zeros(2)})
         write_sealed(tmp_path / "c.safetensors", {"x": torch.zeros(2)}, "entry", {})
-        write_png(tmp_path / "d.png", torch.zeros(3, 4, 4))
+        write_image(tmp_path / "d.png", torch.zeros(3, 4, 4))
         DigestedCheckpoints().save_checkpoint({"x": 1}, tmp_path / "e.ckpt")
     finally:
         os.umask(before)

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Task
+from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, InferenceStructure, WaterFilling
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import (
@@ -117,7 +118,7 @@ def test_where_tensors_are_clipped_alone_the_linear_code_is_sent(task: Callable[
 @pytest.mark.parametrize("noise", [1e-3, 2e-3, 5e-3, 2e-2])
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_rate_stays_below_capacity_and_near_it(noise: float, shared: bool) -> None:
-    plan = digital_plan(noise, 64 * 64, 300_000, shared, margin_db=0.2)
+    plan = digital_plan(noise, rgb(64), 300_000, shared, margin_db=0.2)
     assert plan is not None
     power = plan.amplitudes[plan.fair] ** 2 / noise**2
     assert power >= 10**0.02 * needed_snr(plan.fair, plan.inputs) * 0.999
@@ -130,25 +131,25 @@ def test_the_rate_stays_below_capacity_and_near_it(noise: float, shared: bool) -
 
 
 def test_higher_rates_get_more_power_under_one_clip_and_too_expensive_ones_are_not_used() -> None:
-    plan = digital_plan(1.5e-3, 224 * 224, 400_000, shared=True, margin_db=0.2)
+    plan = digital_plan(1.5e-3, rgb(224), 400_000, shared=True, margin_db=0.2)
     assert plan is not None
     used = [amplitude for amplitude in plan.amplitudes if amplitude > 0]
     assert used == sorted(used)
     assert used[-1] ** 2 <= 2 * plan.amplitudes[plan.fair] ** 2
     assert len(used) < len(LADDER)
-    assert digital_plan(1e-3, 224 * 224, 0, shared=True, margin_db=0.2) is None
+    assert digital_plan(1e-3, rgb(224), 0, shared=True, margin_db=0.2) is None
 
 
 def test_the_break_even_is_a_number_of_bits_a_pixel() -> None:
-    assert digital_plan(0.035, 64 * 64, 400_000, False, 0.2) is None
-    plan = digital_plan(0.035, 64 * 64, 400_000, False, 0.2, always_digital=True)
+    assert digital_plan(0.035, rgb(64), 400_000, False, 0.2) is None
+    plan = digital_plan(0.035, rgb(64), 400_000, False, 0.2, always_digital=True)
     assert plan is not None
     assert message_bits(plan.fair, plan.inputs) < WORTHWHILE * 64 * 64
-    assert digital_plan(0.1, 64 * 64, 400_000, False, 0.2, always_digital=True) is None  # too short for a code
+    assert digital_plan(0.1, rgb(64), 400_000, False, 0.2, always_digital=True) is None  # too short for a code
 
 
 def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> None:
-    plan = digital_plan(2e-3, 32 * 32, 400_000, shared=True, margin_db=0.2)
+    plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
     assert plan is not None
     words = torch.stack([word(image, plan) for image in small(photographs, 3)])
     noise = 2e-3 / math.sqrt(2)
@@ -156,7 +157,7 @@ def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> Non
     holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]])
     rows = holds @ words + noise * torch.randn(6, words.shape[1])
     members = holds.T[:2].bool()
-    found, others = read_victims(rows, noise, members, 1.0, plan, (32, 32), victims=3)
+    found, others = read_victims(rows, noise, members, 1.0, plan, rgb(32), victims=3)
     pictures = [one.image.float() / 255 for one in (*found, *others) if one is not None]
     assert len(pictures) == 3
     for image, truth in zip(pictures, small(photographs, 3), strict=True):
@@ -164,14 +165,14 @@ def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> Non
 
 
 def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Photographs) -> None:
-    plan = digital_plan(1e-3, 32 * 32, 400_000, shared=True, margin_db=0.2)
+    plan = digital_plan(1e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
     assert plan is not None
     images = small(photographs, 3)
     holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
     words = holds @ torch.stack([word(image, plan) for image in images])
     rows = words + 1e-3 / math.sqrt(2) * torch.randn(5, words.shape[1])
     nothing = torch.zeros(0, 5, dtype=torch.bool)
-    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nothing, 1.0, plan, (32, 32), victims=3)
+    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nothing, 1.0, plan, rgb(32), victims=3)
     assert found == []
     read = torch.stack([one.image.float() / 255 for one in others])
     assert (read[:, None] == images).flatten(2).all(dim=2).sum(dim=0).tolist() == [1, 1, 1]
@@ -185,7 +186,7 @@ def test_payloads_of_another_code_are_refused(task: Callable[..., Task]) -> None
 
 
 def test_codewords_of_short_files_are_not_correlated(photographs: Photographs) -> None:
-    plan = digital_plan(2e-4, 24 * 24, 400_000, shared=True, margin_db=0.2)
+    plan = digital_plan(2e-4, rgb(24), 400_000, shared=True, margin_db=0.2)
     assert plan is not None
     images = (0.1 * small(photographs, 4, 24) * 255).round() / 255  # files of a fraction of what the code takes
     codewords = torch.stack([word(image, plan)[HEADER:] for image in images])
@@ -193,11 +194,11 @@ def test_codewords_of_short_files_are_not_correlated(photographs: Photographs) -
 
 
 def test_empty_rows_hold_nothing(photographs: Photographs) -> None:
-    plan = digital_plan(5e-3, 32 * 32, 400_000, shared=False, margin_db=0.2)
+    plan = digital_plan(5e-3, rgb(32), 400_000, shared=False, margin_db=0.2)
     assert plan is not None
     rows = 5e-3 * torch.randn(4, HEADER + plan.inputs)
     nothing = torch.zeros(0, 4, dtype=torch.bool)
-    assert read_victims(rows, 5e-3, nothing, 1.0, plan, (32, 32), victims=2) == ([], [])
+    assert read_victims(rows, 5e-3, nothing, 1.0, plan, rgb(32), victims=2) == ([], [])
 
 
 def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..., Task]) -> None:

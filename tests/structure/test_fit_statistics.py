@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import lightning_recon.data
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.priors.dct import analyse, synthesise
 from lightning_recon.priors.fit_statistics import colour_axes, fit_ellipses, fit_mean, fit_spectrum, fit_statistics
@@ -169,3 +170,14 @@ def test_the_script_writes_what_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 def test_only_free_licences_without_further_conditions_are_gathered(licence: str, folder: str | None) -> None:
     photograph = runpy.run_path(str(SCRIPTS / "photographs.py"))["Photograph"]
     assert photograph("x", "title", "author", licence, "source", None).folder == folder
+
+
+def test_the_script_fits_grey_images_of_16_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, samples = tmp_path / "grey.json", Path(lightning_recon.data.__file__).parent / "samples_grey16"
+    words = f"fit_statistics.py --root {samples} --size 16 --grid 1 --channels 1 --bit-depth 16 --output {output}"
+    monkeypatch.setattr("sys.argv", words.split())
+    runpy.run_path(str(SCRIPTS / "fit_statistics.py"), run_name="__main__")
+    statistics = public_statistics(SIZE, SIZE, False, str(output), 1)
+    assert statistics.variance.shape == (1, SIZE, SIZE)
+    with pytest.raises(UserError, match="1 channels, and these have 3"):
+        public_statistics(SIZE, SIZE, False, str(output))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_recon.image_format import rgb
 from lightning_recon.structure.coding import image_codec
 from lightning_recon.structure.coding.image_codec import OVERHEAD, framed, lossless, lossy, unframed
 
@@ -19,7 +20,7 @@ def original(photographs: Callable[[int], Tensor], place: int = 3, size: int = 4
 def test_a_lossless_file_is_the_image(photographs: Callable[[int], Tensor], place: int) -> None:
     image = original(photographs, place)
     data = lossless(image)
-    content = unframed(framed(data, True, 8 * (len(data) + OVERHEAD) + 5), 48, 48)
+    content = unframed(framed(data, True, 8 * (len(data) + OVERHEAD) + 5), rgb(48))
     assert content is not None
     assert content[1]
     assert torch.equal(content[0], image)
@@ -30,7 +31,7 @@ def test_more_bytes_make_a_better_lossy_file(photographs: Callable[[int], Tensor
     for most in (150, 400, 1000):
         data = lossy(image, most)
         assert 0 < len(data) <= most
-        content = unframed(framed(data, False, 8 * (most + OVERHEAD)), 48, 48)
+        content = unframed(framed(data, False, 8 * (most + OVERHEAD)), rgb(48))
         assert content is not None
         assert not content[1]
         errors.append(float((content[0].double() - image.double()).square().mean()))
@@ -56,9 +57,9 @@ def test_a_wrong_bit_fails_the_checksum(photographs: Callable[[int], Tensor]) ->
     for place in (0, 30, 8 * len(data)):
         wrong = bits.clone()
         wrong[place] ^= 1
-        assert unframed(wrong, 48, 48) is None
-    assert unframed(framed(b"", False, 400), 48, 48) is None
-    assert unframed(torch.zeros(16, dtype=torch.int64), 48, 48) is None
+        assert unframed(wrong, rgb(48)) is None
+    assert unframed(framed(b"", False, 400), rgb(48)) is None
+    assert unframed(torch.zeros(16, dtype=torch.int64), rgb(48)) is None
 
 
 def test_bits_are_balanced_however_short_the_file() -> None:

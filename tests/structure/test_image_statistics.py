@@ -178,3 +178,20 @@ def test_a_file_that_is_none_is_named_in_one_line(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name} holds no public statistics"):
             public_statistics(SIZE, SIZE, False, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("subjects", [False, True])
+def test_grey_is_the_mean_over_the_channels(subjects: bool) -> None:
+    rgb, grey = (public_statistics(16, 24, subjects, channels=channels) for channels in (3, 1))
+    generator = torch.Generator().manual_seed(0)
+    coefficients = torch.randn(4000, 3, 16, 24, generator=generator) * rgb.variance.sqrt()
+    images = rgb.transform.synthesise(coefficients).mean(dim=1, keepdim=True)
+    torch.testing.assert_close(grey.mean, rgb.mean.mean(dim=0, keepdim=True))
+    found = grey.transform.analyse(images).square().mean(dim=0)
+    assert float((found / grey.variance).log().abs().mean()) < 0.05
+    assert synthetic_images(grey, 3, 16).shape == (3, 1, 16, 16)
+
+
+def test_nothing_is_bundled_about_other_channels() -> None:
+    with pytest.raises(UserError, match=r"3 channels, and these have 4: fit a file .*--channels 4"):
+        public_statistics(16, 16, False, channels=4)

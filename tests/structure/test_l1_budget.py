@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from lightning_recon.image_format import rgb
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER
 from lightning_recon.structure.coding.l1_budget import (
@@ -64,8 +65,8 @@ def test_ratio_of_norms_is_that_of_random_rows() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_plan_spends_the_l1_budget(shared: bool) -> None:
-    noise, pixels = 2e-5, 64 * 64
-    found = l1_plan(noise, pixels, 1_000_000, shared, 0.2, False, sketch_ratio=10.0)
+    noise = 2e-5
+    found = l1_plan(noise, rgb(64), 1_000_000, shared, 0.2, False, sketch_ratio=10.0)
     assert found is not None
     plan, ratio = found
     amplitude = plan.amplitudes[0]
@@ -83,6 +84,6 @@ def test_plan_spends_the_l1_budget(shared: bool) -> None:
 
 
 def test_no_plan_where_the_noise_is_high() -> None:
-    assert l1_plan(1e-3, 64 * 64, 1_000_000, False, 0.2, False, 10.0) is None
-    assert l1_plan(1e-3, 64 * 64, 1_000_000, False, 0.2, True, 10.0) is not None
-    assert l1_plan(1e-2, 64 * 64, 1_000_000, False, 0.2, True, 10.0) is None  # too short for a code
+    assert l1_plan(1e-3, rgb(64), 1_000_000, False, 0.2, False, 10.0) is None
+    assert l1_plan(1e-3, rgb(64), 1_000_000, False, 0.2, True, 10.0) is not None
+    assert l1_plan(1e-2, rgb(64), 1_000_000, False, 0.2, True, 10.0) is None  # too short for a code

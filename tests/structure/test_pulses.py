@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.exchange import Compression
+from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import HEADER
@@ -57,8 +58,8 @@ def test_places_carry_more_than_signs_and_less_than_there_is() -> None:
     assert pulse_capacity(2.0, 2.5, 16) < pulse_capacity(3.0, 2.5, 16) < pulse_capacity(4.0, 2.5, 16)
     entries, pixels, room = 11_200_000, 64 * 64, 30_750_000
     channel = SignChannel(2e-4, 16, method="largest", share=0.01, entries=entries)
-    signs = sign_layout(channel, 16, pixels, room, 320, 0.2)
-    layout = sign_layout(channel, 16, pixels, room, 320, 0.2, apart=True)
+    signs = sign_layout(channel, 16, rgb(64), room, 320, 0.2)
+    layout = sign_layout(channel, 16, rgb(64), room, 320, 0.2, apart=True)
     assert signs is not None
     assert layout is not None
     assert layout.plan is not None

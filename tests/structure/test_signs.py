@@ -15,6 +15,7 @@ from lightning_recon.client.compression import compressed
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Compression, LocalTraining, ServerPayload, Task
 from lightning_recon.exchange.local_training import ADAM, ADAMW
+from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, WaterFilling
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
@@ -200,7 +201,7 @@ def test_a_layout_holds_the_information_that_its_rate_needs() -> None:
         SignChannel(2e-4, 16, method="signs"),
         SignChannel(2e-4, 16, method="largest", share=0.1, entries=11_000_000),
     ):
-        layout = sign_layout(channel, 16, 32 * 32, 3_000_000, 320, 0.2)
+        layout = sign_layout(channel, 16, rgb(32), 3_000_000, 320, 0.2)
         assert layout is not None
         assert layout.plan is not None
         row = layout.inputs + 320 - PILOTS
@@ -208,7 +209,7 @@ def test_a_layout_holds_the_information_that_its_rate_needs() -> None:
         rate = (layout.plan.fair + 3) * 0.05
         assert channel.information(layout.directions * layout.excited, layout.units * row) > rate
         assert set(layout.plan.amplitudes) <= {0.0, 1.0}
-    assert sign_layout(SignChannel(0.5, 16, 1e-3), 16, 32 * 32, 3_000_000, 320, 0.2) is None
+    assert sign_layout(SignChannel(0.5, 16, 1e-3), 16, rgb(32), 3_000_000, 320, 0.2) is None
 
 
 def test_the_strongest_of_a_collision_survives() -> None:

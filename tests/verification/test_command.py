@@ -62,8 +62,10 @@ def test_a_claim_that_holds_and_one_that_does_not(tmp_path: Path, capsys: pytest
     assert len(suite) == int(suite.get("tests") or 0)
 
 
-def test_the_shipped_config_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--verify.image_size", "16", "--verify.releases", "4", "--verify.restart", "false"]
+@pytest.mark.parametrize("channels", ["3", "1"])
+def test_the_shipped_config_runs(channels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--verify.channels", channels]
+    small += ["--verify.image_size", "16", "--verify.releases", "4", "--verify.restart", "false"]
     assert status("--config", "verify.yaml", "--output", str(tmp_path), *small) == 0
     assert "0 are refuted" in capsys.readouterr().out
 

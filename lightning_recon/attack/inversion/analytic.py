@@ -21,7 +21,7 @@ def first_linear(model: FunctionalModel, shape: tuple[int, int, int]) -> str:
 
     Args:
         model: the network that the server shipped.
-        shape: of an image, (3, H, W).
+        shape: of an image, (C, H, W).
 
     Raises:
         UserError: the network does not start with a fully connected layer that has a bias.
@@ -66,7 +66,7 @@ def revealed_input(weight: Tensor, bias: Tensor, std: float) -> tuple[Tensor, Te
 
 
 def revealed_image(model: FunctionalModel, observed: Update, std: float, parametrization: Parametrization) -> Tensor:
-    """Dummies (1, 3, H, W) of the image that the first layer's gradient reveals: the coefficients' posterior mean.
+    """Dummies (1, C, H, W) of the image that the first layer's gradient reveals: the coefficients' posterior mean.
 
     The noise is white in the layer's inputs, so the posterior mean is a Wiener filter of the coefficients.
 

@@ -27,7 +27,7 @@ class CandidatePool(nn.Module):
 
         Args:
             count: Number of candidates, K.
-            shape: Of the dummies of one candidate, (B, 3, H, W).
+            shape: Of the dummies of one candidate, (B, C, H, W).
             classes: Of the network, if labels are optimised too; None if they are not.
         """
         super().__init__()
@@ -55,12 +55,12 @@ class CandidatePool(nn.Module):
                 self.logits[slot].data.copy_(torch.randn(self.logits[slot].shape, generator=generator))
 
     def initialize_at(self, dummies: Tensor) -> None:
-        """Start every candidate at these dummies, (K, B, 3, H, W)."""
+        """Start every candidate at these dummies, (K, B, C, H, W)."""
         for slot, one in enumerate(self.dummies):
             one.data.copy_(dummies[slot])
 
     def snapshot(self) -> tuple[Tensor, Tensor | None]:
-        """A copy of all dummies, (K, B, 3, H, W), and of the logits, if labels are optimised."""
+        """A copy of all dummies, (K, B, C, H, W), and of the logits, if labels are optimised."""
         logits = torch.stack(list(self.logits)).detach() if len(self.logits) else None
         return torch.stack(list(self.dummies)).detach(), logits
 
@@ -117,7 +117,7 @@ class CandidatePool(nn.Module):
         Args:
             parametrization: Of the search.
             boxed: Whether images are clamped to [0, 1].
-            before: The dummies before the step, (K, B, 3, H, W).
+            before: The dummies before the step, (K, B, C, H, W).
             frozen: Which candidates are frozen, (K,), bool; None: none is.
         """
         for slot, one in enumerate(self.dummies):

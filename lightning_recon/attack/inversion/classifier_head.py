@@ -66,7 +66,7 @@ def find_head(model: FunctionalModel, images: Tensor) -> Head | None:
 
     Args:
         model: the network, in the mode in which clients differentiate.
-        images: public ones, at least 2, (N, 3, H, W).
+        images: public ones, at least 2, (N, C, H, W).
     """
     values = {name: value.detach().requires_grad_() for name, value in model.parameters.items()}
     with torch.enable_grad():

@@ -24,7 +24,7 @@ _RELIABLE = 0.75  # expected share of correct labels below which a warning is gi
 
 
 def public_images(statistics: PublicStatistics, seed: int, count: int = _PUBLIC_IMAGES) -> Tensor:
-    """Samples of the public Gaussian model of images, (count, 3, H, W), values in [0, 1].
+    """Samples of the public Gaussian model of images, (count, C, H, W), values in [0, 1].
 
     Args:
         statistics: The public model.
@@ -41,7 +41,7 @@ def public_predictions(model: FunctionalModel, images: Tensor, batch_size: int) 
 
     Args:
         model: The network.
-        images: Public images, (N, 3, H, W).
+        images: Public images, (N, C, H, W).
         batch_size: Number of images in one step of a client. Batch normalisation by the batch's statistics makes
             predictions depend on it, so the public images are then passed in batches of this size.
     """

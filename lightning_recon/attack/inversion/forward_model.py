@@ -41,7 +41,7 @@ def mean_gradient_of(
     Args:
         model: the network.
         parameters: to use in place of its own.
-        images: (B, 3, H, W).
+        images: (B, C, H, W).
         targets: labels (B,), int64; or probabilities (B, classes).
         watch: layers whose inputs are wanted too.
         mapped: whether a transform of `torch.func` is around the call; without one, plain autograd has less to do.
@@ -102,7 +102,7 @@ def local_training(
 
     Args:
         model: the network, with the weights that the server shipped.
-        images: (B, 3, H, W); the mini-batches are taken in this order in every epoch.
+        images: (B, C, H, W); the mini-batches are taken in this order in every epoch.
         targets: (B,) or (B, classes).
         task: the announced training parameters.
         watch: layers whose inputs in the last step are wanted too.
@@ -187,7 +187,7 @@ def client_update(
 
     Args:
         model: the network that the server shipped.
-        images: every victim of the update, (V, 3, H, W), one client's batch after the other's.
+        images: every victim of the update, (V, C, H, W), one client's batch after the other's.
         targets: labels (V,), int64; or probabilities (V, classes).
         task: the announced training parameters.
         watch: layers whose inputs are wanted too.

@@ -22,7 +22,7 @@ class FunctionalModel:
     """A network whose parameters are arguments.
 
     Args:
-        network: images (B, 3, H, W) in [0, 1] to logits (B, classes), in the mode in which clients differentiate.
+        network: images (B, C, H, W) in [0, 1] to logits (B, classes), in the mode in which clients differentiate.
         parameters: by name, without gradients.
         running: running mean and variance of each batch normalisation layer, by the layer's name.
         places: where the network refers to its parameters, see `torch_internals.places_of`.

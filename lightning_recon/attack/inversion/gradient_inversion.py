@@ -139,7 +139,7 @@ class GradientInversion(Attack):
     def statistics(self) -> PublicStatistics:
         """Public statistics of images of the task's size."""
         subjects = self.task.expects_subjects(self.subjects)
-        return public_statistics(*self.task.image_shape[1:], subjects, self.statistics_file)
+        return public_statistics(*self.task.image_shape[1:], subjects, self.statistics_file, self.task.image_shape[0])
 
     def make_payload(self, client: Client) -> ServerPayload:
         """An empty payload: nothing is added to the network."""

@@ -31,7 +31,7 @@ class Candidates:
     """P candidates, each with the update that it has to explain.
 
     Args:
-        dummies: (P, B, 3, H, W), in the parametrization of the search.
+        dummies: (P, B, C, H, W), in the parametrization of the search.
         logits: (P, B, classes): optimised labels; None if labels are fixed.
         labels: (P, B), int64: fixed labels.
         observed: updates as received, each tensor (P, ...).
@@ -53,7 +53,7 @@ class Evaluated:
 
     Args:
         value: (P,).
-        dummies: gradient with respect to the dummies, (P, B, 3, H, W).
+        dummies: gradient with respect to the dummies, (P, B, C, H, W).
         logits: gradient with respect to the logits; None if labels are fixed.
         residual: distance of the updates, (P,); comparable with the noise under the likelihood only.
     """

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_recon.networks.normalization import IMAGENET
 from lightning_recon.priors.image_statistics import PublicStatistics
 
 Basis = Literal["pixels", "spectrum", "balanced"]
@@ -14,18 +15,16 @@ Start = Literal["noise", "patches", "mean", "revealed"]
 
 _PATCH = 4
 _SPREAD = 0.3  # standard deviation of a start around the mean image, in those of photographs
-# The published attacks optimise standardised pixels: these are the statistics of ImageNet's channels.
-_CENTRE, _SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Parametrization:
     """Maps the numbers that are optimised (dummies) to images.
 
-    "pixels": standardised pixels, as in the published attacks. "spectrum": decorrelated cosine coefficients in units of
-    their public standard deviation, in which a photograph is standard normal: both a prior and a preconditioner, since
-    a step of one size moves every frequency in proportion to its standard deviation. "balanced": the same coefficients
-    in units of their posterior standard deviation given the update: that of photographs where noise hides a
-    coefficient, equal for all where it does not, as suits second-order methods.
+    "pixels": pixels standardised by ImageNet's statistics, as in the published attacks. "spectrum": decorrelated cosine
+    coefficients in units of their public standard deviation, in which a photograph is standard normal: both a prior and
+    a preconditioner, since a step of one size moves every frequency in proportion to its standard deviation.
+    "balanced": the same coefficients in units of their posterior standard deviation given the update: that of
+    photographs where noise hides a coefficient, equal for all where it does not, as suits second-order methods.
     """
 
     def __init__(self, basis: Basis, statistics: PublicStatistics, device: torch.device) -> None:
@@ -40,12 +39,13 @@ class Parametrization:
         self.mean, self.transform = statistics.mean.to(device), statistics.transform.to(device)
         self.std = statistics.variance.sqrt().to(device)
         self.unit = self.std
-        self.centre = torch.tensor(_CENTRE, device=device).view(3, 1, 1)
-        self.scale = torch.tensor(_SCALE, device=device).view(3, 1, 1)
+        published = IMAGENET.of_channels(len(self.mean))
+        self.centre = torch.tensor(published.mean, device=device).view(-1, 1, 1)
+        self.scale = torch.tensor(published.std, device=device).view(-1, 1, 1)
         self.darkest, self.brightest = -self.centre / self.scale, (1 - self.centre) / self.scale
 
     def images(self, dummies: Tensor) -> Tensor:
-        """Images of dummies; shapes (..., 3, H, W)."""
+        """Images of dummies; shapes (..., C, H, W)."""
         if self.basis == "pixels":
             return dummies * self.scale + self.centre
         with torch.autocast(dummies.device.type, enabled=False):  # half precision would round every grey level
@@ -84,13 +84,13 @@ class Parametrization:
             generator: on the CPU.
 
         Returns:
-            Dummies (B, 3, H, W) on the CPU.
+            Dummies (B, C, H, W) on the CPU.
         """
         shape = (batch, *self.mean.shape)
         if start == "noise":
             return torch.randn(shape, generator=generator)
         if start == "patches":
-            patch = torch.randn(batch, 3, _PATCH, _PATCH, generator=generator)
+            patch = torch.randn(batch, len(self.mean), _PATCH, _PATCH, generator=generator)
             height, width = shape[-2:]
             tiles = patch.repeat(1, 1, math.ceil(height / _PATCH), math.ceil(width / _PATCH))
             return tiles[..., :height, :width]

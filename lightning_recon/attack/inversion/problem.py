@@ -149,7 +149,7 @@ class InverseProblem:
 
         Args:
             observation: The update.
-            images: (victims, 3, H, W).
+            images: (victims, C, H, W).
             targets: Labels (victims,), int64; or probabilities (victims, classes), if they were optimised.
         """
         mean = self.statistics.mean.to(images).expand_as(images)

@@ -21,7 +21,7 @@ def search(problem: InverseProblem, update: Update, labels: Tensor | None, steps
         steps: Number of steps, 0 for the start alone.
 
     Returns:
-        On the CPU: images (victims, 3, H, W) in [0, 1], labels (victims,), int64, empty if the update shows none;
+        On the CPU: images (victims, C, H, W) in [0, 1], labels (victims,), int64, empty if the update shows none;
         and whether the update shows the images.
     """
     task, settings = problem.task, problem.settings

@@ -183,7 +183,7 @@ class Solver:
             observation: Of the update.
 
         Returns:
-            On the CPU: images (victims, 3, H, W) in [0, 1], labels (victims,), int64, empty if the update shows none;
+            On the CPU: images (victims, C, H, W) in [0, 1], labels (victims,), int64, empty if the update shows none;
             and whether the update shows the images.
         """
         problem = self.problem

@@ -4,6 +4,7 @@
 import math
 from dataclasses import dataclass
 
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 from lightning_recon.structure.coding.pulses import pulses_of
@@ -18,12 +19,12 @@ _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
 # One clip for all: the largest files may have this multiple of the power of an equal share, but no more than the
 # smallest files can leave.
 _BORROWED = 2.0
-# Bits a pixel below which a linear code makes the better image.
+# Bits a pixel below which a linear code makes the better image, of RGB images.
 WORTHWHILE = 0.2
 # One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
 # completely.
 NEIGHBOURS_DB = 0.3
-RAW_BITS = 24
+RAW_BITS = 24  # of a pixel of 8-bit RGB images
 # Shorter codewords are no long random codes any more.
 SHORTEST = 1000
 # Of the channel code and its header: payloads of another one cannot be read.
@@ -46,6 +47,7 @@ class Plan:
             that of its sketch, so that clipping leaves both their shares.
         positions: Inputs of which one is not zero; above 1 the codeword is sent as pulses, see `coding.pulses`.
         repeats: How often header and codeword are sent, where only a random share of the entries arrives.
+        bit_depth: Bits of a value of the images, to which clients round them.
     """
 
     inputs: int
@@ -56,6 +58,7 @@ class Plan:
     shared: bool
     positions: int = 1
     repeats: int = 1
+    bit_depth: int = 8
 
     @property
     def entries(self) -> int:
@@ -83,11 +86,17 @@ class Plan:
             "digital_shared": self.shared,
             **({"digital_positions": self.positions} if self.positions > 1 else {}),
             **({"digital_repeats": self.repeats} if self.repeats > 1 else {}),
+            **({"digital_bit_depth": self.bit_depth} if self.bit_depth > 8 else {}),
         }
 
 
 def digital_plan(
-    noise: float, pixels: int, most_inputs: int, shared: bool, margin_db: float, always_digital: bool = False
+    noise: float,
+    picture: ImageFormat,
+    most_inputs: int,
+    shared: bool,
+    margin_db: float,
+    always_digital: bool = False,
 ) -> Plan | None:
     """Choose the code.
 
@@ -102,7 +111,7 @@ def digital_plan(
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
-        pixels: Of one image, H · W.
+        picture: Format of the images.
         most_inputs: What the upload allows.
         shared: Whether all victims share one clip.
         margin_db: By how many decibels the noise may exceed what is assumed.
@@ -115,13 +124,13 @@ def digital_plan(
     header, sketch = min(0.05, HEADER_ENERGY * noise**2), sketch_share(noise)
     spare = margin_db + (NEIGHBOURS_DB if shared else 0.0)
     energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
-    most = min(most_inputs, math.ceil(RAW_BITS * pixels / LADDER[0].rate))
+    most = min(most_inputs, math.ceil(picture.raw_bits * picture.pixels / LADDER[0].rate))
     inputs = max(0, most)
     for _ in range(5):  # what a codeword needs depends a little on its length
         inputs = min(max(0, most), int(energy / needed_snr(0, max(inputs, 1))))
     needed = [needed_snr(rung, inputs) for rung in range(len(LADDER))]
     fair = max(rung for rung, snr in enumerate(needed) if rung == 0 or inputs * snr <= energy)
-    if inputs < SHORTEST or (not always_digital and message_bits(fair, inputs) < WORTHWHILE * pixels):
+    if inputs < SHORTEST or (not always_digital and message_bits(fair, inputs) < worthwhile_bits(picture)):
         return None
     power = (1 - header - sketch) / inputs
     if shared:
@@ -129,7 +138,13 @@ def digital_plan(
         powers = [power * snr / needed[fair] if snr <= borrowed * needed[fair] else 0.0 for snr in needed]
     else:
         powers = [power if rung <= fair else 0.0 for rung in range(len(LADDER))]
-    return Plan(inputs, math.sqrt(header / HEADER), tuple(math.sqrt(p) for p in powers), fair, sketch, shared)
+    amplitudes = tuple(math.sqrt(p) for p in powers)
+    return Plan(inputs, math.sqrt(header / HEADER), amplitudes, fair, sketch, shared, bit_depth=picture.bit_depth)
+
+
+def worthwhile_bits(picture: ImageFormat) -> float:
+    """Bits of an image below which a linear code makes the better one: as many for each value as of RGB images."""
+    return WORTHWHILE * picture.pixels * picture.channels / 3
 
 
 def sketch_share(noise: float) -> float:

@@ -57,19 +57,20 @@ def measurement_directions(statistics: PublicStatistics, count: int) -> Tensor:
     """Random mixtures of the lowest coefficients, each weighted to contribute alike.
 
     Args:
-        statistics: What is public about the images; images of shape (3, H, W).
+        statistics: What is public about the images; images of shape (C, H, W).
         count: Number of directions, at least 1.
 
     Returns:
-        Directions in the space of coefficients, shape (count, 3, H, W); zero but for low frequencies of luminance and
+        Directions in the space of coefficients, shape (count, C, H, W); zero but for low frequencies of luminance and
         of the first chroma channel (which together filled the intervals most evenly on public photographs).
     """
     generator = torch.Generator().manual_seed(2)
     height, width = statistics.variance.shape[1:]
     low = (torch.arange(height)[:, None] + torch.arange(width)) < _LOW_FREQUENCY
     directions = torch.zeros(count, *statistics.variance.shape)
-    weights = torch.randn(count, 2, int(low.sum()), generator=generator)
-    directions[:, :2, low] = weights / statistics.variance[:2, low].sqrt()
+    used = min(2, len(statistics.variance))
+    weights = torch.randn(count, used, int(low.sum()), generator=generator)
+    directions[:, :used, low] = weights / statistics.variance[:used, low].sqrt()
     return directions
 
 
@@ -78,7 +79,7 @@ def intervals(statistics: PublicStatistics, directions: Tensor, units: int) -> t
 
     Args:
         statistics: What is public about the images.
-        directions: Shape (D, 3, H, W), zero but for the lowest frequencies.
+        directions: Shape (D, C, H, W), zero but for the lowest frequencies.
         units: Number of units, shared among the directions as evenly as possible; at least D.
 
     Returns:
@@ -111,7 +112,7 @@ def scale_down_measurements(
 
     Args:
         statistics: What is public about the images.
-        directions: Shape (D, 3, H, W).
+        directions: Shape (D, C, H, W).
         lower: Where each unit's interval begins, shape (units,).
         upper: Where it ends, shape (units,).
         largest: How far above the lower end of its interval a photograph's measurement may then be.

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image compression: lossless WebP where that fits, else AVIF at the best quality that does.
 
+Grey images are repeated over three channels for these. Images of more than 8 bits, or of other than 1 or 3 channels,
+are JPEG 2000 in either case, see `plane_codec`.
+
 Pillow writes whole files, with containers that cost more than a small image itself. Both sides know the image's
 size and the settings, so the container is left out and put back.
 """
@@ -9,13 +12,17 @@ import io
 import struct
 import zlib
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, features
 from torch import Tensor
 
+from lightning_recon.display import as_rgb
 from lightning_recon.errors import UserError
+from lightning_recon.image_format import ImageFormat, format_of
+from lightning_recon.structure.coding.plane_codec import decoded_planes, lossless_planes, lossy_planes
 
 # Length of the file, the top bit telling lossless ones; and a checksum over length and file.
 _HEAD, _CHECK = 3, 4
@@ -27,26 +34,36 @@ _RIFF = 20
 _REMEMBERED = 64
 
 
-def lossless(image: Tensor) -> bytes:
-    """The image as lossless WebP without container.
+def codec_of(exact: bool, picture: ImageFormat) -> Literal["webp", "avif", "jpeg2000"]:
+    """Name of the codec of a file, as in `results.json`."""
+    if not _is_common(picture):
+        return "jpeg2000"
+    return "webp" if exact else "avif"
+
+
+def lossless(image: Tensor, bit_depth: int = 8) -> bytes:
+    """The image losslessly, without container.
 
     Args:
-        image: Shape (3, H, W), uint8.
+        image: Shape (C, H, W), uint8, or int32 for more than 8 bits.
+        bit_depth: Bits of a value.
     """
-    return _lossless(image.cpu().numpy().tobytes(), *image.shape[1:])
+    picture = format_of(image, bit_depth)
+    return _lossless(image.cpu().numpy().tobytes(), picture)
 
 
-def lossy(image: Tensor, most: int) -> bytes:
-    """The image as AVIF without container, at the best quality of at most `most` bytes.
+def lossy(image: Tensor, most: int, bit_depth: int = 8) -> bytes:
+    """The image without container, at the best quality of at most `most` bytes.
 
     Args:
-        image: Shape (3, H, W), uint8.
+        image: Shape (C, H, W), uint8, or int32 for more than 8 bits.
         most: Bytes.
+        bit_depth: Bits of a value.
 
     Returns:
         The data; nothing, if not even the worst quality fits.
     """
-    return _lossy(image.cpu().numpy().tobytes(), *image.shape[1:], most)
+    return _lossy(image.cpu().numpy().tobytes(), format_of(image, bit_depth), most)
 
 
 def framed(data: bytes, exact: bool, bits: int) -> Tensor:
@@ -71,16 +88,15 @@ def framed(data: bytes, exact: bool, bits: int) -> Tensor:
     return torch.from_numpy(padded).long() ^ _whitening(bits)
 
 
-def unframed(bits: Tensor, height: int, width: int) -> tuple[Tensor, bool] | None:
+def unframed(bits: Tensor, picture: ImageFormat) -> tuple[Tensor, bool] | None:
     """The image that bits hold.
 
     Args:
         bits: Shape (bits,), int64, as `framed` gave them.
-        height: Of the image.
-        width: Likewise.
+        picture: Format of the image.
 
     Returns:
-        The image, shape (3, H, W), uint8, and whether it is the original itself; None if the checksum fails.
+        The image, shape (C, H, W), uint8 or int32, and whether it is the original itself; None if the checksum fails.
     """
     content = np.packbits((bits ^ _whitening(len(bits))).to(torch.uint8).numpy()).tobytes()
     length = int.from_bytes(content[:_HEAD], "big")
@@ -88,26 +104,39 @@ def unframed(bits: Tensor, height: int, width: int) -> tuple[Tensor, bool] | Non
     if end == _HEAD or content[end : end + _CHECK] != zlib.crc32(content[:end]).to_bytes(_CHECK, "big"):
         return None
     data = content[_HEAD:end]
+    if not _is_common(picture):
+        planes = torch.from_numpy(decoded_planes(data, exact, picture))
+        return planes.to(picture.dtype), exact
     if exact:
         padded = len(data) + len(data) % 2
         file = b"RIFF" + struct.pack("<I", padded + 12) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
         file += bytes(padded - len(data))
     else:
-        file = _refilled(_container(height, width), len(data)) + data
+        file = _refilled(_container(picture.height, picture.width), len(data)) + data
     with Image.open(io.BytesIO(file), formats=["WEBP" if exact else "AVIF"]) as opened:
         pixels = np.array(opened.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), exact
+    found = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return found[: picture.channels].contiguous(), exact
+
+
+def _is_common(picture: ImageFormat) -> bool:
+    """Whether WebP and AVIF hold such images."""
+    return picture.bit_depth == 8 and picture.channels in (1, 3)
 
 
 # Every noise draw sends the same images again, and nothing here takes as long as writing their files.
 @lru_cache(maxsize=_REMEMBERED)
-def _lossless(pixels: bytes, height: int, width: int) -> bytes:
-    return _saved(_image(pixels, height, width), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
+def _lossless(pixels: bytes, picture: ImageFormat) -> bytes:
+    if not _is_common(picture):
+        return lossless_planes(_image(pixels, picture).numpy(), picture)
+    return _saved(as_rgb(_image(pixels, picture)), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _lossy(pixels: bytes, height: int, width: int, most: int) -> bytes:
-    image, start = _image(pixels, height, width), len(_container(height, width))
+def _lossy(pixels: bytes, picture: ImageFormat, most: int) -> bytes:
+    if not _is_common(picture):
+        return lossy_planes(_image(pixels, picture).numpy(), picture, most)
+    image, start = as_rgb(_image(pixels, picture)), len(_container(picture.height, picture.width))
     best, low, high = b"", 0, 100
     while low <= high:
         quality = (low + high) // 2
@@ -119,8 +148,8 @@ def _lossy(pixels: bytes, height: int, width: int, most: int) -> bytes:
     return best
 
 
-def _image(pixels: bytes, height: int, width: int) -> Tensor:
-    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(3, height, width)
+def _image(pixels: bytes, picture: ImageFormat) -> Tensor:
+    return torch.frombuffer(bytearray(pixels), dtype=picture.dtype).view(picture.shape)
 
 
 def _saved(image: Tensor, kind: str, **options: object) -> bytes:

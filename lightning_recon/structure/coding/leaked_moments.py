@@ -12,10 +12,10 @@ def moments(images: Tensor) -> Tensor:
     """Weighted statistics of each channel.
 
     Args:
-        images: Shape (B, 3, H, W), values in [0, 1].
+        images: Shape (B, C, H, W), values in [0, 1].
 
     Returns:
-        Shape (B, 3 statistics, 3 channels): mean, 10 x variance, 0.001 x total variation (sum of absolute differences
+        Shape (B, 3 statistics, C channels): mean, 10 x variance, 0.001 x total variation (sum of absolute differences
         of neighbours).
 
     Source: You et al. (2025), released example: the statistics channel and its weights.

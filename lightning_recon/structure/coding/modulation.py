@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from lightning_recon.image_format import format_of
 from lightning_recon.structure.coding.channel_code import LADDER, encode, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.hadamard_spreading import hadamard_matrix
@@ -36,27 +37,27 @@ def chosen_file(image: Tensor, plan: Plan) -> tuple[int, bytes, bool]:
     equal share allows.
 
     Args:
-        image: Shape (3, H, W), uint8.
+        image: Shape (C, H, W), uint8, or int32 for more than 8 bits.
         plan: What the server shipped.
     """
-    data = lossless(image)
+    data = lossless(image, plan.bit_depth)
     for rung in range(len(LADDER)):
         if len(data) <= plan.bytes_of(rung):
             return rung, data, True
-    return plan.fair, lossy(image, plan.bytes_of(plan.fair)), False
+    return plan.fair, lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False
 
 
 def word(image: Tensor, plan: Plan) -> Tensor:
     """The digital inputs of one image.
 
     Args:
-        image: Shape (3, H, W), values in [0, 1]; in host memory, without gradient.
+        image: Shape (C, H, W), values in [0, 1]; in host memory, without gradient.
         plan: What the server shipped.
 
     Returns:
         Shape (words,), float32.
     """
-    pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = format_of(image, plan.bit_depth).integers(image)
     rung, data, exact = chosen_file(pixels, plan)
     bits = framed(data, exact, message_bits(rung, plan.inputs))
     codeword = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
@@ -70,7 +71,7 @@ class DigitalWords(torch.autograd.Function):
 
     @staticmethod
     def forward(images: Tensor, plan: Plan) -> Tensor:
-        """Shape (B, 3, H, W) to (B, words)."""
+        """Shape (B, C, H, W) to (B, words)."""
         return torch.stack([word(image, plan) for image in images.detach().cpu()]).to(images)
 
     @staticmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, RAW_BITS, SHORTEST, WORTHWHILE, Plan
 from lightning_recon.structure.coding.expected_quality import MEAN_IMAGE, expected_losses, expected_quality
@@ -78,7 +79,7 @@ class SignLayout:
 def sign_layout(
     channel: SignChannel,
     victims: int,
-    pixels: int,
+    picture: ImageFormat,
     room: int,
     constants: int,
     margin_db: float,
@@ -91,7 +92,7 @@ def sign_layout(
     Args:
         channel: What the entries go through.
         victims: Images in an update.
-        pixels: Of one image, H · W.
+        picture: Format of the images.
         room: Entries that the structure may have.
         constants: Constant inputs of a row.
         margin_db: Decibels by which the noise may exceed that of the channel.
@@ -110,24 +111,24 @@ def sign_layout(
         for positions, repeats in _forms(channel, apart):
             each = ((room // total - constants) / repeats - HEADER) / (1 + SKETCH)
             longest = int(each if positions == 1 else each / positions * bits_of_pulse(positions))
-            longest = min(longest, _inputs_of_raw(0, pixels))
+            longest = min(longest, _inputs_of_raw(0, picture))
             if longest < SHORTEST:
                 continue
-            ceiling = max(_quality(_bits(rung, longest, pixels), pixels, lost) for rung in range(len(LADDER)))
+            ceiling = max(_quality(_bits(rung, longest, picture), picture.pixels, lost) for rung in range(len(LADDER)))
             if best and ceiling <= best.quality:
                 continue
             curve = _Curve(channel, count, total, constants, positions, repeats, longest)
             for rung in range(len(LADDER)):
-                if best and _quality(_bits(rung, longest, pixels), pixels, lost) <= best.quality:
+                if best and _quality(_bits(rung, longest, picture), picture.pixels, lost) <= best.quality:
                     continue
-                inputs = curve.most_inputs(rung, min(longest, _inputs_of_raw(rung, pixels)), spare)
+                inputs = curve.most_inputs(rung, min(longest, _inputs_of_raw(rung, picture)), spare)
                 if inputs < SHORTEST:
                     continue
-                bits = message_bits(rung, inputs) / pixels
-                quality = _quality(bits, pixels, lost)
+                bits = _comparable(message_bits(rung, inputs), picture)
+                quality = _quality(bits, picture.pixels, lost)
                 if bits >= WORTHWHILE and (best is None or quality > best.quality):
                     used = tuple(float(step <= rung) for step in range(len(LADDER)))
-                    plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions, repeats)
+                    plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions, repeats, picture.bit_depth)
                     sketch = math.ceil(SKETCH * pulses_of(inputs, positions))
                     best = SignLayout(count, total, sketch, plan, quality, own_units=apart)
     return best
@@ -164,14 +165,19 @@ def linear_layout(
     return SignLayout(1, total, best, pilots=pilots, own_units=apart)
 
 
-def _inputs_of_raw(rung: int, pixels: int) -> int:
+def _inputs_of_raw(rung: int, picture: ImageFormat) -> int:
     """Inputs at which a codeword of this rate holds the raw image."""
-    return math.ceil((RAW_BITS * pixels + 8 * OVERHEAD) / LADDER[rung].rate)
+    return math.ceil((picture.raw_bits * picture.pixels + 8 * OVERHEAD) / LADDER[rung].rate)
 
 
-def _bits(rung: int, longest: int, pixels: int) -> float:
-    """Bits for each pixel in the longest codeword of a rate."""
-    return message_bits(rung, min(longest, _inputs_of_raw(rung, pixels))) / pixels
+def _bits(rung: int, longest: int, picture: ImageFormat) -> float:
+    """Bits for each pixel in the longest codeword of a rate, see `_comparable`."""
+    return _comparable(message_bits(rung, min(longest, _inputs_of_raw(rung, picture))), picture)
+
+
+def _comparable(bits: int, picture: ImageFormat) -> float:
+    """Bits for each pixel, at 24 bits for a raw one: other images are taken to compress as 8-bit RGB ones do."""
+    return bits / picture.pixels * (RAW_BITS / picture.raw_bits)
 
 
 def _quality(bits: float, pixels: int, lost: float) -> float:

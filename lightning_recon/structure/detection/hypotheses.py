@@ -48,16 +48,17 @@ def subjects_evidence(
     """
     height, width = announced.variance.shape[1:]
     low = (torch.arange(height)[:, None] + torch.arange(width)).flatten() < _LOW_FREQUENCY
-    # The first channel is luminance.
+    # The first axis of the channels is luminance, or what stands for it.
     places = torch.nonzero(low[shipped["index"].clamp(max=height * width - 1)] & (shipped["index"] < height * width))
     places = places.flatten()
     if not len(places):
         return 0.0
     coefficients, gain = shipped["index"][places], shipped["gain"][places].double()
-    units = torch.zeros(len(places), 3 * height * width)
+    channels = len(announced.variance)
+    units = torch.zeros(len(places), channels * height * width)
     units[torch.arange(len(places)), coefficients] = 1.0
     transform = CosineTransform(torch.zeros_like(shipped["mean"]), shipped["colour"])
-    brightness = _brightness(transform.synthesise(units.view(-1, 3, height, width))).double()
+    brightness = _brightness(transform.synthesise(units.view(-1, channels, height, width))).double()
     kinds = [_low_coefficients(kind, announced)[:, coefficients].double() @ brightness for kind in (other, announced)]
     total = 0.0
     for (row, _, noise), one in zip(rows, decoded, strict=True):
@@ -96,7 +97,7 @@ def _brightness(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _low_coefficients(kind: PublicStatistics, announced: PublicStatistics) -> Tensor:
-    """Coefficients of synthetic images of a kind, relative to the announced mean, shape (N, 3 H W); only low ones."""
+    """Coefficients of synthetic images of a kind, relative to the announced mean, shape (N, C H W); only low ones."""
     height, width = announced.variance.shape[1:]
     size = min(_SIZE, height, width)
     images = synthetic_images(kind, _COUNT, size)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.image_codec import unframed
@@ -24,7 +25,7 @@ def read_pulses(
     rows: Tensor,
     threshold: float,
     plan: Plan,
-    size: tuple[int, int],
+    picture: ImageFormat,
     most: int,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[SignImage]:
@@ -34,7 +35,7 @@ def read_pulses(
         rows: Shape (K, HEADER + entries): what came through the digital inputs of each row; 0 where nothing arrived.
         threshold: Magnitude from which entries arrive.
         plan: What was shipped.
-        size: Height and width of the images.
+        picture: Format of the images.
         most: Largest number of images to find.
         progress: Called with the number of images received so far.
 
@@ -57,7 +58,7 @@ def read_pulses(
         beliefs = pulse_beliefs(words[row], level, noise, threshold, plan.positions, plan.inputs).cpu()
         beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
         bits = decode(beliefs, rung)
-        content = None if bits is None else unframed(bits.cpu(), *size)
+        content = None if bits is None else unframed(bits.cpu(), picture)
         amplitude = torch.zeros(len(rows), dtype=torch.float64)
         amplitude[row] = level
         doubt = F.softplus(-beliefs.abs()) + beliefs.abs() * torch.sigmoid(-beliefs.abs())

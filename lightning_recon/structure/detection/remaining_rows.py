@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
@@ -38,7 +39,7 @@ class Received:
     """An image that passed its checksum.
 
     Args:
-        image: Shape (3, H, W), uint8.
+        image: Shape (C, H, W), uint8 or int32.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder it was sent at.
         snr: Power of its inputs by the variance of their noise, after filtering.
@@ -73,11 +74,11 @@ class RemainingRows:
     """Rows after the decoded codewords were subtracted."""
 
     def __init__(
-        self, rows: Tensor, noise: float, plan: Plan, size: tuple[int, int], mechanism: Mechanism | None = None
+        self, rows: Tensor, noise: float, plan: Plan, picture: ImageFormat, mechanism: Mechanism | None = None
     ) -> None:
         """Begin with all rows; arguments as in `successive_decoding.read_victims`."""
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
-        self.plan, self.size, self.mechanism = plan, size, mechanism
+        self.plan, self.picture, self.mechanism = plan, picture, mechanism
         self.gram = (self.words @ self.words.T).double() / plan.inputs
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
@@ -163,7 +164,7 @@ class RemainingRows:
         for bits, one in zip(decode_batch(beliefs, filters[0].rung), filters, strict=True):
             # The same victim, with other rows, would be gone by now if it had been decoded after the first.
             new = bits is not None and not any(torch.equal(bits, other) for other in messages)
-            content = unframed(bits.cpu(), *self.size) if bits is not None and new else None
+            content = unframed(bits.cpu(), self.picture) if bits is not None and new else None
             if bits is None or content is None:
                 received.append(None)
                 continue

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import LADDER, decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.image_codec import unframed
@@ -50,7 +51,7 @@ class SignImage:
     """What the rows hold of one image.
 
     Args:
-        image: Shape (3, H, W), uint8; None if no file was received.
+        image: Shape (C, H, W), uint8 or int32; None if no file was received.
         exact: Whether it was sent losslessly.
         rung: The rung of the ladder that its header names.
         information: Bits that each input carried, as its beliefs show.
@@ -70,7 +71,7 @@ def read_signs(
     rows: Tensor,
     noise: float,
     plan: Plan,
-    size: tuple[int, int],
+    picture: ImageFormat,
     most: int,
     amplitudes_from: Literal["moments", "header"] = "moments",
     progress: Callable[[int], None] = lambda count: None,
@@ -82,7 +83,7 @@ def read_signs(
         rows: Shape (K, words): what came through the digital inputs of each row; 0 where nothing arrived.
         noise: Standard deviation of the noise on every entry that arrived.
         plan: What was shipped.
-        size: Height and width of the images.
+        picture: Format of the images.
         most: Largest number of images to find.
         amplitudes_from: How to estimate amplitudes, see above.
         progress: Called with the number of images received so far.
@@ -106,7 +107,7 @@ def read_signs(
                 continue
             tried[held] = one.information
             bits = decode(beliefs, one.rung)
-            content = None if bits is None else unframed(bits.cpu(), *size)
+            content = None if bits is None else unframed(bits.cpu(), picture)
             if bits is not None and content is not None:
                 amplitude = remaining.subtract(symbols(bits, one.rung, plan.inputs), one.rung)
                 found.append(SignImage(*content, one.rung, one.information, amplitude, one.noise))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from lightning_recon.image_format import ImageFormat
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.detection.remaining_rows import HOPELESS_DB, Received, RemainingRows
@@ -32,7 +33,7 @@ def read_victims(
     members: Tensor,
     weight: float,
     plan: Plan,
-    size: tuple[int, int],
+    picture: ImageFormat,
     victims: int,
     progress: Callable[[int], None] = lambda count: None,
     mechanism: Mechanism | None = None,
@@ -45,7 +46,7 @@ def read_victims(
         members: Shape (V, K), bool: which rows hold which victim.
         weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
-        size: Height and width of the images.
+        picture: Format of the images.
         victims: How many there are at most.
         progress: Called with the number of images received so far.
         mechanism: Distribution of the noise of every entry; None for normal noise.
@@ -54,7 +55,7 @@ def read_victims(
         For each of the V victims its image, or None; and images of victims that `members` lacks. Together
         no more than `victims`.
     """
-    remaining = RemainingRows(rows, noise, plan, size, mechanism)
+    remaining = RemainingRows(rows, noise, plan, picture, mechanism)
     found: list[Received | None] = [None] * len(members)
     others: list[Received] = []
     waiting = list(range(len(members)))
