@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image codec of tensor operations alone, which fills a given number of bits.
+
+A layer that calls an image library is arbitrary code, and no exported graph holds it. This codec transforms, quantises
+and entropy codes by matrix products, gathers, scatters and running sums of fixed shapes, whose integers are the same in
+every runtime. Decoding happens at the server, and is an ordinary loop.
+
+A message is: the quantiser step, the state of the entropy coder, its bits, and a checksum. The step is the finest whose
+bits fit.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.structure.coding.block_transform import STEPS, BlockTransform
+from lightning_recon.structure.coding.coefficient_contexts import Contexts
+from lightning_recon.structure.coding.coefficient_symbols import COST_UNIT, CoefficientSymbols
+
+_STEP_BITS, _CHECK_BITS = 8, 32
+# The cost that is known before coding is exceeded by at most this: a part of itself, and bits.
+_SLACK, _SLACK_BITS = 200, 16
+# Moduli of the checksum and of the pseudo-random numbers, primes; and factors of the latter.
+_CHECK_PRIME, _PRIME, _FIRST, _SECOND = 4294967291, 2147483647, 48271, 69621
+
+
+class TensorCodec(nn.Module):
+    """The codec for images of one size and messages of one length.
+
+    Source: the parts are standard: block transforms with adaptive contexts as in image codecs, entropy coding after
+    Duda (2013); their formulation as tensor operations is ours.
+    """
+
+    whitening: Tensor
+    weights: Tensor
+
+    def __init__(self, height: int, width: int, bits: int) -> None:
+        """Make the constants.
+
+        Args:
+            height: Of the images.
+            width: Likewise.
+            bits: Of a message; with fewer than about 0.1 a pixel images are cut off.
+        """
+        super().__init__()
+        self.transform = BlockTransform(height, width)
+        self.contexts = Contexts(*self.transform.blocks)
+        self.symbols = CoefficientSymbols()
+        self.bits = bits
+        self.head = _STEP_BITS + self.symbols.coder.state_bits
+        self.room = bits - self.head - _CHECK_BITS
+        generator = torch.Generator().manual_seed(7)
+        self.register_buffer("whitening", torch.randint(2, (bits,), generator=generator), persistent=False)
+        weights = torch.randint(1, _CHECK_PRIME, (bits - _CHECK_BITS,), generator=generator)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Messages of images.
+
+        Args:
+            images: Shape (B, 3, H, W), values in [0, 1].
+
+        Returns:
+            Shape (B, bits), int64, zeros and ones.
+        """
+        coefficients = self.transform.coefficients(images.detach())
+        step = self._finest_step(coefficients)
+        rows, others, counts = self.symbols.split(*self._ordered(coefficients, step))
+        state, emitted, read = self.symbols.coder.encode(rows)
+        words, lengths = (emitted << counts) | others, read + counts
+        stream = self._packed(words, lengths)
+        head = torch.cat([_digits(step, _STEP_BITS), _digits(state, self.symbols.coder.state_bits)], dim=1)
+        content = torch.cat([head, torch.where(stream < 0, 0, stream)], dim=1)
+        # What is left is filled with bits that differ from image to image: codewords with equal parts would correlate.
+        filling = self._pseudo_random(self._checksum(content))
+        content = torch.where(torch.cat([head, stream], dim=1) < 0, filling, content)
+        message = torch.cat([content, _digits(self._checksum(content), _CHECK_BITS)], dim=1)
+        return (message + self.whitening) % 2
+
+    def _ordered(self, coefficients: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantised coefficients and their contexts in the order of coding, shape (B, N)."""
+        quantised = self.transform.quantised(coefficients, step)
+        levels = self.contexts.of(quantised, self.transform.steps[step])
+        order = self.contexts.order
+        return quantised.flatten(1).index_select(1, order), levels.flatten(1).index_select(1, order)
+
+    def _finest_step(self, coefficients: Tensor) -> Tensor:
+        """The finest step whose bits fit, by bisection, shape (B,); the coarsest where none does."""
+        room = (self.room - _SLACK_BITS) * COST_UNIT
+        low = torch.zeros_like(coefficients[:, 0, 0, 0, 0]).long()
+        high = low + STEPS - 1
+        for _ in range(_STEP_BITS):
+            middle = (low + high) // 2
+            cost = self.symbols.cost(*self._ordered(coefficients, middle))
+            fits = cost + cost // _SLACK <= room
+            low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
+        return high
+
+    def _packed(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """Words one after the other, most significant bit first.
+
+        Args:
+            words: Shape (B, N), int64.
+            lengths: Bits of each, shape (B, N).
+
+        Returns:
+            Shape (B, room), zeros and ones; -1 behind the last word. What does not fit is cut off.
+        """
+        ends = lengths.cumsum(dim=1)
+        begins = (ends - lengths).clamp(max=self.room)
+        # The word at each bit: as many words as have begun, less one.
+        begun = torch.zeros_like(words[:, :1]).expand(-1, self.room + 1)
+        begun = begun.scatter_add(1, begins, torch.ones_like(begins))
+        word = begun[:, : self.room].cumsum(dim=1) - 1
+        place = torch.arange(self.room, device=words.device)
+        behind = ends.gather(1, word) - 1 - place
+        bit = (words.gather(1, word) >> behind.clamp(min=0)) & 1
+        return torch.where(behind < 0, -1, bit)
+
+    def _checksum(self, content: Tensor) -> Tensor:
+        """Weighted sum of bits modulo a prime, shape (B,): wrong bits pass once in four thousand million times."""
+        return (content * self.weights).sum(dim=1) % _CHECK_PRIME
+
+    def _pseudo_random(self, seed: Tensor) -> Tensor:
+        """Bits that depend on a seed, shape (B, bits - 32)."""
+        place = torch.arange(self.bits - _CHECK_BITS, device=seed.device)
+        number = (seed[:, None] % _PRIME + place * _FIRST) % _PRIME
+        for _ in range(2):
+            number = (number * number + _SECOND) % _PRIME
+        return (number >> 9) & 1
+
+    def decode(self, message: Tensor) -> Tensor | None:
+        """The image of a message.
+
+        Args:
+            message: Shape (bits,), int64.
+
+        Returns:
+            Shape (3, H, W), values in [0, 1]; None if the checksum fails.
+        """
+        plain = (message ^ self.whitening)[None]
+        content = plain[:, :-_CHECK_BITS]
+        if not torch.equal(_digits(self._checksum(content), _CHECK_BITS), plain[:, -_CHECK_BITS:]):
+            return None
+        bits = "".join(map(str, content[0].tolist()))
+        step, state = int(bits[:_STEP_BITS], 2), int(bits[_STEP_BITS : self.head], 2)
+        quantised = self._coefficients(bits[self.head :], state, torch.tensor([step]))
+        return self.transform.images(quantised, step)[0]
+
+    def _coefficients(self, bits: str, state: int, step: Tensor) -> Tensor:
+        """Read the symbols, group after group of coefficients whose contexts are known by then."""
+        height, width = self.transform.blocks
+        size = self.transform.steps[step]
+        found = torch.zeros(1, 3, 64, height, width, dtype=torch.int32)
+        flat, reader = found.view(-1), _Reader(bits, state, self.symbols)
+        for group in self.contexts.groups():
+            levels = self.contexts.of(found, size).flatten()[group]
+            flat[group] = torch.tensor(reader.read(levels.tolist()), dtype=torch.int32)
+        return found
+
+
+class _Reader:
+    """Reads symbols one after the other."""
+
+    def __init__(self, bits: str, state: int, symbols: CoefficientSymbols) -> None:
+        self.bits, self.place, self.state = bits, 0, state
+        self.tables = symbols.coder.decoding
+        self.last, self.low_digits = symbols.last.tolist(), symbols.low_digits.tolist()
+
+    def read(self, levels: list[int]) -> list[int]:
+        """Coefficients of these contexts; 0 once the bits are exhausted."""
+        bits, place, state, found = self.bits, self.place, self.state, []
+        end = len(bits)
+        for level in levels:
+            symbol, count, base = self.tables[level][state]
+            if place + count > end:
+                place, symbol = end, 0
+                found.append(0)
+                continue
+            state = base + int(bits[place : place + count], 2) if count else base
+            place += count
+            if symbol == self.last[level]:
+                zeros = bits.find("1", place) - place
+                if zeros < 0 or place + 2 * zeros >= end:
+                    place = end
+                    found.append(0)
+                    continue
+                symbol += int(bits[place + zeros : place + 2 * zeros + 1], 2) - 1
+                place += 2 * zeros + 1
+            digits = self.low_digits[level]
+            if digits:
+                symbol = symbol << digits | int(bits[place : place + digits] or "0", 2)
+                place += digits
+            if symbol:
+                symbol = -symbol if bits[place : place + 1] == "1" else symbol
+                place += 1
+            found.append(symbol)
+        self.place, self.state = place, state
+        return found
+
+
+def _digits(numbers: Tensor, count: int) -> Tensor:
+    """Binary digits, the most significant first: (B,) to (B, count)."""
+    places = torch.arange(count - 1, -1, -1, device=numbers.device)
+    return (numbers[:, None] >> places) & 1
+
+
+@lru_cache(maxsize=4)
+def tensor_codec(height: int, width: int, bits: int) -> TensorCodec:
+    """`TensorCodec` on the processor, remembered."""
+    return TensorCodec(height, width, bits)
