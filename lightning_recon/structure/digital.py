@@ -16,7 +16,7 @@ from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
-from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
+from lightning_recon.structure.coding.code_plan import HEADER, TENSOR_VERSION, Plan, digital_plan, sketch_share
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.separation import separate
@@ -65,6 +65,7 @@ class Digital(Structure):
         margin_db: float = _MARGIN,
         upload_limit: int = 123_000_000,
         always_digital: bool = False,
+        source_code: Literal["codec", "tensor"] = "codec",
         statistics: str | None = None,
         strength: float = STRENGTH,
         detach_logits: bool = True,
@@ -83,6 +84,9 @@ class Digital(Structure):
                 victims has a margin of its own.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             always_digital: Whether to send digitally even where a linear code makes the better image.
+            source_code: What compresses the images. `codec`: an image library's lossless WebP, else AVIF, which the
+                client runs as arbitrary code. `tensor`: tensor operations alone, see `coding.tensor_codec`, so that the
+                layer can be exported, traced and mapped as any other.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             strength: Factor of the structure's gradient, see `WaterFilling`.
             detach_logits: Whether the network's own gradient is zero, which a client can notice, see `WaterFilling`.
@@ -102,6 +106,7 @@ class Digital(Structure):
         self.margin_db = margin_db
         self.upload_limit = upload_limit
         self.always_digital = always_digital
+        self.source_code = source_code
 
     @property
     def name(self) -> str:
@@ -114,6 +119,13 @@ class Digital(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better image."""
+        payload = self._payload(task)
+        if self.source_code == "codec" or LayerSpec.of(payload).digital is None:
+            return payload
+        return replace(payload, settings={**payload.settings, "digital_tensor": TENSOR_VERSION})
+
+    def _payload(self, task: Task) -> ServerPayload:
+        """The structure, whatever compresses the images."""
         signs = self.linear.sign_design(self.margin_db, self.upload_limit).payload(task, self.statistics(task))
         if signs is not None:
             return signs
@@ -230,7 +242,7 @@ def _as_file(one: Received | None, plan: Plan) -> ReceivedFile | None:
     """The record of a received file."""
     if one is None:
         return None
-    codec: Literal["webp", "avif"] = "webp" if one.exact else "avif"
+    codec: Literal["webp", "avif", "tensor"] = "tensor" if plan.tensor else "webp" if one.exact else "avif"
     capacity = plan.inputs * binary_capacity(one.snr)
     bits = message_bits(one.rung, plan.inputs)
     return ReceivedFile(codec, bits / plan.inputs, bits, capacity)

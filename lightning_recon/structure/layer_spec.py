@@ -15,7 +15,7 @@ from lightning_recon.files.faults import reason_of
 from lightning_recon.files.serialization import validated
 from lightning_recon.structure.coding.address_gate import ADDRESSES
 from lightning_recon.structure.coding.channel_code import NAME
-from lightning_recon.structure.coding.code_plan import VERSION, Plan
+from lightning_recon.structure.coding.code_plan import TENSOR_VERSION, VERSION, Plan
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.suggestions import closest
 
@@ -59,6 +59,7 @@ class _Settings(TypedDict):
     digital_shared: NotRequired[bool]
     digital_positions: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
     digital_repeats: NotRequired[Annotated[int, Field(ge=1, le=1 << 10)]]
+    digital_tensor: NotRequired[schema.Index]
 
 
 _SCHEMA = TypeAdapter(_Settings)
@@ -219,7 +220,8 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
     if not any(name.startswith("digital_") for name in (*settings, *payload.tensors)):
         return None
     try:
-        if settings["digital_code"] != VERSION:
+        tensor = settings.get("digital_tensor", 0)
+        if settings["digital_code"] != VERSION or tensor not in (0, TENSOR_VERSION):
             raise UserError("the payload uses another digital code than this version of the package: create it again")
         return Plan(
             inputs=settings["digital_inputs"],
@@ -230,6 +232,7 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
             shared=settings["digital_shared"],
             positions=settings.get("digital_positions", 1),
             repeats=settings.get("digital_repeats", 1),
+            tensor=bool(tensor),
         )
     except KeyError as error:
         raise UserError(f"the payload lacks {error.args[0]}, without which its digital code is unknown") from error

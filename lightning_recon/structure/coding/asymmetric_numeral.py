@@ -21,6 +21,7 @@ class NumeralCoder(nn.Module):
     moves: Tensor
     emitted: Tensor
     first: Tensor
+    powers: Tensor
 
     def __init__(self, frequencies: tuple[tuple[int, ...], ...]) -> None:
         """Make the tables.
@@ -59,6 +60,7 @@ class NumeralCoder(nn.Module):
         emitted.append([0] * self.states)
         self.register_buffer("moves", torch.tensor(moves, dtype=torch.int32).flatten(), persistent=False)
         self.register_buffer("emitted", torch.tensor(emitted, dtype=torch.int64).flatten(), persistent=False)
+        self.register_buffer("powers", 2 ** torch.arange(self.state_bits + 1), persistent=False)
         # The row of each context's first symbol.
         self.register_buffer("first", torch.tensor(first), persistent=False)
 
@@ -74,9 +76,9 @@ class NumeralCoder(nn.Module):
         """
         before, start = self._run(rows.flip(1))
         before = before.flip(1).long()
-        bits = self.emitted[rows * self.states + before]
-        # Before a move the state stands for itself plus the number of states.
-        return start.long(), (before + self.states) & ((1 << bits) - 1), bits
+        bits = self.emitted.index_select(0, (rows * self.states + before).flatten()).view(rows.shape)
+        # Before a move the state stands for itself plus the number of states, a power of two.
+        return start.long(), before % self.powers.index_select(0, bits.flatten()).view(bits.shape), bits
 
     def _run(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The states before each move, from state 0, shape (B, N), and the last one, shape (B,)."""

@@ -81,15 +81,15 @@ class BlockTransform(nn.Module):
         return torch.cat([means[:, :, None], found[:, :, 1:]], dim=2)
 
     def quantised(self, coefficients: Tensor, step: Tensor) -> Tensor:
-        """Coefficients in steps, rounded towards zero, int32.
+        """Coefficients in steps, integers in float64.
 
         Args:
             coefficients: Shape (B, 3, 64, h, w).
             step: Which step each image takes, shape (B,), int64.
         """
-        size = self.steps[step].double().view(-1, 1, 1, 1, 1)
+        size = self.steps.index_select(0, step).double().view(-1, 1, 1, 1, 1)
         magnitude = ((coefficients.abs() + (_ROUNDING * size).floor()) / size).floor()
-        return (magnitude * coefficients.sign()).to(torch.int32)
+        return magnitude * coefficients.sign()
 
     def images(self, quantised: Tensor, step: int) -> Tensor:
         """Images of quantised coefficients; only the decoder needs them, so that their rounding is free.

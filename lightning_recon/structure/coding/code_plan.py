@@ -28,6 +28,8 @@ RAW_BITS = 24
 SHORTEST = 1000
 # Of the channel code and its header: payloads of another one cannot be read.
 VERSION = 2
+# Of the messages of the codec of tensor operations, see `coding.tensor_codec`.
+TENSOR_VERSION = 1
 # Rounding in float32 leaves at least this noise in every row.
 _LEAST_NOISE = 1e-6
 
@@ -46,6 +48,8 @@ class Plan:
             that of its sketch, so that clipping leaves both their shares.
         positions: Inputs of which one is not zero; above 1 the codeword is sent as pulses, see `coding.pulses`.
         repeats: How often header and codeword are sent, where only a random share of the entries arrives.
+        tensor: Whether messages are made by tensor operations alone, see `coding.tensor_codec`, instead of an image
+            library.
     """
 
     inputs: int
@@ -56,6 +60,7 @@ class Plan:
     shared: bool
     positions: int = 1
     repeats: int = 1
+    tensor: bool = False
 
     @property
     def entries(self) -> int:
@@ -83,6 +88,7 @@ class Plan:
             "digital_shared": self.shared,
             **({"digital_positions": self.positions} if self.positions > 1 else {}),
             **({"digital_repeats": self.repeats} if self.repeats > 1 else {}),
+            **({"digital_tensor": TENSOR_VERSION} if self.tensor else {}),
         }
 
 

@@ -20,7 +20,7 @@ NDArray = np.typing.NDArray[np.float64]
 
 # Contexts, the logarithms (base 2) of the magnitudes that the lowest and the highest one stand for.
 LEVELS, _LOWEST, _HIGHEST = 32, -5.0, 8.0
-# Predictions are in units of 1 / `_FINE`; magnitudes that predict are cut off here, so that int32 holds every sum.
+# Predictions are in units of 1 / `_FINE`; magnitudes that predict are cut off here, as they hardly predict better.
 _FINE, _LARGEST = 256, 2047
 # Root mean square of the coefficients of public photographs at these frequencies, in cycles a block and a half, by
 # colour axis, for 8-bit pixels: from the bundled statistics, between 64 and 224 pixels an image side.
@@ -46,9 +46,10 @@ class Contexts(nn.Module):
 
     usual: Tensor
     usual_plane: Tensor
-    lower: Tensor
-    around: Tensor
+    within: Tensor
     axes: Tensor
+    beside_rows: Tensor
+    beside_columns: Tensor
     plane: Tensor
     levels: Tensor
     order: Tensor
@@ -72,49 +73,45 @@ class Contexts(nn.Module):
             # Magnitudes in a pixel's units, to be divided by the step: by colour axis and frequency.
             "usual": (usual * UNIT).reshape(3, SIDE * SIDE, 1, 1),
             "usual_plane": usual_plane * UNIT,
-            # Weights: of each lower frequency; of the sum of the next two over neighbouring blocks; of the colour axes
-            # before, at all frequencies alike; of each lower frequency in the plane of means.
-            "lower": lower[..., None, None],
-            "around": _around(spectrum)[..., None, None],
-            "axes": _axes()[..., None, None, None, None],
+            # Weights: of the lower frequencies of a block and of the sum over its neighbours; of the colour axes before,
+            # at all frequencies alike; of each lower frequency in the plane of means.
+            "within": np.concatenate([_matrix(lower), _matrix(_around(spectrum))], axis=2),
+            "axes": _axes()[..., None, None, None],
             "plane": plane,
+            "beside_rows": _neighbours(height) / _FINE,
+            "beside_columns": _neighbours(width) / _FINE,
+            # The context of each prediction; and the order of coding, as places in the flattened coefficients.
+            "levels": np.append(0, level) / _FINE,
+            "order": _order(height, width) / _FINE,
         }
         for name, values in constants.items():
-            kind = torch.int64 if name.startswith("usual") else torch.int32
+            kind = torch.int64 if name in ("levels", "order") else torch.float64
             self.register_buffer(name, torch.from_numpy(np.round(values * _FINE)).to(kind), persistent=False)
-        # The context of each prediction; and the order of coding, as places in the flattened coefficients.
-        self.register_buffer("levels", torch.from_numpy(np.append(0, level)).long(), persistent=False)
-        self.register_buffer("order", torch.from_numpy(_order(height, width)), persistent=False)
 
     def of(self, quantised: Tensor, size: Tensor) -> Tensor:
         """The context of every coefficient.
 
         Args:
-            quantised: Shape (B, 3, 64, h, w), int32.
+            quantised: Shape (B, 3, 64, h, w), float64, integers.
             size: Each image's quantiser step, shape (B,), in the units of coefficients.
 
         Returns:
             Shape (B, 3, 64, h, w), int64, in [0, LEVELS).
         """
-        magnitude = quantised.abs().clamp(max=_LARGEST)
-        # The blocks' means are no frequency of the blocks.
-        blocks = torch.cat([torch.zeros_like(magnitude[:, :, :1]), magnitude[:, :, 1:]], dim=2)
-        blocks = blocks.unflatten(2, (SIDE, SIDE))
-        beside = _beside(blocks)
-        found = _before(blocks, self.axes)
-        for weight, (down, across, _) in zip(self.lower, _LOWER, strict=True):
-            found = found + weight * _shifted(blocks, down, across)
-        for weight, (down, across, _) in zip(self.around, _LOWER[:2], strict=True):
-            found = found + weight * _shifted(beside, down, across)
-        means = magnitude[:, :, 0]
-        plane = _before(means, self.axes[..., 0, 0])
+        blocks, size = quantised.abs().clamp(max=_LARGEST), size.double().view(-1, 1, 1, 1)
+        beside = blocks @ self.beside_columns.double() + self.beside_rows.double() @ blocks
+        # The blocks' means are no frequency of the blocks: their weights are 0.
+        found = self.within.double() @ torch.cat([blocks, beside], dim=2).flatten(3)
+        axes = self.axes.double()
+        found = found.view(blocks.shape) + axes[0] * blocks[:, :1] + axes[1] * blocks[:, 1:2]
+        found = found + (self.usual.double() / size[..., None]).floor()
+        means, plane = blocks[:, :, 0], (self.usual_plane.double() / size).floor()
         for weight, (down, across, _) in zip(self.plane, _LOWER, strict=True):
-            plane = plane + weight * _moved(means, down, across)
-        size = size.double().view(-1, 1, 1, 1)
-        plane = plane + (self.usual_plane.double() / size).floor().to(torch.int32)
-        found = found.flatten(2, 3) + (self.usual.double() / size[..., None]).floor().to(torch.int32)
+            plane = plane + weight * F.pad(means, (across, -across, down, -down))
+        plane = plane + axes[0, ..., 0] * means[:, :1] + axes[1, ..., 0] * means[:, 1:2]
         found = torch.cat([plane[:, :, None], found[:, :, 1:]], dim=2)
-        return self.levels[found.clamp(max=len(self.levels) - 1).long()]
+        places = found.clamp(max=len(self.levels) - 1).long()
+        return self.levels.index_select(0, places.flatten()).view(places.shape)
 
     def groups(self) -> list[Tensor]:
         """Parts of `order` whose contexts depend on the parts before them alone."""
@@ -127,27 +124,6 @@ class Contexts(nn.Module):
 def expected(level: int) -> float:
     """The magnitude that a context stands for, the geometric mean of its ends."""
     return float(2 ** (_LOWEST + (level + 0.5) * (_HIGHEST - _LOWEST) / LEVELS))
-
-
-def _before(magnitude: Tensor, axes: Tensor) -> Tensor:
-    """What the colour axes before predict, from magnitudes of shape (B, 3, ...)."""
-    return axes[0] * magnitude[:, :1] + axes[1] * magnitude[:, 1:2]
-
-
-def _beside(blocks: Tensor) -> Tensor:
-    """Sum over the four neighbouring blocks, shape (..., h, w)."""
-    pairs = F.pad(blocks, (1, -1)) + F.pad(blocks, (-1, 1))
-    return pairs + F.pad(blocks, (0, 0, 1, -1)) + F.pad(blocks, (0, 0, -1, 1))
-
-
-def _shifted(blocks: Tensor, down: int, across: int) -> Tensor:
-    """The lower frequency of each, shape (..., 8, 8, h, w)."""
-    return F.pad(blocks, (0, 0, 0, 0, across, -across, down, -down))
-
-
-def _moved(plane: Tensor, down: int, across: int) -> Tensor:
-    """The same in the plane of means, shape (..., h, w)."""
-    return F.pad(plane, (across, -across, down, -down))
 
 
 def _spectrum(frequency: NDArray) -> NDArray:
@@ -197,6 +173,21 @@ def _axes() -> NDArray:
         for before in range(axis):
             found[before, axis] = _WEIGHTS[axis][4 + before] * _SPECTRUM[axis][4] / _SPECTRUM[before][4]
     return found
+
+
+def _matrix(weights: NDArray) -> NDArray:
+    """Weights of lower frequencies, shape (n, 3, 8, 8), as matrices over all frequencies: shape (3, 64, 64)."""
+    found = np.zeros((3, SIDE, SIDE, SIDE, SIDE))
+    for weight, (down, across, _) in zip(weights, _LOWER, strict=False):
+        for row in range(down, SIDE):
+            for column in range(across, SIDE):
+                found[:, row, column, row - down, column - across] = weight[:, row, column]
+    return found.reshape(3, SIDE * SIDE, SIDE * SIDE)
+
+
+def _neighbours(blocks: int) -> NDArray:
+    """Which blocks of a row are side by side, shape (blocks, blocks)."""
+    return np.eye(blocks, k=1) + np.eye(blocks, k=-1)
 
 
 def _order(rows: int, columns: int) -> np.typing.NDArray[np.int64]:

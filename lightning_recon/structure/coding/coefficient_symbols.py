@@ -49,57 +49,85 @@ FREQUENCIES = (
 )
 # What a context expects, in bits, minus this, is how many low digits of its magnitudes are sent as they are.
 _LEADING = 2
+# Magnitudes beyond `_LARGEST` do not occur: the largest mean of 1024 x 1024 pixels has 18 binary digits at the finest step.
+# Costs are tabled up to `_COSTED`; larger magnitudes cost a little more.
+_LARGEST, _COSTED = (1 << 18) - 1, 1023
+# No symbol has as many bits, those beside it included; float64 holds them.
+_MOST_DIGITS = 53
 # Units of the costs of symbols in a bit.
 COST_UNIT = 1 << 10
 
 
 class CoefficientSymbols(nn.Module):
-    """Constants of each context."""
+    """Splits coefficients into symbols of a `NumeralCoder` and bits that are sent as they are."""
 
     last: Tensor
     low_digits: Tensor
+    digits_of: Tensor
+    powers: Tensor
     costs: Tensor
 
     def __init__(self) -> None:
         """Make the tables."""
         super().__init__()
         self.coder = NumeralCoder(FREQUENCIES)
-        digits = [max(0, math.floor(math.log2(expected(level)) - _LEADING)) for level in range(LEVELS)]
-        costs = [math.log2(sum(counts) / count) * COST_UNIT for counts in FREQUENCIES for count in counts]
-        # The symbol of all magnitudes that are too large for another one; the digits that are sent as they are; and the
-        # cost of each row of the coder's tables.
-        constants = {"last": [len(counts) - 1 for counts in FREQUENCIES], "low_digits": digits}
+        low_digits = [max(0, math.floor(math.log2(expected(level)) - _LEADING)) for level in range(LEVELS)]
+        constants = {
+            # Of each context: the symbol of all magnitudes that are too large for another one, and the number of digits
+            # that are sent as they are.
+            "last": [len(counts) - 1 for counts in FREQUENCIES],
+            "low_digits": low_digits,
+            # Number of binary digits of numbers.
+            "digits_of": [number.bit_length() for number in range(_LARGEST + 1)],
+        }
         for name, values in constants.items():
             self.register_buffer(name, torch.tensor(values), persistent=False)
-        self.register_buffer("costs", torch.tensor(costs).round().long(), persistent=False)
+        # Numbers that are shifted by dividing them: in float64 that is exact, and faster than with integers.
+        self.register_buffer("powers", 2.0 ** torch.arange(_MOST_DIGITS, dtype=torch.float64), persistent=False)
+        # What magnitudes up to `_COSTED` cost in each context.
+        every = torch.arange(_COSTED + 1, dtype=torch.float64).repeat(LEVELS, 1)
+        levels = torch.arange(LEVELS)[:, None].expand(every.shape)
+        rows, _, count = self.split(every, levels)
+        cost = torch.tensor([math.log2(sum(counts) / one) for counts in FREQUENCIES for one in counts])
+        costs = ((cost[rows] + count) * COST_UNIT).round().long().flatten()
+        self.register_buffer("costs", costs, persistent=False)
 
     def split(self, quantised: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the coder's tables, and what is sent beside them.
 
         Args:
-            quantised: Shape (B, N), int32.
+            quantised: Shape (B, N), float64, integers.
             levels: Contexts, shape (B, N), int64.
 
         Returns:
-            Rows; the other bits as a number; how many these are. Shape (B, N), int64.
+            Rows, int64; the other bits as a number, float64; how many these are, int64. Shape (B, N).
         """
-        magnitude, last, digits = quantised.abs().long(), self.last[levels], self.low_digits[levels]
-        leading = magnitude >> digits
+        magnitude = quantised.abs()
+        last, digits = looked_up(self.last, levels), looked_up(self.low_digits, levels)
+        unit = looked_up(self.powers, digits)
+        leading = (magnitude / unit).floor()
         symbol = torch.minimum(leading, last)
-        # Above the last symbol: Elias's gamma code of the excess and one, whose length is told by as many zeros.
-        excess = leading - symbol + 1
-        length = torch.zeros_like(excess)
-        for power in range(1, 16):
-            length = length + (excess >> power > 0)
+        # Above the last symbol: Elias's gamma code of the excess and one, whose length as many zeros tell.
+        escaped = (leading >= last).double()
+        excess = escaped * (leading - symbol + 1)
+        length = looked_up(self.digits_of, excess.clamp(max=_LARGEST).long())
         sign = (magnitude > 0).long()
-        escaped = (leading >= last).long()
-        count = escaped * (2 * length + 1)
-        bits = escaped * excess
-        bits = (bits << digits) | (magnitude & ((1 << digits) - 1))
-        bits = (bits << sign) | (quantised < 0).long()
-        return self.coder.first[levels] + symbol, bits, count + digits + sign
+        bits = (excess - leading) * unit + magnitude
+        bits = bits * (1 + sign) + (quantised < 0).double()
+        count = 2 * length - escaped.long() + digits + sign
+        return looked_up(self.coder.first, levels) + symbol.long(), bits, count
 
     def cost(self, quantised: Tensor, levels: Tensor) -> Tensor:
-        """Bits of all coefficients of an image in units of 1 / `COST_UNIT`, but for some 0.3 %: shape (B,), int64."""
-        rows, _, count = self.split(quantised, levels)
-        return (self.costs[rows] + COST_UNIT * count).sum(dim=1)
+        """Bits of all coefficients of an image in units of 1 / `COST_UNIT`, nearly: shape (B,), int64.
+
+        Args:
+            quantised: Shape (B, ...), in any order.
+            levels: Their contexts.
+        """
+        places = levels * (_COSTED + 1) + quantised.abs().clamp(max=_COSTED).long()
+        return looked_up(self.costs, places).flatten(1).sum(dim=1)
+
+
+def looked_up(table: Tensor, places: Tensor) -> Tensor:
+    """Entries of a table of shape (n,) at places of any shape."""
+    return table.index_select(0, places.flatten()).view(places.shape)

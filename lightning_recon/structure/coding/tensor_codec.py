@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from lightning_recon.structure.coding.block_transform import STEPS, BlockTransform
 from lightning_recon.structure.coding.coefficient_contexts import Contexts
-from lightning_recon.structure.coding.coefficient_symbols import COST_UNIT, CoefficientSymbols
+from lightning_recon.structure.coding.coefficient_symbols import COST_UNIT, CoefficientSymbols, looked_up
 
 _STEP_BITS, _CHECK_BITS = 8, 32
 # The cost that is known before coding is exceeded by at most this: a part of itself, and bits.
-_SLACK, _SLACK_BITS = 200, 16
-# Moduli of the checksum and of the pseudo-random numbers, primes; and factors of the latter.
-_CHECK_PRIME, _PRIME, _FIRST, _SECOND = 4294967291, 2147483647, 48271, 69621
+_SLACK, _SLACK_BITS = 600, 8
+# Modulus of the checksum, a prime.
+_CHECK_PRIME = 4294967291
 
 
 class TensorCodec(nn.Module):
@@ -68,20 +68,20 @@ class TensorCodec(nn.Module):
         step = self._finest_step(coefficients)
         rows, others, counts = self.symbols.split(*self._ordered(coefficients, step))
         state, emitted, read = self.symbols.coder.encode(rows)
-        words, lengths = (emitted << counts) | others, read + counts
-        stream = self._packed(words, lengths)
+        words = emitted * looked_up(self.symbols.powers, counts) + others
+        stream = self._packed(words, read + counts)
         head = torch.cat([_digits(step, _STEP_BITS), _digits(state, self.symbols.coder.state_bits)], dim=1)
         content = torch.cat([head, torch.where(stream < 0, 0, stream)], dim=1)
         # What is left is filled with bits that differ from image to image: codewords with equal parts would correlate.
-        filling = self._pseudo_random(self._checksum(content))
+        filling = self._filling(self._checksum(content))
         content = torch.where(torch.cat([head, stream], dim=1) < 0, filling, content)
         message = torch.cat([content, _digits(self._checksum(content), _CHECK_BITS)], dim=1)
-        return (message + self.whitening) % 2
+        return (message - self.whitening).abs()
 
     def _ordered(self, coefficients: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Quantised coefficients and their contexts in the order of coding, shape (B, N)."""
         quantised = self.transform.quantised(coefficients, step)
-        levels = self.contexts.of(quantised, self.transform.steps[step])
+        levels = self.contexts.of(quantised, self.transform.steps.index_select(0, step))
         order = self.contexts.order
         return quantised.flatten(1).index_select(1, order), levels.flatten(1).index_select(1, order)
 
@@ -92,7 +92,9 @@ class TensorCodec(nn.Module):
         high = low + STEPS - 1
         for _ in range(_STEP_BITS):
             middle = (low + high) // 2
-            cost = self.symbols.cost(*self._ordered(coefficients, middle))
+            quantised = self.transform.quantised(coefficients, middle)
+            levels = self.contexts.of(quantised, self.transform.steps.index_select(0, middle))
+            cost = self.symbols.cost(quantised, levels)
             fits = cost + cost // _SLACK <= room
             low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
         return high
@@ -101,34 +103,33 @@ class TensorCodec(nn.Module):
         """Words one after the other, most significant bit first.
 
         Args:
-            words: Shape (B, N), int64.
+            words: Shape (B, N), float64.
             lengths: Bits of each, shape (B, N).
 
         Returns:
-            Shape (B, room), zeros and ones; -1 behind the last word. What does not fit is cut off.
+            Shape (B, room), int64, zeros and ones; -1 behind the last word. What does not fit is cut off.
         """
         ends = lengths.cumsum(dim=1)
         begins = (ends - lengths).clamp(max=self.room)
         # The word at each bit: as many words as have begun, less one.
-        begun = torch.zeros_like(words[:, :1]).expand(-1, self.room + 1)
+        begun = torch.zeros_like(lengths[:, :1]).expand(-1, self.room + 1)
         begun = begun.scatter_add(1, begins, torch.ones_like(begins))
         word = begun[:, : self.room].cumsum(dim=1) - 1
         place = torch.arange(self.room, device=words.device)
         behind = ends.gather(1, word) - 1 - place
-        bit = (words.gather(1, word) >> behind.clamp(min=0)) & 1
-        return torch.where(behind < 0, -1, bit)
+        # The digit's place is at most the largest power's; a coefficient has no more bits.
+        number = (words.gather(1, word) / looked_up(self.symbols.powers, behind.clamp(min=0))).floor()
+        return torch.where(behind < 0, -1, number.long() & 1)
 
     def _checksum(self, content: Tensor) -> Tensor:
         """Weighted sum of bits modulo a prime, shape (B,): wrong bits pass once in four thousand million times."""
         return (content * self.weights).sum(dim=1) % _CHECK_PRIME
 
-    def _pseudo_random(self, seed: Tensor) -> Tensor:
-        """Bits that depend on a seed, shape (B, bits - 32)."""
-        place = torch.arange(self.bits - _CHECK_BITS, device=seed.device)
-        number = (seed[:, None] % _PRIME + place * _FIRST) % _PRIME
-        for _ in range(2):
-            number = (number * number + _SECOND) % _PRIME
-        return (number >> 9) & 1
+    def _filling(self, seed: Tensor) -> Tensor:
+        """Pseudo-random bits that begin at a place of their own for each image, shape (B, bits - 32)."""
+        count = self.bits - _CHECK_BITS
+        place = torch.arange(count, device=seed.device) + seed[:, None] % count
+        return looked_up(self.whitening, torch.where(place >= count, place - count, place))
 
     def decode(self, message: Tensor) -> Tensor | None:
         """The image of a message.
@@ -152,11 +153,11 @@ class TensorCodec(nn.Module):
         """Read the symbols, group after group of coefficients whose contexts are known by then."""
         height, width = self.transform.blocks
         size = self.transform.steps[step]
-        found = torch.zeros(1, 3, 64, height, width, dtype=torch.int32)
+        found = torch.zeros(1, 3, 64, height, width, dtype=torch.float64)
         flat, reader = found.view(-1), _Reader(bits, state, self.symbols)
         for group in self.contexts.groups():
             levels = self.contexts.of(found, size).flatten()[group]
-            flat[group] = torch.tensor(reader.read(levels.tolist()), dtype=torch.int32)
+            flat[group] = torch.tensor(reader.read(levels.tolist()), dtype=torch.float64)
         return found
 
 
@@ -202,8 +203,8 @@ class _Reader:
 
 def _digits(numbers: Tensor, count: int) -> Tensor:
     """Binary digits, the most significant first: (B,) to (B, count)."""
-    places = torch.arange(count - 1, -1, -1, device=numbers.device)
-    return (numbers[:, None] >> places) & 1
+    halved = [(numbers.double() / 2.0**place).floor().long() & 1 for place in range(count - 1, -1, -1)]
+    return torch.stack(halved, dim=1)
 
 
 @lru_cache(maxsize=4)

@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.structure.coding.channel_code import LADDER, decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.messages import image_of
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
 # A header counts as readable if it exceeds the noise by this many standard deviations.
@@ -214,7 +214,7 @@ class _RemainingRows:
             return None
         mixed = filter_.weights.to(self.words) @ self.words
         bits = decode(self.beliefs(mixed, filter_), filter_.rung)
-        content = None if bits is None else unframed(bits.cpu(), *self.size)
+        content = None if bits is None else image_of(bits, self.plan, self.size)
         if bits is None or content is None:
             return None
         codeword = symbols(bits, filter_.rung, self.plan.inputs)
