@@ -28,7 +28,7 @@ class NumeralCoder(nn.Module):
 
         Args:
             frequencies: For each context how often each symbol occurs, at least 1; sums are the number of states, a
-                power of two.
+                power of two of at most 256.
         """
         super().__init__()
         self.states = sum(frequencies[0])
@@ -58,7 +58,7 @@ class NumeralCoder(nn.Module):
         # The last row is a symbol that does nothing.
         moves.append(list(range(self.states)))
         emitted.append([0] * self.states)
-        self.register_buffer("moves", torch.tensor(moves, dtype=torch.int32).flatten(), persistent=False)
+        self.register_buffer("moves", torch.tensor(moves, dtype=torch.uint8).flatten(), persistent=False)
         self.register_buffer("emitted", torch.tensor(emitted, dtype=torch.int64).flatten(), persistent=False)
         self.register_buffer("powers", 2 ** torch.arange(self.state_bits + 1), persistent=False)
         # The row of each context's first symbol.
@@ -89,7 +89,7 @@ class NumeralCoder(nn.Module):
         padded = torch.nn.functional.pad(rows, (0, pieces * side * side - count), value=idle)
         offsets = (padded * self.states).to(torch.int32).view(batch, pieces * side, side)
         # Every piece from every state.
-        every = torch.arange(self.states, dtype=torch.int32, device=rows.device)
+        every = torch.arange(self.states, dtype=torch.uint8, device=rows.device)
         ends = every.expand(batch, pieces * side, self.states)
         for place in range(side):
             ends = self._moved(offsets[:, :, place, None] + ends)
@@ -106,7 +106,7 @@ class NumeralCoder(nn.Module):
         for place in range(side):
             starts.append(at)
             at = whole[:, :, place].gather(2, at[:, :, None])[:, :, 0]
-        now, before = torch.stack(starts, dim=2).flatten(1).to(torch.int32), []
+        now, before = torch.stack(starts, dim=2).flatten(1).to(torch.uint8), []
         for place in range(side):
             before.append(now)
             now = self._moved(offsets[:, :, place] + now)

@@ -54,6 +54,9 @@ _LEADING = 2
 _LARGEST, _COSTED = (1 << 18) - 1, 1023
 # No symbol has as many bits, those beside it included; float64 holds them.
 _MOST_DIGITS = 53
+# Squared steps that a bit is worth, and the largest magnitude that is set to 0, in steps: in contexts where nearly all
+# magnitudes are 0.
+_LAMBDA, _MOST_SAVED = 0.12, 1.1
 # Units of the costs of symbols in a bit.
 COST_UNIT = 1 << 10
 
@@ -66,6 +69,7 @@ class CoefficientSymbols(nn.Module):
     digits_of: Tensor
     powers: Tensor
     costs: Tensor
+    worthwhile: Tensor
 
     def __init__(self) -> None:
         """Make the tables."""
@@ -84,6 +88,11 @@ class CoefficientSymbols(nn.Module):
             self.register_buffer(name, torch.tensor(values), persistent=False)
         # Numbers that are shifted by dividing them: in float64 that is exact, and faster than with integers.
         self.register_buffer("powers", 2.0 ** torch.arange(_MOST_DIGITS, dtype=torch.float64), persistent=False)
+        # From where on a magnitude of 1 is worth its bits, in steps by `COST_UNIT`: D(0) - D(1) = λ (bits of 1 - of 0).
+        saved = [math.log2(counts[0] / counts[1]) + 1 for counts in FREQUENCIES]
+        least = [_MOST_SAVED if level < 3 else (1 + _LAMBDA * saved[level]) / 2 for level in range(LEVELS)]
+        worthwhile = torch.tensor(least, dtype=torch.float64).clamp(min=0.5) * COST_UNIT
+        self.register_buffer("worthwhile", worthwhile.round(), persistent=False)
         # What magnitudes up to `_COSTED` cost in each context.
         every = torch.arange(_COSTED + 1, dtype=torch.float64).repeat(LEVELS, 1)
         levels = torch.arange(LEVELS)[:, None].expand(every.shape)
