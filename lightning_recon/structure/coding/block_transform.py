@@ -20,7 +20,7 @@ UNIT, _COLOUR_UNIT, _BASIS_UNIT = 2.0**10, 2.0**8, 2.0**12
 # Orthonormal colour axes times `_COLOUR_UNIT`: those of the bundled public statistics, luminance first.
 _COLOUR = ((148, 148, 148), (181, 0, -181), (105, -209, 105))
 # The finest step, in a pixel's units, and how many steps double it.
-_FINEST, _PER_OCTAVE = 0.7, 28
+_FINEST, _PER_OCTAVE = 0.35, 24
 # Share of a step that is added to a magnitude before it is rounded down.
 _ROUNDING = 0.4
 # Where the coefficients of photographs lie in their cells on average, above a magnitude of 1 and above larger ones.

@@ -24,7 +24,7 @@ _STEP_BITS, _CHECK_BITS = 8, 32
 _SLACK, _SLACK_BITS = 600, 8
 # Steps that are tried, and numbers of steps in which bits fall by a factor of e; at `_TYPICAL` bits a pixel photographs of
 # 64 x 64 take step `_TYPICAL_STEP`.
-_TRIALS, _STEPS_AN_E_FOLD, _TYPICAL, _TYPICAL_STEP = 5, 54.0, 1.17, 165
+_TRIALS, _STEPS_AN_E_FOLD, _TYPICAL, _TYPICAL_STEP = 5, 46.0, 1.17, 165
 # Modulus of the checksum, a prime.
 _CHECK_PRIME = 4294967291
 
