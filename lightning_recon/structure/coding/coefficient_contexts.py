@@ -85,8 +85,8 @@ class Contexts(nn.Module):
             "order": _order(height, width) / _FINE,
         }
         for name, values in constants.items():
-            kind = torch.int64 if name in ("levels", "order") else torch.float64
-            self.register_buffer(name, torch.from_numpy(np.round(values * _FINE)).to(kind), persistent=False)
+            # Integers, which no cast of the module to another precision changes.
+            self.register_buffer(name, torch.from_numpy(np.round(values * _FINE)).long(), persistent=False)
 
     def of(self, quantised: Tensor, size: Tensor) -> Tensor:
         """The context of every coefficient.
@@ -107,7 +107,7 @@ class Contexts(nn.Module):
         found = found + (self.usual.double() / size[..., None]).floor()
         means, plane = blocks[:, :, 0], (self.usual_plane.double() / size).floor()
         for weight, (down, across, _) in zip(self.plane, _LOWER, strict=True):
-            plane = plane + weight * F.pad(means, (across, -across, down, -down))
+            plane = plane + weight * F.pad(means, (across, 0, down, 0))[..., : means.shape[-2], : means.shape[-1]]
         plane = plane + axes[0, ..., 0] * means[:, :1] + axes[1, ..., 0] * means[:, 1:2]
         found = torch.cat([plane[:, :, None], found[:, :, 1:]], dim=2)
         places = found.clamp(max=len(self.levels) - 1).long()
@@ -140,8 +140,9 @@ def _ratio(spectrum: NDArray, down: int, across: int) -> NDArray:
     """Of what is usual at each frequency to what is at a lower one; 0 where there is none, or that is the mean."""
     height, width = spectrum.shape[1:]
     found = np.zeros_like(spectrum)
-    found[:, down:, across:] = spectrum[:, down:, across:] / spectrum[:, : height - down, : width - across]
-    found[:, down, across] = 0
+    lower = spectrum[:, : max(height - down, 0), : max(width - across, 0)]
+    found[:, down:, across:] = spectrum[:, down:, across:] / lower
+    found[:, down : down + 1, across : across + 1] = 0
     return found
 
 

@@ -87,12 +87,12 @@ class CoefficientSymbols(nn.Module):
         for name, values in constants.items():
             self.register_buffer(name, torch.tensor(values), persistent=False)
         # Numbers that are shifted by dividing them: in float64 that is exact, and faster than with integers.
-        self.register_buffer("powers", 2.0 ** torch.arange(_MOST_DIGITS, dtype=torch.float64), persistent=False)
+        self.register_buffer("powers", 2 ** torch.arange(_MOST_DIGITS), persistent=False)
         # From where on a magnitude of 1 is worth its bits, in steps by `COST_UNIT`: D(0) - D(1) = λ (bits of 1 - of 0).
         saved = [math.log2(counts[0] / counts[1]) + 1 for counts in FREQUENCIES]
         least = [_MOST_SAVED if level < 3 else (1 + _LAMBDA * saved[level]) / 2 for level in range(LEVELS)]
         worthwhile = torch.tensor(least, dtype=torch.float64).clamp(min=0.5) * COST_UNIT
-        self.register_buffer("worthwhile", worthwhile.round(), persistent=False)
+        self.register_buffer("worthwhile", worthwhile.round().long(), persistent=False)
         # What magnitudes up to `_COSTED` cost in each context.
         every = torch.arange(_COSTED + 1, dtype=torch.float64).repeat(LEVELS, 1)
         levels = torch.arange(LEVELS)[:, None].expand(every.shape)
@@ -113,7 +113,7 @@ class CoefficientSymbols(nn.Module):
         """
         magnitude = quantised.abs()
         last, digits = looked_up(self.last, levels), looked_up(self.low_digits, levels)
-        unit = looked_up(self.powers, digits)
+        unit = looked_up(self.powers, digits).double()
         leading = (magnitude / unit).floor()
         symbol = torch.minimum(leading, last)
         # Above the last symbol: Elias's gamma code of the excess and one, whose length as many zeros tell.

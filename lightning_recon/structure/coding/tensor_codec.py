@@ -22,9 +22,10 @@ from lightning_recon.structure.coding.coefficient_symbols import COST_UNIT, Coef
 _STEP_BITS, _CHECK_BITS = 8, 32
 # The cost that is known before coding is exceeded by at most this: a part of itself, and bits.
 _SLACK, _SLACK_BITS = 600, 8
-# Steps that are tried, and numbers of steps in which bits fall by a factor of e; at `_TYPICAL` bits a pixel photographs of
+# Steps that are tried, and in how many steps bits fall by a factor of e: usually, at least and at most; at `_TYPICAL` bits a pixel photographs of
 # 64 x 64 take step `_TYPICAL_STEP`.
-_TRIALS, _STEPS_AN_E_FOLD, _TYPICAL, _TYPICAL_STEP = 5, 46.0, 1.17, 165
+_TRIALS, _STEPS_AN_E_FOLD, _LEAST_FOLD, _MOST_FOLD = 5, 46.0, 20.0, 120.0
+_TYPICAL, _TYPICAL_STEP = 1.17, 165
 # Modulus of the checksum, a prime.
 _CHECK_PRIME = 4294967291
 
@@ -74,7 +75,7 @@ class TensorCodec(nn.Module):
         step = self._finest_step(coefficients)
         rows, others, counts = self.symbols.split(*self._ordered(coefficients, step))
         state, emitted, read = self.symbols.coder.encode(rows)
-        words = emitted * looked_up(self.symbols.powers, counts) + others
+        words = emitted * looked_up(self.symbols.powers, counts).double() + others
         stream = self._packed(words, read + counts)
         head = torch.cat([_digits(step, _STEP_BITS), _digits(state, self.symbols.coder.state_bits)], dim=1)
         content = torch.cat([head, torch.where(stream < 0, 0, stream)], dim=1)
@@ -105,23 +106,29 @@ class TensorCodec(nn.Module):
         The contexts are those before the last magnitudes are set to 0, so that sometimes a few bits too many result:
         the last coefficients are then cut off.
 
-        The logarithm of the bits is nearly linear in the step's number, so that a few steps of Newton's method, kept
-        between steps of which one fits and one does not, end within one or two of the finest.
+        The logarithm of the bits is nearly linear in the step's number, so that a few steps of the secant method, kept
+        between steps of which one fits and one does not, end within one or two of the finest. The contexts are those
+        before the last magnitudes are set to 0, so that sometimes a few bits too many result: the last coefficients are
+        then cut off.
         """
         room = float((self.room - _SLACK_BITS) * COST_UNIT)
         step = torch.zeros_like(coefficients[:, 0, 0, 0, 0]).long() + self.first_step
-        low, high = torch.full_like(step, -1), torch.full_like(step, STEPS - 1)
-        for _ in range(_TRIALS):
+        low, high = torch.full_like(step, -1), torch.full_like(step, STEPS)
+        last, last_cost = step, torch.zeros_like(coefficients[:, 0, 0, 0, 0])
+        fold = torch.full_like(last_cost, _STEPS_AN_E_FOLD)
+        for trial in range(_TRIALS):
             quantised = self.transform.quantised(coefficients, step)
             levels = self.contexts.of(quantised, self.transform.steps.index_select(0, step))
             quantised = self._without_dear_ones(coefficients, quantised, levels, step)
             cost = self.symbols.cost(quantised, levels).double() * (1 + 1 / _SLACK)
-            fits = cost <= room
-            low, high = torch.where(fits, low, step), torch.where(fits, step, high)
-            # The logarithm of cost / room, but for terms of third order: runtimes need not agree on logarithms.
-            ahead = (2 * (cost - room) / (cost + room) * _STEPS_AN_E_FOLD).ceil().long()
-            step = torch.minimum(torch.maximum(step + ahead, low + 1), high - 1).clamp(min=0)
-        return high
+            low, high = torch.where(cost <= room, low, step), torch.where(cost <= room, step, high)
+            if trial:
+                fold = torch.where(step == last, fold, (step - last) / _log_ratio(last_cost, cost))
+                fold = torch.where(fold < _LEAST_FOLD, _LEAST_FOLD, fold.clamp(max=_MOST_FOLD))
+            last, last_cost = step, cost
+            ahead = (_log_ratio(cost, torch.full_like(cost, room)) * fold).ceil().long()
+            step = torch.minimum(torch.maximum(step + ahead, low + 1), high - 1).clamp(min=0, max=STEPS - 1)
+        return torch.where(high < STEPS, high, step)
 
     def _packed(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Words one after the other, most significant bit first.
@@ -142,7 +149,8 @@ class TensorCodec(nn.Module):
         place = torch.arange(self.room, device=words.device)
         behind = ends.gather(1, word) - 1 - place
         # The digit's place is at most the largest power's; a coefficient has no more bits.
-        number = (words.gather(1, word) / looked_up(self.symbols.powers, behind.clamp(min=0))).floor()
+        power = looked_up(self.symbols.powers, behind.clamp(min=0))
+        number = (words.gather(1, word) / power.double()).floor()
         return torch.where(behind < 0, -1, number.long() & 1)
 
     def _checksum(self, content: Tensor) -> Tensor:
@@ -227,6 +235,11 @@ class _Reader:
             found.append(symbol)
         self.place, self.state = place, state
         return found
+
+
+def _log_ratio(one: Tensor, other: Tensor) -> Tensor:
+    """The logarithm of a ratio but for terms of third order: runtimes need not agree on logarithms."""
+    return 2 * (one - other) / (one + other)
 
 
 def _digits(numbers: Tensor, count: int) -> Tensor:
