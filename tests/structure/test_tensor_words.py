@@ -132,9 +132,7 @@ def test_an_exported_layer_sends_the_same_bits(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_traced_layer_sends_the_same_bits(
-    payload: ServerPayload, layer: InferenceStructure, images: Tensor
-) -> None:
+def test_a_traced_layer_sends_the_same_bits(payload: ServerPayload, layer: InferenceStructure, images: Tensor) -> None:
     expected = words(layer.encode(images), payload)
     traced = torch.jit.trace(Encoder(layer), (images,), check_trace=False)
     for shown, sent in ((images, expected), (images.flip(0), expected.flip(0))):

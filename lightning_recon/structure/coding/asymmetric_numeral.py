@@ -33,7 +33,9 @@ class NumeralCoder(nn.Module):
         super().__init__()
         self.states = sum(frequencies[0])
         self.state_bits = self.states.bit_length() - 1
-        moves, emitted, first = [], [], []
+        moves: list[list[int]] = []
+        emitted: list[list[int]] = []
+        first: list[int] = []
         self.decoding: list[list[tuple[int, int, int]]] = []
         for counts in frequencies:
             first.append(len(moves))
@@ -51,9 +53,7 @@ class NumeralCoder(nn.Module):
                     next(bits for bits in range(self.state_bits + 1) if (self.states + state) >> bits < 2 * count)
                     for state in range(self.states)
                 ]
-                moves.append(
-                    [reached[symbol, (self.states + state) >> bits_of[state]] for state in range(self.states)]
-                )
+                moves.append([reached[symbol, (self.states + state) >> bits_of[state]] for state in range(self.states)])
                 emitted.append(bits_of)
         # The last row is a symbol that does nothing.
         moves.append(list(range(self.states)))

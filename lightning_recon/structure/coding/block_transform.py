@@ -107,12 +107,13 @@ class BlockTransform(nn.Module):
         rows, columns, basis = (torch.linalg.inv(one / _BASIS_UNIT) for one in (self.rows, self.columns, self.basis))
         found[:, :, 0] = rows.double() @ found[:, :, 0] @ columns.double().T
         height, width = self.blocks
-        blocks = found.permute(0, 1, 3, 4, 2).unflatten(-1, (SIDE, SIDE))
+        blocks = found.permute(0, 1, 3, 4, 2).reshape(-1, 3, height, width, SIDE, SIDE)
         axes = (basis.double() @ blocks @ basis.double().T).permute(0, 1, 2, 4, 3, 5)
         axes = axes.reshape(-1, 3, height * SIDE * width * SIDE)
         pixels = torch.linalg.inv(self.colour.double() / _COLOUR_UNIT) @ axes + 128
         pixels = pixels.view(-1, 3, height * SIDE, width * SIDE)[..., : self.size[0], : self.size[1]]
-        return (pixels / 255).clamp(0, 1)
+        images: Tensor = (pixels / 255).clamp(0, 1)
+        return images
 
 
 def _rounded(values: Tensor, unit: float) -> Tensor:

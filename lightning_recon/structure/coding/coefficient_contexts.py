@@ -73,8 +73,8 @@ class Contexts(nn.Module):
             # Magnitudes in a pixel's units, to be divided by the step: by colour axis and frequency.
             "usual": (usual * UNIT).reshape(3, SIDE * SIDE, 1, 1),
             "usual_plane": usual_plane * UNIT,
-            # Weights: of the lower frequencies of a block and of the sum over its neighbours; of the colour axes before,
-            # at all frequencies alike; of each lower frequency in the plane of means.
+            # Weights: of the lower frequencies of a block and of the sum over its neighbours; of the colour axes
+            # before, at all frequencies alike; of each lower frequency in the plane of means.
             "within": np.concatenate([_matrix(lower), _matrix(_around(spectrum))], axis=2),
             "axes": _axes()[..., None, None, None],
             "plane": plane,
@@ -118,7 +118,7 @@ class Contexts(nn.Module):
         height, width = self.plane.shape[-2:]
         plane = np.bincount(np.add.outer(np.arange(height), np.arange(width)).flatten())
         wave = np.bincount(np.add.outer(np.arange(SIDE), np.arange(SIDE)).flatten())[1:] * height * width
-        return list(self.order.split([*plane, *plane, *plane, *wave, *wave, *wave]))
+        return list(torch.split(self.order, [*plane, *plane, *plane, *wave, *wave, *wave]))
 
 
 def expected(level: int) -> float:
@@ -133,7 +133,8 @@ def _spectrum(frequency: NDArray) -> NDArray:
     for usual in np.log(_SPECTRUM):
         below = usual[0] + (usual[1] - usual[0]) / (known[1] - known[0]) * (place - known[0])
         found.append(np.where(place < known[0], below, np.interp(place, known, usual)))
-    return np.exp(np.stack(found))
+    spectrum: NDArray = np.exp(np.stack(found))
+    return spectrum
 
 
 def _ratio(spectrum: NDArray, down: int, across: int) -> NDArray:
@@ -164,7 +165,8 @@ def _around(spectrum: NDArray) -> NDArray:
     """Weights of the next two lower frequencies in one of four neighbouring blocks, shape (2, 3, 8, 8)."""
     found = np.stack([_ratio(spectrum, down, across) for down, across, _ in _LOWER[:2]])
     weight = np.array([weights[3] for weights in _WEIGHTS])[:, None, None]
-    return found * weight / np.maximum((found > 0).sum(axis=0), 1) / 4
+    weighted: NDArray = found * weight / np.maximum((found > 0).sum(axis=0), 1) / 4
+    return weighted
 
 
 def _axes() -> NDArray:

@@ -49,8 +49,8 @@ FREQUENCIES = (
 )
 # What a context expects, in bits, minus this, is how many low digits of its magnitudes are sent as they are.
 _LEADING = 2
-# Magnitudes beyond `_LARGEST` do not occur: the largest mean of 1024 x 1024 pixels has 19 binary digits at the finest step.
-# Costs are tabled up to `_COSTED`; larger magnitudes cost a little more.
+# Magnitudes beyond `_LARGEST` do not occur: the largest mean of 1024 x 1024 pixels has 19 binary digits at the finest
+# step. Costs are tabled up to `_COSTED`; larger magnitudes cost a little more.
 _LARGEST, _COSTED = (1 << 19) - 1, 1023
 # No symbol has as many bits, those beside it included; float64 holds them.
 _MOST_DIGITS = 53

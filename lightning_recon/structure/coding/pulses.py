@@ -42,10 +42,12 @@ def pulses(codeword: Tensor, positions: int) -> Tensor:
     """
     inputs = codeword.shape[-1]
     count, size = pulses_of(inputs, positions), bits_of_pulse(positions)
-    bits = torch.nn.functional.pad(codeword, (0, count * size - inputs), value=1.0).unflatten(-1, (count, size))
+    bits = torch.nn.functional.pad(codeword, (0, count * size - inputs), value=1.0)
+    bits = bits.view(*codeword.shape[:-1], count, size)
     place = ((bits[..., 1:] < 0).long() << torch.arange(size - 1, device=bits.device)).sum(dim=-1, keepdim=True)
     chosen = place == torch.arange(positions, device=bits.device)
-    return (chosen * bits[..., :1]).flatten(-2).to(codeword)
+    sent: Tensor = (chosen * bits[..., :1]).flatten(-2)
+    return sent.to(codeword)
 
 
 def pulse_beliefs(

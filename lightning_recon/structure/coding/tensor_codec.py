@@ -22,8 +22,8 @@ from lightning_recon.structure.coding.coefficient_symbols import COST_UNIT, Coef
 _STEP_BITS, _CHECK_BITS = 8, 32
 # The cost that is known before coding is exceeded by at most this: a part of itself, and bits.
 _SLACK, _SLACK_BITS = 600, 8
-# Steps that are tried, and in how many steps bits fall by a factor of e: usually, at least and at most; at `_TYPICAL` bits a pixel photographs of
-# 64 x 64 take step `_TYPICAL_STEP`.
+# Steps that are tried, and in how many steps bits fall by a factor of e: usually, at least and at most; at `_TYPICAL`
+# bits a pixel photographs of 64 x 64 take step `_TYPICAL_STEP`.
 _TRIALS, _STEPS_AN_E_FOLD, _LEAST_FOLD, _MOST_FOLD = 5, 46.0, 20.0, 120.0
 _TYPICAL, _TYPICAL_STEP = 1.17, 165
 # Modulus of the checksum, a prime.
