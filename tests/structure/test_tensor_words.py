@@ -16,9 +16,12 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure import Digital, InferenceStructure
 from lightning_recon.structure.coding.channel_code import message_bits
-from lightning_recon.structure.coding.code_plan import HEADER
+from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.messages import image_of
 from lightning_recon.structure.coding.modulation import header_words, symbols
+from lightning_recon.structure.coding.pulses import pulses
+from lightning_recon.structure.coding.tensor_codec import TensorCodec
+from lightning_recon.structure.coding.tensor_words import TensorWords
 from lightning_recon.structure.layer_spec import LayerSpec
 
 Photographs = Callable[[int], Tensor]
@@ -92,6 +95,16 @@ def test_words_hold_the_message_of_the_fair_rung(
         assert float((found[0] / 255 - image).square().mean()) < 10**-2.5
 
 
+def test_codewords_are_sent_as_pulses_and_repeated(images: Tensor) -> None:
+    plan = Plan(2_000, 1.0, (0.0, 1.0), 1, 0.0, shared=True, positions=4, repeats=2, tensor=True)
+    both = TensorWords(plan, SIZE, SIZE)(images)
+    assert both.shape == (2, plan.words)
+    first, second = both.chunk(2, dim=1)
+    assert torch.equal(first, second)
+    message = TensorCodec(SIZE, SIZE, message_bits(1, 2_000))(images)[1]
+    assert torch.equal(first[1, HEADER:], pulses(symbols(message, 1, 2_000), 4))
+
+
 def test_images_arrive(
     photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate]
 ) -> None:
@@ -125,10 +138,16 @@ def test_an_exported_layer_sends_the_same_bits(
     payload: ServerPayload, layer: InferenceStructure, images: Tensor
 ) -> None:
     expected = words(layer.encode(images), payload)
-    torch.export.export(Network(layer), (images,))
     exported = torch.export.export(Encoder(layer), (images,)).module()
     for shown, sent in ((images, expected), (images.flip(0), expected.flip(0))):
         assert torch.equal(words(exported(shown), payload), sent)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
+def test_a_model_with_the_layer_is_exported(layer: InferenceStructure, images: Tensor) -> None:
+    exported = torch.export.export(Network(layer), (images,)).module()
+    assert torch.equal(exported(images), torch.zeros(2, 10))
 
 
 @pytest.mark.usefixtures("quiet")
