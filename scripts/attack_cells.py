@@ -137,7 +137,7 @@ def digital_paper() -> Iterator[Cell]:
 
 def tensor_code() -> Iterator[Cell]:
     """Digital codes whose source code consists of tensor operations alone, with one image clipped alone."""
-    for z in (0.02, 0.01, 0.005, 0.003):
+    for z in (0.02, 0.01, 0.005):
         yield cell(f"{DIGITAL} {TENSOR}", small(1, 64, PHOTOGRAPHS, SAMPLE), CLOSED_FORM, "--model.record false", z=z)
 
 
