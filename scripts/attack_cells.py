@@ -15,6 +15,7 @@ from cells import (
     PHOTOGRAPHS,
     ROUNDS,
     SAMPLE,
+    TENSOR,
     cell,
     fixed,
     small,
@@ -132,6 +133,12 @@ def digital_paper() -> Iterator[Cell]:
     """The same in the paper's setting, with 64 photographs."""
     for z in (2e-4, 8e-4):
         yield from _coded(f"{GRABCUT} --data.clients 4", z)
+
+
+def tensor_code() -> Iterator[Cell]:
+    """Digital codes whose source code consists of tensor operations alone, with one image clipped alone."""
+    for z in (0.02, 0.01, 0.005):
+        yield cell(f"{DIGITAL} {TENSOR}", small(1, 64, PHOTOGRAPHS, SAMPLE), CLOSED_FORM, "--model.record false", z=z)
 
 
 def digital_rounds() -> Iterator[Cell]:

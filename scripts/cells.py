@@ -11,6 +11,7 @@ Z, ROUNDS = "--model.client.privacy.noise_multiplier", "--model.client.privacy.r
 CLOSED_FORM = "--trainer.max_steps 0"
 
 LINEAR, DIGITAL = "--config attack/linear.yaml", "--config attack/digital.yaml"
+TENSOR = "--model.structure.source_code tensor"
 FEEDBACK = "--config attack/feedback.yaml"
 OURS = ("", "water_filling")  # no other attack is named
 PRETRAINED = "--model.client.network pretrained.EfficientNetLite0 --model.client.normalization imagenet"

@@ -34,7 +34,8 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
         privacy = Privacy(max_grad_norm=10.0, noise_multiplier=z, granularity=granularity)
         client = VictimClient("convnet", CLASSES, privacy=privacy, noise_seed=0)
         client.bind(data.client_batches)
-        for structure in (Digital(), WaterFilling()):
+        codes = {"digital": Digital(), "digital tensor": Digital(source_code="tensor"), "water_filling": WaterFilling()}
+        for name, structure in codes.items():
             payload = structure.payload(client.task)
             layer = build_layer(payload)
             seconds = []
@@ -43,11 +44,11 @@ def rows(root: Path) -> Iterator[dict[str, object]]:
                 layer(one.images, torch.zeros(batch, CLASSES))
                 seconds.append(time.process_time() - start)
             print(
-                f"{structure.name}, {size} x {size}, {batch}: {statistics.median(seconds) / batch:.4f} s an image",
+                f"{name}, {size} x {size}, {batch}: {statistics.median(seconds) / batch:.4f} s an image",
                 flush=True,
             )
             yield {
-                "attack": structure.name,
+                "attack": name,
                 "granularity": granularity,
                 "z": z,
                 "size": size,

@@ -131,7 +131,14 @@ def classes(part: object) -> Iterator[dict[str, Any]]:
 
 
 def test_the_folders_are_as_documented() -> None:
-    assert {"quickstart.yaml", "grey16.yaml", "imagenet.yaml", "cifar100.yaml", "caltech256.yaml", "flowers102.yaml"} <= set(BASES)
+    assert {
+        "quickstart.yaml",
+        "grey16.yaml",
+        "imagenet.yaml",
+        "cifar100.yaml",
+        "caltech256.yaml",
+        "flowers102.yaml",
+    } <= set(BASES)
     assert {"attack/dlg.yaml", "attack/likelihood.yaml", "attack/see_through_gradients.yaml"} <= set(OVERLAYS)
     assert {"attack/paper.yaml", "trainer/cpu.yaml", "trainer/gpu.yaml", "trainer/ddp.yaml"} <= set(OVERLAYS)
     assert any(name.startswith("defense/") for name in OVERLAYS)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.console import counting
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.priors.image_statistics import PublicStatistics
@@ -16,9 +17,9 @@ from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
-from lightning_recon.structure.coding.code_plan import HEADER, Plan, digital_plan, sketch_share
-from lightning_recon.structure.coding.image_codec import codec_of
+from lightning_recon.structure.coding.code_plan import HEADER, TENSOR_VERSION, Plan, digital_plan, sketch_share
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
+from lightning_recon.structure.coding.messages import codec_name
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.remaining_rows import Received
 from lightning_recon.structure.detection.separation import separate
@@ -37,6 +38,8 @@ _MARGIN = 0.2
 _CROWDED = 0.014
 # Units for each image, and their least number.
 _UNITS_PER_IMAGE, _FEWEST_UNITS = 4, 64
+# Bits of a pixel of the format that the codec of tensor operations is made for.
+_RGB_BITS = 24
 # Bytes of a float32.
 _ENTRY = 4
 # Variance of a received image's coefficients, as a share of the prior variance.
@@ -67,6 +70,7 @@ class Digital(Structure):
         margin_db: float = _MARGIN,
         upload_limit: int = 123_000_000,
         always_digital: bool = False,
+        source_code: Literal["codec", "tensor"] = "codec",
         statistics: str | None = None,
         strength: float = STRENGTH,
         detach_logits: bool = True,
@@ -85,6 +89,9 @@ class Digital(Structure):
                 victims has a margin of its own.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             always_digital: Whether to send digitally even where a linear code makes the better image.
+            source_code: What compresses the images. `codec`: an image library's lossless WebP, else AVIF, which the
+                client runs as arbitrary code. `tensor`: tensor operations alone, see `coding.tensor_codec`, so that the
+                layer can be exported, traced and mapped as any other.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             strength: Factor of the structure's gradient, see `WaterFilling`.
             detach_logits: Whether the network's own gradient is zero, which a client can notice, see `WaterFilling`.
@@ -104,6 +111,7 @@ class Digital(Structure):
         self.margin_db = margin_db
         self.upload_limit = upload_limit
         self.always_digital = always_digital
+        self.source_code = source_code
 
     @property
     def name(self) -> str:
@@ -116,6 +124,18 @@ class Digital(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better image."""
+        if self.source_code == "tensor" and task.image_format.raw_bits != _RGB_BITS:
+            raise UserError(
+                "--model.structure.source_code tensor compresses images of 3 channels and 8 bits: leave it at codec for "
+                "images of another format"
+            )
+        payload = self._payload(task)
+        if self.source_code == "codec" or LayerSpec.of(payload).digital is None:
+            return payload
+        return replace(payload, settings={**payload.settings, "digital_tensor": TENSOR_VERSION})
+
+    def _payload(self, task: Task) -> ServerPayload:
+        """The structure, whatever compresses the images."""
         signs = self.linear.sign_design(self.margin_db, self.upload_limit).payload(task, self.statistics(task))
         if signs is not None:
             return signs
@@ -234,7 +254,7 @@ def _as_file(one: Received | None, plan: Plan, picture: ImageFormat) -> Received
         return None
     capacity = plan.inputs * binary_capacity(one.snr)
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(codec_of(one.exact, picture), bits / plan.inputs, bits, capacity)
+    return ReceivedFile(codec_name(one.exact, plan, picture), bits / plan.inputs, bits, capacity)
 
 
 def _with_files(

@@ -18,6 +18,7 @@ from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE
 from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.coding.modulation import DigitalWords
 from lightning_recon.structure.coding.own_units import own_units
+from lightning_recon.structure.coding.tensor_words import TensorWords
 from lightning_recon.structure.coding.trap_weights import trap_weights
 from lightning_recon.structure.head_weights import balanced_code
 from lightning_recon.structure.layer_spec import LAYER, LayerSpec, layer_spec, sign_inputs
@@ -96,6 +97,9 @@ class InferenceStructure(ServerLayer):
                 "the structure has an interval without a lower end and no cancelling copy, so its output is infinite: "
                 "set `cancel`, or make every lower end finite"
             )
+        self.tensor_words: TensorWords | None = None
+        if spec.digital is not None and spec.digital.tensor:
+            self.tensor_words = TensorWords(spec.digital, *self.mean.shape[-2:])
         if spec.signs:
             self.register_buffer("dithered", tensors["dithered"].clone())
             self.register_buffer("dither", tensors["dither"].clone())
@@ -147,7 +151,7 @@ class InferenceStructure(ServerLayer):
             sent = dithered_signs(sent, self.dithered, self.dither)
         extra = [moments(images).flatten(1)] if self.spec.moments else []
         if (plan := self.spec.digital) is not None:
-            words = DigitalWords.apply(images, plan)
+            words = DigitalWords.apply(images, plan) if self.tensor_words is None else self.tensor_words(images)
             extra.append(words if plan.shared else words * self._sketch_level(sent, plan))
         return self._spread(torch.cat([sent, *extra, self.constants.to(sent).expand(len(sent), -1)], dim=1))
 

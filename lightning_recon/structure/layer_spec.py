@@ -15,7 +15,7 @@ from lightning_recon.files.faults import reason_of
 from lightning_recon.files.serialization import validated
 from lightning_recon.structure.coding.address_gate import ADDRESSES
 from lightning_recon.structure.coding.channel_code import NAME
-from lightning_recon.structure.coding.code_plan import VERSION, Plan
+from lightning_recon.structure.coding.code_plan import TENSOR_VERSION, VERSION, Plan
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.suggestions import closest
 
@@ -60,6 +60,7 @@ class _Settings(TypedDict):
     digital_positions: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
     digital_repeats: NotRequired[Annotated[int, Field(ge=1, le=1 << 10)]]
     digital_bit_depth: NotRequired[Annotated[int, Field(ge=8, le=16)]]
+    digital_tensor: NotRequired[schema.Index]
 
 
 _SCHEMA = TypeAdapter(_Settings)
@@ -220,7 +221,8 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
     if not any(name.startswith("digital_") for name in (*settings, *payload.tensors)):
         return None
     try:
-        if settings["digital_code"] != VERSION:
+        tensor = settings.get("digital_tensor", 0)
+        if settings["digital_code"] != VERSION or tensor not in (0, TENSOR_VERSION):
             raise UserError("the payload uses another digital code than this version of the package: create it again")
         return Plan(
             inputs=settings["digital_inputs"],
@@ -232,6 +234,7 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
             positions=settings.get("digital_positions", 1),
             repeats=settings.get("digital_repeats", 1),
             bit_depth=settings.get("digital_bit_depth", 8),
+            tensor=bool(tensor),
         )
     except KeyError as error:
         raise UserError(f"the payload lacks {error.args[0]}, without which its digital code is unknown") from error

@@ -18,7 +18,7 @@ from lightning_recon.structure.clipping_budget import sign_share
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.coding.dither import decode_dithered
-from lightning_recon.structure.coding.image_codec import codec_of
+from lightning_recon.structure.coding.messages import codec_name
 from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
@@ -94,7 +94,7 @@ def _as_file(one: SignImage, plan: Plan, picture: ImageFormat) -> ReceivedFile |
     if one.image is None:
         return None
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(codec_of(one.exact, picture), bits / plan.inputs, bits, plan.inputs * one.information)
+    return ReceivedFile(codec_name(one.exact, plan, picture), bits / plan.inputs, bits, plan.inputs * one.information)
 
 
 def _measured_noise(zeros: Tensor) -> tuple[float, bool]:

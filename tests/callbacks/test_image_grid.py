@@ -72,9 +72,7 @@ def test_counts_of_nothing_are_refused(
     assert "give a whole number of at least 1" in capsys.readouterr().err
 
 
-def test_nothing_is_scored_for_a_run_without_loggers(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_scored_for_a_run_without_loggers(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*arguments: object) -> None:
         raise AssertionError("scored for nobody")
 

@@ -130,6 +130,11 @@ def encode(bits: Tensor, rung: int, inputs: int) -> Tensor:
     return torch.cat([bits, sums.T.flatten().cumsum(dim=0) % 2])
 
 
+def parity_groups(rung: int, inputs: int) -> Tensor:
+    """The message bits that each parity bit adds up, shape (layers, group, lanes), int32."""
+    return _groups(rung, inputs)
+
+
 def decode(beliefs: Tensor, rung: int, iterations: int = 200) -> Tensor | None:
     """Belief propagation for one codeword.
 

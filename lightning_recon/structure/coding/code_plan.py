@@ -29,6 +29,8 @@ RAW_BITS = 24  # of a pixel of 8-bit RGB images
 SHORTEST = 1000
 # Of the channel code and its header: payloads of another one cannot be read.
 VERSION = 2
+# Of the messages of the codec of tensor operations, see `coding.tensor_codec`.
+TENSOR_VERSION = 1
 # Rounding in float32 leaves at least this noise in every row.
 _LEAST_NOISE = 1e-6
 
@@ -48,6 +50,8 @@ class Plan:
         positions: Inputs of which one is not zero; above 1 the codeword is sent as pulses, see `coding.pulses`.
         repeats: How often header and codeword are sent, where only a random share of the entries arrives.
         bit_depth: Bits of a value of the images, to which clients round them.
+        tensor: Whether messages are made by tensor operations alone, see `coding.tensor_codec`, instead of an image
+            library.
     """
 
     inputs: int
@@ -59,6 +63,7 @@ class Plan:
     positions: int = 1
     repeats: int = 1
     bit_depth: int = 8
+    tensor: bool = False
 
     @property
     def entries(self) -> int:
@@ -87,6 +92,7 @@ class Plan:
             **({"digital_positions": self.positions} if self.positions > 1 else {}),
             **({"digital_repeats": self.repeats} if self.repeats > 1 else {}),
             **({"digital_bit_depth": self.bit_depth} if self.bit_depth > 8 else {}),
+            **({"digital_tensor": TENSOR_VERSION} if self.tensor else {}),
         }
 
 

@@ -34,16 +34,20 @@ def pulses(codeword: Tensor, positions: int) -> Tensor:
     """The inputs of a codeword.
 
     Args:
-        codeword: Shape (n,), ±1.
+        codeword: Shape (..., n), ±1.
         positions: Inputs of each pulse (M), a power of two.
 
     Returns:
-        Shape (pulses · M,): one entry of ±1 in each M, zeros elsewhere.
+        Shape (..., pulses · M): one entry of ±1 in each M, zeros elsewhere.
     """
-    count, size = pulses_of(len(codeword), positions), bits_of_pulse(positions)
-    bits = torch.nn.functional.pad(codeword, (0, count * size - len(codeword)), value=1.0).view(count, size)
-    place = ((bits[:, 1:] < 0).long() << torch.arange(size - 1, device=bits.device)).sum(dim=1)
-    return (torch.nn.functional.one_hot(place, positions) * bits[:, :1]).flatten().to(codeword)
+    inputs = codeword.shape[-1]
+    count, size = pulses_of(inputs, positions), bits_of_pulse(positions)
+    bits = torch.nn.functional.pad(codeword, (0, count * size - inputs), value=1.0)
+    bits = bits.view(*codeword.shape[:-1], count, size)
+    place = ((bits[..., 1:] < 0).long() << torch.arange(size - 1, device=bits.device)).sum(dim=-1, keepdim=True)
+    chosen = place == torch.arange(positions, device=bits.device)
+    sent: Tensor = (chosen * bits[..., :1]).flatten(-2)
+    return sent.to(codeword)
 
 
 def pulse_beliefs(

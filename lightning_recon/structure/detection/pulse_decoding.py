@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.messages import image_of
 from lightning_recon.structure.coding.modulation import header_words
 from lightning_recon.structure.coding.pulses import pulse_beliefs
 from lightning_recon.structure.detection.sign_decoding import READABLE, SignImage
@@ -58,7 +58,7 @@ def read_pulses(
         beliefs = pulse_beliefs(words[row], level, noise, threshold, plan.positions, plan.inputs).cpu()
         beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
         bits = decode(beliefs, rung)
-        content = None if bits is None else unframed(bits.cpu(), picture)
+        content = None if bits is None else image_of(bits, plan, picture)
         amplitude = torch.zeros(len(rows), dtype=torch.float64)
         amplitude[row] = level
         doubt = F.softplus(-beliefs.abs()) + beliefs.abs() * torch.sigmoid(-beliefs.abs())

@@ -15,7 +15,7 @@ from lightning_recon.image_format import ImageFormat
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.messages import image_of
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
 # A header counts as readable if it exceeds the noise by this many standard deviations.
@@ -164,7 +164,7 @@ class RemainingRows:
         for bits, one in zip(decode_batch(beliefs, filters[0].rung), filters, strict=True):
             # The same victim, with other rows, would be gone by now if it had been decoded after the first.
             new = bits is not None and not any(torch.equal(bits, other) for other in messages)
-            content = unframed(bits.cpu(), self.picture) if bits is not None and new else None
+            content = image_of(bits, self.plan, self.picture) if bits is not None and new else None
             if bits is None or content is None:
                 received.append(None)
                 continue

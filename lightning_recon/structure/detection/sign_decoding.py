@@ -23,7 +23,7 @@ from torch import Tensor
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import LADDER, decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.coding.image_codec import unframed
+from lightning_recon.structure.coding.messages import image_of
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
 # A header is readable, and two rows are alike, if they stand this many standard deviations above the noise.
@@ -107,7 +107,7 @@ def read_signs(
                 continue
             tried[held] = one.information
             bits = decode(beliefs, one.rung)
-            content = None if bits is None else unframed(bits.cpu(), picture)
+            content = None if bits is None else image_of(bits, plan, picture)
             if bits is not None and content is not None:
                 amplitude = remaining.subtract(symbols(bits, one.rung, plan.inputs), one.rung)
                 found.append(SignImage(*content, one.rung, one.information, amplitude, one.noise))
