@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -126,8 +127,8 @@ class Digital(Structure):
         """Design the structure from what was announced; a linear one where that makes the better image."""
         if self.source_code == "tensor" and task.image_format.raw_bits != _RGB_BITS:
             raise UserError(
-                "--model.structure.source_code tensor compresses images of 3 channels and 8 bits: leave it at codec for "
-                "images of another format"
+                "--model.structure.source_code tensor compresses images of 3 channels and 8 bits: leave it at codec "
+                "for images of another format"
             )
         payload = self._payload(task)
         if self.source_code == "codec" or LayerSpec.of(payload).digital is None:
