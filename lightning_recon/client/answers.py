@@ -22,6 +22,7 @@ from lightning_recon.client.quantize import add_steps, modular_sum, quantized, s
 from lightning_recon.client.update import Clipped, clipped_update, nothing, summed
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, Quantization, ServerPayload
+from lightning_recon.losses import LossName, loss_named
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.privacy.correlated_noise import noise_coefficients
 from lightning_recon.privacy.integer_noise import IntegerMechanism
@@ -75,6 +76,7 @@ class Clients:
     clips: ClippingNorms | None = None
     norms: list[float] = field(default_factory=list)
     first: int = 0
+    loss: LossName = "cross_entropy"
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """One client's update, or the sum of a group's, see `VictimClient.share`."""
@@ -213,7 +215,8 @@ class Clients:
                 images, labels = images[first], labels[first]
             else:
                 training = LocalRound(local, self.local.new_optimizer, randomness)
-            return clipped_update(model, images, labels, self.privacy, self.chunk_size, training)
+            loss = loss_named(self.loss)
+            return clipped_update(model, images, labels, self.privacy, self.chunk_size, training, loss)
 
     def _batch(self, client: int) -> ClientBatch:
         """The images of a client, by its number among all clients of the run."""

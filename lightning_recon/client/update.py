@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
 from lightning_recon.client.local_training import LocalRound, mean_gradients, private_gradients, weight_change
 from lightning_recon.exchange import LocalTraining
+from lightning_recon.losses import Loss, cross_entropy
 from lightning_recon.privacy.clipping import tensor_norms
 from lightning_recon.privacy.parameters import Privacy
 
@@ -69,16 +69,18 @@ def clipped_update(
     privacy: Privacy,
     chunk_size: int,
     training: LocalRound | None = None,
+    loss: Loss = cross_entropy,
 ) -> Clipped:
-    """Gradient of the cross-entropy, or the update of a client's local training, clipped as the privacy setting says.
+    """Gradient of the loss, or the update of a client's local training, clipped as the privacy setting says.
 
     Args:
         model: network, images to logits, in the mode in which it is to be differentiated.
         images: (B, channels, height, width), floating point.
-        labels: (B,), int64.
+        labels: what the loss takes: class indices (B,), int64, or other targets (B, ...).
         privacy: what is clipped, and to which norm; and the noise of each local step under granularity "sample".
         chunk_size: under granularity "sample", samples differentiated at once.
         training: local training; None: one step of plain SGD.
+        loss: mean loss of outputs and targets.
 
     Raises:
         UserError: a gradient holds NaN or infinity, or the network mixes samples that are to be clipped alone.
@@ -87,15 +89,15 @@ def clipped_update(
     local = LocalTraining() if training is None else training.local
     if training is None or local.is_plain_step:
         if privacy.granularity == "sample":
-            gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size)
+            gradient, norms, _ = clipped_sum(model, loss, images, labels, clip, chunk_size)
             return Clipped(gradient, norms)
-        gradient, _ = mean_gradient(model, F.cross_entropy, images, labels)
+        gradient, _ = mean_gradient(model, loss, images, labels)
     elif privacy.granularity == "sample":
         expected = local.expected_batch_size(len(images))
-        private = private_gradients(privacy, expected, chunk_size, training.randomness)
+        private = private_gradients(privacy, expected, chunk_size, training.randomness, loss)
         return Clipped(weight_change(model, images, labels, training, private), [], has_noise=True)
     else:
-        gradient = weight_change(model, images, labels, training, mean_gradients(local.accumulate_grad_batches))
+        gradient = weight_change(model, images, labels, training, mean_gradients(local.accumulate_grad_batches, loss))
     whole = tensor_norms(gradient, clip.order)
     factors = clip.factors(whole)
     return Clipped({name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}, [whole])

@@ -16,6 +16,7 @@ from lightning_recon.exchange.quantization import Quantization
 from lightning_recon.files import schema
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_json, validated, write_json
+from lightning_recon.losses import LossName
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.clipping import Clip
@@ -37,7 +38,8 @@ class Task:
     Args:
         image_shape: channels, height and width of one image, in pixels; its values are in [0, 1] when they enter the
             network, which normalizes them itself, see `normalization`.
-        num_classes: number of classes of the network.
+        num_classes: number of classes of the network; of labels, values or channels under other losses than
+            cross-entropy.
         batch_size: number of images in one client's batch (B). A client may have more or fewer, which it does not say.
         clients: number of clients.
         network: name of the target network.
@@ -78,6 +80,8 @@ class Task:
             `ClientUpdate.max_grad_norm`; None, as in records without this field: it is C in every round.
         quantization: how updates become integers that are summed modulo a number; None, as in records without this
             field: sums are of real numbers.
+        loss: name of the loss that clients train by; targets are never announced. Records of earlier versions do not
+            have this field and mean "cross_entropy".
     """
 
     # Records are validated against these types when they are read from disk.
@@ -109,6 +113,7 @@ class Task:
     noise_bands: schema.Rounds = 1
     adaptive_clip: AdaptiveClip | None = None
     quantization: Quantization | None = None
+    loss: LossName = "cross_entropy"
 
     @property
     def updates(self) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -53,6 +54,32 @@ class ConvNet(nn.Module):
         return logits
 
 
+class PixelConvNet(nn.Module):
+    """A small network for segmentation, without batch normalisation and smooth everywhere: "pixel_convnet"."""
+
+    def __init__(self, num_classes: int) -> None:
+        """Build it with random weights.
+
+        Args:
+            num_classes: number of channels of its output.
+        """
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 32, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.GELU(),
+        )
+        self.head = nn.Conv2d(64, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes, height, width) of images (B, 3, height, width)."""
+        coarse = self.head(self.features(images))
+        return F.interpolate(coarse, size=images.shape[2:], mode="bilinear", align_corners=False)
+
+
 def build_network(
     name: str,
     num_classes: int,
@@ -64,9 +91,9 @@ def build_network(
     """Build a network that maps images in [0, 1] to logits.
 
     Args:
-        name: "convnet", a torchvision name, a timm name (if timm is installed), or a class path
-            ("package.module.Class", called with `num_classes`).
-        num_classes: number of logits, at least 2.
+        name: "convnet", "pixel_convnet", a torchvision name (of networks for classification or segmentation), a timm
+            name (if timm is installed), or a class path ("package.module.Class", called with `num_classes`).
+        num_classes: number of logits, values or channels.
         weights: file with a state dict, see `load_weights`; None: random weights.
         seed: seed of the random weights; the global random state is left alone.
         normalization: of the images, inside the network; see `normalization.resolve`.
@@ -80,8 +107,8 @@ def build_network(
     Raises:
         UserError: unknown name, a network that takes no `image_size`, or weights that do not fit.
     """
-    if num_classes < 2:
-        raise UserError(f"num_classes is {num_classes}: a network needs at least 2 classes")
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}: a network needs at least 1 output")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _find(name, num_classes, image_size)
@@ -99,9 +126,13 @@ def build_network(
 
 
 def logits_of(module: nn.Module, given: tuple[Any, ...], output: object) -> object:
-    """The hook: of an output with auxiliary parts (`output.logits`, `output["logits"]`) the logits alone."""
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
+    """The hook: of an output with auxiliary parts (`output.logits`, `output["logits"]`) the logits alone.
+
+    torchvision's networks for segmentation call them `output["out"]`.
+    """
+    for name in ("logits", "out"):
+        if isinstance(output, Mapping) and name in output:
+            return output[name]
     return getattr(output, "logits", output)
 
 
@@ -137,7 +168,7 @@ def is_class_path(name: str) -> bool:
 
 def takes_size(name: str) -> bool:
     """Whether a network may be one that is built for images of one size: torchvision's transformers, any of timm."""
-    if name == "convnet" or name in torchvision.models.list_models(module=torchvision.models):
+    if name in ("convnet", "pixel_convnet") or name in torchvision.models.list_models(module=torchvision.models):
         return name.startswith("vit_")
     return not is_class_path(name)
 
@@ -145,6 +176,12 @@ def takes_size(name: str) -> bool:
 def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn.Module:
     if name == "convnet":
         return ConvNet(num_classes)
+    if name == "pixel_convnet":
+        return PixelConvNet(num_classes)
+    known = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if name in known:
+        # Without `weights_backbone`, torchvision would download weights.
+        return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
         settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
@@ -160,7 +197,7 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
         known += timm.list_models()
     if "." in name:
         return _from_path(name, num_classes)
-    near = closest(name, ["convnet", *known])
+    near = closest(name, ["convnet", "pixel_convnet", *known])
     hint = f"did you mean {near}?" if near else "no name comes near."
     raise UserError(f"unknown network {name!r}: {hint} Give a torchvision or timm name, convnet, or a class path")
 
