@@ -129,7 +129,7 @@ def as_targets(loss: LossName, labels: Tensor, outputs: int) -> Tensor:
 
     Returns:
         Of class indices a one-hot vector where the loss has a target for each output, (B, outputs) float32. Of a mask
-        of one channel the class of each pixel, (B, H, W) int64, where the loss is the cross-entropy. Otherwise the same.
+        of one channel the class of each pixel, (B, H, W) int64, where the loss is the cross-entropy. Else the same.
 
     Raises:
         UserError: a label is not one of the classes, or targets do not fit loss or number of outputs.

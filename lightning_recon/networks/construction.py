@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -181,10 +181,11 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn
     known = torchvision.models.list_models(module=torchvision.models.segmentation)
     if name in known:
         # Without `weights_backbone`, torchvision would download weights.
-        return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+        settings: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
+        return cast(nn.Module, torchvision.models.get_model(name, **settings))
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
-        settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
+        settings = {"num_classes": num_classes, **_quiet(name)}
         built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
         if name == "inception_v3":  # its auxiliary head needs large images, and its output is not used
             built.get_submodule("AuxLogits").forward = _nothing
