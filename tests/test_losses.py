@@ -41,28 +41,17 @@ def test_without_noise_every_image_arrives(
     assert Task.load(tmp_path / "exchange").loss == loss
 
 
-def test_a_network_is_trained_on_several_labels_and_on_masks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("loss", "network", "outputs", "targets"),
+    [("binary_cross_entropy", "convnet", "16", "labels"), ("dice_bce", "pixel_convnet", "1", "masks")],
+)
+def test_a_network_is_trained_on_other_targets(
+    tmp_path: Path, loss: str, network: str, outputs: str, targets: str
 ) -> None:
-    common = [
-        "fit",
-        "--model",
-        "VictimClient",
-        "--data",
-        "ClientDataModule",
-        "--data.image_size",
-        "24",
-        "--data.batch_size",
-        "3",
-    ]
-    common += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
-    for loss, network, targets in (
-        ("binary_cross_entropy", "convnet", "labels"),
-        ("dice_bce", "pixel_convnet", "masks"),
-    ):
-        folder, outputs = tmp_path / loss, "16" if targets == "labels" else "1"
-        main(
-            [*common, "--model.network", network, "--model.num_classes", outputs, "--model.loss", loss]
-            + ["--data.targets", targets, "--trainer.default_root_dir", str(folder)]
-        )
-        assert list(folder.rglob("*.ckpt"))
+    main([
+        "fit", "--model", "VictimClient", "--data", "ClientDataModule", "--data.image_size", "24",
+        "--data.batch_size", "3", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+        "--trainer.logger", "false", "--model.network", network, "--model.num_classes", outputs,
+        "--model.loss", loss, "--data.targets", targets, "--trainer.default_root_dir", str(tmp_path),
+    ])  # fmt: skip
+    assert list(tmp_path.rglob("*.ckpt"))

@@ -17,6 +17,13 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient, ServerPayload
 from lightning_recon.losses import LossName
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*`IterableDataset` has `__len__`"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning 2.6 with torch 2.14
+    pytest.mark.filterwarnings("ignore:.*logging interval"),
+]
+
 Inverted = Callable[..., Any]
 EXACT = Privacy(max_grad_norm=None, noise_multiplier=0.0)
 LABELS = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
@@ -41,9 +48,9 @@ def test_the_model_of_an_update_is_what_clients_send(loss: LossName, granularity
     privacy = Privacy(max_grad_norm=0.1, noise_multiplier=0.0, granularity=granularity)
     vector = loss in ("binary_cross_entropy", "mean_squared_error")
     targets = LABELS if vector else (torch.rand(2, 1, 8, 8) < 0.4).float()
-    size, network = (
-        (5, "tests.attack.conftest.Perceptron") if vector else (2 if loss == "cross_entropy" else 1, "pixel_convnet")
-    )
+    size, network = 5, "tests.attack.conftest.Perceptron"
+    if not vector:
+        size, network = (2 if loss == "cross_entropy" else 1), "pixel_convnet"
     client = client_of(loss, targets, size, network, privacy)
     update = client.share(ServerPayload(), 0, 0, 0).gradient
     batch, model = client._batches[0], functionalize(client.network, batch_statistics=True)
