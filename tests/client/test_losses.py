@@ -17,9 +17,11 @@ from lightning_recon.exchange import ServerPayload
 from lightning_recon.losses import LossName, as_targets, dice, loss_named
 from lightning_recon.networks.construction import build_network
 from lightning_recon.privacy.clipping import Clip
+from lightning_recon.structure import WaterFilling
 
 Batch = Callable[[int], ClientBatch]
 SIDE = 16  # of the images of `a_batch`
+LOSSES: tuple[LossName, ...] = ("dice", "binary_cross_entropy")
 
 
 def masks_of(batch: ClientBatch) -> ClientBatch:
@@ -73,6 +75,24 @@ def test_samples_differentiated_at_once_have_the_gradients_of_one_by_one(loss: L
 
 
 # --- the client ---
+
+
+def test_an_image_with_an_empty_mask_arrives_where_it_is_clipped_alone(a_batch: Batch) -> None:
+    images, whole = a_batch(0).images[:1], torch.ones(1, 1, SIDE, SIDE, dtype=torch.bool)
+    batch = ClientBatch(images, images, whole, torch.zeros(1, 1, SIDE, SIDE), ["one"])
+    privacy, structure, rows = Privacy(granularity="sample", noise_multiplier=0.0), WaterFilling(subjects=False), []
+    for loss in LOSSES:
+        client = client_of(loss, 1, batch, "pixel_convnet", privacy)
+        payload = structure.payload(client.task)
+        rows.append(client.share(payload, 0, 0, 0).gradient["structure.weight"])
+        assert len(structure.decode(payload, client.task, client.share(payload, 0, 0, 0)).images) == 1
+    # Clipped to the same norm, rows are the same up to their sign, which the pilot shows.
+    torch.testing.assert_close(rows[0].abs(), rows[1].abs(), rtol=1e-3, atol=1e-4)
+    # The smoothing is all that their loss depends on.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_recon.losses.DICE_SMOOTHING", 0.0)
+        update = client_of("dice", 1, batch, "pixel_convnet", privacy).share(payload, 0, 0, 0).gradient
+    assert not any(bool(tensor.any()) for tensor in update.values())
 
 
 @pytest.mark.parametrize(
