@@ -20,7 +20,7 @@ from lightning_recon.attack.protocol import run_protocol
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientDataModule, GrabCutMasks, NoMasks
 from lightning_recon.evaluation.assignment import arrange, match
-from lightning_recon.evaluation.metrics import psnr_per_image
+from lightning_recon.evaluation.metrics import psnr_per_image, ssim_per_image
 from lightning_recon.losses import LossName, loss_named
 from lightning_recon.structure import Digital, WaterFilling
 from lightning_recon.structure.loss_weights import loss_code
@@ -87,25 +87,34 @@ def _measured(
         print(learned.target, learned.loss, granularity, z, name, flush=True)
         for draw in range(DRAWS):
             found = run_protocol(client, structure, payload, 0, draw, None).images
-            images = arrange(found, match(truth, found), mean_image)
+            owner = match(truth, found)
+            images = arrange(found, owner, mean_image)
             psnr = psnr_per_image(images, truth)
             exact = ((255 * images).round() == (255 * truth).round()).flatten(1).all(1)
             yield {
-                "target": learned.target,
-                "loss": learned.loss,
+                "attack": structure.name,
                 "granularity": granularity,
                 "z": z,
-                "code": name,
+                "size": SIZE,
+                "batch": BATCH,
+                "rounds": 1,
                 "draw": draw,
                 "psnr_mean": round(float(psnr.mean()), 4),
+                "ssim_mean": round(float(ssim_per_image(images, truth).mean()), 4),
+                "detected": int((owner >= 0).sum()),
+                "false": max(0, len(found) - BATCH),
+                "oracles": "none",
                 "psnr_worst": round(float(psnr.min()), 4),
+                "victims": BATCH,
+                "max_grad_norm": CLIP,
+                "network": learned.network,
+                "options": "",
+                "target": learned.target,
+                "loss": learned.loss,
+                "code": name,
                 "bit_exact": round(float(exact.float().mean()), 4),
                 "weight_ratio": round(float(weights.max() / weights.min()), 3),
                 "weight_spread": round(statistics.stdev(math.log(one) for one in weights.tolist()), 4),
-                "size": SIZE,
-                "batch": BATCH,
-                "max_grad_norm": CLIP,
-                "network": learned.network,
             }
 
 
