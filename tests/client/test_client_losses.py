@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
+from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
@@ -147,3 +148,35 @@ def test_a_network_for_segmentation_of_torchvision_returns_logits_alone() -> Non
     network = build_network("lraspp_mobilenet_v3_large", 2).eval()
     with torch.no_grad():
         assert network(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [("binary_cross_entropy", 1), ("dice", 1), ("dice_bce", 1), ("mean_squared_error", 1), ("cross_entropy", 2)],
+)
+def test_the_structure_is_differentiated_for_several_samples_at_once(
+    loss: LossName, outputs: int, a_batch: Batch
+) -> None:
+    batch, rows = masks_of(a_batch(0)), []
+    for chunk in (1, 3):
+        client = VictimClient(
+            "pixel_convnet", outputs, privacy=Privacy(granularity="sample", noise_multiplier=0.0), noise_seed=0,
+            loss=loss, chunk_size=chunk,
+        )  # fmt: skip
+        client.bind([batch])
+        rows.append(client.share(WaterFilling(subjects=False).payload(client.task), 0, 0, 0).gradient)
+    for name, tensor in rows[0].items():
+        torch.testing.assert_close(rows[1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_local_training_sends_images_of_masks_too(a_batch: Batch) -> None:
+    local = LocalOptions(epochs=2, batch_size=2, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1))
+    client = VictimClient(
+        "pixel_convnet", 1, privacy=Privacy(noise_multiplier=0.0), noise_seed=0, loss="dice_bce", local=local
+    )
+    client.bind([masks_of(a_batch(0))])
+    structure = WaterFilling(subjects=False)
+    payload = structure.payload(client.task)
+    assert payload.settings["fixed_signs"]
+    found = structure.decode(payload, client.task, client.share(payload, 0, 0, 0))
+    assert len(found.images) == 3
