@@ -68,6 +68,7 @@ SCRIPTS = {
     "noise_law": "The noise law, checked: rows that hold one victim, before any prior, filter or clamp.",
     "encoding_cost": "Seconds that a structure's layer takes at the client, and its upload.",
     "scale": "Resident memory, images a minute and disk against the number of clients.",
+    "losses": "What clients learn of their images, and by which loss: several labels, values, masks.",
     "verify": "How close lower bounds on epsilon come to the true one, and how often a correct client is refuted.",
     "case_accounting": "Privacy parameters that released programs document, and what they account to.",
     "dp_accuracy": "The target's accuracy under DP-SGD against the share of attacked rounds.",

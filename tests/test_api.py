@@ -187,3 +187,17 @@ def test_a_batch_is_scored_and_drawn() -> None:
     update = lr.privatized_update(model, images, torch.tensor([3]), lr.Privacy(1.0, 0.0))
     assert torch.linalg.vector_norm(torch.cat([value.flatten() for value in update.values()])) <= 1.0 + 1e-6
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_several_labels_and_masks_are_attacked_too(masks: bool) -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = nn.Conv2d(3, 1, 3, padding=1) if masks else nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
+    targets = (images[:, :1] > 0.5).float() if masks else torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    loss: Any = "dice_bce" if masks else "binary_cross_entropy"
+    result = lr.reconstruct(model, images, targets, 1.0, 1e-4, steps=0, loss=loss)
+    assert len(result.images) == 2
+    assert result.psnr is not None
+    assert float(result.psnr.min()) > 15  # images of noise are far from any photograph
+    with pytest.raises(UserError, match="give a tensor with the targets of 2 images"):
+        lr.reconstruct(model, images, targets[:1], 1.0, 1e-4, loss=loss)

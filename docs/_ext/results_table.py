@@ -84,6 +84,7 @@ NAMES = {
     "members_found": "members found",
     "z_for_claim": "z for ε documented",
     "black_psnr": "black image, dB",
+    "weight_ratio": "largest by smallest gradient weight",
 }
 FORMATS = {
     "ssim": ".3f",

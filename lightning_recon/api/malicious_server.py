@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.api.result import AttackResult, bounds_of, scored
-from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
+from lightning_recon.api.user_model import check_images, check_targets, float_copy, isolated, task_of
 from lightning_recon.attack.protocol import prepare, run_protocol
 from lightning_recon.client.clean_update import tampered_model
 from lightning_recon.client.gradients import reproducible_fp32
@@ -18,6 +18,7 @@ from lightning_recon.client.privatize import noised_when_read
 from lightning_recon.client.update import clipped_update
 from lightning_recon.exchange import ClientUpdate, LazyTensors, ServerPayload, Task
 from lightning_recon.image_format import format_of
+from lightning_recon.losses import LossName, loss_named
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import SmallDenoiser
@@ -36,7 +37,7 @@ class BatchClient:
         network: in float32, in the mode in which it is differentiated.
         device: of the network.
         images: (B, C, H, W) in [0, 1].
-        labels: (B,), int64.
+        labels: (B,), int64, or other targets (B, ...).
         privacy: clipping and noise.
         seed: seed of dropout.
         noise_source: where the noise comes from.
@@ -73,12 +74,19 @@ class BatchClient:
             # Clones, because tensors that were made in inference mode cannot be differentiated.
             images, labels = (one.detach().to(self.device).clone() for one in (self.images, self.labels))
             model = tampered_model(self.network, payload, self.device)
-            gradient = clipped_update(model, images.float(), labels, self.privacy, 1).gradient
+            loss = loss_named(self.task.loss)
+            gradient = clipped_update(model, images.float(), labels, self.privacy, 1, loss=loss).gradient
         return noised_when_read(gradient, self.privacy, [(1.0, self.noise_source.generators(0, 0, round))])
 
 
 def client_of(
-    model: nn.Module, images: Tensor, labels: Tensor, privacy: Privacy, seed: int, noise_seed: int | None
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    privacy: Privacy,
+    seed: int,
+    noise_seed: int | None,
+    loss: LossName = "cross_entropy",
 ) -> BatchClient:
     """Check the user's arguments, and make a client of them.
 
@@ -88,8 +96,8 @@ def client_of(
     check_ranges("", seed=(seed, SEED), noise_seed=(noise_seed, SEED))
     check_images(images)
     network, device = float_copy(model)
-    task = task_of(network, format_of(images[0]).shape, len(images), privacy)
-    check_labels(labels, len(images), task.num_classes)
+    task = task_of(network, format_of(images[0]).shape, len(images), privacy, loss)
+    labels = check_targets(loss, labels, len(images), task.num_classes)
     return BatchClient(task, network, device, images, labels, privacy, seed, NoiseSource(noise_seed))
 
 
@@ -102,6 +110,7 @@ def privatized_update(
     payload: ServerPayload | None = None,
     seed: int = 0,
     noise_seed: int | None = None,
+    loss: LossName = "cross_entropy",
 ) -> dict[str, Tensor]:
     """The clipped and noised gradient that a client would release.
 
@@ -110,15 +119,16 @@ def privatized_update(
     Args:
         model: any network, images to logits, differentiated in the mode (train or eval) in which it is.
         images: (B, C, H, W) in [0, 1].
-        labels: (B,), int64.
+        labels: (B,), int64; or other targets of the loss, (B, outputs) or (B, channels, H, W), floating point.
         privacy: clipping and noise.
         payload: what a malicious server adds to the model; None adds nothing.
         seed: seed of dropout.
         noise_seed: seed for reproducible noise, which anyone who knows it can subtract; None: secret noise, drawn anew.
+        loss: name of the loss that the client trains by, see `VictimClient`.
 
     Returns:
         By parameter name: "network.<parameter>" for the model's own, "structure.<parameter>" for what the payload adds.
-        Granularity "update": the clipped gradient of the mean cross-entropy plus noise; "sample": the sum of the
+        Granularity "update": the clipped gradient of the mean loss plus noise; "sample": the sum of the
         samples' clipped gradients plus noise.
 
     Raises:
@@ -133,7 +143,7 @@ def privatized_update(
         >>> [(name, tuple(tensor.shape)) for name, tensor in update.items()]
         [('network.1.weight', (10, 192)), ('network.1.bias', (10,))]
     """
-    client = client_of(model, images, labels, privacy, seed, noise_seed)
+    client = client_of(model, images, labels, privacy, seed, noise_seed, loss)
     return dict(client.privatized(ServerPayload() if payload is None else payload, 0))
 
 
@@ -152,6 +162,7 @@ def reconstruct(
     rounds: int = 1,
     mechanism: str = "gaussian",
     noise_seed: int | None = None,
+    loss: LossName = "cross_entropy",
 ) -> AttackResult:
     """Attack one batch as a malicious server does, which adds a layer to the model.
 
@@ -160,7 +171,7 @@ def reconstruct(
     Args:
         model: any network, images to logits, differentiated in the mode (train or eval) in which it is.
         images: (B, C, H, W) in [0, 1].
-        labels: (B,), int64.
+        labels: (B,), int64; or other targets of the loss, (B, outputs) or (B, channels, H, W), floating point.
         max_grad_norm: clipping norm C.
         noise_multiplier: scale of the noise divided by C (z), for Gaussian noise its standard deviation.
         granularity: what is clipped: each sample's gradient, or the whole update.
@@ -171,6 +182,7 @@ def reconstruct(
         rounds: updates on the same batch (T); `structure.Feedback` uses later rounds to ask for what is still unknown.
         mechanism: distribution of the noise, see `Privacy`.
         noise_seed: seed for reproducible noise, which anyone who knows it can subtract; None: secret noise, drawn anew.
+        loss: name of the loss that the client trains by, see `VictimClient`.
 
     Raises:
         UserError: Model, images and labels do not fit each other, or a gradient holds NaN or infinity.
@@ -187,7 +199,7 @@ def reconstruct(
         True
     """
     privacy = Privacy(max_grad_norm, noise_multiplier, granularity, rounds=rounds, mechanism=mechanism)
-    client = client_of(model, images, labels, privacy, seed, noise_seed)
+    client = client_of(model, images, labels, privacy, seed, noise_seed, loss)
     server = WaterFilling() if structure is None else structure
     payload = prepare(client, server)
     decoded = run_protocol(client, server, payload, 0, 0, None)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
+from lightning_recon.losses import LossName, as_targets
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.construction import copied, logits_of
 from lightning_recon.privacy.parameters import Privacy
@@ -38,8 +39,10 @@ def float_copy(model: nn.Module) -> tuple[nn.Module, torch.device]:
     return network, first.device
 
 
-def count_classes(network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> int:
-    """The number of logits of a network for one image.
+def count_classes(
+    network: nn.Module, image_shape: tuple[int, int, int], device: torch.device, loss: LossName = "cross_entropy"
+) -> int:
+    """The number of logits of a network for one image, or of other outputs, or of channels of outputs for every pixel.
 
     Raises:
         UserError: The network does not map such images to logits.
@@ -57,10 +60,12 @@ def count_classes(network: nn.Module, image_shape: tuple[int, int, int], device:
     finally:
         for module, training in modes.items():
             module.training = training
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+    fits = isinstance(logits, Tensor) and (logits.dim() == 2 or logits.shape[2:] == image_shape[1:])
+    if not fits or logits.shape[1] < (2 if loss == "cross_entropy" else 1):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"the model returns {found} for one image: it must return logits (1, classes), 2 classes or more"
+            f"the model returns {found} for one image: it must return logits (1, classes), 2 classes or more; or, for "
+            "other losses, (1, outputs), or outputs for every pixel (1, channels, H, W)"
         )
     return int(logits.shape[1])
 
@@ -70,7 +75,13 @@ def normalises_by_batch(network: nn.Module) -> bool:
     return any(isinstance(module, BatchNorm) and module.training for module in network.modules())
 
 
-def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: int, privacy: Privacy) -> Task:
+def task_of(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    privacy: Privacy,
+    loss: LossName = "cross_entropy",
+) -> Task:
     """What a server knows about one client's training on the user's model.
 
     Raises:
@@ -83,7 +94,7 @@ def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: i
     device = next(network.parameters()).device
     return Task(
         image_shape=image_shape,
-        num_classes=count_classes(network, image_shape, device),
+        num_classes=count_classes(network, image_shape, device, loss),
         batch_size=batch_size,
         clients=1,
         network="custom",
@@ -96,6 +107,7 @@ def task_of(network: nn.Module, image_shape: tuple[int, int, int], batch_size: i
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         mechanism=privacy.mechanism,
         batch_norm="train" if normalises_by_batch(network) else "eval",
+        loss=loss,
     )
 
 
@@ -128,3 +140,18 @@ def check_labels(labels: Tensor, count: int, classes: int) -> None:
         raise UserError(f"labels is {found}: give {count} class indices, a tensor ({count},) of int64")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(f"labels are {labels.tolist()[:20]}, and the model has the classes 0 to {classes - 1}")
+
+
+def check_targets(loss: LossName, targets: Tensor, count: int, outputs: int) -> Tensor:
+    """The targets of a loss for those of the user, see `losses.as_targets`.
+
+    Raises:
+        UserError: There is not one for each image, or they do not fit the loss.
+    """
+    if loss == "cross_entropy" and not (isinstance(targets, Tensor) and targets.dim() > 1):
+        check_labels(targets, count, outputs)
+        return targets
+    if not isinstance(targets, Tensor) or not targets.dim() or len(targets) != count:
+        found = f"{tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise UserError(f"labels is {found}: give a tensor with the targets of {count} images")
+    return as_targets(loss, targets, outputs)

@@ -32,5 +32,5 @@ def alarms_of(trainer: Trainer, module: Attack) -> list[str]:
         model: nn.Module = client.network
         if payload.settings or payload.tensors:
             model = TamperedNetwork(model, build_layer(payload).to(client.device))
-        images, labels = truths[0].images.to(client.device), truths[0].labels.to(client.device)
-        return [finding.check for finding in inspect_model(model, images, labels) if finding.alarm]
+        images, targets = truths[0].images.to(client.device), client.targets(truths[0].labels).to(client.device)
+        return [finding.check for finding in inspect_model(model, images, targets, client.loss) if finding.alarm]

@@ -30,6 +30,7 @@ from lightning_recon.client.silenced_network import (
 from lightning_recon.client.update import Clipped, clipped_update, nothing, summed, zero_gradients
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, Quantization, ServerPayload
+from lightning_recon.losses import LossName, loss_named
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.networks.torch_internals import version_of
 from lightning_recon.privacy.correlated_noise import noise_coefficients
@@ -90,6 +91,7 @@ class Clients:
     clips: ClippingNorms | None = None
     norms: list[float] = field(default_factory=list)
     first: int = 0
+    loss: LossName = "cross_entropy"
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
         """One client's update, or the sum of a group's, see `VictimClient.share`."""
@@ -244,8 +246,8 @@ class Clients:
                 images, labels = images[first], labels[first]
             else:
                 training = LocalRound(local, self.local.new_optimizer, randomness)
-            zeros = zero_gradients(model) if silenced is None else silenced.zeros
-            clipped = clipped_update(model, images, labels, self.privacy, self.chunk_size, training, zeros)
+            loss, zeros = loss_named(self.loss), zero_gradients(model) if silenced is None else silenced.zeros
+            clipped = clipped_update(model, images, labels, self.privacy, self.chunk_size, training, loss, zeros)
         if reuses and known is None:
             silenced = Silenced(zeros) if silenced is None else silenced
             silenced.learn(chosen, passes, images[0].numel(), apart=self.privacy.granularity == "sample")

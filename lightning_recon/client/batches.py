@@ -16,7 +16,6 @@ from lightning_recon.exchange import BatchSampling
 
 def check_batches(
     batches: Sequence[ClientBatch],
-    num_classes: int,
     aggregated: int,
     participation: float,
     local: LocalOptions,
@@ -27,7 +26,6 @@ def check_batches(
 
     Args:
         batches: one for each client.
-        num_classes: number of classes of the network.
         aggregated: clients in a group under secure aggregation.
         participation: probability with which a client answers on its own batch.
         local: local training.
@@ -35,7 +33,7 @@ def check_batches(
         batch_size: images in a round; None: all.
 
     Raises:
-        UserError: a label exceeds the number of classes, or a number of clients or images does not fit the options.
+        UserError: a number of clients or images does not fit the options.
     """
     if len(batches) % aggregated:
         raise UserError(
@@ -64,11 +62,6 @@ def check_batches(
             raise UserError(
                 f"--model.client.sampling is {sampling.method}, but a client holds {len(batch.labels)} image(s): give "
                 "the number of its images by --data.local_images, at least --data.batch_size"
-            )
-        if not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < num_classes:
-            raise UserError(
-                f"the images have labels up to {int(batch.labels.max())}, but the network has {num_classes} classes: "
-                "raise --model.client.num_classes"
             )
 
 

@@ -36,6 +36,7 @@ from lightning_recon.exchange import (
     Task,
 )
 from lightning_recon.image_format import ImageFormat
+from lightning_recon.losses import LossName, are_maps, as_targets, check_outputs, loss_named
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization, announced, resolve, without_wrapper
 from lightning_recon.networks.target_network import TargetNetwork
@@ -81,12 +82,13 @@ class VictimClient(LightningModule):
         sampling: Sampling = "all",
         quantization: Quantization | None = None,
         client_dropout: float = 0.0,
+        loss: LossName = "cross_entropy",
     ) -> None:
         """Build the network; `bind` provides the images.
 
         Args:
             network: "convnet", a torchvision or timm name, or the path of a class that takes `num_classes`.
-            num_classes: number of classes of the network.
+            num_classes: number of classes of the network; of labels, values or channels under other losses.
             weights: file of a state dict, or a checkpoint of a fitted VictimClient; null: untrained.
             privacy: clipping and noise.
             batch_norm: under granularity "update", whether batch normalization uses the batch ("train") or its running
@@ -124,6 +126,10 @@ class VictimClient(LightningModule):
                 "all" of them; "shuffle", the batches of a data loader that shuffles them in every epoch; "fixed_size",
                 a batch drawn anew in every round; "poisson", every image independently with the same probability, as in
                 DP-SGD. The server knows how, but not which.
+            loss: what the network is trained by: "cross_entropy" of one class, or of a class of every pixel;
+                "binary_cross_entropy" of several labels, or of the pixels of masks; "mean_squared_error" of values;
+                "dice", or "dice_bce" (its sum with the binary cross-entropy), of masks. Class indices become one-hot
+                vectors where every output has its target; for other targets see `--data.targets`.
         """
         super().__init__()
         check_ranges(
@@ -138,12 +144,13 @@ class VictimClient(LightningModule):
         )
         check_sum(aggregated, noise_share, client_dropout, privacy.noise)
         check_compression(compression, privacy, aggregated)
+        check_outputs(loss, num_classes)
         self.automatic_optimization = False
         self.local, self.compression = local, compression
         self.privacy, self.batch_norm, self.chunk_size, self.seed = privacy, batch_norm, chunk_size, seed
         self.participation, self.optimizer = participation, optimizer
         self.aggregated, self.noise_share = aggregated, noise_share
-        self.sampling = sampling
+        self.sampling, self.loss = sampling, loss
         self.quantization, self.client_dropout = quantization, client_dropout
         scale = self.own_noise_multiplier * (privacy.max_grad_norm or 0.0)
         check_quantization(quantization, privacy.noise, scale, privacy.per_layer, compression)
@@ -152,7 +159,7 @@ class VictimClient(LightningModule):
         self.network, self._misfit = self.target.build_before_data()
         self.accountant = Accountant(privacy)
         self.noise_source = NoiseSource(noise_seed, noise_key_folder, privacy.noise_scale > 0)
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro") if loss == "cross_entropy" else None
         self._batches: list[ClientBatch] = []
         self._protocol = DataProtocol(1)
         self._announced = local.announced(None)
@@ -172,10 +179,12 @@ class VictimClient(LightningModule):
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
         chosen = (BatchSampling(), None) if protocol is None else self._sampling_of(protocol)
-        check_batches(batches, self.target.num_classes, self.aggregated, self.participation, self.local, *chosen)
+        check_batches(batches, self.aggregated, self.participation, self.local, *chosen)
         if batches:
             largest = max(batches, key=lambda batch: len(batch.images)).images
-            self._fit_network((largest.shape[1], largest.shape[2], largest.shape[3]), min(2, len(largest)))
+            shape = largest.shape[1], largest.shape[2], largest.shape[3]
+            batches = [replace(batch, labels=self.targets(batch.labels)) for batch in batches]
+            self._fit_network(shape, min(2, len(largest)), are_maps(batches[0].labels))
             self._protocol = DataProtocol(len(largest)) if protocol is None else protocol
             self._announced = self.local.announced(self._protocol.batch_size)
             check_rounds(self.privacy, self._announced)
@@ -215,6 +224,7 @@ class VictimClient(LightningModule):
             participation=self.participation,
             client_dropout=self.client_dropout,
             bit_depth=self._protocol.bit_depth,
+            loss=self.loss,
         )
 
     def share(self, payload: ServerPayload, client: int, draw: int, round: int) -> ClientUpdate:
@@ -253,13 +263,17 @@ class VictimClient(LightningModule):
         return release_of(self._clients.preview(payload, client), self._clients.privacy)
 
     def labels(self, update: int) -> Tensor:
-        """Labels of an update's images, int64: an oracle that no server has.
+        """Labels of an update's images, int64, or their other targets: an oracle that no server has.
 
         Args:
             update: index of the client, or of the group of clients.
         """
         members = self._batches[update * self.aggregated : (update + 1) * self.aggregated]
         return torch.cat([batch.labels for batch in members])
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The targets of the loss for labels of the data, see `losses.as_targets`."""
+        return as_targets(self.loss, labels, self.target.num_classes)
 
     def under_noise(self, noise_multiplier: float) -> "VictimClient":
         """The same clients, with the same network and images, under another noise multiplier; after `bind`."""
@@ -286,8 +300,8 @@ class VictimClient(LightningModule):
         """Whether the network has batch normalization, so that `batch_norm` matters."""
         return any(isinstance(module, BatchNorm) for module in self.network.modules())
 
-    def _fit_network(self, image_shape: tuple[int, int, int], count: int) -> None:
-        network = self.target.fit(self.network, self._misfit, image_shape, count)
+    def _fit_network(self, image_shape: tuple[int, int, int], count: int, maps: bool | None) -> None:
+        network = self.target.fit(self.network, self._misfit, image_shape, count, maps)
         self.network, self._misfit = network.to(self.device), None
 
     @property
@@ -312,6 +326,7 @@ class VictimClient(LightningModule):
             dropout=self.client_dropout,
             clips=self._clips,
             first=self._protocol.first_client,
+            loss=self.loss,
         )
 
     def _sampling_of(self, protocol: DataProtocol) -> tuple[BatchSampling, int]:
@@ -340,7 +355,8 @@ class VictimClient(LightningModule):
             image_format: of the images.
         """
         if not self._batches:
-            self._fit_network(image_format.shape, 2)
+            # The targets are not known yet: a network that does not fit them is refused in the first step.
+            self._fit_network(image_format.shape, 2, True if self.loss.startswith("dice") else None)
 
     def sampler(self, count: int, batch_size: int) -> PoissonSampler | None:
         """How batches are drawn when the network itself is trained; called by the data module.
@@ -373,12 +389,13 @@ class VictimClient(LightningModule):
             gradient, loss = private_gradient(
                 self.network,
                 images,
-                labels,
+                self.targets(labels),
                 self.privacy,
                 expected=sampler_of(self.trainer).expected if sampled else len(images),
                 chunk_size=self.chunk_size,
                 noise=self.noise_source.generators(TRAINING, 0, step),
                 reduce=lambda tensor, how: self.trainer.strategy.reduce(tensor, reduce_op=how),
+                loss=loss_named(self.loss),
             )
         for name, parameter in self.network.named_parameters():
             parameter.grad = gradient[name]
@@ -389,10 +406,14 @@ class VictimClient(LightningModule):
             self.log("train_loss", loss, prog_bar=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy on images that were not trained on."""
-        images, labels = batch
-        self.accuracy(self.network(images), labels)
-        self.log("val_accuracy", self.accuracy, prog_bar=True)
+        """Accuracy on images that were not trained on, or the loss where the network does not choose a class."""
+        images, targets = batch[0], self.targets(batch[1])
+        outputs = self.network(images)
+        if self.accuracy is None:
+            self.log("val_loss", loss_named(self.loss)(outputs, targets), prog_bar=True, batch_size=len(images))
+        else:
+            self.accuracy(outputs, targets)
+            self.log("val_accuracy", self.accuracy, prog_bar=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also read checkpoints of earlier versions, in which a wrapper normalized the images.

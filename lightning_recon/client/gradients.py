@@ -6,7 +6,7 @@ gradient, even if it is frozen, and zeros if it is unused.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from lightning_recon.errors import UserError
+from lightning_recon.losses import Loss
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.differentiability import math_attention
 from lightning_recon.privacy.clipping import Clip, tensor_norms
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes), labels (B,) -> scalar, the mean over the batch
 
 
 def global_norm(gradients: Iterable[Tensor]) -> float:
@@ -41,10 +40,10 @@ def mean_gradient(
     """Gradient of the batch's mean loss.
 
     Args:
-        model: network, images to logits, in the mode (train or eval) in which it is differentiated.
-        loss: mean loss of logits and labels.
+        model: network, images to outputs, in the mode (train or eval) in which it is differentiated.
+        loss: mean loss of outputs and targets, see `losses`.
         images: (B, channels, height, width), floating point.
-        labels: (B,), int64.
+        labels: what the loss takes: class indices (B,), int64, or other targets (B, ...).
         buffers: buffers that the forward pass may change; None: a copy of the network's own.
         names: parameters whose gradient is wanted; None: all.
 
@@ -64,10 +63,10 @@ def per_sample_gradients(model: nn.Module, loss: Loss, images: Tensor, labels: T
     """Gradient of every sample's own loss, in one vectorized pass.
 
     Args:
-        model: network, images to logits, without operations across samples.
-        loss: mean loss of logits and labels.
+        model: network, images to outputs, without operations across samples.
+        loss: mean loss of outputs and targets, see `losses`.
         images: (B, channels, height, width), floating point.
-        labels: (B,), int64.
+        labels: what the loss takes: class indices (B,), int64, or other targets (B, ...).
 
     Returns:
         Gradients (B, *parameter shape) by parameter name, which take B times the memory of the parameters.
@@ -90,10 +89,10 @@ def clipped_sum(
     """Sum over the samples of each sample's clipped gradient.
 
     Args:
-        model: network, images to logits, without operations across samples.
-        loss: mean loss of logits and labels.
+        model: network, images to outputs, without operations across samples.
+        loss: mean loss of outputs and targets, see `losses`.
         images: (B, channels, height, width), floating point; B may be 0, because a Poisson sample may be empty.
-        labels: (B,), int64.
+        labels: what the loss takes: class indices (B,), int64, or other targets (B, ...).
         clip: bound on the norm of each sample's gradient.
         chunk_size: samples differentiated at once; takes the memory of chunk_size + 1 copies of the parameters.
         zeros: names of parameters whose gradient is known to be zero; the model need not have them.

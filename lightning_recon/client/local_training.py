@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,11 +12,12 @@ from lightning_recon.client.dp_sgd import private_gradient
 from lightning_recon.client.noise_key import Generators
 from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.exchange import LocalTraining
+from lightning_recon.losses import Loss, cross_entropy
 from lightning_recon.networks.construction import copied
 from lightning_recon.privacy.parameters import Privacy
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-MiniBatches = Sequence[tuple[Tensor, Tensor]]  # images and labels
+MiniBatches = Sequence[tuple[Tensor, Tensor]]  # images and labels, or other targets
 # Sets the gradients of a model from the mini-batches of one optimizer step, whose index comes last.
 SetGradients = Callable[[nn.Module, MiniBatches, int], None]
 
@@ -74,7 +74,7 @@ def weight_change(
     Args:
         model: network, images to logits, in the mode in which it is trained; it stays as it is.
         images: (B, channels, height, width), floating point.
-        labels: (B,), int64.
+        labels: (B,), int64, or other targets (B, ...).
         training: how.
         set_gradients: `mean_gradients`, or what `private_gradients` returns.
 
@@ -121,21 +121,24 @@ def _steps(images: Tensor, labels: Tensor, training: LocalRound, epoch: int) -> 
         yield batches[first : first + local.accumulate_grad_batches]
 
 
-def mean_gradients(accumulate_grad_batches: int) -> SetGradients:
+def mean_gradients(accumulate_grad_batches: int, loss: Loss = cross_entropy) -> SetGradients:
     """The gradients of ordinary training: the sum of mini-batches' mean losses, divided by a fixed number.
 
     Args:
         accumulate_grad_batches: this number, as in Lightning; the last step of an epoch may have fewer mini-batches.
+        loss: mean loss of outputs and targets.
     """
 
     def set_gradients(model: nn.Module, batches: MiniBatches, step: int) -> None:
         for images, labels in batches:
-            torch.autograd.backward(F.cross_entropy(model(images), labels) / accumulate_grad_batches)
+            torch.autograd.backward(loss(model(images), labels) / accumulate_grad_batches)
 
     return set_gradients
 
 
-def private_gradients(privacy: Privacy, expected: int, chunk_size: int, randomness: LocalRandomness) -> SetGradients:
+def private_gradients(
+    privacy: Privacy, expected: int, chunk_size: int, randomness: LocalRandomness, loss: Loss = cross_entropy
+) -> SetGradients:
     """The gradients of DP-SGD: every sample's clipped, summed, with noise of scale zC, and divided by a fixed number.
 
     Args:
@@ -144,6 +147,7 @@ def private_gradients(privacy: Privacy, expected: int, chunk_size: int, randomne
             has several mini-batches, their number multiplies it, and the noise is drawn once, as in Opacus.
         chunk_size: samples differentiated at once.
         randomness: of the noise.
+        loss: mean loss of outputs and targets.
 
     Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1.
     """
@@ -159,6 +163,7 @@ def private_gradients(privacy: Privacy, expected: int, chunk_size: int, randomne
             chunk_size=chunk_size,
             noise=randomness.noise(step),
             reduce=lambda tensor, how: tensor,
+            loss=loss,
         )
         for name, parameter in model.named_parameters():
             parameter.grad = gradient[name]

@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.client.gradients import clipped_sum, mean_gradient
 from lightning_recon.client.local_training import LocalRound, mean_gradients, private_gradients, weight_change
 from lightning_recon.exchange import LocalTraining
+from lightning_recon.losses import Loss, cross_entropy
 from lightning_recon.privacy.clipping import tensor_norms
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure.server_layer import TamperedNetwork
@@ -72,17 +72,19 @@ def clipped_update(
     privacy: Privacy,
     chunk_size: int,
     training: LocalRound | None = None,
+    loss: Loss = cross_entropy,
     zeros: Mapping[str, Tensor] | None = None,
 ) -> Clipped:
-    """Gradient of the cross-entropy, or the update of a client's local training, clipped as the privacy setting says.
+    """Gradient of the loss, or the update of a client's local training, clipped as the privacy setting says.
 
     Args:
         model: network, images to logits, in the mode in which it is to be differentiated.
         images: (B, channels, height, width), floating point.
-        labels: (B,), int64.
+        labels: what the loss takes: class indices (B,), int64, or other targets (B, ...).
         privacy: what is clipped, and to which norm; and the noise of each local step under granularity "sample".
         chunk_size: under granularity "sample", samples differentiated at once.
         training: local training; None: one step of plain SGD.
+        loss: mean loss of outputs and targets.
         zeros: gradients that are zero because the server silences the network, see `zero_gradients`; the model need not
             have these parameters. None: those of the model.
 
@@ -94,17 +96,17 @@ def clipped_update(
     if training is None or local.is_plain_step:
         zeros = zero_gradients(model) if zeros is None else zeros
         if privacy.granularity == "sample":
-            gradient, norms, _ = clipped_sum(model, F.cross_entropy, images, labels, clip, chunk_size, zeros)
+            gradient, norms, _ = clipped_sum(model, loss, images, labels, clip, chunk_size, zeros)
             return Clipped({**zeros, **gradient}, norms, zeros=frozenset(zeros))
         names = [name for name, _ in model.named_parameters() if name not in zeros]
-        gradient, _ = mean_gradient(model, F.cross_entropy, images, labels, names=names)
+        gradient, _ = mean_gradient(model, loss, images, labels, names=names)
     elif privacy.granularity == "sample":
         expected = local.expected_batch_size(len(images))
-        private = private_gradients(privacy, expected, chunk_size, training.randomness)
+        private = private_gradients(privacy, expected, chunk_size, training.randomness, loss)
         return Clipped(weight_change(model, images, labels, training, private), [], has_noise=True)
     else:
         zeros = {}
-        gradient = weight_change(model, images, labels, training, mean_gradients(local.accumulate_grad_batches))
+        gradient = weight_change(model, images, labels, training, mean_gradients(local.accumulate_grad_batches, loss))
     whole = dict.fromkeys(zeros, 0.0) | tensor_norms(gradient, clip.order)
     factors = clip.factors(whole)
     gradient = {name: tensor.mul_(factors[name]) for name, tensor in gradient.items()}

@@ -30,6 +30,7 @@ from lightning_recon.data.sources import (
     open_source,
     select,
 )
+from lightning_recon.data.targets import Targets, open_targets
 from lightning_recon.errors import UserError
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.ranges import BIT_DEPTH, CHANNELS, COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
@@ -67,6 +68,7 @@ class ClientDataModule(LightningDataModule):
         channels: int = 3,
         bit_depth: int = 8,
         value_range: list[float] | None = None,
+        targets: str = "labels",
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
@@ -108,6 +110,9 @@ class ClientDataModule(LightningDataModule):
                 means exact in these.
             value_range: the numbers that become 0 and 1 in files of more than 8 bits or of floats; numbers beyond them
                 are set to the nearest of the two. null: the range of the file's type or header.
+            targets: what the network learns of an image. "labels": its class. "masks": the mask of its subject, for
+                segmentation; images then stay whole. Otherwise a CSV file with a line for each image: its path below
+                `root`, and one number or more, which are labels of 0 or 1, or values.
 
         Raises:
             UserError: a number is out of its range.
@@ -153,6 +158,9 @@ class ClientDataModule(LightningDataModule):
         self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
         self.batch_size, self.clients, self.seed = batch_size, clients, seed
         self.masks = masks if masks is not None else GrabCutMasks()
+        if targets == "masks" and isinstance(self.masks, NoMasks):
+            raise UserError("--data.targets is masks, and --data.masks is NoMasks: name a class that finds subjects")
+        self.targets = targets
         self.num_classes, self.download, self.num_workers = num_classes, download, num_workers
         self.mask_cache = cache_folder(mask_cache)
         self.gallery = None if gallery is None else Path(gallery).expanduser()
@@ -161,6 +169,7 @@ class ClientDataModule(LightningDataModule):
         self.batch_sizes = sizes * clients if len(sizes) == 1 else list(sizes)
         self._warned: set[str] = set()
         self._selected: tuple[ImageSource, Selection, list[int]] | None = None
+        self._targets: Targets | None = None
 
     def prepare_data(self) -> None:
         """Download missing data, and find the subjects of all images that will be used; runs in one process.
@@ -186,14 +195,20 @@ class ClientDataModule(LightningDataModule):
         _, chosen, _ = self._select()
         masks = torch.stack([read_mask(image, self.masks, self.mask_cache) for image in chosen.images])
         photographs, start = self.picture.values(chosen.images), 0
+        targets, whole = (
+            self._opened_targets().of(chosen.names, chosen.labels, masks),
+            self._opened_targets().whole_images,
+        )
+        if whole:
+            masks = torch.ones_like(masks)
         self.client_batches = []
         for size in self.batch_sizes:
             part = slice(start, start + size)
             subject = photographs[part] * masks[part]
-            batch = ClientBatch(subject, photographs[part], masks[part], chosen.labels[part], chosen.names[part])
+            batch = ClientBatch(subject, photographs[part], masks[part], targets[part], chosen.names[part])
             self.client_batches.append(batch)
             start += size
-        subjects = not isinstance(self.masks, NoMasks)
+        subjects = not isinstance(self.masks, NoMasks) and not whole
         protocol = DataProtocol(self.batch_size, subjects, self.local_images, self.first_client, self.picture.bit_depth)
         hand_over(model_of(self.trainer), self.client_batches, self.picture, protocol)
 
@@ -240,6 +255,12 @@ class ClientDataModule(LightningDataModule):
         deep = self.picture.bit_depth > 8 or self.picture.channels not in (1, 3)
         return open_source(self.source, self.root, self.num_classes, value_range=self.value_range, deep=deep)
 
+    def _opened_targets(self) -> Targets:
+        """The targets of all images, read once per process."""
+        if self._targets is None:
+            self._targets = open_targets(self.targets, self.root)
+        return self._targets
+
     def _trains_target(self) -> bool:
         """Whether the model is a target network to be trained, and not an attack."""
         model = model_of(self.trainer)
@@ -266,7 +287,7 @@ class ClientDataModule(LightningDataModule):
                     f"({self.clients} clients with {each} each): lower {held} or --data.clients"
                 )
             highest = int(selection.labels.max())
-            if self.num_classes is not None and highest >= self.num_classes:
+            if self.targets == "labels" and self.num_classes is not None and highest >= self.num_classes:
                 raise UserError(
                     f"{source.origin} has the label {highest}, but data.num_classes is {self.num_classes}: raise it"
                 )
@@ -276,7 +297,8 @@ class ClientDataModule(LightningDataModule):
     def _rest(self) -> SubjectImages:
         """The images that no client holds."""
         source, _, order = self._select()
-        return SubjectImages(source, order, self.picture, self.masks, self.mask_cache, self._warned)
+        cache, targets = self.mask_cache, self._opened_targets()
+        return SubjectImages(source, order, self.picture, self.masks, cache, self._warned, targets)
 
     def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """The first nine tenths of the images that no client holds, or the last tenth for validation.

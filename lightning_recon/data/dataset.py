@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from lightning_recon.data.mask_cache import read_mask
 from lightning_recon.data.masks import SubjectMasks
 from lightning_recon.data.sources import ImageSource, Selection, select
+from lightning_recon.data.targets import Targets
 from lightning_recon.errors import UserError
 from lightning_recon.image_format import ImageFormat
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("lightning_recon")
 
 
 class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images with their subject on black, and labels; a damaged file is replaced by the next one."""
+    """Images with their subject on black, and labels or other targets; a damaged file is replaced by the next one."""
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
         masks: SubjectMasks,
         mask_cache: Path,
         warned: set[str],
+        targets: Targets = Targets("labels"),  # noqa: B008 - frozen
     ) -> None:
         """Store the arguments; nothing is read.
 
@@ -40,24 +42,32 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
             masks: how subjects were found; only stored masks are used.
             mask_cache: where masks are stored.
             warned: damaged files about which a warning was given; shared and extended.
+            targets: where the targets come from; images stay whole where these are masks.
         """
         self.source, self.order, self.picture = source, order, picture
-        self.masks, self.mask_cache, self.warned = masks, mask_cache, warned
+        self.masks, self.mask_cache, self.warned, self.targets = masks, mask_cache, warned, targets
 
     def __len__(self) -> int:
         """Number of images, readable or not."""
         return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image with its subject on black, (C, H, W) float32 in [0, 1], and its label, int64."""
+        """The image with its subject on black, (C, H, W) float32 in [0, 1], and its label, int64, or other target."""
         count = len(self.order)
         onwards = (self.order[(index + step) % count] for step in range(count))
         chosen = select(self.source, onwards, 1, self.picture)
         warn_skipped(self.source, chosen, self.warned)
         if not len(chosen.images):
             raise UserError(f"{self.source.origin} has no readable image to train on: check the files")
-        image = chosen.images[0]
-        return self.picture.values(image) * read_mask(image, self.masks, self.mask_cache), chosen.labels[0]
+        images, targets = self.with_targets(chosen)
+        return images[0], targets[0]
+
+    def with_targets(self, chosen: Selection) -> tuple[Tensor, Tensor]:
+        """Selected images as a client trains on them, (B, C, H, W) float32 in [0, 1], with their targets (B, ...)."""
+        found = [read_mask(image, self.masks, self.mask_cache) for image in chosen.images]
+        masks = torch.stack(found) if found else torch.zeros(0, 1, *self.picture.size, dtype=torch.bool)
+        targets, images = self.targets.of(chosen.names, chosen.labels, masks), self.picture.values(chosen.images)
+        return images if self.targets.whole_images else images * masks, targets
 
     def readable(self) -> Iterator[Tensor]:
         """Every readable image, (C, H, W), uint8 or int32; a warning names the others."""
@@ -86,13 +96,11 @@ class SubjectBatches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.subjects)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """The readable images of a batch, (B, C, H, W) float32 in [0, 1], and their labels, (B,); B may be 0."""
-        subjects, picture = self.subjects, self.subjects.picture
-        chosen = select(subjects.source, [subjects.order[index] for index in indices], len(indices), picture)
+        """The readable images of a batch, (B, C, H, W) float32 in [0, 1], and their targets, (B, ...); B may be 0."""
+        subjects = self.subjects
+        chosen = select(subjects.source, [subjects.order[index] for index in indices], len(indices), subjects.picture)
         warn_skipped(subjects.source, chosen, subjects.warned)
-        found = [read_mask(image, subjects.masks, subjects.mask_cache) for image in chosen.images]
-        masks = torch.stack(found) if found else torch.zeros(0, 1, *picture.size, dtype=torch.bool)
-        return picture.values(chosen.images) * masks, chosen.labels
+        return subjects.with_targets(chosen)
 
 
 def warn_skipped(source: ImageSource, selection: Selection, warned: set[str]) -> None:

@@ -47,7 +47,7 @@ class ClientBatch:
         images: (B, C, H, W) float32 in [0, 1]: what the client trains on, the subject on black.
         photographs: (B, C, H, W) float32 in [0, 1]: the same with their background.
         masks: (B, 1, H, W) bool: true on the subject.
-        labels: (B,) int64: class indices.
+        labels: (B,) int64: class indices; or other targets (B, ...) float32, see `data.targets`.
         names: path below the data root, or index in the data set, of each image, for reports.
     """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The true images behind a captured update, which an auditor has of a client of their own; only for scoring.
 
-A truth file is a safetensors file with `images` (B, C, H, W) float32 in [0, 1], `labels` (B,) int64, and the client's
-index in the header. The attack never reads it.
+A truth file is a safetensors file with `images` (B, C, H, W) float32 in [0, 1], `labels` (B,) int64 or other targets
+(B, ...) float32, and the client's index in the header. The attack never reads it.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0
         path: file to write, beside the update: `truth.safetensors`, or `truth-c000.safetensors` and so on for several
             clients.
         images: (B, C, H, W), values in [0, 1].
-        labels: (B,), class indices.
+        labels: (B,), class indices; or other targets, (B, ...), floating point.
         client: index of the client, from 0.
 
     Raises:
@@ -43,7 +43,7 @@ def save_truth(path: str | Path, images: Tensor, labels: Tensor, client: int = 0
     path = Path(path)
     if fault := _fault(images, labels):
         raise UserError(f"cannot write {path}: {fault}")
-    tensors = {"images": images.to(torch.float32), "labels": labels.to(torch.int64)}
+    tensors = {"images": images.to(torch.float32), "labels": _stored(labels)}
     write_sealed(path.with_name(f"{path.stem}.safetensors"), tensors, ENTRY, {"format": FORMAT, "client": client})
 
 
@@ -64,7 +64,7 @@ def load_truth(path: Path) -> tuple[int, ClientBatch]:
         raise UserError(
             f"{path} is not a truth file ({reason_of(error)}): write it with lightning_recon.data.save_truth"
         ) from error
-    images, labels = images.to(torch.float32), labels.to(torch.int64)
+    images, labels = images.to(torch.float32), _stored(labels)
     names = [f"{path.stem}/{index}" for index in range(len(images))]
     return client, ClientBatch(images, images, torch.ones_like(images[:, :1], dtype=torch.bool), labels, names)
 
@@ -91,7 +91,7 @@ def check_truth(batches: list[ClientBatch], task: Task) -> None:
                 f"the images of client {client} have shape {tuple(batch.images.shape[1:])}, the update is about "
                 f"{task.image_shape}: give the truth file that was written with the update"
             )
-        if int(batch.labels.max()) >= task.num_classes:
+        if not batch.labels.is_floating_point() and int(batch.labels.max()) >= task.num_classes:
             raise UserError(
                 f"the images of client {client} have the label {int(batch.labels.max())}, but the network has "
                 f"{task.num_classes} classes: correct the labels, or num_classes of the capture"
@@ -152,12 +152,18 @@ class CapturedPictures(LightningDataModule):
         return one_step()
 
 
+def _stored(labels: Tensor) -> Tensor:
+    return labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
+
+
 def _fault(images: Tensor, labels: Tensor) -> str:
     """What is wrong with images and labels, in one line; empty if they are valid."""
     if images.ndim != 4 or not images.numel() or not images.is_floating_point():
         return f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, not float (B, C, H, W)"
     if not (images.min() >= 0 and images.max() <= 1):
         return f"images reach from {float(images.min()):.3g} to {float(images.max()):.3g}, not from 0 to 1"
+    if labels.is_floating_point() and labels.ndim > 1:
+        return "" if len(labels) == len(images) else f"{tuple(labels.shape)} targets for {len(images)} images"
     if labels.is_floating_point() or labels.dtype == torch.bool:
         return f"labels are {str(labels.dtype).removeprefix('torch.')}, not integers"
     if labels.shape != images.shape[:1]:

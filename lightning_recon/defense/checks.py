@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_recon.defense.probes import energies_of, gradient_of, logits_of, zero_output
+from lightning_recon.losses import Loss, cross_entropy
 
 # Shorter rows may be parallel, or linear in the image, by chance.
 _MIN_INPUTS = 16
@@ -102,7 +103,7 @@ def energy_share(gradient: Mapping[str, Tensor]) -> Reading:
     return Reading(share, max(largest, key=energies.__getitem__))
 
 
-def false_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
+def false_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss = cross_entropy) -> Reading:
     """Share of the gradient's energy that is no derivative of the loss, measured by a step along the gradient.
 
     A copy of a layer's output that automatic differentiation does not track cancels the output and leaves its gradient.
@@ -113,17 +114,18 @@ def false_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
     Args:
         model: images to logits.
         images: (B, channels, height, width), float32.
-        labels: (B,), int64.
+        labels: what the loss takes: (B,), int64, or other targets (B, ...).
+        loss: mean loss of outputs and targets.
     """
     device = "cpu" if images.device.type == "mps" else images.device  # Apple's GPUs have no float64
     precise, images, labels = deepcopy(model).to(device).double(), images.to(device).double(), labels.to(device)
-    gradient = gradient_of(precise, images, labels)
+    gradient = gradient_of(precise, images, labels, loss)
     energy = max(sum(energies_of(gradient).values()), 1e-300)
 
     def loss_after(step: float) -> float:
         for name, parameter in precise.named_parameters():
             parameter.data.add_(gradient[name], alpha=step)
-        return float(F.cross_entropy(logits_of(precise, images), labels))
+        return float(loss(logits_of(precise, images), labels))
 
     step = _STEP * loss_after(0.0) / energy
     ahead = loss_after(step)
@@ -155,7 +157,7 @@ def silent_layer(model: nn.Module, images: Tensor, gradient: Mapping[str, Tensor
     return best
 
 
-def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading:
+def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss = cross_entropy) -> Reading:
     """Share of the gradient's energy in weights whose largest row is a linear function of the image.
 
     An image is mixed with its mirror image, by a quarter and by half. The curvature is the distance of the middle row
@@ -167,14 +169,16 @@ def linear_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Reading
     Args:
         model: images to logits.
         images: (B, channels, height, width), float32; the first two are used, each on its own.
-        labels: (B,), int64.
+        labels: what the loss takes: (B,), int64, or other targets (B, ...).
+        loss: mean loss of outputs and targets.
     """
     energies: dict[str, float] = defaultdict(float)
     linear: dict[str, list[bool]] = defaultdict(list)
     for image, label in zip(images[:2], labels[:2], strict=True):
         rows = []
         for part in _MIXTURES:
-            gradient = gradient_of(model, (1 - part) * image[None] + part * image[None].flip(-1), label[None])
+            mixed = (1 - part) * image[None] + part * image[None].flip(-1)
+            gradient = gradient_of(model, mixed, label[None], loss)
             rows.append({name: _largest_row(tensor) for name, tensor in gradient.items()})
             for name, energy in energies_of(gradient).items():
                 energies[name] += energy

@@ -17,6 +17,7 @@ from lightning_recon.defense.checks import (
     zero_gradient,
 )
 from lightning_recon.defense.probes import gradient_of, randomize_zero_weights
+from lightning_recon.losses import LossName, loss_named
 
 # A check raises an alarm above its threshold. Chosen so that no ordinary network of results/detector.csv reaches one;
 # they lie half-way to the structures or nearer to them. Other networks were not tested.
@@ -69,7 +70,7 @@ class Finding:
         return text.format(value=self.value, where=self.where, threshold=self.threshold)
 
 
-def inspect_model(model: nn.Module, images: Tensor, labels: Tensor) -> list[Finding]:
+def inspect_model(model: nn.Module, images: Tensor, labels: Tensor, loss: LossName = "cross_entropy") -> list[Finding]:
     """Check a received model as a careful client can before it answers.
 
     The absence of alarms proves nothing: a server that knows these checks can evade each of them, and the docstring of
@@ -80,22 +81,23 @@ def inspect_model(model: nn.Module, images: Tensor, labels: Tensor) -> list[Find
         model: images to logits, float32, as it was received; it is not changed.
         images: (B, channels, height, width), float32: some of the client's own images, B at least 1. A single image
             is checked together with its mirror image, because batch normalization needs two.
-        labels: (B,), int64.
+        labels: (B,), int64, or the targets of another loss, (B, ...).
+        loss: name of the announced loss.
 
     Returns:
         One finding for each check, in the order of `THRESHOLDS`.
     """
-    model = randomize_zero_weights(model)
+    model, value = randomize_zero_weights(model), loss_named(loss)
     if len(images) == 1:
-        images, labels = torch.cat([images, images.flip(-1)]), labels.repeat(2)
-    gradient = gradient_of(model, images, labels)
+        images, labels = torch.cat([images, images.flip(-1)]), torch.cat([labels, labels])
+    gradient = gradient_of(model, images, labels, value)
     readings: dict[str, Reading] = {
         "repeated_rows": repeated_rows(model),
         "constant_inputs": constant_inputs(model, images),
         "energy_share": energy_share(gradient),
-        "false_gradient": false_gradient(model, images, labels),
+        "false_gradient": false_gradient(model, images, labels, value),
         "silent_layer": silent_layer(model, images, gradient),
-        "linear_gradient": linear_gradient(model, images, labels),
+        "linear_gradient": linear_gradient(model, images, labels, value),
         "zero_gradient": zero_gradient(model, images, gradient),
     }
     return [Finding(name, readings[name].value, level, readings[name].where) for name, level in THRESHOLDS.items()]

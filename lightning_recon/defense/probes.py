@@ -10,11 +10,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_recon.client.gradients import mean_gradient, reproducible_fp32
+from lightning_recon.losses import Loss, cross_entropy
 from lightning_recon.privacy.clipping import tensor_norms
 
 
@@ -36,16 +36,17 @@ def randomize_zero_weights(model: nn.Module) -> nn.Module:
     return copy
 
 
-def gradient_of(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Gradient of the mean cross-entropy by parameter name, as a client would compute it, before clipping and noise.
+def gradient_of(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss = cross_entropy) -> dict[str, Tensor]:
+    """Gradient of the mean loss by parameter name, as a client would compute it, before clipping and noise.
 
     Args:
         model: images to logits.
         images: (B, channels, height, width), of the model's precision. Batch normalization uses the batch if B > 1.
-        labels: (B,), int64.
+        labels: what the loss takes: (B,), int64, or other targets (B, ...).
+        loss: mean loss of outputs and targets.
     """
     with reproducible_fp32(model, images.device, 0, len(images) > 1):
-        return mean_gradient(model, F.cross_entropy, images, labels)[0]
+        return mean_gradient(model, loss, images, labels)[0]
 
 
 def energies_of(gradient: Mapping[str, Tensor]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from lightning_recon.files import schema
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_json, validated, write_json
 from lightning_recon.image_format import ImageFormat
+from lightning_recon.losses import LossName
 from lightning_recon.networks.normalization import ChannelStatistics, Normalization
 from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.clipping import Clip
@@ -38,7 +39,8 @@ class Task:
     Args:
         image_shape: channels, height and width of one image, in pixels; its values are in [0, 1] when they enter the
             network, which normalizes them itself, see `normalization`.
-        num_classes: number of classes of the network.
+        num_classes: number of classes of the network; of labels, values or channels under other losses than
+            cross-entropy.
         batch_size: number of images in one client's batch (B). A client may have more or fewer, which it does not say.
         clients: number of clients.
         network: name of the target network.
@@ -80,6 +82,8 @@ class Task:
         quantization: how updates become integers that are summed modulo a number; None, as in records without this
             field: sums are of real numbers.
         bit_depth: bits of a value of an image, see `ImageFormat`; 8, as in records without this field.
+        loss: name of the loss that clients train by; targets are never announced. Records of earlier versions do not
+            have this field and mean "cross_entropy".
     """
 
     # Records are validated against these types when they are read from disk.
@@ -112,6 +116,7 @@ class Task:
     adaptive_clip: AdaptiveClip | None = None
     quantization: Quantization | None = None
     bit_depth: Annotated[int, Field(ge=8, le=16)] = 8
+    loss: LossName = "cross_entropy"
 
     @property
     def image_format(self) -> ImageFormat:

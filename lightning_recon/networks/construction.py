@@ -11,9 +11,10 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -55,6 +56,33 @@ class ConvNet(nn.Module):
         return logits
 
 
+class PixelConvNet(nn.Module):
+    """A small network for segmentation, without batch normalisation and smooth everywhere: "pixel_convnet"."""
+
+    def __init__(self, num_classes: int, channels: int = 3) -> None:
+        """Build it with random weights.
+
+        Args:
+            num_classes: number of channels of its output.
+            channels: of the images.
+        """
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.GELU(),
+        )
+        self.head = nn.Conv2d(64, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes, height, width) of images (B, 3, height, width)."""
+        coarse = self.head(self.features(images))
+        return F.interpolate(coarse, size=images.shape[2:], mode="bilinear", align_corners=False)
+
+
 def build_network(
     name: str,
     num_classes: int,
@@ -67,9 +95,9 @@ def build_network(
     """Build a network that maps images in [0, 1] to logits.
 
     Args:
-        name: "convnet", a torchvision name, a timm name (if timm is installed), or a class path
-            ("package.module.Class", called with `num_classes`).
-        num_classes: number of logits, at least 2.
+        name: "convnet", "pixel_convnet", a torchvision name (of networks for classification or segmentation), a timm
+            name (if timm is installed), or a class path ("package.module.Class", called with `num_classes`).
+        num_classes: number of logits, values or channels.
         weights: file with a state dict, see `load_weights`; None: random weights.
         seed: seed of the random weights; the global random state is left alone.
         normalization: of the images, inside the network; see `normalization.resolve`.
@@ -85,8 +113,8 @@ def build_network(
     Raises:
         UserError: unknown name, a network that takes no `image_size`, or weights that do not fit.
     """
-    if num_classes < 2:
-        raise UserError(f"num_classes is {num_classes}: a network needs at least 2 classes")
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}: a network needs at least 1 output")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _find(name, num_classes, image_size, channels)
@@ -104,9 +132,13 @@ def build_network(
 
 
 def logits_of(module: nn.Module, given: tuple[Any, ...], output: object) -> object:
-    """The hook: of an output with auxiliary parts (`output.logits`, `output["logits"]`) the logits alone."""
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
+    """The hook: of an output with auxiliary parts (`output.logits`, `output["logits"]`) the logits alone.
+
+    torchvision's networks for segmentation call them `output["out"]`.
+    """
+    for name in ("logits", "out"):
+        if isinstance(output, Mapping) and name in output:
+            return output[name]
     return getattr(output, "logits", output)
 
 
@@ -142,7 +174,7 @@ def is_class_path(name: str) -> bool:
 
 def takes_size(name: str) -> bool:
     """Whether a network may be one that is built for images of one size: torchvision's transformers, any of timm."""
-    if name == "convnet" or name in torchvision.models.list_models(module=torchvision.models):
+    if name in ("convnet", "pixel_convnet") or name in torchvision.models.list_models(module=torchvision.models):
         return name.startswith("vit_")
     return not is_class_path(name)
 
@@ -150,9 +182,18 @@ def takes_size(name: str) -> bool:
 def _find(name: str, num_classes: int, image_size: tuple[int, int] | None, channels: int) -> nn.Module:
     if name == "convnet":
         return ConvNet(num_classes, channels)
+    if name == "pixel_convnet":
+        return PixelConvNet(num_classes, channels)
+    known = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if name in known:
+        # Without `weights_backbone`, torchvision would download weights.
+        settings: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
+        segmenting = cast(nn.Module, torchvision.models.get_model(name, **settings))
+        adapt_input(segmenting, channels)
+        return segmenting
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
-        settings: dict[str, Any] = {"num_classes": num_classes, **_quiet(name)}
+        settings = {"num_classes": num_classes, **_quiet(name)}
         built = _sized(partial(torchvision.models.get_model, name, weights=None, **settings), "image_size", image_size)
         if name == "inception_v3":  # its auxiliary head needs large images, and its output is not used
             built.get_submodule("AuxLogits").forward = _nothing
@@ -169,7 +210,7 @@ def _find(name: str, num_classes: int, image_size: tuple[int, int] | None, chann
         known += timm.list_models()
     if "." in name:
         return _from_path(name, num_classes)
-    near = closest(name, ["convnet", *known])
+    near = closest(name, ["convnet", "pixel_convnet", *known])
     hint = f"did you mean {near}?" if near else "no name comes near."
     raise UserError(f"unknown network {name!r}: {hint} Give a torchvision or timm name, convnet, or a class path")
 

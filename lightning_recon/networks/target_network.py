@@ -76,7 +76,12 @@ class TargetNetwork:
         return network, None
 
     def fit(
-        self, network: nn.Module, misfit: UserError | None, image_shape: tuple[int, int, int], count: int
+        self,
+        network: nn.Module,
+        misfit: UserError | None,
+        image_shape: tuple[int, int, int],
+        count: int,
+        maps: bool | None = False,
     ) -> nn.Module:
         """Return the network if it can be trained on images of this shape, or one that is built for their size.
 
@@ -85,6 +90,7 @@ class TargetNetwork:
             misfit: what it returned second.
             image_shape: channels, height and width of the images.
             count: how many images go through the network at a time, or more.
+            maps: whether it returns outputs for each pixel; None: either.
 
         Raises:
             UserError: no such network can be trained on them.
@@ -98,7 +104,7 @@ class TargetNetwork:
         elif channels != input_channels(network) and not is_class_path(self.name):
             network = self.build(None, channels)
         rebuild = partial(self.build, channels=channels) if takes_size(self.name) else None
-        return fit_to_images(network, rebuild, self.name, image_shape, self.num_classes, count, self.seed)
+        return fit_to_images(network, rebuild, self.name, image_shape, self.num_classes, count, self.seed, maps)
 
     def _untrained(self, image_size: tuple[int, int] | None, channels: int) -> nn.Module:
         network = build_network(self.name, self.num_classes, None, self.seed, self.normalization, image_size, channels)

@@ -20,8 +20,8 @@ from lightning_recon.structure.coding.modulation import DigitalWords
 from lightning_recon.structure.coding.own_units import own_units
 from lightning_recon.structure.coding.tensor_words import TensorWords
 from lightning_recon.structure.coding.trap_weights import trap_weights
-from lightning_recon.structure.head_weights import balanced_code
 from lightning_recon.structure.layer_spec import LAYER, LayerSpec, layer_spec, sign_inputs
+from lightning_recon.structure.loss_weights import loss_code
 from lightning_recon.structure.server_layer import ServerLayer
 
 
@@ -32,7 +32,8 @@ class InferenceStructure(ServerLayer):
     sign, zeros that reveal the noise). Unit k measures a = weight_k · e(x) and passes gradient only if a lies in its
     interval. All outputs are added to the logits through a code over the classes, so the gradient of the weight of an
     excited unit is δ · e(x) with δ = strength · code · (softmax − one-hot): not zero, unlike for a shift that is equal
-    for all classes. The code is the same ±1 for all images, or chosen for each, see `head_weights.py`.
+    for all classes. The code is the same ±1 for all images, or chosen for each, see `head_weights.py`; of losses other
+    than the cross-entropy of one label see `loss_weights.py`.
 
     With `cancel` every unit is paired with a frozen copy of opposite sign: the output is strength · (W − W detached) ·
     e(x), which is exactly 0 at every value of W and has the gradient that it has without the copy. Which units an image
@@ -178,7 +179,8 @@ class InferenceStructure(ServerLayer):
 
         Args:
             images: Shape (B, C, H, W), values in [0, 1].
-            logits: The network's own logits, shape (B, classes); needed for a balanced code.
+            logits: The network's own logits, shape (B, classes) or (B, channels, H, W), in which case the contribution
+                is one to each pixel; needed for a balanced code.
         """
         inputs, weight = self.encode(images), self.matrix
         bias: Tensor | None = self.bias
@@ -204,9 +206,11 @@ class InferenceStructure(ServerLayer):
         output = torch.where(excited, activation, 0.0).sum(dim=1, keepdim=True)
         code = self.code
         if self.spec.balanced and logits is not None:
-            code = balanced_code(logits, self.code if self.spec.fixed_signs else None)
+            code = loss_code(self.spec.loss, logits, self.code if self.spec.fixed_signs else None)
         if self.step_gains is not None:
             output = output * self._step_gain(len(images))
+        if logits is not None and logits.ndim > 2:  # maps over pixels
+            output, code = output[:, :, None, None], code if code.ndim > 1 else code[:, None, None]
         return self.spec.strength * output * code.to(output)
 
     def _own_units(self, measured: Tensor, excited: Tensor) -> Tensor:

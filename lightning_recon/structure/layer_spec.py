@@ -13,6 +13,7 @@ from lightning_recon.exchange import ServerPayload
 from lightning_recon.files import schema
 from lightning_recon.files.faults import reason_of
 from lightning_recon.files.serialization import validated
+from lightning_recon.losses import LossName
 from lightning_recon.structure.coding.address_gate import ADDRESSES
 from lightning_recon.structure.coding.channel_code import NAME
 from lightning_recon.structure.coding.code_plan import TENSOR_VERSION, VERSION, Plan
@@ -39,6 +40,7 @@ class _Settings(TypedDict):
     strength: schema.Positive
     target_scale: schema.NotNegative
     balanced: NotRequired[bool]
+    loss: NotRequired[LossName]
     detach_logits: NotRequired[bool]
     moments: NotRequired[bool]
     pooling: NotRequired[schema.Side]
@@ -77,6 +79,7 @@ class LayerSpec:
         strength: Factor of the layer's output, and so of its gradient.
         target_scale: Factor of the target network's logits; 0 silences the network.
         balanced: Whether the head weights are chosen for each image from the network's logits.
+        loss: The announced loss, for which they are chosen.
         detach_logits: Whether the network's own gradient is removed, see `TamperedNetwork`.
         moments: Whether the statistics of `leaked_moments` are sent beside the coefficients.
         pooling: The layer sends averages over squares of this width, in pixels, in place of the image.
@@ -100,6 +103,7 @@ class LayerSpec:
     strength: float
     target_scale: float
     balanced: bool = False
+    loss: LossName = "cross_entropy"
     detach_logits: bool = False
     moments: bool = False
     pooling: int = 1
@@ -163,6 +167,7 @@ class LayerSpec:
             strength=settings["strength"],
             target_scale=settings["target_scale"],
             balanced=settings.get("balanced", False),
+            loss=settings.get("loss", "cross_entropy"),
             detach_logits=settings.get("detach_logits", False),
             moments=settings.get("moments", False),
             pooling=settings.get("pooling", 1),

@@ -12,7 +12,7 @@ from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.priors.image_statistics import PublicStatistics, public_statistics, synthetic_images
 from lightning_recon.ranges import PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.base import Decoded, Structure
-from lightning_recon.structure.head_weights import class_code
+from lightning_recon.structure.loss_weights import fixed_code
 from lightning_recon.structure.mean_image_fallback import beats_mean_image
 
 # A structure without a cancelling copy must not move the logits, or half of the victims' δ vanish: small weights and a
@@ -177,7 +177,7 @@ def relu_payload(
             "gain": torch.ones(pixels),
             "constants": torch.ones(1),
             "upper": torch.full_like(tensors["lower"], torch.inf),
-            "code": class_code(task.num_classes),
+            "code": fixed_code(task.loss, task.num_classes),
             **tensors,
         },
     )

@@ -14,7 +14,7 @@ from lightning_recon.priors.image_statistics import PublicStatistics, public_sta
 from lightning_recon.ranges import COUNT, PROBABILITY, SIZE, check_ranges
 from lightning_recon.structure.base import Decoded, Structure
 from lightning_recon.structure.coding.leaked_moments import MOMENTS
-from lightning_recon.structure.head_weights import class_code
+from lightning_recon.structure.loss_weights import fixed_code
 from lightning_recon.structure.mean_image_fallback import beats_mean_image
 from lightning_recon.structure.refinement import LeakedMoments
 
@@ -125,7 +125,7 @@ class SeedPaper(Structure):
                 "unit_direction": torch.zeros(self.units, dtype=torch.int64),
                 "lower": lower,
                 "upper": torch.cat([lower[1:], torch.tensor([torch.inf])]),
-                "code": class_code(task.num_classes),
+                "code": fixed_code(task.loss, task.num_classes),
                 "bias_constants": bias,
             },
         )

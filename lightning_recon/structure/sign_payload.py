@@ -15,8 +15,8 @@ from lightning_recon.structure.coding.gating import intervals, measurement_direc
 from lightning_recon.structure.coding.movement import movements, scale_free, steady_movement
 from lightning_recon.structure.coding.sign_channel import Method, SignChannel
 from lightning_recon.structure.coding.sign_plan import PILOTS, SignLayout, linear_layout, sign_layout
-from lightning_recon.structure.head_weights import class_code
 from lightning_recon.structure.local_weights import gains_of_batches, layer_settings
+from lightning_recon.structure.loss_weights import fixed_code, loss_settings
 from lightning_recon.structure.readout import design_noise
 
 _METHODS: dict[str, Method] = {"sign": "signs", "top_k": "largest", "random_k": "some"}
@@ -193,6 +193,7 @@ def _payload(
             **({"own_units": True} if layout.own_units else {}),
             "target_scale": 1.0,
             "balanced": design.balanced,
+            **loss_settings(task),
             "detach_logits": design.detach_logits,
             **(layout.plan.settings() if layout.plan else {}),
         },
@@ -206,7 +207,7 @@ def _payload(
             "unit_direction": unit_direction,
             "lower": lower,
             "upper": upper,
-            "code": class_code(task.num_classes),
+            "code": fixed_code(task.loss, task.num_classes),
             "dithered": dithered,
             "dither": dither,
             **({} if gains is None else {"step_gains": gains_of_batches(gains, task.local, task.batch_size).float()}),

@@ -22,9 +22,10 @@ from lightning_recon.structure.coding.power_allocation import water_filling
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.wiener import decode_row
-from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO, class_code
+from lightning_recon.structure.head_weights import MAX_WEIGHT_RATIO
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.local_weights import layer_settings, layer_tensors
+from lightning_recon.structure.loss_weights import fixed_code, loss_settings
 from lightning_recon.structure.readout import (
     budget_share,
     design_noise,
@@ -204,6 +205,7 @@ class WaterFilling(Structure):
                 **(layer_settings(task, self.strength) if self.cancel else {"strength": self.strength}),
                 "target_scale": 0.0 if self.head_weights == "flattened" else 1.0,
                 "balanced": self.head_weights == "balanced",
+                **loss_settings(task),
                 "blocks": blocks,
                 "detach_logits": self.detach_logits,
                 **({"norm_ratio": norm_ratio(power, self.pilot_power)} if l1_clipped(task) else {}),
@@ -218,7 +220,7 @@ class WaterFilling(Structure):
                 "unit_direction": unit_direction,
                 "lower": lower,
                 "upper": upper,
-                "code": class_code(task.num_classes),
+                "code": fixed_code(task.loss, task.num_classes),
                 **(layer_tensors(task) if self.cancel else {}),
             },
         )

@@ -55,6 +55,6 @@ def test_unknown_networks(name: str, message: str) -> None:
         build_network(name, 10)
 
 
-def test_one_class_is_refused() -> None:
-    with pytest.raises(UserError, match="num_classes is 1"):
-        build_network("convnet", 1)
+def test_no_output_is_refused() -> None:
+    with pytest.raises(UserError, match="num_classes is 0"):
+        build_network("convnet", 0)

@@ -49,7 +49,7 @@ class Pair(Base):
 
 class Ambiguous(Base):
     def forward(self, images: Tensor) -> object:
-        return {"out": super().forward(images)}
+        return {"scores": super().forward(images)}
 
 
 class Lazy(nn.Module):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classifier's last layer, found by what it does: the parameters whose gradient is softmax minus one-hot.
 
+Under other losses it is the loss's own gradient with respect to each output, for instance sigmoid minus label.
+
 The gradient of the logits' loss with respect to a class's bias is the loss's own gradient with respect to its logit,
 whatever the layer is called and wherever it is registered; no other parameters have that property.
 """
@@ -71,13 +73,13 @@ def find_head(model: FunctionalModel, images: Tensor) -> Head | None:
     values = {name: value.detach().requires_grad_() for name, value in model.parameters.items()}
     with torch.enable_grad():
         logits = model.at(values, images)
-    classes = logits.shape[1]
+    classes = logits.shape[1]  # or labels, or values
     candidates = [name for name, value in values.items() if value.dim() and len(value) == classes]
     biases = [name for name in candidates if values[name].dim() == 1]
     weights = [
         name for name in candidates if values[name].dim() > 1 and values[name][0].numel() == values[name].shape[1]
     ]
-    if not candidates or not logits.requires_grad:
+    if not candidates or not logits.requires_grad or logits.dim() != 2:
         return None
     # Errors of the first image alone, whose sum is zero as that of softmax minus one-hot always is.
     generator = torch.Generator().manual_seed(0)

@@ -110,6 +110,28 @@ def counted_labels(update: Update, head: Head | None, task: Task, predictions: T
     return label_counts(errors, task.victims, predictions.mean(0), noise)
 
 
+def recovered_targets(update: Update, head: Head | None, task: Task) -> Tensor:
+    """Several labels of a single image, (1, labels) float32: those whose error, sigmoid minus label, is negative.
+
+    Args:
+        update: As received.
+        head: The network's last layer; None if it was not found.
+        task: The announced training parameters, with a loss other than the cross-entropy.
+
+    Raises:
+        UserError: The last layer does not show the targets of this loss, or of several images.
+    """
+    advice = "set --model.labels joint, which optimises them with the images, or oracle, which takes the true ones"
+    if task.loss != "binary_cross_entropy":
+        raise UserError(f"under --model.client.loss {task.loss} the last layer's gradient shows no targets: {advice}")
+    if task.victims > 1:
+        raise UserError(f"the last layer's gradient shows the labels of one image, not of {task.victims}: {advice}")
+    if head is None or not head.of_batches:
+        raise UserError(f"no parameter of the network has the gradient sigmoid - label that shows labels: {advice}")
+    errors, _ = head.errors(update, announced_std(task))
+    return (errors < 0).float()[None].cpu()
+
+
 def expected_accuracy(update: Update, head: Head, task: Task, predictions: Tensor) -> float:
     """Expected share of the labels that `counted_labels` recovers correctly; arguments as there."""
     errors, noise = head.errors(update, announced_std(task))

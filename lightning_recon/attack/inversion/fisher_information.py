@@ -2,12 +2,14 @@
 """Fisher information of an update about the images, estimated by the server on samples of the public model."""
 
 import torch
+from torch import Tensor
 
 from lightning_recon.attack.inversion.distances import noise_std
 from lightning_recon.attack.inversion.forward_model import client_update
 from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.exchange import Task
+from lightning_recon.losses import as_targets
 
 _PERTURBATION = 1e-2  # of a pixel: small enough for a network to be linear, large against rounding
 _SAMPLES = 4
@@ -36,8 +38,18 @@ def information(model: FunctionalModel, task: Task, parametrization: Parametriza
         images = parametrization.transform.synthesise(waves).clamp(0, 1)
         perturbation = _PERTURBATION * torch.randn(shape, generator=generator).to(images)
         labels = (sample + torch.arange(task.victims, device=images.device)) % task.num_classes
-        before, _ = client_update(model, images, labels, task)
-        after, _ = client_update(model, images + perturbation, labels, task)
+        targets = _likely_targets(model, images, labels, task)
+        before, _ = client_update(model, images, targets, task)
+        after, _ = client_update(model, images + perturbation, targets, task)
         energy = torch.stack([(after[name] - before[name]).square().sum() for name in before]).sum()
         found.append(float(energy / perturbation.square().sum()))
     return sum(found) / _SAMPLES / noise_std(task) ** 2
+
+
+def _likely_targets(model: FunctionalModel, images: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Targets of public images: their labels; of maps over pixels the prediction, which is about half true."""
+    outputs: Tensor = model.network(images)
+    if outputs.ndim == 2:
+        return as_targets(task.loss, labels, task.num_classes)
+    found: Tensor = outputs.argmax(1) if task.loss == "cross_entropy" else (outputs > 0).to(outputs)
+    return found

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
@@ -18,6 +17,7 @@ from lightning_recon.attack.inversion.functional_model import FunctionalModel, e
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, Task
 from lightning_recon.exchange.local_training import SGD
+from lightning_recon.losses import Loss, cross_entropy, loss_named
 
 Update = dict[str, Tensor]
 
@@ -35,16 +35,18 @@ def mean_gradient_of(
     targets: Tensor,
     watch: tuple[str, ...] = (),
     mapped: bool = True,
+    loss_of: Loss = cross_entropy,
 ) -> tuple[Update, dict[str, Tensor]]:
-    """Gradient of a batch's mean cross-entropy.
+    """Gradient of a batch's mean loss.
 
     Args:
         model: the network.
         parameters: to use in place of its own.
         images: (B, C, H, W).
-        targets: labels (B,), int64; or probabilities (B, classes).
+        targets: labels (B,), int64; or probabilities (B, classes); or what else the loss takes.
         watch: layers whose inputs are wanted too.
         mapped: whether a transform of `torch.func` is around the call; without one, plain autograd has less to do.
+        loss_of: mean loss of outputs and targets.
 
     Returns:
         The gradient by parameter name, and the inputs of the watched layers by their names.
@@ -54,7 +56,7 @@ def mean_gradient_of(
         with inputs_of(model.network, list(watch)) as seen:
             # The compiler knows only the library's way.
             logits = functional_call(model.network, values, (images,)) if mapped else model.at(values, images)
-        return F.cross_entropy(logits, targets), seen  # in full precision under autocast too
+        return loss_of(logits, targets), seen  # in full precision under autocast too
 
     if mapped:
         mixed = torch.is_autocast_enabled(images.device.type)
@@ -111,15 +113,15 @@ def local_training(
     Returns:
         (Old minus new weights) / learning rate by parameter name, and the watched inputs.
     """
-    local = task.local
+    local, loss = task.local, loss_named(task.loss)
     if local.is_plain_step:
-        return mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
+        return mean_gradient_of(model, model.parameters, images, targets, watch, mapped, loss)
     size, parameters = local.batch_size or len(images), dict(model.parameters)
     seen: dict[str, Tensor] = {}
     velocity: Update | None = None
     parts = list(zip(torch.split(images, size), torch.split(targets, size), strict=True))[: local.batches(len(images))]
     for step, (part, labels) in enumerate(local.epochs * parts):
-        gradient, seen = mean_gradient_of(model, parameters, part, labels, watch, mapped)
+        gradient, seen = mean_gradient_of(model, parameters, part, labels, watch, mapped, loss)
         parameters, velocity = sgd_step(local, step, parameters, gradient, velocity)
     return {name: (value - parameters[name]) / local.divisor for name, value in model.parameters.items()}, seen
 
@@ -188,7 +190,7 @@ def client_update(
     Args:
         model: the network that the server shipped.
         images: every victim of the update, (V, C, H, W), one client's batch after the other's.
-        targets: labels (V,), int64; or probabilities (V, classes).
+        targets: labels (V,), int64; or probabilities (V, classes); or what else the loss takes, (V, ...).
         task: the announced training parameters.
         watch: layers whose inputs are wanted too.
         mapped: see `mean_gradient_of`.
@@ -198,7 +200,8 @@ def client_update(
         watched inputs.
     """
     if task.granularity == "sample" and task.max_grad_norm is None:
-        update, seen = mean_gradient_of(model, model.parameters, images, targets, watch, mapped)
+        loss = loss_named(task.loss)
+        update, seen = mean_gradient_of(model, model.parameters, images, targets, watch, mapped, loss)
         return {name: tensor * len(images) for name, tensor in update.items()}, seen
 
     def of_one(images: Tensor, labels: Tensor, mapped: bool = True) -> UpdateAndSeen:

@@ -258,5 +258,7 @@ class GradientInversion(Attack):
         for place, observation in self.observations.items():
             images, labels, evident = self.solver.best_images(self._slots(place), observation)
             start = self.mean_image.expand_as(images)
-            found.append(Reconstruction(*place, images, start, 0, evident, labels))
+            # Class indices alone are scored and written.
+            own = None if labels.is_floating_point() or labels.dim() > 1 else labels
+            found.append(Reconstruction(*place, images, start, 0, evident, own))
         return found

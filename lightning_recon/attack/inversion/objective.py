@@ -22,6 +22,7 @@ from lightning_recon.attack.inversion.functional_model import FunctionalModel
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
+from lightning_recon.losses import relaxed_targets
 from lightning_recon.priors.base import Prior
 from lightning_recon.priors.regularizers import Regularization, batch_statistics, revealed_features, total_variation
 
@@ -156,7 +157,7 @@ class GradientMatching:
         mapped: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Objective of one candidate; and as auxiliary output, the same and the residual."""
-        targets = labels if logits is None else logits.softmax(-1)
+        targets = labels if logits is None else relaxed_targets(self.task.loss, logits)
         images = self.parametrization.images(dummies)
         update, inputs = client_update(self.model, images, targets, self.task, self.watch, mapped)
         distance = cosine_distance if self.distance == "cosine" else squared_distance

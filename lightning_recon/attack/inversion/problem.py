@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.attack.inversion.classifier_head import Head, find_head
-from lightning_recon.attack.inversion.classifier_labels import public_images, public_predictions, read_labels
+from lightning_recon.attack.inversion.classifier_labels import (
+    public_images,
+    public_predictions,
+    read_labels,
+    recovered_targets,
+)
 from lightning_recon.attack.inversion.compilation import CompiledObjective, compilation_pays
 from lightning_recon.attack.inversion.distances import announced_std
 from lightning_recon.attack.inversion.fisher_information import information
@@ -20,6 +25,7 @@ from lightning_recon.attack.inversion.observations import Observation
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.attack.inversion.settings import InversionSettings
 from lightning_recon.attack.likelihood_ratio import is_evident
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.networks.differentiability import twice_differentiable
 from lightning_recon.priors.image_statistics import PublicStatistics
@@ -57,6 +63,8 @@ class InverseProblem:
         self.parametrization = Parametrization(settings.basis, statistics, device)
         self.head: Head | None = None
         self.predictions: Tensor | None = None
+        if settings.labels != "oracle":
+            self._refuse_maps()
         if settings.labels == "counted" or settings.regularization.features:
             self._inspect_classifier()
         if settings.basis == "balanced":
@@ -75,12 +83,23 @@ class InverseProblem:
             compiled = compilation_pays(settings, task, steps, device, self._numbers * _MAX_CHUNK <= _CPU_CHUNK)
         self._evaluate = CompiledObjective(self.matching, settings.compile is True) if compiled else self.matching
 
+    def _refuse_maps(self) -> None:
+        """Refuse to recover targets for every pixel, which is not modelled."""
+        with torch.no_grad(), twice_differentiable(self.task.network):
+            # Several images, since batch normalisation may need them.
+            outputs = self.model.network(public_images(self.statistics, 0, _PROBES).to(self.device))
+        if outputs.dim() > 2:
+            raise UserError(
+                "the network has outputs for every pixel, and an honest server's attack does not recover such targets: "
+                "set --model.labels oracle, which takes the true ones"
+            )
+
     def _inspect_classifier(self) -> None:
         """Locate the network's classifier and, to count labels, predict public images."""
         images = public_images(self.statistics, self.settings.seed).to(self.device)
         with twice_differentiable(self.task.network):
             self.head = find_head(self.model, images[:_PROBES])
-            if self.settings.labels == "counted":
+            if self.settings.labels == "counted" and self.task.loss == "cross_entropy":
                 batch_size = min(self.task.sharers, self.task.local.batch_size or self.task.sharers)
                 self.predictions = public_predictions(self.model, images, batch_size)
 
@@ -129,6 +148,8 @@ class InverseProblem:
         shown = True
         if labels is None and self.settings.labels == "joint":
             labels = torch.zeros(self.task.victims, dtype=torch.int64)
+        elif labels is None and self.task.loss != "cross_entropy":
+            labels = recovered_targets(update, self.head, self.task)
         elif labels is None:
             assert self.predictions is not None
             labels, shown = read_labels(update, self.head, self.task, self.predictions, index, warn=draw == 0)

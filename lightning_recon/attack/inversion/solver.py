@@ -18,6 +18,7 @@ from lightning_recon.attack.inversion.problem import InverseProblem
 from lightning_recon.attack.inversion.settings import InversionSettings
 from lightning_recon.attack.inversion.step_rules import StepRule
 from lightning_recon.errors import UserError
+from lightning_recon.losses import relaxed_targets
 from lightning_recon.priors.regularizers import group_consistency
 
 
@@ -183,15 +184,16 @@ class Solver:
             observation: Of the update.
 
         Returns:
-            On the CPU: images (victims, C, H, W) in [0, 1], labels (victims,), int64, empty if the update shows none;
-            and whether the update shows the images.
+            On the CPU: images (victims, C, H, W) in [0, 1], labels (victims,), int64, or other targets (victims, ...),
+            empty if the update shows none; and whether the update shows the images.
         """
         problem = self.problem
         dummies, logits, searched = self.pool.best_of(slots)
         searched = searched or (problem.settings.init == "revealed" and bool(dummies.any()))
         images = problem.parametrization.images(dummies).clamp(0, 1).float()
-        labels = observation.labels if logits is None else logits.argmax(-1)
-        targets = labels if logits is None else logits.softmax(-1)
+        loss = problem.task.loss
+        targets = observation.labels if logits is None else relaxed_targets(loss, logits)
+        labels = targets if logits is None or loss != "cross_entropy" else logits.argmax(-1)
         evident = searched and problem.is_evident(observation, images, targets)
         return images.cpu(), labels.cpu() if observation.labels_shown else labels[:0].cpu(), evident
 

@@ -14,10 +14,20 @@ from lightning_recon.files.digests import describe
 from lightning_recon.files.faults import readable
 from lightning_recon.files.schema import LABELS
 from lightning_recon.files.schema import NETWORK as NETWORK_RECORD
-from lightning_recon.files.serialization import read_json, read_tensors, write_json, write_tensors
+from lightning_recon.files.serialization import (
+    read_json,
+    read_sealed,
+    read_tensors,
+    write_json,
+    write_sealed,
+    write_tensors,
+)
+from lightning_recon.losses import as_targets
 from lightning_recon.networks.construction import copied, is_class_path
 from lightning_recon.networks.target_network import TargetNetwork
 from lightning_recon.networks.weights_file import load_weights
+
+_TARGETS = "targets"  # entry of a file
 
 
 @runtime_checkable
@@ -25,7 +35,7 @@ class KnowsLabels(Protocol):
     """A client that provides its labels, as an oracle."""
 
     def labels(self, update: int) -> Tensor:
-        """The labels of an update's victims, (victims,), int64."""
+        """The labels of an update's victims, (victims,), int64, or other targets (victims, ...)."""
         ...
 
 
@@ -77,7 +87,7 @@ def shipped_network(task: Task, name: str | None = None, weights: Path | None = 
     """
     called, per_sample = name or task.network, task.granularity == "sample"
     target = TargetNetwork(called, task.num_classes, weights, 0, task.normalization, per_sample)
-    return target.fit(*target.build_before_data(), task.image_shape, min(2, task.batch_size))
+    return target.fit(*target.build_before_data(), task.image_shape, min(2, task.batch_size), maps=None)
 
 
 def keep_network(client: Client, configured: Client, folder: Path, name: str | None = None) -> None:
@@ -96,7 +106,7 @@ def _check_unaltered(path: Path) -> None:
 
 
 def oracle_labels(client: Client, index: int, folder: Path | None) -> Tensor:
-    """An oracle: the labels of the victims of one update, (victims,), int64.
+    """An oracle: the labels of the victims of one update, (victims,), int64, or other targets (victims, ...).
 
     Args:
         client: A client that provides labels, or a recording.
@@ -114,23 +124,49 @@ def oracle_labels(client: Client, index: int, folder: Path | None) -> Tensor:
             _keep_labels(labels, index, folder)
         return labels
     path = _folder(client) / f"{_labels_name(index)}.json"
-    if not path.is_file():
+    tensors = path.with_suffix(".safetensors")
+    if not path.is_file() and not tensors.is_file():
         raise UserError(f"the labels of update {index} are not recorded: set --model.labels counted")
-    with readable(path):
-        labels = torch.tensor(read_json(path, LABELS, "labels 1")["labels"], dtype=torch.int64)
-    victims, classes = client.task.victims, client.task.num_classes
-    if labels.shape != (victims,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise UserError(
-            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} image(s) of classes "
-            f"0 to {classes - 1}: correct the file"
-        )
+    labels = _recorded_labels(path, client.task) if path.is_file() else _recorded_targets(tensors, client.task)
     if folder is not None:
         _keep_labels(labels, index, folder)
     return labels
 
 
+def _recorded_labels(path: Path, task: Task) -> Tensor:
+    """The class indices in a file."""
+    with readable(path):
+        labels = torch.tensor(read_json(path, LABELS, "labels 1")["labels"], dtype=torch.int64)
+    victims, classes = task.victims, task.num_classes
+    if labels.shape != (victims,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(
+            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} image(s) of classes "
+            f"0 to {classes - 1}: correct the file"
+        )
+    return labels
+
+
+def _recorded_targets(path: Path, task: Task) -> Tensor:
+    """The other targets in a file."""
+    with readable(path):
+        tensors, record = read_sealed(path, _TARGETS)
+        if record.get("format") != "targets 1" or set(tensors) != {_TARGETS}:
+            raise ValueError("not of the format 'targets 1'")
+    targets = tensors[_TARGETS]
+    if len(targets) != task.victims or not bool(targets.isfinite().all()):
+        raise UserError(
+            f"{path} holds {len(targets)} targets, and the update is about {task.victims}: correct the file"
+        )
+    return as_targets(task.loss, targets, task.num_classes) if targets.is_floating_point() else targets
+
+
 def _keep_labels(labels: Tensor, index: int, folder: Path) -> None:
-    write_json(folder / f"{_labels_name(index)}.json", {"format": "labels 1", "labels": labels.tolist()})
+    """Record class indices as JSON, other targets as a tensor."""
+    path = folder / f"{_labels_name(index)}.json"
+    if labels.dim() == 1 and not labels.is_floating_point():
+        write_json(path, {"format": "labels 1", "labels": labels.tolist()})
+    else:
+        write_sealed(path.with_suffix(".safetensors"), {_TARGETS: labels.cpu()}, _TARGETS, {"format": "targets 1"})
 
 
 def _labels_name(index: int) -> str:
