@@ -29,10 +29,8 @@ from torch.func import functional_call, grad, vmap
 from lightning_recon.capture.update_file import CapturedUpdate, Convention, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
+from lightning_recon.networks.wrappers import unwrapped
 from lightning_recon.structure.layer import InferenceStructure
-
-# Prefixes that wrappers add to parameter names.
-_PREFIXES = ("_module.", "module.")
 
 
 @register_grad_sampler(InferenceStructure)  # type: ignore[untyped-decorator]
@@ -214,7 +212,7 @@ def capture_change(
     """
     if task.granularity != "sample" or task.local.update != "delta":
         raise UserError('announce granularity "sample" and local training whose update is "delta"')
-    after = {_own_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    after = {name: parameter.detach() for name, parameter in unwrapped(model).named_parameters()}
     if missing := sorted(after.keys() ^ before.keys()):
         raise UserError(f"{missing[0]} is a parameter only before or only after the training: give copies of one model")
     tensors = {name: after[name] - one.to(after[name]) for name, one in before.items()}
@@ -222,18 +220,10 @@ def capture_change(
     save_captured(path, CapturedUpdate(task, tensors, "delta", payload.digest(), client, round, 0, source, declared))
 
 
-def _own_name(wrapped: str) -> str:
-    """The name of a parameter without the prefixes of wrappers."""
-    for prefix in _PREFIXES:
-        wrapped = wrapped.removeprefix(prefix)
-    return wrapped
-
-
 def _gradients(model: nn.Module) -> Mapping[str, Tensor]:
     """Gradients by parameter name of the server's model; zeros for frozen parameters."""
     found: dict[str, Tensor] = {}
-    for wrapped, parameter in model.named_parameters():
-        name = _own_name(wrapped)
+    for name, parameter in unwrapped(model).named_parameters():
         gradient: Any = parameter.grad
         if gradient is None and parameter.requires_grad:
             raise UserError(f"{name} has no gradient: pass the model that the optimizer trains, after its pre_step()")

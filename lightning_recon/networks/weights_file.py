@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from lightning_recon.errors import UserError
 from lightning_recon.files.faults import FAULTS, reason_of
 from lightning_recon.files.serialization import read_safetensors
+from lightning_recon.networks.wrappers import common_prefix, plain_name
 
-# Prefixes of a network's own names in a file of weights.
-_PREFIXES = ("", "network.", "model.", "network.model.")
+# Entries in which programs keep the state dict among other things.
+_ENTRIES = ("state_dict", "model_state_dict", "model", "network", "net")
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -20,8 +21,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
     Args:
         network: network to fill.
-        path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint of a trained `VictimClient`.
-            Reading it executes no code.
+        path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint that holds one, such as that
+            of a trained `VictimClient`. Names may have the prefixes of wrappers, such as "module.", "_orig_mod." and
+            "_module.". Reading it executes no code.
 
     Raises:
         UserError: the file is missing, cannot be read, or belongs to another network.
@@ -39,9 +41,11 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for name, value in content.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(f"weights {path} hold NaN or infinity in {name}: give those of a network that was trained")
-    # Names as in the user's own model, in a client's checkpoint, or as when a wrapper normalised the images.
+    # Names as in the user's own model, in a client's checkpoint, or of a network in wrappers.
     own = network.state_dict().keys()
-    prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
+    if not set(own) <= content.keys():
+        content = {plain_name(key): value for key, value in content.items()}
+    prefix = common_prefix(content, own)
     content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
     try:
         network.load_state_dict(content)
@@ -63,7 +67,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         return read_safetensors(path)[0]
     content: object = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
-        content = content.get("state_dict", content)
+        content = next((content[name] for name in _ENTRIES if isinstance(content.get(name), dict)), content)
     if not isinstance(content, dict) or not content:
         raise ValueError("it holds no state dict")
     for name, value in content.items():
