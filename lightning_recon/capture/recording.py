@@ -15,6 +15,7 @@ from lightning_recon.capture.training_watch import Watched, watching
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Convention, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, ServerPayload, Task, update_name
+from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_safetensors, write_tensors
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization
@@ -98,7 +99,7 @@ def record(
         _check_announced(task, seen, structure=payload is not None)
     if payload is None:
         tensors = {OF_NETWORK + name: tensor for name, tensor in tensors.items()}
-        _keep_network(Path(folder), before)
+        keep_network(Path(folder), before)
     path = Path(folder) / f"{update_name(client, 0, round)}{ENDING}"
     sent = (payload or ServerPayload()).digest()
     source = f"PyTorch {torch.__version__.partition('+')[0]}"
@@ -167,14 +168,23 @@ def _check_announced(task: Task, seen: Task, structure: bool) -> None:
             )
 
 
-def _keep_network(folder: Path, before: Mapping[str, Tensor]) -> None:
-    """Write the weights that the server sent; all updates of a folder answer the same ones."""
+def keep_network(folder: Path, before: Mapping[str, Tensor]) -> None:
+    """Write the weights that the server sent beside the updates that answer them.
+
+    Args:
+        folder: of the updates.
+        before: state dict.
+
+    Raises:
+        UserError: the folder holds other weights.
+    """
     state, path = {plain_name(name): tensor for name, tensor in before.items()}, folder / f"{NETWORK}{ENDING}"
     if path.exists():
-        earlier, _ = read_safetensors(path)
+        with readable(path):
+            earlier, _ = read_safetensors(path)
         if earlier.keys() != state.keys() or any(not torch.equal(earlier[name], state[name].cpu()) for name in state):
             raise UserError(
-                f"{path} holds other weights than the model had before this block: record a folder for each model that "
+                f"{path} holds other weights than the model had before this training: use a folder for each model that "
                 "the server sends"
             )
         return
