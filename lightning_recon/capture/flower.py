@@ -17,7 +17,6 @@ sensitivity · sqrt(2 ln(1.25/delta)) / epsilon, fresh in each round and indepen
 
 import math
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +24,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lightning_recon.capture.flower_ldp import DeclaredPrivacy, declared_privacy
+from lightning_recon.capture.served_model import served_model
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, Quantization, ServerPayload, Task, update_name
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import build_layer
 from lightning_recon.structure.server_layer import TamperedNetwork
 
 try:
@@ -127,16 +126,8 @@ class FlowerAudit:
         return self.structure.payload(self.task)
 
     def model(self) -> TamperedNetwork:
-        """The model that the malicious server sends in place of `network`.
-
-        Its state dict holds the network's parameters and buffers, and the structure's parameters. The structure's
-        buffers are part of the code instead, because LocalDpMod would corrupt them: thresholds may be infinite, and
-        indices are integers.
-        """
-        structure = build_layer(self.payload)
-        for name, buffer in list(structure.named_buffers()):
-            structure.register_buffer(name, buffer, persistent=False)
-        return TamperedNetwork(deepcopy(self.network), structure)
+        """The model that the malicious server sends in place of `network`, see `served_model`."""
+        return served_model(self.network, self.payload)
 
     def arrays(self) -> ArrayRecord:
         """The payload as Flower sends it: the initial arrays of a strategy."""
