@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_recon.capture.nvflare_filters import SvtRelease, svt_release
 from lightning_recon.capture.recording import keep_network
 from lightning_recon.capture.served_model import served_model
+from lightning_recon.capture.tensor_check import NETWORK, STRUCTURE
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Compression, LocalTraining, ServerPayload, Task, payload_name, update_name
@@ -79,7 +80,12 @@ class NVFlareAudit:
     @cached_property
     def payload(self) -> ServerPayload:
         """What the server adds to the network."""
-        return ServerPayload() if self.structure is None else self.structure.payload(self.task)
+        if self.structure is None:
+            return ServerPayload()
+        payload = self.structure.payload(self.task)
+        if isinstance(self.protection, PercentilePrivacy):
+            self._check_zeros(payload, self.protection.percentile / 100)
+        return payload
 
     @cached_property
     def task(self) -> Task:
@@ -140,7 +146,19 @@ class NVFlareAudit:
             folder: of the captured updates, an absolute path, where `announce` has written.
         """
         filters = [] if self.protection is None else [type(self.protection).__name__]
-        return CaptureFilter(str(folder), filters[0] if filters else None, self.steps)
+        limit = self.protection.gamma * self.steps if isinstance(self.protection, PercentilePrivacy) else None
+        return CaptureFilter(str(folder), filters[0] if filters else None, self.steps, limit)
+
+    def _check_zeros(self, payload: ServerPayload, removed: float) -> None:
+        """Refuse a percentile above the share of values that are zero whatever the images are."""
+        units, inputs = build_layer(payload).get_parameter("weight").shape
+        excited = min(units, self.batch_size * len(payload.tensors.get("directions", ()))) or units
+        zeros = 1 - excited * inputs / self._entries(payload)
+        if removed > zeros:
+            raise UserError(
+                f"PercentilePrivacy removes values of the structure: its percentile is {100 * removed:g}, and "
+                f"{100 * zeros:.3g} % of the values are zero: give the structure more units"
+            )
 
     def _entries(self, payload: ServerPayload) -> int:
         """Number of values in an update."""
@@ -200,7 +218,12 @@ class CaptureFilter(DXOFilter):  # type: ignore[misc]
     """
 
     def __init__(
-        self, folder: str, after: str | None = None, steps: int | None = None, client: int | None = None
+        self,
+        folder: str,
+        after: str | None = None,
+        steps: int | None = None,
+        limit: float | None = None,
+        client: int | None = None,
     ) -> None:
         """Store the arguments.
 
@@ -208,10 +231,12 @@ class CaptureFilter(DXOFilter):  # type: ignore[misc]
             folder: of the captured updates, an absolute path, where `NVFlareAudit.announce` has written.
             after: name of the filter that must have been called before; None: none.
             steps: local steps that the client has to report; None: any.
+            limit: largest magnitude that a filter without noise lets through, which the structure must keep below;
+                None: not checked.
             client: index of the client, from 0; None: from its name, site-1 being the first.
         """
         super().__init__([DataKind.WEIGHTS, DataKind.WEIGHT_DIFF], None)
-        self.folder, self.after, self.steps, self.client = folder, after, steps, client
+        self.folder, self.after, self.steps, self.limit, self.client = folder, after, steps, limit, client
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """Capture the weights that are sent to a client, or the update that it sends.
@@ -251,16 +276,18 @@ class CaptureFilter(DXOFilter):  # type: ignore[misc]
                 "the client sends its weights, and privacy filters are made for their change: set "
                 "params_transfer_type=TransferType.DIFF in the job"
             )
-        if self.after is not None and self.after not in dxo.get_filter_history():
+        if self.after is not None and self.after not in (dxo.get_filter_history() or []):
             raise UserError(f"the update has not been through {self.after} yet: list CaptureFilter after it")
         reported = dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 1)
         if self.steps is not None and reported != self.steps:
             raise UserError(
                 f"the client reports {reported} steps, by which the filters scale gamma, and {self.steps} are announced"
             )
+        if self.limit is not None:
+            self._check_limited(tensors)
         task = Task.load(folder / ANNOUNCED)
         place = self._client(fl_ctx), int(shareable.get_header(AppConstants.CURRENT_ROUND, 0))
-        prefix = "" if payload.settings else "network."
+        prefix = "" if payload.settings else NETWORK
         budget: dict[str, Any] | None = dxo.get_meta_prop(_BUDGET)
         captured = CapturedUpdate(
             task=task,
@@ -273,6 +300,18 @@ class CaptureFilter(DXOFilter):  # type: ignore[misc]
             declared=None if budget is None else Declared(epsilon=float(budget["epsilon_total"]), delta=0.0),
         )
         return folder / f"{update_name(place[0], 0, place[1])}{ENDING}", captured
+
+    def _check_limited(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse an update in which the filter has limited values of the structure."""
+        values = torch.cat(
+            [one.flatten() for name, one in tensors.items() if name.startswith(STRUCTURE)] or [torch.zeros(0)]
+        )
+        limited = int((values.abs() >= (self.limit or 0.0) * (1 - 1e-6)).sum())
+        if limited:
+            raise UserError(
+                f"{limited} values of the structure were limited by gamma, {self.limit:g}: give the structure a "
+                "strength of gamma or less"
+            )
 
     def _client(self, fl_ctx: FLContext) -> int:
         if self.client is not None:
