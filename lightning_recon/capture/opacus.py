@@ -2,11 +2,13 @@
 """Capture updates from Opacus: the clipped, noised gradient with which `DPOptimizer` is about to step.
 
 The client trains the server's model, `TamperedNetwork`, wrapped by `PrivacyEngine.make_private` in its default
-`grad_sample_mode="hooks"`. Opacus computes per-sample gradients layer by layer and refuses unknown layers with buffers,
-in "functorch" mode too. Importing this module registers the gradient of the structure with Opacus's
-`register_grad_sampler`. The general refusal of buffers must be lifted as well, by wrapping the model first:
-`make_private(module=GradSampleModule(model, strict=False), ...)`. Opacus then accepts networks with batch normalization
-too: convert them with `opacus.validators.ModuleValidator`.
+`grad_sample_mode="hooks"`, or in "ghost". `BatchMemoryManager` may split its batches: a virtual step is no update.
+Opacus computes per-sample gradients layer by layer and refuses unknown layers with buffers, in "functorch" mode too.
+Importing this module registers the gradient of the structure with Opacus's `register_grad_sampler`. The general refusal
+of buffers must be lifted as well, by wrapping the model first: `make_private(module=GradSampleModule(model,
+strict=False), ...)`, or for ghost clipping `GradSampleModuleFastGradientClipping(model, strict=False,
+max_grad_norm=...)`. Opacus then accepts networks with batch normalization too: convert them with
+`opacus.validators.ModuleValidator`.
 
 Opacus's hooks do not support a structure that is spread over several tensors (`spread`, under per-layer clipping), one
 that detaches the network's logits (`head_weights: flattened`), and networks that change a layer's output in place, as
@@ -124,6 +126,7 @@ def capture(
     Raises:
         UserError: there is no gradient, or the task does not agree with the optimizer.
     """
+    _check_noised(optimizer)
     actual = task_of(optimizer, task)
     for name in ("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size"):
         announced, done = getattr(task, name), getattr(actual, name)
@@ -147,6 +150,25 @@ def capture(
     save_captured(
         path, CapturedUpdate(task, tensors, convention, payload.digest(), client, round, draw, source, declared)
     )
+
+
+def _check_noised(optimizer: DPOptimizer) -> None:
+    """Refuse gradients that are not those of a step.
+
+    Raises:
+        UserError: the gradients were accumulated by a virtual step, or their noise is not the announced one.
+    """
+    # Opacus marks the sum of clipped gradients once noise was added to it.
+    sums = [parameter.summed_grad for parameter in optimizer.params if parameter.summed_grad is not None]
+    if sums and not all(getattr(one, "_processed", False) for one in sums):
+        raise UserError(
+            "this was a virtual step, which only adds to a logical batch: capture in a step hook, as capture_steps "
+            "does, or after the last step of the logical batch"
+        )
+    if hasattr(optimizer, "_adjusted_noise_multiplier"):
+        raise UserError(
+            "the noise follows an adaptive clipping norm, which is not captured: use a constant max_grad_norm"
+        )
 
 
 def capture_steps(
