@@ -10,6 +10,7 @@ from tarfile import TarError
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
@@ -211,7 +212,10 @@ def as_image(value: object) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Tensor):
-        return transforms.to_pil_image(value)
+        if value.is_floating_point():  # torchvision would cut fractions off
+            value = (value * 255).round().clamp(0, 255).to(torch.uint8)
+        image: Image.Image = transforms.to_pil_image(value)
+        return image
     if isinstance(value, np.ndarray) and value.ndim in (2, 3):
         if value.dtype == np.uint8:
             return Image.fromarray(value.squeeze())
