@@ -46,6 +46,7 @@ from lightning_recon.capture.flower import FlowerAudit
 CLIENTS = 6  # as many as Bulyan needs to leave some out
 UPDATE = "update-c000-d000-r0000.safetensors"
 ALL = {"fraction_evaluate": 0.0, "min_train_nodes": CLIENTS, "min_available_nodes": CLIENTS}
+CLIP = 0.01  # of central differential privacy, below the norm of an update
 OWN_CLIP, OWN_NOISE = 2.0, 1e-3
 
 
@@ -101,21 +102,20 @@ def app_of(
     return app, plain
 
 
-def audit_of(protection: Any, clients: int = 1, rounds: int = 1) -> FlowerAudit:  # noqa: ANN401 - of Flower
-    return FlowerAudit(
-        build_network("convnet", 16), WaterFilling(strength=1.0), protection, 24, 16, 4, clients=clients, rounds=rounds
-    )
+def audit_of(protection: Any, clients: int = 1, rounds: int = 1, strength: float = 1.0) -> FlowerAudit:  # noqa: ANN401 - of Flower
+    structure = WaterFilling(strength=strength)
+    return FlowerAudit(build_network("convnet", 16), structure, protection, 24, 16, 4, clients=clients, rounds=rounds)
 
 
 def norm_of(tensors: dict[str, Tensor]) -> float:
     return float(torch.cat([one.flatten() for one in tensors.values()]).double().norm())
 
 
-def attacked(folder: Path, pictures: ClientBatch) -> dict[str, Any]:
+def attacked(folder: Path, pictures: ClientBatch, strength: float = 1.0) -> dict[str, Any]:
     save_truth(folder / "truth.safetensors", pictures.images, pictures.labels)
     files = ["--model.update", str(folder), "--data", "CapturedPictures", "--data.root", str(folder)]
     run = ["--trainer.default_root_dir", str(folder / "run"), "--results.show", "false", "--trainer.accelerator", "cpu"]
-    main(["fit", "--config", "captured.yaml", *files, *run, "--model.structure.strength", "1"])
+    main(["fit", "--config", "captured.yaml", *files, *run, "--model.structure.strength", str(strength)])
     found: dict[str, Any] = json.loads((folder / "run" / "results.json").read_text())
     return found
 
@@ -160,16 +160,20 @@ def test_updates_are_captured_under_every_strategy(
 
 CENTRAL = {
     "client, fixed": (
-        lambda one: strategies.DifferentialPrivacyClientSideFixedClipping(one, 1.0, 0.1, 1),
+        lambda one: strategies.DifferentialPrivacyClientSideFixedClipping(one, 1.0, CLIP, 1),
         fixedclipping_mod,
     ),
     "client, adaptive": (
-        lambda one: strategies.DifferentialPrivacyClientSideAdaptiveClipping(one, 1.0, 1, initial_clipping_norm=0.1),
+        lambda one: strategies.DifferentialPrivacyClientSideAdaptiveClipping(
+            one, 1.0, 1, initial_clipping_norm=CLIP, clipped_count_stddev=1.0
+        ),
         adaptiveclipping_mod,
     ),
-    "server, fixed": (lambda one: strategies.DifferentialPrivacyServerSideFixedClipping(one, 1.0, 0.1, 1), None),
+    "server, fixed": (lambda one: strategies.DifferentialPrivacyServerSideFixedClipping(one, 1.0, CLIP, 1), None),
     "server, adaptive": (
-        lambda one: strategies.DifferentialPrivacyServerSideAdaptiveClipping(one, 1.0, 1, initial_clipping_norm=0.1),
+        lambda one: strategies.DifferentialPrivacyServerSideAdaptiveClipping(
+            one, 1.0, 1, initial_clipping_norm=CLIP, clipped_count_stddev=1.0
+        ),
         None,
     ),
 }
@@ -183,11 +187,11 @@ def test_central_privacy_hides_nothing_from_the_server(case: str, pictures: Clie
     app, plain = app_of(audit, pictures, [audit.capture(tmp_path), *filter(None, [mod])])
     strategy.start(InProcess(app, 1), audit.arrays(), num_rounds=1)
     captured = load_captured(tmp_path / UPDATE)
-    clip = 0.1 if mod else None
+    clip = CLIP if mod else None
     assert (captured.task.max_grad_norm, captured.task.noise_multiplier) == (clip, 0.0)
     assert captured.source.endswith(type(strategy).__name__)
     factor = 1.0 if clip is None else clip / norm_of(plain[0])
-    assert factor <= 1
+    assert factor < 0.5
     for name, delta in plain[0].items():
         torch.testing.assert_close(captured.tensors[name], factor * delta, rtol=1e-3, atol=1e-6)
     found = attacked(tmp_path, pictures)
@@ -211,7 +215,7 @@ def own_mod(message: Message, place: Context, call_next: Callable[[Message, Cont
 
 
 def test_a_mod_of_the_app_is_described_by_its_privacy(pictures: ClientBatch, tmp_path: Path) -> None:
-    audit = audit_of(Privacy(OWN_CLIP, OWN_NOISE))
+    audit = audit_of(Privacy(OWN_CLIP, OWN_NOISE), strength=1e4)
     # Others may stand anywhere between.
     mods = [audit.capture(tmp_path), message_size_mod, own_mod, arrays_size_mod]
     app, _ = app_of(audit, pictures, mods)
@@ -220,7 +224,7 @@ def test_a_mod_of_the_app_is_described_by_its_privacy(pictures: ClientBatch, tmp
     assert (captured.task.max_grad_norm, captured.task.noise_multiplier) == (OWN_CLIP, OWN_NOISE)
     nulls = captured.tensors["structure.weight"][:, -64:]
     assert float(nulls.std()) == pytest.approx(OWN_CLIP * OWN_NOISE, rel=0.05)
-    assert attacked(tmp_path, pictures)["summary"]["detected"] == 4
+    assert attacked(tmp_path, pictures, 1e4)["summary"]["detected"] == 4
 
 
 def test_an_unclipped_update_is_refused_where_a_clip_is_announced(pictures: ClientBatch, tmp_path: Path) -> None:
@@ -251,7 +255,9 @@ def test_what_cannot_be_described(protection: Any, said: str) -> None:  # noqa: 
 
 
 def test_a_norm_that_adapts_is_audited_in_one_round() -> None:
-    wrapper = strategies.DifferentialPrivacyClientSideAdaptiveClipping(strategies.FedAvg(), 1.0, 1)
+    wrapper = strategies.DifferentialPrivacyClientSideAdaptiveClipping(
+        strategies.FedAvg(), 1.0, 1, clipped_count_stddev=1.0
+    )
     with pytest.raises(UserError, match="audit a single round"):
         _ = replace(audit_of(wrapper), rounds=2).task
 
