@@ -166,7 +166,17 @@ def open_dataset(name: str, root: Path, options: dict[str, Any], download: bool)
         with timeout():
             data = kind(**given | options)
         len(data)
-    except (RuntimeError, OSError, ImportError, HTTPException, TarError, EOFError, TypeError, ValueError) as error:
+    except (
+        RuntimeError,
+        OSError,
+        ImportError,
+        HTTPException,
+        TarError,
+        EOFError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
         hint = "" if download or "download" not in known else "add --data.download true, or "
         raise UserError(
