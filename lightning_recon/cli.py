@@ -117,6 +117,10 @@ def run(given: list[str], typed: Sequence[str]) -> None:
         from lightning_recon.command_line.recommend import recommend
 
         recommend(rest)
+    elif command == "capture":
+        from lightning_recon.command_line.capture import capture_command
+
+        capture_command(rest)
     elif command == "completion":
         from lightning_recon.command_line.completion import script
 

@@ -17,7 +17,6 @@ sensitivity · sqrt(2 ln(1.25/delta)) / epsilon, fresh in each round and indepen
 
 import math
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,20 +24,22 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lightning_recon.capture.flower_ldp import DeclaredPrivacy, declared_privacy
-from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
+from lightning_recon.capture.flower_protection import Protected, Protection, protected_by
+from lightning_recon.capture.served_model import served_model
+from lightning_recon.capture.update_file import ENDING, CapturedUpdate, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, Quantization, ServerPayload, Task, update_name
 from lightning_recon.structure.base import Structure
-from lightning_recon.structure.layer import build_layer
 from lightning_recon.structure.server_layer import TamperedNetwork
 
 try:
     import flwr
-    from flwr.app import ArrayRecord, Context, Message, MetricRecord
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
     from flwr.clientapp.mod import LocalDpMod
     from flwr.clientapp.typing import ClientAppCallable
     from flwr.server.workflow import SecAggPlusWorkflow
-    from flwr.serverapp.strategy import FedAvg
+    from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import FedAvg, Strategy
 except ImportError as error:
     raise UserError("auditing a Flower app needs flwr: pip install 'lightning_recon[flower]'") from error
 
@@ -53,7 +54,9 @@ class FlowerAudit:
     Args:
         network: the app's own model: images (B, 3, H, W) in [0, 1] to logits (B, classes).
         structure: what the server adds to it; configure the attack with the same structure.
-        protection: the app's LocalDpMod.
+        protection: what protects the updates: the app's LocalDpMod; its strategy for central differential privacy,
+            `DifferentialPrivacyClientSideFixedClipping` for example; a `Privacy` that describes a mod of its own; None.
+            See `capture.flower_protection`.
         image_size: side of the images, in pixels.
         num_classes: number of classes of the network.
         batch_size: images in an update: all images that the client trains on in a round.
@@ -68,7 +71,7 @@ class FlowerAudit:
 
     network: nn.Module
     structure: Structure
-    protection: LocalDpMod
+    protection: Protection
     image_size: int
     num_classes: int
     batch_size: int
@@ -78,10 +81,21 @@ class FlowerAudit:
     local: LocalTraining = LocalTraining()  # noqa: RUF009 - frozen
     secure_aggregation: SecAggPlusWorkflow | None = None
 
+    @cached_property
+    def protected(self) -> Protected:
+        """How the updates are protected when they reach the server."""
+        return protected_by(self.protection, self.rounds)
+
     @property
     def privacy(self) -> DeclaredPrivacy:
-        """The declared and the exact privacy of the protection."""
+        """The declared and the exact privacy of a LocalDpMod.
+
+        Raises:
+            UserError: the app has another protection.
+        """
         mod = self.protection
+        if not isinstance(mod, LocalDpMod):
+            raise UserError(f"{self.protected.name} declares no privacy of an update to the server")
         return declared_privacy(mod.clipping_norm, mod.sensitivity, mod.epsilon, mod.delta, self.rounds)
 
     @cached_property
@@ -95,8 +109,8 @@ class FlowerAudit:
             network=self.name,
             granularity="update",
             per_layer=False,
-            max_grad_norm=self.protection.clipping_norm,
-            noise_multiplier=self.privacy.noise_multiplier,
+            max_grad_norm=self.protected.clipping_norm,
+            noise_multiplier=self.protected.noise_multiplier,
             rounds=self.rounds,
             parameter_tensors=len(list(self.network.parameters())),
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
@@ -127,24 +141,23 @@ class FlowerAudit:
         return self.structure.payload(self.task)
 
     def model(self) -> TamperedNetwork:
-        """The model that the malicious server sends in place of `network`.
-
-        Its state dict holds the network's parameters and buffers, and the structure's parameters. The structure's
-        buffers are part of the code instead, because LocalDpMod would corrupt them: thresholds may be infinite, and
-        indices are integers.
-        """
-        structure = build_layer(self.payload)
-        for name, buffer in list(structure.named_buffers()):
-            structure.register_buffer(name, buffer, persistent=False)
-        return TamperedNetwork(deepcopy(self.network), structure)
+        """The model that the malicious server sends in place of `network`, see `served_model`."""
+        return served_model(self.network, self.payload)
 
     def arrays(self) -> ArrayRecord:
         """The payload as Flower sends it: the initial arrays of a strategy."""
         return ArrayRecord({name: tensor.detach().clone() for name, tensor in self.model().state_dict().items()})
 
-    def strategy(self) -> "SameArrays":
-        """A strategy that asks `clients` clients (Flower's default is at least two) and skips evaluation."""
-        return SameArrays(fraction_evaluate=0.0, min_train_nodes=self.clients, min_available_nodes=self.clients)
+    def strategy(self, strategy: Strategy | None = None) -> "SameArrays":
+        """A strategy that sends the same arrays in every round.
+
+        Args:
+            strategy: the app's own, for what it sends beside the arrays and which clients it asks. None: FedAvg that
+                asks `clients` clients (Flower's default is at least two) and skips evaluation.
+        """
+        if strategy is None:
+            strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=self.clients, min_available_nodes=self.clients)
+        return SameArrays(strategy)
 
     def capture(self, folder: str | Path) -> "CaptureMod":
         """A mod that captures the client's updates; list it before the LocalDpMod: `mods=[capture, protection]`."""
@@ -217,13 +230,12 @@ def captured_update(
                 "FlowerAudit.model(), and reply with ArrayRecord(model.state_dict())"
             )
     delta = {name: (sent[name].double() - received[name].double()).float() for name in audit.names}
-    mod = audit.protection
     norm = math.hypot(*(float(tensor.double().norm()) for tensor in delta.values()))
     most = bound_on_norm(audit, sum(tensor.numel() for tensor in delta.values()), 1)
     if norm > most:
         raise UserError(
             f"the update has norm {norm:.4g}, but clipping and noise allow {most:.4g}: list the capturing mod before "
-            "the LocalDpMod, mods=[audit.capture(folder), protection]"
+            f"{audit.protected.name}, mods=[audit.capture(folder), protection]"
         )
     return CapturedUpdate(
         task=audit.task,
@@ -232,39 +244,73 @@ def captured_update(
         payload=audit.payload.digest(),
         client=client,
         round=round,
-        source=protected_by(),
-        declared=Declared(epsilon=mod.epsilon, delta=mod.delta, sensitivity=mod.sensitivity),
+        source=source_of(audit),
+        declared=audit.protected.declared,
     )
 
 
 def bound_on_norm(audit: FlowerAudit, count: int, clients: int) -> float:
     """The largest norm that an update of so many numbers, or the sum of several clients', may have, with tolerance."""
-    noise = audit.privacy.noise_std * math.sqrt(clients)
-    if audit.quantization is not None:
-        noise = math.hypot(noise, audit.quantization.rounding_noise(clients))
-    return _SLACK * (clients * audit.protection.clipping_norm + noise * math.sqrt(count))
+    rounding = 0.0 if audit.quantization is None else audit.quantization.rounding_noise(clients)
+    return _SLACK * audit.protected.bound(count, clients, rounding)
 
 
-def protected_by() -> str:
+def source_of(audit: FlowerAudit) -> str:
     """The program that made an update, and its protection."""
-    return f"flwr {flwr.__version__}, LocalDpMod"
+    return f"flwr {flwr.__version__}, {audit.protected.name}"
 
 
-class SameArrays(FedAvg):
+class SameArrays(Strategy):
     """A strategy that sends the same arrays in every round, so that the rounds' updates can be averaged."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        """Store the strategy that chooses the clients.
+
+        Args:
+            strategy: any strategy, also one with differential privacy; what it aggregates of the arrays is discarded.
+        """
+        self.strategy = strategy
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy does."""
+        return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate the metrics as FedAvg does, and discard the arrays."""
-        _, metrics = super().aggregate_train(server_round, replies)
+        """Aggregate the metrics as the strategy does, and discard the arrays."""
+        _, metrics = self.strategy.aggregate_train(server_round, replies)
         return None, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy does."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """As the strategy does."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """As the strategy does."""
+        self.strategy.summary()
 
 
 def _tensors(message: Message) -> dict[str, Tensor]:
-    """Arrays of a message's only ArrayRecord, by name; empty if it has none, or several."""
-    records = list(message.content.array_records.values())
-    return dict(records[0].to_torch_state_dict()) if len(records) == 1 else {}
+    """Arrays of a message's only ArrayRecord, by name; empty if it has none.
+
+    Raises:
+        UserError: it has several.
+    """
+    records = message.content.array_records
+    if len(records) > 1:
+        raise UserError(
+            f"the message has the array records {', '.join(records)}: audit an app that sends its model in one of them"
+        )
+    return dict(next(iter(records.values())).to_torch_state_dict()) if records else {}
 
 
 def _place(message: Message, context: Context) -> tuple[int, int]:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_recon.capture.flower import FlowerAudit, bound_on_norm, protected_by
-from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
+from lightning_recon.capture.flower import FlowerAudit, bound_on_norm, source_of
+from lightning_recon.capture.update_file import ENDING, CapturedUpdate, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import update_name
 
@@ -128,14 +128,13 @@ def captured_sum(
             f"the sum has norm {norm:.4g}, but clipping and noise of {contributors} clients allow {most:.4g}: list the "
             "LocalDpMod after secaggplus_mod, mods=[secaggplus_mod, protection], or raise the workflow's clipping_range"
         )
-    mod = audit.protection
     return CapturedUpdate(
         task=audit.task,
         tensors=delta,
         convention="delta",
         payload=audit.payload.digest(),
         round=round,
-        source=f"{protected_by()}, SecAgg+",
-        declared=Declared(epsilon=mod.epsilon, delta=mod.delta, sensitivity=mod.sensitivity),
+        source=f"{source_of(audit)}, SecAgg+",
+        declared=audit.protected.declared,
         contributors=contributors if contributors < audit.clients else None,
     )

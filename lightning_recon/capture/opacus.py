@@ -2,11 +2,13 @@
 """Capture updates from Opacus: the clipped, noised gradient with which `DPOptimizer` is about to step.
 
 The client trains the server's model, `TamperedNetwork`, wrapped by `PrivacyEngine.make_private` in its default
-`grad_sample_mode="hooks"`. Opacus computes per-sample gradients layer by layer and refuses unknown layers with buffers,
-in "functorch" mode too. Importing this module registers the gradient of the structure with Opacus's
-`register_grad_sampler`. The general refusal of buffers must be lifted as well, by wrapping the model first:
-`make_private(module=GradSampleModule(model, strict=False), ...)`. Opacus then accepts networks with batch normalization
-too: convert them with `opacus.validators.ModuleValidator`.
+`grad_sample_mode="hooks"`, or in "ghost". `BatchMemoryManager` may split its batches: a virtual step is no update.
+Opacus computes per-sample gradients layer by layer and refuses unknown layers with buffers, in "functorch" mode too.
+Importing this module registers the gradient of the structure with Opacus's `register_grad_sampler`. The general refusal
+of buffers must be lifted as well, by wrapping the model first: `make_private(module=GradSampleModule(model,
+strict=False), ...)`, or for ghost clipping `GradSampleModuleFastGradientClipping(model, strict=False,
+max_grad_norm=...)`. Opacus then accepts networks with batch normalization too: convert them with
+`opacus.validators.ModuleValidator`.
 
 Opacus's hooks do not support a structure that is spread over several tensors (`spread`, under per-layer clipping), one
 that detaches the network's logits (`head_weights: flattened`), and networks that change a layer's output in place, as
@@ -29,10 +31,8 @@ from torch.func import functional_call, grad, vmap
 from lightning_recon.capture.update_file import CapturedUpdate, Convention, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
+from lightning_recon.networks.wrappers import unwrapped
 from lightning_recon.structure.layer import InferenceStructure
-
-# Prefixes that wrappers add to parameter names.
-_PREFIXES = ("_module.", "module.")
 
 
 @register_grad_sampler(InferenceStructure)  # type: ignore[untyped-decorator]
@@ -126,6 +126,7 @@ def capture(
     Raises:
         UserError: there is no gradient, or the task does not agree with the optimizer.
     """
+    _check_noised(optimizer)
     actual = task_of(optimizer, task)
     for name in ("granularity", "per_layer", "max_grad_norm", "noise_multiplier", "batch_size"):
         announced, done = getattr(task, name), getattr(actual, name)
@@ -149,6 +150,25 @@ def capture(
     save_captured(
         path, CapturedUpdate(task, tensors, convention, payload.digest(), client, round, draw, source, declared)
     )
+
+
+def _check_noised(optimizer: DPOptimizer) -> None:
+    """Refuse gradients that are not those of a step.
+
+    Raises:
+        UserError: the gradients were accumulated by a virtual step, or their noise is not the announced one.
+    """
+    # Opacus marks the sum of clipped gradients once noise was added to it.
+    sums = [parameter.summed_grad for parameter in optimizer.params if parameter.summed_grad is not None]
+    if sums and not all(getattr(one, "_processed", False) for one in sums):
+        raise UserError(
+            "this was a virtual step, which only adds to a logical batch: capture in a step hook, as capture_steps "
+            "does, or after the last step of the logical batch"
+        )
+    if hasattr(optimizer, "_adjusted_noise_multiplier"):
+        raise UserError(
+            "the noise follows an adaptive clipping norm, which is not captured: use a constant max_grad_norm"
+        )
 
 
 def capture_steps(
@@ -214,7 +234,7 @@ def capture_change(
     """
     if task.granularity != "sample" or task.local.update != "delta":
         raise UserError('announce granularity "sample" and local training whose update is "delta"')
-    after = {_own_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    after = {name: parameter.detach() for name, parameter in unwrapped(model).named_parameters()}
     if missing := sorted(after.keys() ^ before.keys()):
         raise UserError(f"{missing[0]} is a parameter only before or only after the training: give copies of one model")
     tensors = {name: after[name] - one.to(after[name]) for name, one in before.items()}
@@ -222,18 +242,10 @@ def capture_change(
     save_captured(path, CapturedUpdate(task, tensors, "delta", payload.digest(), client, round, 0, source, declared))
 
 
-def _own_name(wrapped: str) -> str:
-    """The name of a parameter without the prefixes of wrappers."""
-    for prefix in _PREFIXES:
-        wrapped = wrapped.removeprefix(prefix)
-    return wrapped
-
-
 def _gradients(model: nn.Module) -> Mapping[str, Tensor]:
     """Gradients by parameter name of the server's model; zeros for frozen parameters."""
     found: dict[str, Tensor] = {}
-    for wrapped, parameter in model.named_parameters():
-        name = _own_name(wrapped)
+    for name, parameter in unwrapped(model).named_parameters():
         gradient: Any = parameter.grad
         if gradient is None and parameter.requires_grad:
             raise UserError(f"{name} has no gradient: pass the model that the optimizer trains, after its pre_step()")

@@ -189,6 +189,31 @@ Examples
   recon verify --config verify.yaml --verify.client my_client:train_step --verify.claims.batch_size 64
 """,
     ),
+    "capture": Command(
+        "recon capture --before FILE --after FILE --output DIR --network NAME [--OPTION VALUE]...",
+        "make a captured update of the weights before and after a client's training, from any program",
+        """
+The files are state dicts (.safetensors, or .pt and .ckpt of torch.save), also with prefixes of wrappers: module.,
+_module., _orig_mod. Reading them executes no code. Their difference is the update of a client of an honest server.
+
+  --before FILE            weights that the server sent
+  --after FILE             weights that the client sent back
+  --output DIR             gets the captured update, and network.safetensors
+  --network NAME           torchvision or timm name, convnet, or a class path
+  --num_classes N          number of classes of the network
+  --image_size N           width and height of the images in pixels
+  --batch_size N           images that the client trained on
+  --local.optimizer CLASS  how it trained: one step of SGD by default; --local.optimizer.lr, --local.epochs,
+                           --local.batch_size, ... as of --model.client in recon fit
+  --privacy.OPTION VALUE   how the update is protected: max_grad_norm, noise_multiplier, granularity, rounds, ...
+  --client N, --clients N, --round N    of several clients and rounds, each captured into the same DIR
+
+Examples
+  recon capture --before round0.pt --after client7.pt --output captured --network resnet18 --num_classes 10 \\
+      --image_size 32 --batch_size 8 --local.optimizer SGD --local.optimizer.lr 0.01
+  recon fit --config captured.yaml --config attack/likelihood.yaml --model.update captured
+""",
+    ),
     "recommend": Command(
         "recon recommend --risk LIMIT... [--OPTION VALUE]...",
         "state the noise that keeps a risk below a limit, or the risks under a given noise",

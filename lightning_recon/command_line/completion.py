@@ -8,6 +8,7 @@ from typing import Any
 from lightning_recon.attack import GradientInversion, ReconstructionAttack
 from lightning_recon.audit.commands import audit_options
 from lightning_recon.audit.config import ReportOptions
+from lightning_recon.command_line.capture import capture_options
 from lightning_recon.command_line.commands import COMMANDS, RUNS
 from lightning_recon.command_line.lightning_cli import roots
 from lightning_recon.command_line.options import choices_of, group_of, nearby, options_of
@@ -71,6 +72,8 @@ def _parser(file: Mapping[str, Any], folder: Mapping[str, Any]) -> argparse.Argu
             options |= {"output": str} | (options_of(ReportOptions) if name == "report" else {})
         if name == "recommend":
             options |= recommend_options()
+        if name == "capture":
+            options |= capture_options()
         if name in RUNS:
             options |= roots()
         if name == "verify":

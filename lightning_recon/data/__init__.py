@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images of the clients: sources, subject masks, batches, and their hand-over to the client."""
 
+from lightning_recon.data.any_dataset import DatasetClients
 from lightning_recon.data.datamodule import ClientDataModule
 from lightning_recon.data.masks import GrabCutMasks, NoMasks, SubjectMasks
 from lightning_recon.data.sam_masks import SamMasks
@@ -11,6 +12,7 @@ __all__ = [
     "CapturedPictures",
     "ClientBatch",
     "ClientDataModule",
+    "DatasetClients",
     "GrabCutMasks",
     "NoMasks",
     "SamMasks",

@@ -261,6 +261,15 @@ class ClientDataModule(LightningDataModule):
             self._targets = open_targets(self.targets, self.root)
         return self._targets
 
+    def image_order(self, source: ImageSource) -> list[int]:
+        """The indices of all images; clients get the first ones in turn.
+
+        Args:
+            source: from `image_source`.
+        """
+        order: list[int] = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return order
+
     def _trains_target(self) -> bool:
         """Whether the model is a target network to be trained, and not an attack."""
         model = model_of(self.trainer)
@@ -273,7 +282,7 @@ class ClientDataModule(LightningDataModule):
             if source.ignored:
                 names, more = ", ".join(source.ignored[:5]), len(source.ignored) - 5
                 warn(f"{source.origin}: not images, ignored: {names}{f' and {more} more' if more > 0 else ''}")
-            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed)).tolist()
+            order = self.image_order(source)
             wanted, earlier, order = sum(self.batch_sizes), order[: self.first_image], order[self.first_image :]
             selection = select(source, order, wanted, self.picture)
             warn_skipped(source, selection, self._warned)

@@ -11,9 +11,10 @@ from lightning_recon.errors import UserError
 from lightning_recon.files.faults import FAULTS, reason_of
 from lightning_recon.files.serialization import read_safetensors
 from lightning_recon.networks.input_layer import adapt_weights, first_convolution
+from lightning_recon.networks.wrappers import common_prefix, plain_name
 
-# Prefixes of a network's own names in a file of weights.
-_PREFIXES = ("", "network.", "model.", "network.model.")
+# Entries in which programs keep the state dict among other things.
+_ENTRIES = ("state_dict", "model_state_dict", "model", "network", "net")
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -23,8 +24,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
     Args:
         network: network to fill.
-        path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint of a trained `VictimClient`.
-            Reading it executes no code.
+        path: `.safetensors`, or a file of `torch.save`: a bare state dict, or a checkpoint that holds one, such as that
+            of a trained `VictimClient`. Names may have the prefixes of wrappers, such as "module.", "_orig_mod." and
+            "_module.". Reading it executes no code.
 
     Raises:
         UserError: the file is missing, cannot be read, or belongs to another network.
@@ -77,9 +79,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _own_names(content: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Tensors by the names of the network's own parameters."""
-    # Names as in the user's own model, in a client's checkpoint, or as when a wrapper normalised the images.
+    # Names as in the user's own model, in a client's checkpoint, or of a network in wrappers.
     own = network.state_dict().keys()
-    prefix = max(_PREFIXES, key=lambda one: sum(key.startswith(one) and key[len(one) :] in own for key in content))
+    if not set(own) <= content.keys():
+        content = {plain_name(key): value for key, value in content.items()}
+    prefix = common_prefix(content, own)
     return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
 
 
@@ -93,7 +97,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         return read_safetensors(path)[0]
     content: object = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
-        content = content.get("state_dict", content)
+        content = next((content[name] for name in _ENTRIES if isinstance(content.get(name), dict)), content)
     if not isinstance(content, dict) or not content:
         raise ValueError("it holds no state dict")
     for name, value in content.items():

@@ -265,7 +265,7 @@ def test_a_mod_after_the_protection_is_refused(tmp_path: Path) -> None:
     def inside(message: Message, place: Context, call_next: Any) -> Message:  # noqa: ANN401 - the app
         return audit.protection(message, place, lambda *both: capture(*both, call_next))
 
-    with pytest.raises(UserError, match=r"before the LocalDpMod, mods=\[audit.capture"):
+    with pytest.raises(UserError, match=r"before LocalDpMod, mods=\[audit.capture"):
         through(inside, arrays, unclipped)
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record the update of any PyTorch training loop: `with record(model, folder): ...`."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.capture.client import NETWORK
+from lightning_recon.capture.tensor_check import NETWORK as OF_NETWORK
+from lightning_recon.capture.training_watch import Watched, watching
+from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Convention, Declared, save_captured
+from lightning_recon.errors import UserError
+from lightning_recon.exchange import LocalTraining, ServerPayload, Task, update_name
+from lightning_recon.files.faults import readable
+from lightning_recon.files.serialization import read_safetensors, write_tensors
+from lightning_recon.networks.batch_norm import BatchNorm
+from lightning_recon.networks.normalization import Normalization
+from lightning_recon.networks.wrappers import plain_name, unwrapped
+from lightning_recon.privacy.parameters import Privacy
+
+# Fields of a task that the loop shows.
+_SEEN = ("image_shape", "num_classes", "batch_size", "parameter_tensors", "local")
+
+
+@contextmanager
+def record(
+    model: nn.Module,
+    folder: str | Path,
+    privacy: Privacy | None = None,
+    *,
+    network: str | None = None,
+    normalization: Normalization = "auto",
+    epochs: int = 1,
+    shuffle: bool = False,
+    client: int = 0,
+    clients: int = 1,
+    round: int = 0,
+    declared: Declared | None = None,
+    task: Task | None = None,
+    payload: ServerPayload | None = None,
+) -> Iterator[Watched]:
+    """Record what a client's training changes, and write it as a captured update when the block ends.
+
+    Image size, classes, batch size, mini-batches, optimizer, its options and learning rates are read from the loop.
+    Where an optimizer has stepped, the update is the change of the weights ("delta"); otherwise it is the gradient that
+    the loop has left in the parameters, of the mean loss. Whatever the block does to weights or gradients, clipping and
+    noise included, is in the update. Nothing is written where the block raises an exception.
+
+    Without `payload` the server is honest: the weights of before the block are written as network.safetensors.
+
+    Args:
+        model: the model that the loop calls, images (B, C, H, W) in [0, 1] to logits (B, classes), in wrappers or not.
+        folder: for one file for each client and round, and for the network's weights.
+        privacy: how the block protects the update; None: it does not. With granularity "sample" the clipping norm is
+            that of a sample's gradient, with "update" that of the update itself.
+        network: name by which the attack builds the network; None: the class path of the model.
+        normalization: how the network normalizes its images; "auto": not at all, for a class path.
+        epochs: passes over the client's images in the block.
+        shuffle: whether mini-batches are drawn anew in every epoch.
+        client: index of the client, from 0.
+        clients: number of clients whose updates are recorded.
+        round: index of the round, from 0; `privacy.rounds` is their number.
+        declared: the privacy that the client's program declares.
+        task: the announced task, instead of the one that follows from the loop and from `privacy`; the loop must agree.
+        payload: what a malicious server has sent; the model is then its `TamperedNetwork`, and `task` is needed.
+
+    Yields:
+        What was seen of the loop so far.
+
+    Raises:
+        UserError: the loop cannot be announced, differs from the task, or has changed nothing.
+    """
+    inner = unwrapped(model)
+    if payload is not None and task is None:
+        raise UserError("record() with a payload needs the task for which the payload was made: give task=")
+    stale = any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in inner.parameters())
+    before = {name: tensor.detach().clone() for name, tensor in inner.state_dict().items()}
+    modes = any(isinstance(module, BatchNorm) and module.training for module in inner.modules())
+    with watching(model) as watched:
+        yield watched
+    if stale and not watched.learning_rates:
+        raise UserError(
+            "the model held gradients of an earlier pass, to which others were added: call zero_grad() first"
+        )
+    convention, tensors, local = _released(inner, before, watched, epochs, shuffle, task)
+    seen = _task_of(inner, watched, watched.images(epochs), local, privacy or Privacy(max_grad_norm=None))
+    seen = replace(
+        seen,
+        network=network or f"{type(inner).__module__}.{type(inner).__qualname__}",
+        clients=clients,
+        normalization=normalization,
+        batch_norm="train" if modes else "eval",
+    )
+    if task is not None:
+        _check_announced(task, seen, structure=payload is not None)
+    if payload is None:
+        tensors = {OF_NETWORK + name: tensor for name, tensor in tensors.items()}
+        keep_network(Path(folder), before)
+    path = Path(folder) / f"{update_name(client, 0, round)}{ENDING}"
+    sent = (payload or ServerPayload()).digest()
+    source = f"PyTorch {torch.__version__.partition('+')[0]}"
+    save_captured(path, CapturedUpdate(task or seen, tensors, convention, sent, client, round, 0, source, declared))
+
+
+def _released(
+    inner: nn.Module, before: Mapping[str, Tensor], watched: Watched, epochs: int, shuffle: bool, task: Task | None
+) -> tuple[Convention, dict[str, Tensor], LocalTraining]:
+    """Convention and tensors of the update by the network's own names, and the training that led to it."""
+    parameters = {plain_name(name): (name, parameter) for name, parameter in inner.named_parameters()}
+    if not watched.learning_rates:
+        if all(parameter.grad is None for _, parameter in parameters.values()):
+            raise UserError("no optimizer stepped and no gradient was computed: train the model inside the block")
+        gradients = {
+            name: torch.zeros_like(one) if one.grad is None else one.grad.detach().clone()
+            for name, (_, one) in parameters.items()
+        }
+        announced = task is not None and task.local.is_plain_step
+        return "gradient_mean", gradients, task.local if task is not None and announced else LocalTraining()
+    local = watched.local_training(epochs, shuffle)
+    deltas = {name: one.detach() - before[full].to(one) for name, (full, one) in parameters.items()}
+    step = replace(local, update="gradient")
+    if task is not None and task.local.update == "gradient" and step.is_plain_step:
+        # What the server announced as the gradient is the change divided by minus the learning rate.
+        return "gradient_mean", {name: delta / -step.divisor for name, delta in deltas.items()}, step
+    return "delta", deltas, local
+
+
+def _task_of(inner: nn.Module, watched: Watched, images: int, local: LocalTraining, privacy: Privacy) -> Task:
+    """The task that a server of this loop would have announced."""
+    if privacy.noise_bands > 1 or privacy.adaptive_clip is not None:
+        raise UserError("give record() a task= where noise is correlated over rounds, or the clipping norm adapts")
+    if watched.image_shape is None or watched.num_classes is None:
+        raise UserError("no images went through the model while it was recorded: call it inside the block")
+    return Task(
+        image_shape=watched.image_shape,
+        num_classes=watched.num_classes,
+        batch_size=images,
+        clients=1,
+        network="custom",
+        granularity=privacy.granularity,
+        per_layer=privacy.per_layer,
+        max_grad_norm=privacy.max_grad_norm,
+        noise_multiplier=privacy.noise_multiplier,
+        rounds=privacy.rounds,
+        parameter_tensors=len(list(inner.parameters())),
+        parameters=sum(parameter.numel() for parameter in inner.parameters()),
+        mechanism=privacy.mechanism,
+        local=local,
+    )
+
+
+def _check_announced(task: Task, seen: Task, structure: bool) -> None:
+    """Refuse a loop that differs from what was announced."""
+    # The order of mini-batches, and what was dropped, cannot be seen.
+    same = replace(seen.local, shuffle=task.local.shuffle, drop_last=task.local.drop_last)
+    found = replace(seen, local=same)
+    for name in _SEEN:
+        if name == "parameter_tensors" and structure:
+            continue  # the task counts those of the network alone
+        if getattr(task, name) != getattr(found, name):
+            raise UserError(
+                f"{name} is {getattr(task, name)} in the task, but the loop had {getattr(found, name)}: announce what "
+                "the client does, and make the payload for it"
+            )
+
+
+def keep_network(folder: Path, before: Mapping[str, Tensor]) -> None:
+    """Write the weights that the server sent beside the updates that answer them.
+
+    Args:
+        folder: of the updates.
+        before: state dict.
+
+    Raises:
+        UserError: the folder holds other weights.
+    """
+    state, path = {plain_name(name): tensor for name, tensor in before.items()}, folder / f"{NETWORK}{ENDING}"
+    if path.exists():
+        with readable(path):
+            earlier, _ = read_safetensors(path)
+        if earlier.keys() != state.keys() or any(not torch.equal(earlier[name], state[name].cpu()) for name in state):
+            raise UserError(
+                f"{path} holds other weights than the model had before this training: use a folder for each model that "
+                "the server sends"
+            )
+        return
+    write_tensors(folder, NETWORK, state)

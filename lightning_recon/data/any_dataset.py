@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients whose images come from any data set class: torchvision's by name, others by class path."""
+
+import inspect
+from collections.abc import Callable
+from http.client import HTTPException
+from importlib import import_module
+from pathlib import Path
+from tarfile import TarError
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms.v2 import functional as transforms
+
+from lightning_recon.data.datamodule import ClientDataModule
+from lightning_recon.data.dirichlet import dirichlet_partition
+from lightning_recon.data.download import default_root, timeout
+from lightning_recon.data.masks import SubjectMasks
+from lightning_recon.data.sources import ImageSource
+from lightning_recon.errors import UserError
+from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
+from lightning_recon.suggestions import closest
+
+# Attributes in which data sets keep all labels, which are then known without decoding an image.
+_LABELS = ("targets", "labels", "_labels")
+
+
+class DatasetClients(ClientDataModule):
+    """Images of a data set class: any of `torchvision.datasets` by name, or any map-style data set by class path.
+
+    An item is an image and a label; further parts are ignored. Images are PIL images, arrays (H, W), (H, W, C), or
+    tensors (C, H, W), of 8 bit or float in [0, 1].
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        options: dict[str, Any] | None = None,
+        alpha: float | None = None,
+        partitions: int = 10,
+        min_partition_size: int = 10,
+        self_balancing: bool = False,
+        root: str | None = None,
+        image_size: int = 64,
+        batch_size: int = 16,
+        clients: int = 1,
+        masks: SubjectMasks | None = None,
+        seed: int = 0,
+        num_classes: int | None = None,
+        download: bool = False,
+        local_images: int | None = None,
+    ) -> None:
+        """Describe the data; nothing is read before `prepare_data`.
+
+        Args:
+            dataset: name of a class of `torchvision.datasets`, such as "MNIST", or a class path, such as
+                "medmnist.PathMNIST".
+            options: arguments of the class. `root` and `download` are given to classes that have them, and `train` is
+                true where a class has it; what is here takes precedence.
+            alpha: distribute the images by a Dirichlet distribution over labels with this concentration, see
+                `data.dirichlet`; null: independently of their labels.
+            partitions: with `alpha`: clients that share the data set, of which the first `clients` are attacked.
+            min_partition_size: with `alpha`: fewest images of a client.
+            self_balancing: with `alpha`: whether a client with more images than the average gets no further classes.
+            root: see `ClientDataModule`; null: $LIGHTNING_RECON_DATA or ~/.cache/lightning_recon/data.
+            image_size: see `ClientDataModule`, as all that follow.
+            batch_size: number of images per client.
+            clients: number of clients that are attacked.
+            masks: how the subject of each image is found.
+            seed: seed of the choice of images, and of their distribution.
+            num_classes: number of classes of the network.
+            download: let the class download the data if they are missing.
+            local_images: number of images that each client holds.
+
+        Raises:
+            UserError: a number is out of its range.
+        """
+        super().__init__(
+            root=str(default_root()) if root is None else root,
+            source="folder",
+            image_size=image_size,
+            batch_size=batch_size,
+            clients=clients,
+            masks=masks,
+            seed=seed,
+            num_classes=num_classes,
+            local_images=local_images,
+        )
+        check_ranges(
+            "--data.",
+            alpha=(alpha, POSITIVE),
+            partitions=(partitions, COUNT),
+            min_partition_size=(min_partition_size, NOT_NEGATIVE),
+        )
+        if alpha is not None and clients > partitions:
+            raise UserError(f"--data.clients is {clients}, more than --data.partitions, {partitions}: raise that")
+        self.dataset, self.options, self.alpha, self.partitions = dataset, options or {}, alpha, partitions
+        self.min_partition_size, self.self_balancing, self.downloads = min_partition_size, self_balancing, download
+        self._opened: Any = None
+
+    def prepare_data(self) -> None:
+        """Download missing data, and find the subjects of the images."""
+        if self.downloads:
+            self._data(download=True)
+        super().prepare_data()
+
+    def image_source(self) -> ImageSource:
+        """All images of the data set."""
+        data = self._data()
+
+        def fetch(index: int) -> tuple[Image.Image, int]:
+            image, label, *_ = data[index]
+            return as_image(image), label_of(label)
+
+        return ImageSource(f"{self.dataset} in {self.root}", [str(index) for index in range(len(data))], fetch)
+
+    def image_order(self, source: ImageSource) -> list[int]:
+        """Each client's images in turn, from its own part of the data set, and then all others."""
+        if self.alpha is None:
+            return super().image_order(source)
+        labels = labels_of(self._data(), source)
+        parts = dirichlet_partition(
+            labels, self.partitions, self.alpha, self.min_partition_size, self.self_balancing, self.seed
+        )
+        size = self.local_images or self.batch_size
+        held = parts[: self.clients]
+        if (least := min(map(len, held))) < size:
+            raise UserError(
+                f"a client holds {least} images of {self.dataset}, {size} are needed: lower --data.batch_size or "
+                "--data.partitions, or raise --data.alpha"
+            )
+        own = [index for part in held for index in part[:size]]
+        return own + sorted(set(range(len(source))) - set(own))
+
+    def _data(self, download: bool = False) -> Any:  # noqa: ANN401 - a data set of any class
+        if self._opened is None:
+            self._opened = open_dataset(self.dataset, self.root or default_root(), self.options, download)
+        return self._opened
+
+
+def open_dataset(name: str, root: Path, options: dict[str, Any], download: bool) -> Any:  # noqa: ANN401
+    """Open a data set.
+
+    Args:
+        name: class of `torchvision.datasets`, or a class path.
+        root: folder of the data.
+        options: arguments of the class.
+        download: whether the class may download missing data.
+
+    Raises:
+        UserError: there is no such class, or it cannot be opened.
+    """
+    kind = dataset_class(name)
+    known = inspect.signature(kind).parameters
+    given: dict[str, Any] = {"train": True} if "train" in known else {}
+    if "root" in known:
+        given["root"] = str(root)
+    if download and "download" in known:
+        root.mkdir(parents=True, exist_ok=True)
+        given["download"] = True
+    try:
+        with timeout():
+            data = kind(**given | options)
+        len(data)
+    except (
+        RuntimeError,
+        OSError,
+        ImportError,
+        HTTPException,
+        TarError,
+        EOFError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ) as error:
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
+        hint = "" if download or "download" not in known else "add --data.download true, or "
+        raise UserError(
+            f"{name} cannot be opened in {root} ({reason}): {hint}put its files there, and give the arguments of the "
+            "class by --data.options"
+        ) from error
+    return data
+
+
+def dataset_class(name: str) -> Callable[..., Any]:
+    """The class of a data set by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+        try:
+            found = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            hint = ": pip install 'lightning_recon[medmnist]'" if module == "medmnist" else ""
+            raise UserError(f"the data set {name} cannot be imported ({error}){hint}") from error
+    else:
+        own = {one.lower(): one for one in datasets.__all__}
+        if name.lower() not in own:
+            near = closest(name, datasets.__all__)
+            raise UserError(
+                f"torchvision has no data set {name}: {f'did you mean {near}? ' if near else ''}"
+                "Give a class of torchvision.datasets, or a class path"
+            )
+        found = getattr(datasets, own[name.lower()])
+    if not isinstance(found, type) or not hasattr(found, "__getitem__"):
+        raise UserError(f"{name} is no map-style data set: give a class with __len__ and __getitem__")
+    return found
+
+
+def as_image(value: object) -> Image.Image:
+    """An image of a data set as PIL image.
+
+    Raises:
+        TypeError: it is no image.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, Tensor):
+        if value.is_floating_point():  # torchvision would cut fractions off
+            value = (value * 255).round().clamp(0, 255).to(torch.uint8)
+        image: Image.Image = transforms.to_pil_image(value)
+        return image
+    if isinstance(value, np.ndarray) and value.ndim in (2, 3):
+        if value.dtype == np.uint8:
+            return Image.fromarray(value.squeeze())
+        if np.issubdtype(value.dtype, np.floating):
+            return Image.fromarray((value * 255).round().clip(0, 255).astype(np.uint8).squeeze())
+    raise TypeError(f"an item holds {type(value).__name__}, not an image")
+
+
+def label_of(value: object) -> int:
+    """A label of a data set: a number, or an array or tensor of one number.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = np.asarray(value).reshape(-1)
+    if found.size != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError("its label is not one class: choose another target by --data.options")
+    return int(found[0])
+
+
+def labels_of(data: Any, source: ImageSource) -> list[int]:  # noqa: ANN401 - a data set of any class
+    """Labels of all images: as the data set keeps them, or by decoding every image."""
+    for name in _LABELS:
+        kept = getattr(data, name, None)
+        if kept is not None and len(kept) == len(source):
+            return [label_of(one) for one in kept]
+    return [source.fetch(index)[1] for index in range(len(source))]
