@@ -30,7 +30,7 @@ def with_identification(
     if not isinstance(data, ClientDataModule):
         return scored, run
     truths, task = truths_of(trainer), module.task
-    gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES), data.picture)
+    gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES), data.image_format)
     # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
     chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
     noise = 0.0 if task.max_grad_norm is None else task.independent_multiplier

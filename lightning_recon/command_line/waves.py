@@ -87,7 +87,7 @@ def clients_at_once(data: ClientDataModule, client: object, draws: int, ranks: i
         return data.clients
     if wanted is None:
         images = max(data.batch_sizes) * draws
-        values = data.picture.channels * data.picture.pixels
+        values = data.image_format.channels * data.image_format.pixels
         wanted = max(1, int(_SHARE_OF_MEMORY * memory() / ranks / (images * values * _BYTES_PER_VALUE)))
         wanted = max(group, wanted - wanted % group)
     if wanted >= data.clients:

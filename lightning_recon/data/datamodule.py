@@ -154,7 +154,7 @@ class ClientDataModule(LightningDataModule):
         if self.root is None and download and source in DOWNLOADABLE:
             self.root = default_root()
         self.source: Source = "folder" if source == "samples" and root else source
-        self.picture = ImageFormat(channels, sides[0], sides[1], bit_depth)
+        self.image_format = ImageFormat(channels, sides[0], sides[1], bit_depth)
         self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
         self.batch_size, self.clients, self.seed = batch_size, clients, seed
         self.masks = masks if masks is not None else GrabCutMasks()
@@ -194,7 +194,7 @@ class ClientDataModule(LightningDataModule):
         """
         _, chosen, _ = self._select()
         masks = torch.stack([read_mask(image, self.masks, self.mask_cache) for image in chosen.images])
-        photographs, start = self.picture.values(chosen.images), 0
+        photographs, start = self.image_format.values(chosen.images), 0
         targets, whole = (
             self._opened_targets().of(chosen.names, chosen.labels, masks),
             self._opened_targets().whole_images,
@@ -209,8 +209,10 @@ class ClientDataModule(LightningDataModule):
             self.client_batches.append(batch)
             start += size
         subjects = not isinstance(self.masks, NoMasks) and not whole
-        protocol = DataProtocol(self.batch_size, subjects, self.local_images, self.first_client, self.picture.bit_depth)
-        hand_over(model_of(self.trainer), self.client_batches, self.picture, protocol)
+        protocol = DataProtocol(
+            self.batch_size, subjects, self.local_images, self.first_client, self.image_format.bit_depth
+        )
+        hand_over(model_of(self.trainer), self.client_batches, self.image_format, protocol)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Step numbers for an attack; for a target network, images that no client holds."""
@@ -248,11 +250,11 @@ class ClientDataModule(LightningDataModule):
             count: the most that are read.
         """
         source, _, rest = self._select()
-        return gallery_photographs(self.gallery, source, rest, count, self.picture)
+        return gallery_photographs(self.gallery, source, rest, count, self.image_format)
 
     def image_source(self) -> ImageSource:
         """All images that clients may hold; a data module for another source overrides only this method."""
-        deep = self.picture.bit_depth > 8 or self.picture.channels not in (1, 3)
+        deep = self.image_format.bit_depth > 8 or self.image_format.channels not in (1, 3)
         return open_source(self.source, self.root, self.num_classes, value_range=self.value_range, deep=deep)
 
     def _opened_targets(self) -> Targets:
@@ -284,7 +286,7 @@ class ClientDataModule(LightningDataModule):
                 warn(f"{source.origin}: not images, ignored: {names}{f' and {more} more' if more > 0 else ''}")
             order = self.image_order(source)
             wanted, earlier, order = sum(self.batch_sizes), order[: self.first_image], order[self.first_image :]
-            selection = select(source, order, wanted, self.picture)
+            selection = select(source, order, wanted, self.image_format)
             warn_skipped(source, selection, self._warned)
             if len(selection.images) < wanted:
                 least, most = min(self.batch_sizes), max(self.batch_sizes)
@@ -307,7 +309,7 @@ class ClientDataModule(LightningDataModule):
         """The images that no client holds."""
         source, _, order = self._select()
         cache, targets = self.mask_cache, self._opened_targets()
-        return SubjectImages(source, order, self.picture, self.masks, cache, self._warned, targets)
+        return SubjectImages(source, order, self.image_format, self.masks, cache, self._warned, targets)
 
     def _loader(self, validation: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """The first nine tenths of the images that no client holds, or the last tenth for validation.

@@ -27,7 +27,7 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
         self,
         source: ImageSource,
         order: list[int],
-        picture: ImageFormat,
+        image_format: ImageFormat,
         masks: SubjectMasks,
         mask_cache: Path,
         warned: set[str],
@@ -38,13 +38,13 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
         Args:
             source: where the images come from.
             order: indices into it.
-            picture: their format.
+            image_format: their format.
             masks: how subjects were found; only stored masks are used.
             mask_cache: where masks are stored.
             warned: damaged files about which a warning was given; shared and extended.
             targets: where the targets come from; images stay whole where these are masks.
         """
-        self.source, self.order, self.picture = source, order, picture
+        self.source, self.order, self.image_format = source, order, image_format
         self.masks, self.mask_cache, self.warned, self.targets = masks, mask_cache, warned, targets
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
         """The image with its subject on black, (C, H, W) float32 in [0, 1], and its label, int64, or other target."""
         count = len(self.order)
         onwards = (self.order[(index + step) % count] for step in range(count))
-        chosen = select(self.source, onwards, 1, self.picture)
+        chosen = select(self.source, onwards, 1, self.image_format)
         warn_skipped(self.source, chosen, self.warned)
         if not len(chosen.images):
             raise UserError(f"{self.source.origin} has no readable image to train on: check the files")
@@ -65,14 +65,14 @@ class SubjectImages(Dataset[tuple[Tensor, Tensor]]):
     def with_targets(self, chosen: Selection) -> tuple[Tensor, Tensor]:
         """Selected images as a client trains on them, (B, C, H, W) float32 in [0, 1], with their targets (B, ...)."""
         found = [read_mask(image, self.masks, self.mask_cache) for image in chosen.images]
-        masks = torch.stack(found) if found else torch.zeros(0, 1, *self.picture.size, dtype=torch.bool)
-        targets, images = self.targets.of(chosen.names, chosen.labels, masks), self.picture.values(chosen.images)
+        masks = torch.stack(found) if found else torch.zeros(0, 1, *self.image_format.size, dtype=torch.bool)
+        targets, images = self.targets.of(chosen.names, chosen.labels, masks), self.image_format.values(chosen.images)
         return images if self.targets.whole_images else images * masks, targets
 
     def readable(self) -> Iterator[Tensor]:
         """Every readable image, (C, H, W), uint8 or int32; a warning names the others."""
         for index in self.order:
-            chosen = select(self.source, [index], 1, self.picture)
+            chosen = select(self.source, [index], 1, self.image_format)
             warn_skipped(self.source, chosen, self.warned)
             yield from chosen.images
 
@@ -98,7 +98,9 @@ class SubjectBatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """The readable images of a batch, (B, C, H, W) float32 in [0, 1], and their targets, (B, ...); B may be 0."""
         subjects = self.subjects
-        chosen = select(subjects.source, [subjects.order[index] for index in indices], len(indices), subjects.picture)
+        chosen = select(
+            subjects.source, [subjects.order[index] for index in indices], len(indices), subjects.image_format
+        )
         warn_skipped(subjects.source, chosen, subjects.warned)
         return subjects.with_targets(chosen)
 

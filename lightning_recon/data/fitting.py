@@ -17,7 +17,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def fitted(
-    image: Image.Image | Numbers, picture: ImageFormat, value_range: tuple[float, float] | None = None
+    image: Image.Image | Numbers, image_format: ImageFormat, value_range: tuple[float, float] | None = None
 ) -> Tensor:
     """Turn upright, crop the center to the format's proportions, and resize (bilinear, antialiased).
 
@@ -26,7 +26,7 @@ def fitted(
 
     Args:
         image: decoded image of any mode, or numbers.
-        picture: the format.
+        image_format: the format.
         value_range: numbers that mean 0 and 1 in images of more than 8 bits or of floats; numbers beyond are set to the
             nearest of the two. None: the range of the file's type or header.
 
@@ -37,20 +37,22 @@ def fitted(
         ValueError: numbers out of their range, an unknown range, or another number of channels.
     """
     plain = isinstance(image, Image.Image) and (value_range is None or not _wide(image))
-    if plain and picture.bit_depth == 8 and picture.channels in (1, 3):
+    if plain and image_format.bit_depth == 8 and image_format.channels in (1, 3):
         assert isinstance(image, Image.Image)
         shown = to_rgb(image)
         # fit() crops first, so that an extremely long image does not become huge.
         fit = ImageOps.fit(
-            shown.convert("L") if picture.channels == 1 else shown,
-            (picture.width, picture.height),
+            shown.convert("L") if image_format.channels == 1 else shown,
+            (image_format.width, image_format.height),
             method=Image.Resampling.BILINEAR,
         )
         return torch.Tensor(transforms.pil_to_tensor(fit)).to(torch.uint8)
-    numbers = image if isinstance(image, Numbers) else _numbers_of(image, picture.channels)
-    channels = _with_channels(_scaled(numbers, picture.channels, value_range), picture.channels, numbers.alpha)
-    planes = [_resized(channels[..., one], picture, numbers.turn) for one in range(picture.channels)]
-    return picture.integers(torch.from_numpy(np.stack(planes)))
+    numbers = image if isinstance(image, Numbers) else _numbers_of(image, image_format.channels)
+    channels = _with_channels(
+        _scaled(numbers, image_format.channels, value_range), image_format.channels, numbers.alpha
+    )
+    planes = [_resized(channels[..., one], image_format, numbers.turn) for one in range(image_format.channels)]
+    return image_format.integers(torch.from_numpy(np.stack(planes)))
 
 
 def _wide(image: Image.Image) -> bool:
@@ -131,9 +133,9 @@ def _with_channels(values: npt.NDArray[np.float64], channels: int, alpha: bool) 
 
 
 def _resized(
-    plane: npt.NDArray[np.float64], picture: ImageFormat, turn: Image.Transpose | None
+    plane: npt.NDArray[np.float64], image_format: ImageFormat, turn: Image.Transpose | None
 ) -> npt.NDArray[np.float32]:
     image = Image.fromarray(plane.astype(np.float32))
     image = image if turn is None else image.transpose(turn)
-    fit = ImageOps.fit(image, (picture.width, picture.height), method=Image.Resampling.BILINEAR)
+    fit = ImageOps.fit(image, (image_format.width, image_format.height), method=Image.Resampling.BILINEAR)
     return np.array(fit, dtype=np.float32)

@@ -100,12 +100,12 @@ class ImageSource:
         """Number of images, readable or not."""
         return len(self.names)
 
-    def read(self, index: int, picture: ImageFormat) -> tuple[Tensor, int]:
+    def read(self, index: int, image_format: ImageFormat) -> tuple[Tensor, int]:
         """Decode one image.
 
         Args:
             index: position in the list.
-            picture: the format to which it is converted, see `fitted`.
+            image_format: the format to which it is converted, see `fitted`.
 
         Returns:
             The image, (C, H, W), uint8, or int32 for more than 8 bits, and its label.
@@ -115,7 +115,7 @@ class ImageSource:
         """
         try:
             image, label = self.fetch(index)
-            return fitted(image, picture, self.value_range), int(label)
+            return fitted(image, image_format, self.value_range), int(label)
         except Exception as error:  # decoders raise many types on damaged files: struct.error, SyntaxError, OSError...
             raise ValueError(printable(" ".join(str(error).split()) or type(error).__name__, 300)) from error
 
@@ -139,14 +139,14 @@ class Selection:
     skipped: list[tuple[str, str]]
 
 
-def select(source: ImageSource, order: Iterable[int], count: int, picture: ImageFormat) -> Selection:
+def select(source: ImageSource, order: Iterable[int], count: int, image_format: ImageFormat) -> Selection:
     """Read the first `count` readable images in the given order; fewer if there are not enough.
 
     Args:
         source: where the images come from.
         order: indices into the source; an unreadable image is replaced by the next.
         count: number of images.
-        picture: the format to which they are converted.
+        image_format: the format to which they are converted.
     """
     images: list[Tensor] = []
     labels: list[int] = []
@@ -158,14 +158,14 @@ def select(source: ImageSource, order: Iterable[int], count: int, picture: Image
             break
         used += 1
         try:
-            image, label = source.read(index, picture)
+            image, label = source.read(index, image_format)
         except ValueError as error:
             skipped.append((source.names[index], str(error)))
             continue
         images.append(image)
         labels.append(label)
         names.append(source.names[index])
-    stacked = torch.stack(images) if images else torch.empty(0, *picture.shape, dtype=picture.dtype)
+    stacked = torch.stack(images) if images else torch.empty(0, *image_format.shape, dtype=image_format.dtype)
     return Selection(stacked, torch.tensor(labels, dtype=torch.int64), names, used, skipped)
 
 

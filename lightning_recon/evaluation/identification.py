@@ -36,7 +36,7 @@ class Gallery:
     places: Mapping[str, int]
 
     @classmethod
-    def of(cls, truths: Sequence[Truth], others: Tensor, picture: ImageFormat | None = None) -> "Gallery":
+    def of(cls, truths: Sequence[Truth], others: Tensor, image_format: ImageFormat | None = None) -> "Gallery":
         """Collect the gallery.
 
         Args:
@@ -44,7 +44,7 @@ class Gallery:
             others: Further photographs, shape (M, C, H, W), integers of the format. Where clients cut
                 subjects out, each is cut out along the mask of one of the clients' images, so that no silhouette
                 belongs to an original alone. Of more than `MOST_IMAGES` images in all, the last are left out.
-            picture: The format of all images; None: 8 bits a value.
+            image_format: The format of all images; None: 8 bits a value.
         """
         features: dict[str, Tensor] = {}
         masks = torch.cat([truth.masks for truth in truths]).cpu()
@@ -55,7 +55,7 @@ class Gallery:
         for place, photograph in enumerate(others):
             if len(features) >= MOST_IMAGES:
                 break
-            whole = photograph / (255 if picture is None else picture.largest)
+            whole = photograph / (255 if image_format is None else image_format.largest)
             if sha256(whole) not in known:
                 image = whole * masks[place % len(masks)]
                 features.setdefault(sha256(image), _features(image))

@@ -162,8 +162,11 @@ class Digital(Structure):
         noise *= math.sqrt(rows / task.rounds) * task.sharers
         taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
         room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
-        picture, margin = task.image_format, self.margin_db
-        plan, whole = l1_plan(noise, picture, room, task.sharers > 1, margin, self.always_digital, ratio) or (None, 0.0)
+        image_format, margin = task.image_format, self.margin_db
+        plan, whole = l1_plan(noise, image_format, room, task.sharers > 1, margin, self.always_digital, ratio) or (
+            None,
+            0.0,
+        )
         if plan is None or (task.victims > 1 and noise * whole > _CROWDED and not self.always_digital):
             return self.linear.payload(task)
         payload = beside(sketch, plan)
@@ -213,7 +216,7 @@ class Digital(Structure):
         prior = row_prior(payload, task, statistics)
         whole = with_words(prior, plan)
         found = separate(rows, whole, task.victims, self.linear.false_alarm, limit=most_found(task))
-        picture = task.image_format
+        image_format = task.image_format
         with counting("decoding", task.victims) as decoded_so_far:
             received, others = read_victims(
                 released[:, sent:],
@@ -221,7 +224,7 @@ class Digital(Structure):
                 found.members,
                 1 / prior.scale,
                 plan,
-                picture,
+                image_format,
                 most_found(task),
                 decoded_so_far,
                 None if task.noise_is_normal else task.noise,
@@ -230,14 +233,14 @@ class Digital(Structure):
         decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined]
         posterior = in_coefficients(decoded, shipped, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
-        images, posterior = _with_files(images, posterior, received, others, statistics, picture)
+        images, posterior = _with_files(images, posterior, received, others, statistics, image_format)
         images_shown = found.images_shown(task.victims)
         if len(images) > task.victims:
             images_shown = len(images)
         missing = (task.victims if images_shown is None else images_shown) - len(images)
         evident = found.evident or any(one is not None for one in received)
         unresolved = found.unresolved if missing else 0
-        files = tuple(_as_file(one, plan, picture) for one in (*received, *others))
+        files = tuple(_as_file(one, plan, image_format) for one in (*received, *others))
         share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
         other = self.linear.other_statistics(task)
         if other is not None:
@@ -249,13 +252,13 @@ class Digital(Structure):
         return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted, mean_image)
 
 
-def _as_file(one: Received | None, plan: Plan, picture: ImageFormat) -> ReceivedFile | None:
+def _as_file(one: Received | None, plan: Plan, image_format: ImageFormat) -> ReceivedFile | None:
     """The record of a received file."""
     if one is None:
         return None
     capacity = plan.inputs * binary_capacity(one.snr)
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(codec_name(one.exact, plan, picture), bits / plan.inputs, bits, capacity)
+    return ReceivedFile(codec_name(one.exact, plan, image_format), bits / plan.inputs, bits, capacity)
 
 
 def _with_files(
@@ -264,7 +267,7 @@ def _with_files(
     received: list[Received | None],
     others: list[Received],
     statistics: PublicStatistics,
-    picture: ImageFormat,
+    image_format: ImageFormat,
 ) -> tuple[Tensor, Posterior]:
     """Replace sketches by received files, and append the files of victims without a sketch."""
     extra = torch.zeros(len(others), *statistics.variance.shape)
@@ -274,7 +277,7 @@ def _with_files(
     variance = torch.cat([posterior.variance, statistics.variance.expand_as(extra)])
     for place, one in enumerate([*received, *others]):
         if one is not None:
-            images[place] = picture.values(one.image)
+            images[place] = image_format.values(one.image)
             mean[place] = statistics.transform.analyse(images[place])
             variance[place] = _KNOWN * prior[place]
     return images, Posterior(mean, variance, prior, torch.cat([posterior.prior_mean, extra]))

@@ -116,9 +116,11 @@ class SignDesign:
         """The layout with a digital code."""
         if self.margin_db is None:
             return None
-        picture, constants, room = task.image_format, PILOTS + self.nulls, self.upload_limit // 4
+        image_format, constants, room = task.image_format, PILOTS + self.nulls, self.upload_limit // 4
         margin, apart = self.margin_db, _sees_all_images(task)
-        return sign_layout(channel, task.victims, picture, room, constants, margin, self.units, self.directions, apart)
+        return sign_layout(
+            channel, task.victims, image_format, room, constants, margin, self.units, self.directions, apart
+        )
 
     def _with_equal_movements(self, task: Task, noise: float) -> list[tuple[SignChannel, Tensor]]:
         """The channel on which gains give all images the same movement, and these gains; nothing where they cannot.

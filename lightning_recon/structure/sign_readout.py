@@ -57,17 +57,19 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     largest = task.compression is not None and task.compression.method == "top_k"
     most = most_found(task)
     if spec.digital is not None:
-        picture = task.image_format
+        image_format = task.image_format
         with counting("decoding", task.victims) as progress:
             if spec.digital.positions > 1:
                 threshold = float(weight[weight != 0].abs().min())
-                found = read_pulses(digital, threshold, spec.digital, picture, most, progress)
+                found = read_pulses(digital, threshold, spec.digital, image_format, most, progress)
             else:
                 # Under DP-SGD the optimizer moves an input that is always zero by noise alone in every step, but one
                 # that holds an image hardly by noise at all once the image was there.
                 unlike = only_signs or largest or task.granularity == "sample"
                 kind: Literal["header", "moments"] = "header" if unlike else "moments"
-                found = read_signs(digital, noise, spec.digital, picture, most, kind, progress, int((zeros != 0).sum()))
+                found = read_signs(
+                    digital, noise, spec.digital, image_format, most, kind, progress, int((zeros != 0).sum())
+                )
         # Codewords that were not decoded may be remains of others: they count up to the announced number alone.
         received = sum(one.image is not None for one in found)
         found = found[: max(task.victims, received)]
@@ -89,12 +91,14 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     return Decoded(images, 0, read, posterior, evident=bool(found), files=files, share=share, mismatch=mismatch)
 
 
-def _as_file(one: SignImage, plan: Plan, picture: ImageFormat) -> ReceivedFile | None:
+def _as_file(one: SignImage, plan: Plan, image_format: ImageFormat) -> ReceivedFile | None:
     """The record of a received file."""
     if one.image is None:
         return None
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(codec_name(one.exact, plan, picture), bits / plan.inputs, bits, plan.inputs * one.information)
+    return ReceivedFile(
+        codec_name(one.exact, plan, image_format), bits / plan.inputs, bits, plan.inputs * one.information
+    )
 
 
 def _measured_noise(zeros: Tensor) -> tuple[float, bool]:

@@ -98,7 +98,7 @@ class Plan:
 
 def digital_plan(
     noise: float,
-    picture: ImageFormat,
+    image_format: ImageFormat,
     most_inputs: int,
     shared: bool,
     margin_db: float,
@@ -117,7 +117,7 @@ def digital_plan(
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
-        picture: Format of the images.
+        image_format: Format of the images.
         most_inputs: What the upload allows.
         shared: Whether all victims share one clip.
         margin_db: By how many decibels the noise may exceed what is assumed.
@@ -130,13 +130,13 @@ def digital_plan(
     header, sketch = min(0.05, HEADER_ENERGY * noise**2), sketch_share(noise)
     spare = margin_db + (NEIGHBOURS_DB if shared else 0.0)
     energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
-    most = min(most_inputs, math.ceil(picture.raw_bits * picture.pixels / LADDER[0].rate))
+    most = min(most_inputs, math.ceil(image_format.raw_bits * image_format.pixels / LADDER[0].rate))
     inputs = max(0, most)
     for _ in range(5):  # what a codeword needs depends a little on its length
         inputs = min(max(0, most), int(energy / needed_snr(0, max(inputs, 1))))
     needed = [needed_snr(rung, inputs) for rung in range(len(LADDER))]
     fair = max(rung for rung, snr in enumerate(needed) if rung == 0 or inputs * snr <= energy)
-    if inputs < SHORTEST or (not always_digital and message_bits(fair, inputs) < worthwhile_bits(picture)):
+    if inputs < SHORTEST or (not always_digital and message_bits(fair, inputs) < worthwhile_bits(image_format)):
         return None
     power = (1 - header - sketch) / inputs
     if shared:
@@ -145,12 +145,12 @@ def digital_plan(
     else:
         powers = [power if rung <= fair else 0.0 for rung in range(len(LADDER))]
     amplitudes = tuple(math.sqrt(p) for p in powers)
-    return Plan(inputs, math.sqrt(header / HEADER), amplitudes, fair, sketch, shared, bit_depth=picture.bit_depth)
+    return Plan(inputs, math.sqrt(header / HEADER), amplitudes, fair, sketch, shared, bit_depth=image_format.bit_depth)
 
 
-def worthwhile_bits(picture: ImageFormat) -> float:
+def worthwhile_bits(image_format: ImageFormat) -> float:
     """Bits of an image below which a linear code makes the better one: as many for each value as of RGB images."""
-    return WORTHWHILE * picture.pixels * picture.channels / 3
+    return WORTHWHILE * image_format.pixels * image_format.channels / 3
 
 
 def sketch_share(noise: float) -> float:

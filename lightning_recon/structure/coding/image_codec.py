@@ -34,9 +34,9 @@ _RIFF = 20
 _REMEMBERED = 64
 
 
-def codec_of(exact: bool, picture: ImageFormat) -> Literal["webp", "avif", "jpeg2000"]:
+def codec_of(exact: bool, image_format: ImageFormat) -> Literal["webp", "avif", "jpeg2000"]:
     """Name of the codec of a file, as in `results.json`."""
-    if not _is_common(picture):
+    if not _is_common(image_format):
         return "jpeg2000"
     return "webp" if exact else "avif"
 
@@ -48,8 +48,8 @@ def lossless(image: Tensor, bit_depth: int = 8) -> bytes:
         image: Shape (C, H, W), uint8, or int32 for more than 8 bits.
         bit_depth: Bits of a value.
     """
-    picture = format_of(image, bit_depth)
-    return _lossless(image.cpu().numpy().tobytes(), picture)
+    image_format = format_of(image, bit_depth)
+    return _lossless(image.cpu().numpy().tobytes(), image_format)
 
 
 def lossy(image: Tensor, most: int, bit_depth: int = 8) -> bytes:
@@ -88,12 +88,12 @@ def framed(data: bytes, exact: bool, bits: int) -> Tensor:
     return torch.from_numpy(padded).long() ^ _whitening(bits)
 
 
-def unframed(bits: Tensor, picture: ImageFormat) -> tuple[Tensor, bool] | None:
+def unframed(bits: Tensor, image_format: ImageFormat) -> tuple[Tensor, bool] | None:
     """The image that bits hold.
 
     Args:
         bits: Shape (bits,), int64, as `framed` gave them.
-        picture: Format of the image.
+        image_format: Format of the image.
 
     Returns:
         The image, shape (C, H, W), uint8 or int32, and whether it is the original itself; None if the checksum fails.
@@ -104,39 +104,39 @@ def unframed(bits: Tensor, picture: ImageFormat) -> tuple[Tensor, bool] | None:
     if end == _HEAD or content[end : end + _CHECK] != zlib.crc32(content[:end]).to_bytes(_CHECK, "big"):
         return None
     data = content[_HEAD:end]
-    if not _is_common(picture):
-        planes = torch.from_numpy(decoded_planes(data, exact, picture))
-        return planes.to(picture.dtype), exact
+    if not _is_common(image_format):
+        planes = torch.from_numpy(decoded_planes(data, exact, image_format))
+        return planes.to(image_format.dtype), exact
     if exact:
         padded = len(data) + len(data) % 2
         file = b"RIFF" + struct.pack("<I", padded + 12) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
         file += bytes(padded - len(data))
     else:
-        file = _refilled(_container(picture.height, picture.width), len(data)) + data
+        file = _refilled(_container(image_format.height, image_format.width), len(data)) + data
     with Image.open(io.BytesIO(file), formats=["WEBP" if exact else "AVIF"]) as opened:
         pixels = np.array(opened.convert("RGB"))
     found = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return found[: picture.channels].contiguous(), exact
+    return found[: image_format.channels].contiguous(), exact
 
 
-def _is_common(picture: ImageFormat) -> bool:
+def _is_common(image_format: ImageFormat) -> bool:
     """Whether WebP and AVIF hold such images."""
-    return picture.bit_depth == 8 and picture.channels in (1, 3)
+    return image_format.bit_depth == 8 and image_format.channels in (1, 3)
 
 
 # Every noise draw sends the same images again, and nothing here takes as long as writing their files.
 @lru_cache(maxsize=_REMEMBERED)
-def _lossless(pixels: bytes, picture: ImageFormat) -> bytes:
-    if not _is_common(picture):
-        return lossless_planes(_image(pixels, picture).numpy(), picture)
-    return _saved(as_rgb(_image(pixels, picture)), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
+def _lossless(pixels: bytes, image_format: ImageFormat) -> bytes:
+    if not _is_common(image_format):
+        return lossless_planes(_image(pixels, image_format).numpy(), image_format)
+    return _saved(as_rgb(_image(pixels, image_format)), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _lossy(pixels: bytes, picture: ImageFormat, most: int) -> bytes:
-    if not _is_common(picture):
-        return lossy_planes(_image(pixels, picture).numpy(), picture, most)
-    image, start = as_rgb(_image(pixels, picture)), len(_container(picture.height, picture.width))
+def _lossy(pixels: bytes, image_format: ImageFormat, most: int) -> bytes:
+    if not _is_common(image_format):
+        return lossy_planes(_image(pixels, image_format).numpy(), image_format, most)
+    image, start = as_rgb(_image(pixels, image_format)), len(_container(image_format.height, image_format.width))
     best, low, high = b"", 0, 100
     while low <= high:
         quality = (low + high) // 2
@@ -148,8 +148,8 @@ def _lossy(pixels: bytes, picture: ImageFormat, most: int) -> bytes:
     return best
 
 
-def _image(pixels: bytes, picture: ImageFormat) -> Tensor:
-    return torch.frombuffer(bytearray(pixels), dtype=picture.dtype).view(picture.shape)
+def _image(pixels: bytes, image_format: ImageFormat) -> Tensor:
+    return torch.frombuffer(bytearray(pixels), dtype=image_format.dtype).view(image_format.shape)
 
 
 def _saved(image: Tensor, kind: str, **options: object) -> bytes:

@@ -107,7 +107,7 @@ def norm_ratio(power: Tensor, pilot_power: float) -> float:
 
 def l1_plan(
     noise: float,
-    picture: ImageFormat,
+    image_format: ImageFormat,
     most_inputs: int,
     shared: bool,
     margin_db: float,
@@ -121,7 +121,7 @@ def l1_plan(
 
     Args:
         noise: Standard deviation of the noise on every number when the whole row has L1 norm 1.
-        picture: Format of the images.
+        image_format: Format of the images.
         most_inputs: What the upload allows.
         shared: Whether victims share one clip. If not, the amplitude of an image's codeword follows its sketch.
         margin_db: By how many decibels the noise may exceed what is assumed.
@@ -138,18 +138,18 @@ def l1_plan(
     spare = 10 ** ((margin_db + (NEIGHBOURS_DB if shared else 0.0)) / 20)
     best, inputs = 0, 0
     for rung in range(len(LADDER)):
-        most = min(most_inputs, math.ceil(picture.raw_bits * picture.pixels / LADDER[rung].rate))
+        most = min(most_inputs, math.ceil(image_format.raw_bits * image_format.pixels / LADDER[rung].rate))
         count = max(0, most)
         for _ in range(5):  # what a codeword needs depends a little on its length
             count = min(max(0, most), int(left / (spare * math.sqrt(needed_snr(rung, max(count, 1))))))
         if count >= SHORTEST and message_bits(rung, count) > (message_bits(best, inputs) if inputs else 0):
             best, inputs = rung, count
-    worthwhile = _WORTHWHILE * picture.pixels * picture.channels / 3
+    worthwhile = _WORTHWHILE * image_format.pixels * image_format.channels / 3
     if not inputs or (not always_digital and message_bits(best, inputs) < worthwhile):
         return None
     amplitude, sketch = left / inputs, SKETCH_SHARE * budget / sketch_ratio
     energy = inputs * amplitude**2 + HEADER_ENERGY + sketch**2
     unit = 1 / math.sqrt(energy)
     amplitudes = tuple(amplitude * unit if rung <= best else 0.0 for rung in range(len(LADDER)))
-    share, depth = (sketch * unit) ** 2, picture.bit_depth
+    share, depth = (sketch * unit) ** 2, image_format.bit_depth
     return Plan(inputs, header * unit, amplitudes, best, share, shared, bit_depth=depth), budget * unit

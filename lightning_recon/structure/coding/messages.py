@@ -11,23 +11,23 @@ from lightning_recon.structure.coding.image_codec import codec_of, unframed
 from lightning_recon.structure.coding.tensor_codec import tensor_codec
 
 
-def codec_name(exact: bool, plan: Plan, picture: ImageFormat) -> Literal["webp", "avif", "jpeg2000", "tensor"]:
+def codec_name(exact: bool, plan: Plan, image_format: ImageFormat) -> Literal["webp", "avif", "jpeg2000", "tensor"]:
     """The name of the source code of a received image, as `results.json` has it."""
-    return "tensor" if plan.tensor else codec_of(exact, picture)
+    return "tensor" if plan.tensor else codec_of(exact, image_format)
 
 
-def image_of(bits: Tensor, plan: Plan, picture: ImageFormat) -> tuple[Tensor, bool] | None:
+def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tensor, bool] | None:
     """The image of a message.
 
     Args:
         bits: Shape (bits,), int64.
         plan: What was shipped.
-        picture: Format of the image.
+        image_format: Format of the image.
 
     Returns:
         The image, shape (C, H, W), integers, and whether it was sent losslessly; None if its checksum fails.
     """
     if not plan.tensor:
-        return unframed(bits.cpu(), picture)
-    found = tensor_codec(*picture.size, len(bits)).decode(bits.cpu())
-    return None if found is None else (picture.integers(found), False)
+        return unframed(bits.cpu(), image_format)
+    found = tensor_codec(*image_format.size, len(bits)).decode(bits.cpu())
+    return None if found is None else (image_format.integers(found), False)

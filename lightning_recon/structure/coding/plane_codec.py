@@ -25,23 +25,23 @@ _WORST, _BEST, _STEP = 10.0, 120.0, 0.25
 Plane = npt.NDArray[Any]
 
 
-def lossless_planes(planes: Plane, picture: ImageFormat) -> bytes:
+def lossless_planes(planes: Plane, image_format: ImageFormat) -> bytes:
     """All channels, shape (C, H, W), exactly."""
     parts, before = [], None
     for plane in planes:
-        plain = _encoded(plane, picture, None)
+        plain = _encoded(plane, image_format, None)
         data, kind = plain, 0
         if before is not None:
             # Modulo the number of values, so that differences have as many bits; 0 becomes the middle of them.
-            shifted = (plane.astype(np.int64) - before + _middle(picture)) % (picture.largest + 1)
-            difference = _encoded(shifted, picture, None)
+            shifted = (plane.astype(np.int64) - before + _middle(image_format)) % (image_format.largest + 1)
+            difference = _encoded(shifted, image_format, None)
             data, kind = min((plain, 0), (difference, 1), key=lambda one: len(one[0]))
         parts.append(bytes([kind]) + data)
         before = plane
     return _joined(parts)
 
 
-def lossy_planes(planes: Plane, picture: ImageFormat, most: int) -> bytes:
+def lossy_planes(planes: Plane, image_format: ImageFormat, most: int) -> bytes:
     """All channels, shape (C, H, W), with the same mean squared error, the least for which they fit into `most` bytes.
 
     Returns:
@@ -51,7 +51,7 @@ def lossy_planes(planes: Plane, picture: ImageFormat, most: int) -> bytes:
     while low <= high:
         step = (low + high) // 2
         quality = _WORST + _STEP * step
-        data = _joined([b"\0" + _encoded(plane, picture, quality) for plane in planes])
+        data = _joined([b"\0" + _encoded(plane, image_format, quality) for plane in planes])
         if len(data) <= most:
             best, low = data, step + 1
         else:
@@ -59,40 +59,40 @@ def lossy_planes(planes: Plane, picture: ImageFormat, most: int) -> bytes:
     return best
 
 
-def decoded_planes(data: bytes, exact: bool, picture: ImageFormat) -> Plane:
+def decoded_planes(data: bytes, exact: bool, image_format: ImageFormat) -> Plane:
     """All channels of `lossless_planes` (`exact`) or `lossy_planes`, shape (C, H, W), int64."""
     found: list[Plane] = []
-    for part in _parted(data, picture.channels):
+    for part in _parted(data, image_format.channels):
         kind, body = part[0], part[1:]
-        file = _header(picture, exact) + body + _END
+        file = _header(image_format, exact) + body + _END
         with Image.open(io.BytesIO(file), formats=["JPEG2000"]) as opened:
             values = np.asarray(opened).astype(np.int64)
         if kind == 1:
-            values = (values + found[-1] - _middle(picture)) % (picture.largest + 1)
-        found.append(values.clip(0, picture.largest))
+            values = (values + found[-1] - _middle(image_format)) % (image_format.largest + 1)
+        found.append(values.clip(0, image_format.largest))
     return np.stack(found)
 
 
-def _middle(picture: ImageFormat) -> int:
-    return 1 << picture.bit_depth - 1
+def _middle(image_format: ImageFormat) -> int:
+    return 1 << image_format.bit_depth - 1
 
 
-def _encoded(plane: Plane, picture: ImageFormat, quality: float | None) -> bytes:
+def _encoded(plane: Plane, image_format: ImageFormat, quality: float | None) -> bytes:
     """The data of one channel without header; losslessly without a quality."""
-    file = _file(plane, picture, quality)
+    file = _file(plane, image_format, quality)
     return file[file.index(_DATA) : -len(_END)]
 
 
 @lru_cache(maxsize=8)
-def _header(picture: ImageFormat, exact: bool) -> bytes:
-    file = _file(np.zeros(picture.size, np.int64), picture, None if exact else _WORST)
+def _header(image_format: ImageFormat, exact: bool) -> bytes:
+    file = _file(np.zeros(image_format.size, np.int64), image_format, None if exact else _WORST)
     return file[: file.index(_DATA)]
 
 
-def _file(plane: Plane, picture: ImageFormat, quality: float | None) -> bytes:
+def _file(plane: Plane, image_format: ImageFormat, quality: float | None) -> bytes:
     if not features.check("jpg_2000"):
         raise UserError("this Pillow writes no JPEG 2000: install the wheel from PyPI")
-    image = Image.fromarray(plane.astype(np.uint8 if picture.bit_depth == 8 else np.uint16))
+    image = Image.fromarray(plane.astype(np.uint8 if image_format.bit_depth == 8 else np.uint16))
     file, options = io.BytesIO(), dict[str, Any](irreversible=False)
     if quality is not None:
         options = {"irreversible": True, "quality_mode": "dB", "quality_layers": [quality]}

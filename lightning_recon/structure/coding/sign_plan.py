@@ -79,7 +79,7 @@ class SignLayout:
 def sign_layout(
     channel: SignChannel,
     victims: int,
-    picture: ImageFormat,
+    image_format: ImageFormat,
     room: int,
     constants: int,
     margin_db: float,
@@ -92,7 +92,7 @@ def sign_layout(
     Args:
         channel: What the entries go through.
         victims: Images in an update.
-        picture: Format of the images.
+        image_format: Format of the images.
         room: Entries that the structure may have.
         constants: Constant inputs of a row.
         margin_db: Decibels by which the noise may exceed that of the channel.
@@ -111,24 +111,26 @@ def sign_layout(
         for positions, repeats in _forms(channel, apart):
             each = ((room // total - constants) / repeats - HEADER) / (1 + SKETCH)
             longest = int(each if positions == 1 else each / positions * bits_of_pulse(positions))
-            longest = min(longest, _inputs_of_raw(0, picture))
+            longest = min(longest, _inputs_of_raw(0, image_format))
             if longest < SHORTEST:
                 continue
-            ceiling = max(_quality(_bits(rung, longest, picture), picture.pixels, lost) for rung in range(len(LADDER)))
+            ceiling = max(
+                _quality(_bits(rung, longest, image_format), image_format.pixels, lost) for rung in range(len(LADDER))
+            )
             if best and ceiling <= best.quality:
                 continue
             curve = _Curve(channel, count, total, constants, positions, repeats, longest)
             for rung in range(len(LADDER)):
-                if best and _quality(_bits(rung, longest, picture), picture.pixels, lost) <= best.quality:
+                if best and _quality(_bits(rung, longest, image_format), image_format.pixels, lost) <= best.quality:
                     continue
-                inputs = curve.most_inputs(rung, min(longest, _inputs_of_raw(rung, picture)), spare)
+                inputs = curve.most_inputs(rung, min(longest, _inputs_of_raw(rung, image_format)), spare)
                 if inputs < SHORTEST:
                     continue
-                bits = _comparable(message_bits(rung, inputs), picture)
-                quality = _quality(bits, picture.pixels, lost)
+                bits = _comparable(message_bits(rung, inputs), image_format)
+                quality = _quality(bits, image_format.pixels, lost)
                 if bits >= WORTHWHILE and (best is None or quality > best.quality):
                     used = tuple(float(step <= rung) for step in range(len(LADDER)))
-                    plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions, repeats, picture.bit_depth)
+                    plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions, repeats, image_format.bit_depth)
                     sketch = math.ceil(SKETCH * pulses_of(inputs, positions))
                     best = SignLayout(count, total, sketch, plan, quality, own_units=apart)
     return best
@@ -165,19 +167,19 @@ def linear_layout(
     return SignLayout(1, total, best, pilots=pilots, own_units=apart)
 
 
-def _inputs_of_raw(rung: int, picture: ImageFormat) -> int:
+def _inputs_of_raw(rung: int, image_format: ImageFormat) -> int:
     """Inputs at which a codeword of this rate holds the raw image."""
-    return math.ceil((picture.raw_bits * picture.pixels + 8 * OVERHEAD) / LADDER[rung].rate)
+    return math.ceil((image_format.raw_bits * image_format.pixels + 8 * OVERHEAD) / LADDER[rung].rate)
 
 
-def _bits(rung: int, longest: int, picture: ImageFormat) -> float:
+def _bits(rung: int, longest: int, image_format: ImageFormat) -> float:
     """Bits for each pixel in the longest codeword of a rate, see `_comparable`."""
-    return _comparable(message_bits(rung, min(longest, _inputs_of_raw(rung, picture))), picture)
+    return _comparable(message_bits(rung, min(longest, _inputs_of_raw(rung, image_format))), image_format)
 
 
-def _comparable(bits: int, picture: ImageFormat) -> float:
+def _comparable(bits: int, image_format: ImageFormat) -> float:
     """Bits for each pixel, at 24 bits for a raw one: other images are taken to compress as 8-bit RGB ones do."""
-    return bits / picture.pixels * (RAW_BITS / picture.raw_bits)
+    return bits / image_format.pixels * (RAW_BITS / image_format.raw_bits)
 
 
 def _quality(bits: float, pixels: int, lost: float) -> float:

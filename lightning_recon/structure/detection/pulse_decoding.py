@@ -25,7 +25,7 @@ def read_pulses(
     rows: Tensor,
     threshold: float,
     plan: Plan,
-    picture: ImageFormat,
+    image_format: ImageFormat,
     most: int,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[SignImage]:
@@ -35,7 +35,7 @@ def read_pulses(
         rows: Shape (K, HEADER + entries): what came through the digital inputs of each row; 0 where nothing arrived.
         threshold: Magnitude from which entries arrive.
         plan: What was shipped.
-        picture: Format of the images.
+        image_format: Format of the images.
         most: Largest number of images to find.
         progress: Called with the number of images received so far.
 
@@ -58,7 +58,7 @@ def read_pulses(
         beliefs = pulse_beliefs(words[row], level, noise, threshold, plan.positions, plan.inputs).cpu()
         beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
         bits = decode(beliefs, rung)
-        content = None if bits is None else image_of(bits, plan, picture)
+        content = None if bits is None else image_of(bits, plan, image_format)
         amplitude = torch.zeros(len(rows), dtype=torch.float64)
         amplitude[row] = level
         doubt = F.softplus(-beliefs.abs()) + beliefs.abs() * torch.sigmoid(-beliefs.abs())

@@ -74,11 +74,11 @@ class RemainingRows:
     """Rows after the decoded codewords were subtracted."""
 
     def __init__(
-        self, rows: Tensor, noise: float, plan: Plan, picture: ImageFormat, mechanism: Mechanism | None = None
+        self, rows: Tensor, noise: float, plan: Plan, image_format: ImageFormat, mechanism: Mechanism | None = None
     ) -> None:
         """Begin with all rows; arguments as in `successive_decoding.read_victims`."""
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
-        self.plan, self.picture, self.mechanism = plan, picture, mechanism
+        self.plan, self.image_format, self.mechanism = plan, image_format, mechanism
         self.gram = (self.words @ self.words.T).double() / plan.inputs
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
@@ -164,7 +164,7 @@ class RemainingRows:
         for bits, one in zip(decode_batch(beliefs, filters[0].rung), filters, strict=True):
             # The same victim, with other rows, would be gone by now if it had been decoded after the first.
             new = bits is not None and not any(torch.equal(bits, other) for other in messages)
-            content = image_of(bits, self.plan, self.picture) if bits is not None and new else None
+            content = image_of(bits, self.plan, self.image_format) if bits is not None and new else None
             if bits is None or content is None:
                 received.append(None)
                 continue

@@ -71,7 +71,7 @@ def read_signs(
     rows: Tensor,
     noise: float,
     plan: Plan,
-    picture: ImageFormat,
+    image_format: ImageFormat,
     most: int,
     amplitudes_from: Literal["moments", "header"] = "moments",
     progress: Callable[[int], None] = lambda count: None,
@@ -83,7 +83,7 @@ def read_signs(
         rows: Shape (K, words): what came through the digital inputs of each row; 0 where nothing arrived.
         noise: Standard deviation of the noise on every entry that arrived.
         plan: What was shipped.
-        picture: Format of the images.
+        image_format: Format of the images.
         most: Largest number of images to find.
         amplitudes_from: How to estimate amplitudes, see above.
         progress: Called with the number of images received so far.
@@ -107,7 +107,7 @@ def read_signs(
                 continue
             tried[held] = one.information
             bits = decode(beliefs, one.rung)
-            content = None if bits is None else image_of(bits, plan, picture)
+            content = None if bits is None else image_of(bits, plan, image_format)
             if bits is not None and content is not None:
                 amplitude = remaining.subtract(symbols(bits, one.rung, plan.inputs), one.rung)
                 found.append(SignImage(*content, one.rung, one.information, amplitude, one.noise))

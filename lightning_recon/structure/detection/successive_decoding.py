@@ -33,7 +33,7 @@ def read_victims(
     members: Tensor,
     weight: float,
     plan: Plan,
-    picture: ImageFormat,
+    image_format: ImageFormat,
     victims: int,
     progress: Callable[[int], None] = lambda count: None,
     mechanism: Mechanism | None = None,
@@ -46,7 +46,7 @@ def read_victims(
         members: Shape (V, K), bool: which rows hold which victim.
         weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
-        picture: Format of the images.
+        image_format: Format of the images.
         victims: How many there are at most.
         progress: Called with the number of images received so far.
         mechanism: Distribution of the noise of every entry; None for normal noise.
@@ -55,7 +55,7 @@ def read_victims(
         For each of the V victims its image, or None; and images of victims that `members` lacks. Together
         no more than `victims`.
     """
-    remaining = RemainingRows(rows, noise, plan, picture, mechanism)
+    remaining = RemainingRows(rows, noise, plan, image_format, mechanism)
     found: list[Received | None] = [None] * len(members)
     others: list[Received] = []
     waiting = list(range(len(members)))
