@@ -111,7 +111,8 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
     delta: Any = privacy["delta"]
     z, releases = noise_of(client.task), client.task.releases_per_round
     once: Record = {name: client.task.noise.epsilon(z, releases, delta, name) for name in ADJACENCIES}
-    remarks += _promise(declared, client.task.rounds, once, privacy)
+    if declared is None or declared.delta != 0 or client.task.mechanism != "gaussian":
+        remarks += _promise(declared, client.task.rounds, once, privacy)  # Gaussian noise has no epsilon at delta 0
     capture: Record = {
         "source": client.first.source,
         "convention": client.first.convention,
