@@ -49,6 +49,7 @@ NAMES = {
     "structure_bytes": "upload, MB",
     "resident_mib": "resident memory, MiB",
     "images_a_minute": "images a minute",
+    "hours_for_50000": "hours for 50,000 images",
     "disk_mib": "disk, MiB",
     "cpu_ms_per_round": "processor time a round, ms",
     "times_faster": "times faster",

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A layer whose digital code consists of tensor operations: it is exported, traced and mapped, with equal bits."""
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -159,10 +158,6 @@ def test_a_traced_layer_sends_the_same_bits(payload: ServerPayload, layer: Infer
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")),
-    reason="needs onnxruntime and onnxscript",
-)
 @pytest.mark.usefixtures("quiet")
 def test_onnx_runtime_sends_the_same_bits(
     payload: ServerPayload, layer: InferenceStructure, images: Tensor, tmp_path: Path
