@@ -113,7 +113,14 @@ def test_subjects_are_cut_out_of_grey_images(tiny: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--data.image_size", "[8]"], ["--data.value_range", "[1, 1]"], ["--data.bit_depth", "7"]]
+    "wrong",
+    [
+        ["--data.image_size", "[8]"],
+        ["--data.value_range", "[1, 1]"],
+        ["--data.value_range", "[.nan, 1]"],
+        ["--data.value_range", "[0, .inf]"],
+        ["--data.bit_depth", "7"],
+    ],
 )
 def test_formats_that_do_not_exist_are_refused(wrong: list[str], tiny: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):

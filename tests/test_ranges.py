@@ -24,9 +24,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     "GradientInversion": {"client": object()},
     "Comparison": {"structure": object()},
     "BatchedLBFGS": {"params": [torch.nn.Parameter(torch.zeros(1))]},
+    "DatasetClients": {"dataset": "MNIST"},
     "Training": {"images": 4, "epochs": 1},
     "Sweep": {"attacks": {"a": config.AuditedAttack()}, "noise_multiplier": [0.1]},
 }
+NO_RANGE = {"value_range"}  # any two numbers, the lower one first: see test_image_formats.py
 NO_OPTIONS = {"Release", "Decoded", "LayerSpec", "Reconstruction"}  # reached by no config
 
 
@@ -46,7 +48,7 @@ def numbers() -> Iterator[tuple[type, str, bool]]:
             for parameter in inspect.signature(found).parameters.values():
                 annotation = str(parameter.annotation).replace("<class '", "").replace("'>", "")
                 plain = re.fullmatch(r"(list\[)?(int|float)\]?( \| None)?", annotation)
-                if plain:
+                if plain and parameter.name not in NO_RANGE:
                     yield found, parameter.name, plain[1] is not None
 
 

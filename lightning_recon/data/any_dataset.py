@@ -45,7 +45,7 @@ class DatasetClients(ClientDataModule):
         min_partition_size: int = 10,
         self_balancing: bool = False,
         root: str | None = None,
-        image_size: int = 64,
+        image_size: int | list[int] = 64,
         batch_size: int = 16,
         clients: int = 1,
         masks: SubjectMasks | None = None,
@@ -53,6 +53,7 @@ class DatasetClients(ClientDataModule):
         num_classes: int | None = None,
         download: bool = False,
         local_images: int | None = None,
+        channels: int = 3,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
@@ -75,6 +76,7 @@ class DatasetClients(ClientDataModule):
             num_classes: number of classes of the network.
             download: let the class download the data if they are missing.
             local_images: number of images that each client holds.
+            channels: of the images: 3 for RGB, 1 for grey.
 
         Raises:
             UserError: a number is out of its range.
@@ -89,6 +91,7 @@ class DatasetClients(ClientDataModule):
             seed=seed,
             num_classes=num_classes,
             local_images=local_images,
+            channels=channels,
         )
         check_ranges(
             "--data.",

@@ -4,6 +4,7 @@
 An attack never gets an image: its training data are its own step numbers, see `handover`.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,8 @@ class ClientDataModule(LightningDataModule):
         Args:
             root: folder of the data; null: the environment variable LIGHTNING_RECON_DATA.
             source: "samples" (the bundled photographs, or the image folder `root` if it is given), "samples_grey16"
-                (the bundled grey images of 16 bits), "folder" (an image
-                folder, with a subfolder for each class or without), "imagenet", or a data set that torchvision
-                downloads.
+                (the bundled grey images of 16 bits), "folder" (an image folder, with a subfolder for each class or
+                without), "imagenet", or a data set that torchvision downloads.
             image_size: side of square images in pixels, or their height and width; each at least 8.
             batch_size: number of images per client, as the server is told. When a target network is trained, images in
                 a step's batch (for DP-SGD their expected number).
@@ -137,7 +137,9 @@ class ClientDataModule(LightningDataModule):
             raise UserError(f"--data.image_size is {sides}: give one number, or height and width")
         for side in sides:
             check_ranges("--data.", image_size=(side, SIDE))
-        if value_range is not None and not (len(value_range) == 2 and value_range[0] < value_range[1]):
+        if value_range is not None and not (
+            len(value_range) == 2 and -math.inf < value_range[0] < value_range[1] < math.inf
+        ):
             raise UserError(f"--data.value_range is {value_range}: give two numbers, the lower one first")
         if local_images is not None and actual_batch_sizes:
             raise UserError("--data.local_images and --data.actual_batch_sizes both set what clients hold: give one")

@@ -71,7 +71,7 @@ from .typed import refusal
         ("QS --data.image_size big", "--data.image_size is 'big': give a whole number"),
         ("QS --model.structure.units many", "--model.structure.units is 'many': give a whole number or null"),
         ("QS --data.download ja", "--data.download is 'ja': give true or false"),
-        ("QS --data.source cifar10", "--data.source is 'cifar10': did you mean cifar100? give one of samples, folder"),
+        ("QS --data.source cifar10", "--data.source is 'cifar10': did you mean cifar100? give one of samples, "),
         ("QS --trainer.precision bf17", "--trainer.precision is 'bf17': did you mean bf16? give one of"),
         (
             "QS --model.client.local.optimizer.lr 0.1",

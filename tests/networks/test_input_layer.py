@@ -66,5 +66,5 @@ def test_published_statistics_become_averages() -> None:
     with pytest.raises(UserError, match="give 2 finite numbers"):
         resolve(own, "resnet18", network, 2)
     client = VictimClient(network="convnet", num_classes=5, normalization=own)
-    client._fit_network(SHAPE, 1)
+    client._fit_network(SHAPE, 1, None)
     assert client.network(torch.rand(1, *SHAPE)).shape == (1, 5)

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, InferenceStructure
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
@@ -89,7 +90,7 @@ def test_words_hold_the_message_of_the_fair_rung(
         assert torch.equal(sent[:HEADER], header_words()[plan.fair])
         message = (sent[HEADER:] < 0).long()[: message_bits(plan.fair, plan.inputs)]
         assert torch.equal(sent[HEADER:], symbols(message, plan.fair, plan.inputs))
-        found = image_of(message, plan, (SIZE, SIZE))
+        found = image_of(message, plan, rgb(SIZE))
         assert found is not None
         assert float((found[0] / 255 - image).square().mean()) < 10**-2.5
 
