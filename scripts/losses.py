@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
-from made_up_targets import LABELS, VALUES, made_up_targets
+from synthetic_targets import LABELS, VALUES, synthetic_targets
 from torch import Tensor
 
 from lightning_recon.attack.protocol import run_protocol
@@ -39,7 +39,7 @@ class Learned:
         loss: name of the loss.
         outputs: number of outputs of the network.
         network: its name.
-        targets: "labels", "masks", or the kind of `made_up_targets`.
+        targets: "labels", "masks", or the kind of `synthetic_targets`.
     """
 
     target: str
@@ -124,7 +124,7 @@ def _data(learned: Learned, root: Path) -> ClientDataModule:
     masks, targets = GrabCutMasks(work_size=192) if learned.targets == "masks" else NoMasks(), learned.targets
     with TemporaryDirectory() as folder:
         if (kind := targets.removeprefix("made-up ")) != targets:
-            targets = str(made_up_targets(root, kind, Path(folder) / "targets.csv"))
+            targets = str(synthetic_targets(root, kind, Path(folder) / "targets.csv"))
         data = ClientDataModule(str(root), image_size=SIZE, batch_size=BATCH, masks=masks, targets=targets)
         data.prepare_data()
         data.setup()

@@ -47,7 +47,7 @@ def analyse(images: Tensor, mean: Tensor, colour: Tensor, matrices: Matrices | N
     Args:
         images: Shape (..., C, H, W), values in [0, 1].
         mean: Mean image, shape (C, H, W).
-        colour: Orthonormal colour axes, shape (3, 3).
+        colour: Orthonormal colour axes, shape (C, C).
         matrices: Of the cosine transform, on the device of the images; None: they are made.
 
     Returns:
@@ -80,7 +80,7 @@ class CosineTransform:
 
     Args:
         mean: Mean image, shape (C, H, W) or one for each image.
-        colour: Orthonormal colour axes, shape (3, 3).
+        colour: Orthonormal colour axes, shape (C, C).
         matrices: Of the cosine transform, on the device and of the dtype of `mean`; None: every use makes them.
     """
 

@@ -89,22 +89,19 @@ class TensorCodec(nn.Module):
         """Quantised coefficients and their contexts in the order of coding, shape (B, N)."""
         quantised = self.transform.quantised(coefficients, step)
         levels = self.contexts.of(quantised, self.transform.steps.index_select(0, step))
-        quantised = self._without_dear_ones(coefficients, quantised, levels, step)
+        quantised = self._thresholded(coefficients, quantised, levels, step)
         levels = self.contexts.of(quantised, self.transform.steps.index_select(0, step))
         order = self.contexts.order
         return quantised.flatten(1).index_select(1, order), levels.flatten(1).index_select(1, order)
 
-    def _without_dear_ones(self, coefficients: Tensor, quantised: Tensor, levels: Tensor, step: Tensor) -> Tensor:
-        """Set to 0 what is worth less than its bits: magnitudes of 1, just above the rounding, in low contexts."""
+    def _thresholded(self, coefficients: Tensor, quantised: Tensor, levels: Tensor, step: Tensor) -> Tensor:
+        """Rate-distortion thresholding: set to 0 what is worth less than its bits: magnitudes of 1, just above the rounding, in low contexts."""
         size = self.transform.steps.index_select(0, step).double().view(-1, 1, 1, 1, 1)
         dear = coefficients.abs() * COST_UNIT < looked_up(self.symbols.worthwhile, levels) * size
         return torch.where(dear & (quantised.abs() == 1), 0.0, quantised)
 
     def _finest_step(self, coefficients: Tensor) -> Tensor:
         """About the finest step whose bits fit, shape (B,); the coarsest where none does.
-
-        The contexts are those before the last magnitudes are set to 0, so that sometimes a few bits too many result:
-        the last coefficients are then cut off.
 
         The logarithm of the bits is nearly linear in the step's number, so that a few steps of the secant method, kept
         between steps of which one fits and one does not, end within one or two of the finest. The contexts are those
@@ -119,7 +116,7 @@ class TensorCodec(nn.Module):
         for trial in range(_TRIALS):
             quantised = self.transform.quantised(coefficients, step)
             levels = self.contexts.of(quantised, self.transform.steps.index_select(0, step))
-            quantised = self._without_dear_ones(coefficients, quantised, levels, step)
+            quantised = self._thresholded(coefficients, quantised, levels, step)
             cost = self.symbols.cost(quantised, levels).double() * (1 + 1 / _SLACK)
             low, high = torch.where(cost <= room, low, step), torch.where(cost <= room, step, high)
             if trial:

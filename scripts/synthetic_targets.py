@@ -12,7 +12,7 @@ LABELS, VALUES = 14, 3
 _SHARE = 0.2  # of the labels that are true
 
 
-def made_up_targets(root: Path, kind: str, path: Path) -> Path:
+def synthetic_targets(root: Path, kind: str, path: Path) -> Path:
     """Write a CSV file for `--data.targets`, unless it is there.
 
     Args:
