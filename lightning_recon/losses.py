@@ -172,7 +172,11 @@ def are_maps(targets: Tensor) -> bool:
 
 
 def _check_classes(labels: Tensor, outputs: int) -> None:
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < outputs:
+    if labels.numel() and int(labels.min()) < 0:
+        raise UserError(
+            f"an image has the label {int(labels.min())}, and classes are counted from 0: leave images without a label out"
+        )
+    if labels.numel() and int(labels.max()) >= outputs:
         raise UserError(
             f"the images have labels up to {int(labels.max())}, but the network has {outputs} classes: "
             "raise --model.client.num_classes"

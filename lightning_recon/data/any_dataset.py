@@ -54,6 +54,13 @@ class DatasetClients(ClientDataModule):
         download: bool = False,
         local_images: int | None = None,
         channels: int = 3,
+        bit_depth: int = 8,
+        targets: str = "labels",
+        gallery: str | None = None,
+        actual_batch_sizes: list[int] | None = None,
+        clients_at_once: int | None = None,
+        first_client: int = 0,
+        first_image: int = 0,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data`.
 
@@ -77,6 +84,13 @@ class DatasetClients(ClientDataModule):
             download: let the class download the data if they are missing.
             local_images: number of images that each client holds.
             channels: of the images: 3 for RGB, 1 for grey.
+            bit_depth: bits of a value to which images are rounded; the data sets have 8, or floats.
+            targets: see `ClientDataModule`; in a CSV file the names of images are their indices.
+            gallery: folder of further photographs, see `ClientDataModule`.
+            actual_batch_sizes: numbers of images of the clients, see `ClientDataModule`.
+            clients_at_once: clients in a wave, see `ClientDataModule`.
+            first_client: number of the first client among all of the run.
+            first_image: number of images that earlier waves have used.
 
         Raises:
             UserError: a number is out of its range.
@@ -92,6 +106,13 @@ class DatasetClients(ClientDataModule):
             num_classes=num_classes,
             local_images=local_images,
             channels=channels,
+            bit_depth=bit_depth,
+            targets=targets,
+            gallery=gallery,
+            actual_batch_sizes=actual_batch_sizes,
+            clients_at_once=clients_at_once,
+            first_client=first_client,
+            first_image=first_image,
         )
         check_ranges(
             "--data.",
@@ -99,8 +120,11 @@ class DatasetClients(ClientDataModule):
             partitions=(partitions, COUNT),
             min_partition_size=(min_partition_size, NOT_NEGATIVE),
         )
-        if alpha is not None and clients > partitions:
-            raise UserError(f"--data.clients is {clients}, more than --data.partitions, {partitions}: raise that")
+        if alpha is not None and first_client + clients > partitions:
+            every = first_client + clients
+            raise UserError(f"--data.clients is {every}, more than --data.partitions, {partitions}: raise that")
+        if alpha is not None and actual_batch_sizes:
+            raise UserError("--data.alpha and --data.actual_batch_sizes both set what clients hold: give one")
         self.dataset, self.options, self.alpha, self.partitions = dataset, options or {}, alpha, partitions
         self.min_partition_size, self.self_balancing, self.downloads = min_partition_size, self_balancing, download
         self._opened: Any = None
@@ -129,15 +153,25 @@ class DatasetClients(ClientDataModule):
         parts = dirichlet_partition(
             labels, self.partitions, self.alpha, self.min_partition_size, self.self_balancing, self.seed
         )
-        size = self.local_images or self.batch_size
-        held = parts[: self.clients]
-        if (least := min(map(len, held))) < size:
-            raise UserError(
-                f"a client holds {least} images of {self.dataset}, {size} are needed: lower --data.batch_size or "
-                "--data.partitions, or raise --data.alpha"
-            )
-        own = [index for part in held for index in part[:size]]
-        return own + sorted(set(range(len(source))) - set(own))
+        size, own = self.local_images or self.batch_size, []
+        for part in parts[: self.first_client + self.clients]:
+            held = [index for index in part if self._is_readable(source, index)][:size]
+            if len(held) < size:
+                raise UserError(
+                    f"a client holds {len(held)} readable images of {self.dataset}, {size} are needed: lower "
+                    "--data.batch_size or --data.partitions, or raise --data.alpha"
+                )
+            own += held
+        taken = set(own)
+        return own + [index for index in super().image_order(source) if index not in taken]
+
+    def _is_readable(self, source: ImageSource, index: int) -> bool:
+        """Whether an image can be decoded; otherwise the next one of the same client takes its place."""
+        try:
+            source.read(index, self.image_format)
+        except ValueError:
+            return False
+        return True
 
     def _data(self, download: bool = False) -> Any:  # noqa: ANN401 - a data set of any class
         if self._opened is None:
@@ -199,7 +233,7 @@ def dataset_class(name: str) -> Callable[..., Any]:
         module, _, attribute = name.rpartition(".")
         try:
             found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             hint = ": pip install 'lightning_recon[medmnist]'" if module == "medmnist" else ""
             raise UserError(f"the data set {name} cannot be imported ({error}){hint}") from error
     else:
@@ -221,20 +255,26 @@ def as_image(value: object) -> Image.Image:
 
     Raises:
         TypeError: it is no image.
+        ValueError: its values are not in [0, 1].
     """
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Tensor):
-        if value.is_floating_point():  # torchvision would cut fractions off
-            value = (value * 255).round().clamp(0, 255).to(torch.uint8)
-        image: Image.Image = transforms.to_pil_image(value)
+        image: Image.Image = transforms.to_pil_image(_in_8_bits(value) if value.is_floating_point() else value)
         return image
     if isinstance(value, np.ndarray) and value.ndim in (2, 3):
+        if np.issubdtype(value.dtype, np.floating):
+            value = _in_8_bits(torch.from_numpy(value)).numpy()
         if value.dtype == np.uint8:
             return Image.fromarray(value.squeeze())
-        if np.issubdtype(value.dtype, np.floating):
-            return Image.fromarray((value * 255).round().clip(0, 255).astype(np.uint8).squeeze())
     raise TypeError(f"an item holds {type(value).__name__}, not an image")
+
+
+def _in_8_bits(values: Tensor) -> Tensor:
+    """Values in [0, 1] as integers: torchvision would cut fractions off."""
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError("its values are not in [0, 1]: leave normalization out of its transform")
+    return (values * 255).round().to(torch.uint8)
 
 
 def label_of(value: object) -> int:
@@ -250,9 +290,19 @@ def label_of(value: object) -> int:
 
 
 def labels_of(data: Any, source: ImageSource) -> list[int]:  # noqa: ANN401 - a data set of any class
-    """Labels of all images: as the data set keeps them, or by decoding every image."""
-    for name in _LABELS:
-        kept = getattr(data, name, None)
-        if kept is not None and len(kept) == len(source):
-            return [label_of(one) for one in kept]
-    return [source.fetch(index)[1] for index in range(len(source))]
+    """Labels of all images: as the data set keeps them, or by decoding every image.
+
+    Raises:
+        UserError: a label is not one class, or an image cannot be decoded.
+    """
+    try:
+        for name in _LABELS:
+            kept = getattr(data, name, None)
+            if kept is not None and len(kept) == len(source):
+                return [label_of(one) for one in kept]
+        return [source.fetch(index)[1] for index in range(len(source))]
+    except Exception as error:  # data sets raise any type on damaged files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"the labels of {source.origin}, by which --data.alpha distributes the images, cannot be read: {reason}"
+        ) from error

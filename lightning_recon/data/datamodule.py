@@ -75,9 +75,9 @@ class ClientDataModule(LightningDataModule):
 
         Args:
             root: folder of the data; null: the environment variable LIGHTNING_RECON_DATA.
-            source: "samples" (the bundled photographs, or the image folder `root` if it is given), "samples_grey16"
-                (the bundled grey images of 16 bits), "folder" (an image folder, with a subfolder for each class or
-                without), "imagenet", or a data set that torchvision downloads.
+            source: "samples" (the bundled photographs) and "samples_grey16" (the bundled grey images of 16 bits), or in
+                their place the image folder `root` if it is given; "folder" (an image folder, with a subfolder for each
+                class or without), "imagenet", or a data set that torchvision downloads.
             image_size: side of square images in pixels, or their height and width; each at least 8.
             batch_size: number of images per client, as the server is told. When a target network is trained, images in
                 a step's batch (for DP-SGD their expected number).
@@ -155,7 +155,7 @@ class ClientDataModule(LightningDataModule):
         self.root = Path(given).expanduser() if given else None
         if self.root is None and download and source in DOWNLOADABLE:
             self.root = default_root()
-        self.source: Source = "folder" if source == "samples" and root else source
+        self.source: Source = "folder" if source.startswith("samples") and root else source
         self.image_format = ImageFormat(channels, sides[0], sides[1], bit_depth)
         self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
         self.batch_size, self.clients, self.seed = batch_size, clients, seed

@@ -36,7 +36,8 @@ def fitted(
     Raises:
         ValueError: numbers out of their range, an unknown range, or another number of channels.
     """
-    plain = isinstance(image, Image.Image) and (value_range is None or not _wide(image))
+    eight_bits = isinstance(image, Image.Image) and not _wide(image)
+    plain = isinstance(image, Image.Image) and (value_range is None or eight_bits)
     if plain and image_format.bit_depth == 8 and image_format.channels in (1, 3):
         assert isinstance(image, Image.Image)
         shown = to_rgb(image)
@@ -49,7 +50,9 @@ def fitted(
         return torch.Tensor(transforms.pil_to_tensor(fit)).to(torch.uint8)
     numbers = image if isinstance(image, Numbers) else _numbers_of(image, image_format.channels)
     channels = _with_channels(
-        _scaled(numbers, image_format.channels, value_range), image_format.channels, numbers.alpha
+        _scaled(numbers, image_format.channels, None if eight_bits else value_range),
+        image_format.channels,
+        numbers.alpha,
     )
     planes = [_resized(channels[..., one], image_format, numbers.turn) for one in range(image_format.channels)]
     return image_format.integers(torch.from_numpy(np.stack(planes)))

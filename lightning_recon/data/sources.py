@@ -35,6 +35,8 @@ from lightning_recon.printable import printable
 
 Source = Literal["samples", "samples_grey16", "folder", "imagenet", "cifar100", "caltech256", "flowers102"]
 
+# After so many images that cannot be read for the same reason, and none that can, the others are not tried.
+_HOPELESS = 20
 SAMPLES = Path(__file__).parent / "samples"
 SAMPLES_GREY16 = Path(__file__).parent / "samples_grey16"
 
@@ -147,6 +149,9 @@ def select(source: ImageSource, order: Iterable[int], count: int, image_format: 
         order: indices into the source; an unreadable image is replaced by the next.
         count: number of images.
         image_format: the format to which they are converted.
+
+    Raises:
+        UserError: none of the first images can be used, all of them for the same reason.
     """
     images: list[Tensor] = []
     labels: list[int] = []
@@ -161,6 +166,10 @@ def select(source: ImageSource, order: Iterable[int], count: int, image_format: 
             image, label = source.read(index, image_format)
         except ValueError as error:
             skipped.append((source.names[index], str(error)))
+            if not images and len(skipped) == _HOPELESS and len({reason for _, reason in skipped}) == 1:
+                raise UserError(
+                    f"{source.origin}: none of the first {_HOPELESS} images can be used: {error}"
+                ) from error
             continue
         images.append(image)
         labels.append(label)

@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, tuple[float, ...]]:
     values: dict[str, tuple[float, ...]] = {}
     width = 0
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             for number, (name, *fields) in enumerate((line for line in csv.reader(file) if line), start=1):
                 found = _numbers(fields)
                 if found is None and number == 1:
@@ -100,6 +100,8 @@ def _read(path: Path) -> dict[str, tuple[float, ...]]:
                 width = width or len(fields)
                 if found is None or len(found) != width:
                     raise ValueError(f"line {number} has no {width or 1} number(s) after the name of the image")
+                if printable(name) in values:
+                    raise ValueError(f"line {number} names {printable(name)} again")
                 values[printable(name)] = found
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} holds no targets ({error}): each line is the path of an image, and numbers") from error

@@ -101,7 +101,8 @@ class TargetNetwork:
                 network = self.build((image_shape[1], image_shape[2]), channels)
             except UserError:
                 raise misfit from None
-        elif channels != input_channels(network) and not is_class_path(self.name):
+        elif channels != (3 if is_class_path(self.name) else input_channels(network)):
+            # A class decides itself how many channels it takes; its normalization depends on them.
             network = self.build(None, channels)
         rebuild = partial(self.build, channels=channels) if takes_size(self.name) else None
         return fit_to_images(network, rebuild, self.name, image_shape, self.num_classes, count, self.seed, maps)

@@ -39,8 +39,8 @@ _MARGIN = 0.2
 _CROWDED = 0.014
 # Units for each image, and their least number.
 _UNITS_PER_IMAGE, _FEWEST_UNITS = 4, 64
-# Bits of a pixel of the format that the codec of tensor operations is made for.
-_RGB_BITS = 24
+# Channels and bits of a value that the codec of tensor operations is made for.
+_TENSOR_FORMAT = (3, 8)
 # Bytes of a float32.
 _ENTRY = 4
 # Variance of a received image's coefficients, as a share of the prior variance.
@@ -125,7 +125,7 @@ class Digital(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better image."""
-        if self.source_code == "tensor" and task.image_format.raw_bits != _RGB_BITS:
+        if self.source_code == "tensor" and (task.image_format.channels, task.image_format.bit_depth) != _TENSOR_FORMAT:
             raise UserError(
                 "--model.structure.source_code tensor compresses images of 3 channels and 8 bits: leave it at codec "
                 "for images of another format"

@@ -169,3 +169,44 @@ def test_mistakes(dataset: str, options: dict[str, Any], said: str, tmp_path: Pa
 def test_what_is_no_image() -> None:
     with pytest.raises(TypeError, match="not an image"):
         as_image("picture.png")
+
+
+class Normalized(Own):
+    """Images as a transform with Normalize returns them."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
+        """Image, label, and something else."""
+        return self.images[index] * 4 - 2, 0, "more"
+
+
+class Torn(Own):
+    """One image cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
+        """Image, label, and something else."""
+        if index == torch.randperm(40, generator=torch.Generator().manual_seed(1))[0]:
+            raise OSError("damaged")
+        return super().__getitem__(index)
+
+
+def test_normalized_images_are_refused_after_a_few() -> None:
+    with pytest.raises(UserError, match=r"none of the first 20 images can be used: .*leave normalization out"):
+        opened(f"{__name__}.Normalized")
+
+
+def test_labels_that_cannot_be_read_are_named_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"by which --data\.alpha distributes the images, cannot be read: damaged"):
+        opened(f"{__name__}.Torn", alpha=1.0, partitions=2)
+
+
+def test_clients_of_later_waves_have_the_images_that_they_have_without_waves() -> None:
+    options: dict[str, Any] = {"alpha": 5.0, "partitions": 4, "min_partition_size": 4}
+    whole = opened(OWN, clients=3, **options)
+    first = opened(OWN, clients=2, clients_at_once=2, **options)
+    second = opened(OWN, clients=1, clients_at_once=2, first_client=2, first_image=first.next_image, **options)
+    assert [one.names for one in whole.client_batches] == [
+        one.names for data in (first, second) for one in data.client_batches
+    ]
+    source, _, rest = whole._select()
+    assert sorted(rest) != rest
+    assert len(rest) == len(source) - 12
