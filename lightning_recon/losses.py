@@ -174,7 +174,8 @@ def are_maps(targets: Tensor) -> bool:
 def _check_classes(labels: Tensor, outputs: int) -> None:
     if labels.numel() and int(labels.min()) < 0:
         raise UserError(
-            f"an image has the label {int(labels.min())}, and classes are counted from 0: leave images without a label out"
+            f"an image has the label {int(labels.min())}, and classes are counted from 0: leave out images without "
+            "a label"
         )
     if labels.numel() and int(labels.max()) >= outputs:
         raise UserError(

@@ -95,7 +95,7 @@ class TensorCodec(nn.Module):
         return quantised.flatten(1).index_select(1, order), levels.flatten(1).index_select(1, order)
 
     def _thresholded(self, coefficients: Tensor, quantised: Tensor, levels: Tensor, step: Tensor) -> Tensor:
-        """Rate-distortion thresholding: magnitudes of 1 in low contexts become 0 where they cost more than they gain."""
+        """Rate-distortion thresholding: magnitudes of 1 in low contexts become 0 where they cost too much."""
         size = self.transform.steps.index_select(0, step).double().view(-1, 1, 1, 1, 1)
         dear = coefficients.abs() * COST_UNIT < looked_up(self.symbols.worthwhile, levels) * size
         return torch.where(dear & (quantised.abs() == 1), 0.0, quantised)
