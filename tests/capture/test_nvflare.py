@@ -164,6 +164,13 @@ def test_the_accountant_adds_what_the_parameters_do_not_show() -> None:
     assert svt_release(100_000, replace=False).share == 0.1
 
 
+def test_a_tensor_code_is_served_without_buffers(pictures: ClientBatch) -> None:
+    model = audit_of(None, Digital(source_code="tensor")).model()
+    assert any("." in name.removeprefix("structure.") for name, _ in model.named_buffers())
+    assert model.state_dict().keys() == dict(model.named_parameters()).keys()
+    assert model(pictures.images).shape == (4, 16)
+
+
 # --- mistakes ---
 
 
