@@ -17,7 +17,6 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, ServerPayload, Task, update_name
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_safetensors, write_tensors
-from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.normalization import Normalization
 from lightning_recon.networks.wrappers import plain_name, unwrapped
 from lightning_recon.privacy.parameters import Privacy
@@ -77,14 +76,13 @@ def record(
     inner = unwrapped(model)
     if payload is not None and task is None:
         raise UserError("record() with a payload needs the task for which the payload was made: give task=")
-    stale = any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in inner.parameters())
     before = {name: tensor.detach().clone() for name, tensor in inner.state_dict().items()}
-    modes = any(isinstance(module, BatchNorm) and module.training for module in inner.modules())
     with watching(model) as watched:
         yield watched
-    if stale and not watched.learning_rates:
+    if watched.stale:
         raise UserError(
-            "the model held gradients of an earlier pass, to which others were added: call zero_grad() first"
+            "the model held gradients of an earlier pass, to which others were added: call zero_grad() before the first "
+            "backward pass"
         )
     convention, tensors, local = _released(inner, before, watched, epochs, shuffle, task)
     seen = _task_of(inner, watched, watched.images(epochs), local, privacy or Privacy(max_grad_norm=None))
@@ -93,7 +91,7 @@ def record(
         network=network or f"{type(inner).__module__}.{type(inner).__qualname__}",
         clients=clients,
         normalization=normalization,
-        batch_norm="train" if modes else "eval",
+        batch_norm=watched.batch_norm,
     )
     if task is not None:
         _check_announced(task, seen, structure=payload is not None)

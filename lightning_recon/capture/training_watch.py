@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, training_by
+from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.construction import logits_of
 
 
@@ -26,6 +27,8 @@ class Watched:
         num_classes: number of logits of the model; None before the first mini-batch.
         learning_rates: of each optimizer step, in order.
         optimizers: the optimizers that stepped, each once.
+        batch_norm: whether batch normalization used the batch ("train") in one of these passes; "eval" without any.
+        stale: whether the parameters held gradients when the first backward pass began; None before it.
     """
 
     batches: list[int] = field(default_factory=list)
@@ -33,6 +36,8 @@ class Watched:
     num_classes: int | None = None
     learning_rates: list[float] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
+    batch_norm: Literal["train", "eval"] = "eval"
+    stale: bool | None = None
 
     def images(self, epochs: int) -> int:
         """Number of images that the loop went through in each of so many epochs.
@@ -114,6 +119,15 @@ def watching(model: nn.Module) -> Iterator[Watched]:
         if watched.image_shape not in (None, shape):
             raise UserError(f"images of {watched.image_shape} and of {shape} went through the model: give all one size")
         watched.image_shape, watched.num_classes = shape, int(logits.shape[1])
+        if any(isinstance(one, BatchNorm) and one.training for one in module.modules()):
+            watched.batch_norm = "train"
+        if logits.requires_grad and watched.stale is None:
+            logits.register_hook(backward_began)
+
+    def backward_began(gradient: Tensor) -> None:
+        # Not earlier, because many loops call zero_grad() between the forward and the backward pass.
+        if watched.stale is None:
+            watched.stale = any(one.grad is not None and bool(one.grad.any()) for one in model.parameters())
 
     def before_step(optimizer: Optimizer, *given: object) -> None:
         if trains(optimizer):

@@ -222,6 +222,48 @@ def test_gradients_of_before_the_block_are_not_recorded(
         F.cross_entropy(model(pictures.images), pictures.labels).backward()
 
 
+def test_gradients_of_before_the_block_are_not_stepped_with(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    F.cross_entropy(model(pictures.images), pictures.labels).backward()
+    with pytest.raises(UserError, match="held gradients of an earlier pass"), record(model, tmp_path):
+        F.cross_entropy(model(pictures.images), pictures.labels).backward()
+        optimizer.step()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["before the pass", "after the pass"])
+def test_gradients_that_the_block_sets_to_zero_are_not_stale(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path, moment: str
+) -> None:
+    loss = F.cross_entropy(model(pictures.images), pictures.labels)
+    (wanted,) = torch.autograd.grad(loss, [model.head.weight], retain_graph=True)
+    loss.backward()
+    with record(model, tmp_path):
+        if moment == "before the pass":
+            model.zero_grad(set_to_none=False)
+        loss = F.cross_entropy(model(pictures.images), pictures.labels)
+        if moment == "after the pass":
+            model.zero_grad()
+        loss.backward()
+    torch.testing.assert_close(load_captured(tmp_path / UPDATE).tensors["network.head.weight"], wanted)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_mode_of_batch_normalization_is_that_of_the_passes(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path, mode: str
+) -> None:
+    model.norm = nn.BatchNorm2d(32)
+    model.train(mode == "eval")
+    with record(model, tmp_path):
+        model.train()
+        model.norm.train(mode == "train")
+        loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.05))
+        model.train(mode == "eval")
+    assert load_captured(tmp_path / UPDATE).task.batch_norm == mode
+
+
 def test_epochs_have_to_be_announced(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="which are not 2 equal epochs"), record(model, tmp_path, epochs=2):
         loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.1))
