@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ def record(
     normalization: Normalization = "auto",
     epochs: int = 1,
     shuffle: bool = False,
+    accumulation: Literal["mean", "sum"] | None = None,
     client: int = 0,
     clients: int = 1,
     round: int = 0,
@@ -60,6 +62,8 @@ def record(
         normalization: how the network normalizes its images; "auto": not at all, for a class path.
         epochs: passes over the client's images in the block.
         shuffle: whether mini-batches are drawn anew in every epoch.
+        accumulation: how gradients of several passes are accumulated for one step, which cannot be seen: "mean", each
+            loss is divided by the number of passes; "sum", it is not, which cannot be announced. Needed only there.
         client: index of the client, from 0.
         clients: number of clients whose updates are recorded.
         round: index of the round, from 0; `privacy.rounds` is their number.
@@ -85,6 +89,7 @@ def record(
             "backward pass"
         )
     convention, tensors, local = _released(inner, before, watched, epochs, shuffle, task)
+    _check_accumulation(watched, accumulation)
     seen = _task_of(inner, watched, watched.images(epochs), local, privacy or Privacy(max_grad_norm=None))
     seen = replace(
         seen,
@@ -125,6 +130,29 @@ def _released(
         # What the server announced as the gradient is the change divided by minus the learning rate.
         return "gradient_mean", {name: delta / -step.divisor for name, delta in deltas.items()}, step
     return "delta", deltas, local
+
+
+def _check_accumulation(watched: Watched, accumulation: Literal["mean", "sum"] | None) -> None:
+    """Refuse accumulated gradients whose scale is not known, or not that of a mean loss."""
+    passes = watched.passes_per_step
+    if passes == 1:
+        return
+    divide = f"divide the loss of each pass by {passes}, which is the number of passes"
+    if accumulation is None:
+        raise UserError(
+            f"the gradients of {passes} passes were accumulated, and whether their losses were divided cannot be seen: "
+            f'{divide}, and give record() accumulation="mean"'
+        )
+    if accumulation == "sum":
+        raise UserError(
+            f'accumulation is "sum", so that a step follows {passes} times the gradient of the mean loss, which cannot '
+            f'be announced: {divide}, and give record() accumulation="mean"'
+        )
+    if not watched.learning_rates and len(set(watched.batches)) > 1:
+        raise UserError(
+            f"gradients of mini-batches of {', '.join(map(str, watched.batches[:10]))} images were accumulated, whose "
+            "mean is not that of all images: give all mini-batches one size"
+        )
 
 
 def _task_of(inner: nn.Module, watched: Watched, images: int, local: LocalTraining, privacy: Privacy) -> Task:

@@ -39,6 +39,11 @@ class Watched:
     batch_norm: Literal["train", "eval"] = "eval"
     stale: bool | None = None
 
+    @property
+    def passes_per_step(self) -> int:
+        """Number of mini-batches whose gradients are accumulated for a step, or for the gradient that is sent."""
+        return max(1, -(-len(self.batches) // max(1, len(self.learning_rates))))
+
     def images(self, epochs: int) -> int:
         """Number of images that the loop went through in each of so many epochs.
 
@@ -79,7 +84,7 @@ class Watched:
             epochs=epochs,
             batch_size=None if batches == 1 else self.batches[0],
             shuffle=shuffle and batches > 1,
-            accumulate_grad_batches=max(1, -(-batches * epochs // steps)),
+            accumulate_grad_batches=self.passes_per_step,
             learning_rates=tuple(rates[:1] if len(set(rates)) == 1 else rates),
             update="delta",
         )

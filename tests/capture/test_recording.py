@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -262,6 +262,45 @@ def test_the_mode_of_batch_normalization_is_that_of_the_passes(
         loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.05))
         model.train(mode == "eval")
     assert load_captured(tmp_path / UPDATE).task.batch_norm == mode
+
+
+def accumulated(model: nn.Module, pictures: ClientBatch, step: bool, divisor: float = 2.0) -> None:
+    for images, labels in zip(pictures.images.split(2), pictures.labels.split(2), strict=True):
+        (F.cross_entropy(model(images), labels) / divisor).backward()
+    if step:
+        torch.optim.SGD(model.parameters(), lr=0.05).step()
+
+
+@pytest.mark.parametrize("step", [True, False])
+@pytest.mark.parametrize(
+    ("accumulation", "said"), [(None, 'divide the loss of each pass by 2.*accumulation="mean"'), ("sum", 'is "sum"')]
+)
+def test_how_gradients_are_accumulated_has_to_be_said(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path, accumulation: Literal["mean", "sum"] | None, said: str, step: bool
+) -> None:
+    with pytest.raises(UserError, match=said), record(model, tmp_path, accumulation=accumulation):
+        accumulated(model, pictures, step, divisor=1.0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", [True, False])
+def test_accumulated_gradients_are_those_of_the_mean_loss(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path, step: bool
+) -> None:
+    loss = F.cross_entropy(model(pictures.images), pictures.labels)
+    (wanted,) = torch.autograd.grad(loss, [model.head.weight])
+    with record(model, tmp_path, accumulation="mean"):
+        accumulated(model, pictures, step)
+    captured = load_captured(tmp_path / UPDATE)
+    assert captured.task.local.accumulate_grad_batches == (2 if step else 1)
+    found = captured.tensors["network.head.weight"] / (-0.05 if step else 1.0)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulated_mini_batches_have_one_size(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mini-batches of 3, 1 images"), record(model, tmp_path, accumulation="mean"):
+        for images, labels in zip(pictures.images.split(3), pictures.labels.split(3), strict=True):
+            (F.cross_entropy(model(images), labels) / 2).backward()
 
 
 def test_epochs_have_to_be_announced(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
