@@ -100,11 +100,12 @@ class Watched:
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[Watched]:
+def watching(model: nn.Module, maps: bool = False) -> Iterator[Watched]:
     """Watch the forward passes of a model in training mode, and the steps of optimizers of its parameters.
 
     Args:
         model: the model that the loop calls, in wrappers or not.
+        maps: whether it may return maps, (B, channels, H, W), instead of logits (B, classes).
     """
     watched, own = Watched(), {id(parameter) for parameter in model.parameters()}
 
@@ -115,9 +116,11 @@ def watching(model: nn.Module) -> Iterator[Watched]:
         images, logits = (given[0] if given else None), logits_of(module, given, output)
         if not module.training or not torch.is_grad_enabled():
             return
-        if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(logits, Tensor) or logits.dim() != 2:
+        tensors = isinstance(images, Tensor) and isinstance(logits, Tensor)
+        if not tensors or images.dim() != 4 or logits.dim() not in ((2, 4) if maps else (2,)):
             raise UserError(
-                "the recorded model must map images (B, C, H, W), its first argument, to logits (B, classes)"
+                "the recorded model must map images (B, C, H, W), its first argument, to logits (B, classes), or to "
+                "maps (B, channels, H, W) under other losses than the cross-entropy"
             )
         watched.batches.append(len(images))
         shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))

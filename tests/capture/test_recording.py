@@ -10,6 +10,8 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from lightning_recon.client import Privacy
 from lightning_recon.data import ClientBatch, save_truth
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, ServerPayload, Task
+from lightning_recon.losses import dice
 from lightning_recon.networks.construction import build_network
 from lightning_recon.structure import InferenceStructure, TamperedNetwork
 
@@ -276,7 +279,12 @@ def accumulated(model: nn.Module, pictures: ClientBatch, step: bool, divisor: fl
     ("accumulation", "said"), [(None, 'divide the loss of each pass by 2.*accumulation="mean"'), ("sum", 'is "sum"')]
 )
 def test_how_gradients_are_accumulated_has_to_be_said(
-    model: nn.Module, pictures: ClientBatch, tmp_path: Path, accumulation: Literal["mean", "sum"] | None, said: str, step: bool
+    model: nn.Module,
+    pictures: ClientBatch,
+    tmp_path: Path,
+    accumulation: Literal["mean", "sum"] | None,
+    said: str,
+    step: bool,
 ) -> None:
     with pytest.raises(UserError, match=said), record(model, tmp_path, accumulation=accumulation):
         accumulated(model, pictures, step, divisor=1.0)
@@ -301,6 +309,53 @@ def test_accumulated_mini_batches_have_one_size(model: nn.Module, pictures: Clie
     with pytest.raises(UserError, match="mini-batches of 3, 1 images"), record(model, tmp_path, accumulation="mean"):
         for images, labels in zip(pictures.images.split(3), pictures.labels.split(3), strict=True):
             (F.cross_entropy(model(images), labels) / 2).backward()
+
+
+def test_loss_and_bit_depth_are_announced(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
+    with record(model, tmp_path, loss="binary_cross_entropy", bit_depth=12):
+        F.binary_cross_entropy_with_logits(model(pictures.images), F.one_hot(pictures.labels, 16).float()).backward()
+    task = load_captured(tmp_path / UPDATE).task
+    assert (task.loss, task.bit_depth) == ("binary_cross_entropy", 12)
+
+
+def test_masks_are_outputs_of_losses_of_masks(pictures: ClientBatch, tmp_path: Path) -> None:
+    model = nn.Conv2d(3, 1, 3, padding=1)
+    with record(model, tmp_path, loss="dice"):
+        dice(model(pictures.images), torch.ones(4, 1, 24, 24)).backward()
+    task = load_captured(tmp_path / UPDATE).task
+    assert (task.loss, task.num_classes) == ("dice", 1)
+
+
+def opacus_step(model: nn.Module, images: Tensor, labels: Tensor, optimizer: DPOptimizer) -> None:
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+def test_opacus_divides_by_the_expected_number_of_images(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path
+) -> None:
+    wrapped = GradSampleModule(model)
+    options = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "expected_batch_size": 4}
+    optimizer = DPOptimizer(torch.optim.SGD(wrapped.parameters(), lr=0.1), **options)
+    privacy = Privacy(1.0, 0.0, granularity="sample")
+    with (
+        pytest.raises(UserError, match=r"expected_batch_size=optimizer\.expected_batch_size.*capture_steps"),
+        record(wrapped, tmp_path, privacy),
+    ):
+        pass
+    with record(wrapped, tmp_path, privacy, expected_batch_size=4):  # the loader happened to draw three
+        opacus_step(wrapped, pictures.images[:3], pictures.labels[:3], optimizer)
+    assert load_captured(tmp_path / UPDATE).task.batch_size == 4
+
+
+def test_an_expected_number_of_images_is_that_of_one_step(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(UserError, match="expected_batch_size is 5, but the loop went through 4 images"),
+        record(model, tmp_path, expected_batch_size=5),
+    ):
+        loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.1), size=2)
 
 
 def test_epochs_have_to_be_announced(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
