@@ -16,7 +16,7 @@ sensitivity · sqrt(2 ln(1.25/delta)) / epsilon, fresh in each round and indepen
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,12 @@ from torch import Tensor, nn
 
 from lightning_recon.capture.flower_ldp import DeclaredPrivacy, declared_privacy
 from lightning_recon.capture.flower_protection import Protected, Protection, protected_by
+from lightning_recon.capture.image_shape import image_shape
 from lightning_recon.capture.served_model import served_model
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, Quantization, ServerPayload, Task, update_name
+from lightning_recon.losses import LossName
 from lightning_recon.structure.base import Structure
 from lightning_recon.structure.server_layer import TamperedNetwork
 
@@ -52,12 +54,12 @@ class FlowerAudit:
     """A Flower app under audit: what its server and its clients need.
 
     Args:
-        network: the app's own model: images (B, 3, H, W) in [0, 1] to logits (B, classes).
+        network: the app's own model: images (B, C, H, W) in [0, 1] to logits (B, classes).
         structure: what the server adds to it; configure the attack with the same structure.
         protection: what protects the updates: the app's LocalDpMod; its strategy for central differential privacy,
             `DifferentialPrivacyClientSideFixedClipping` for example; a `Privacy` that describes a mod of its own; None.
             See `capture.flower_protection`.
-        image_size: side of the images, in pixels.
+        image_size: side of the images, or their height and width, in pixels.
         num_classes: number of classes of the network.
         batch_size: images in an update: all images that the client trains on in a round.
         clients: number of clients; each update is captured in its own file.
@@ -67,12 +69,14 @@ class FlowerAudit:
             `exchange.training_by`. Flower sends the weights, so `update` is "delta".
         secure_aggregation: the app's SecAgg+ workflow, by which the server gets only the sum of all clients, see
             `capture.flower_secagg`; None: it gets every client's arrays.
+        channels: number of channels of the images.
+        loss: name of the loss by which clients train, see `losses`.
     """
 
     network: nn.Module
     structure: Structure
     protection: Protection
-    image_size: int
+    image_size: int | Sequence[int]
     num_classes: int
     batch_size: int
     clients: int = 1
@@ -80,6 +84,8 @@ class FlowerAudit:
     name: str = "flower"
     local: LocalTraining = LocalTraining()  # noqa: RUF009 - frozen
     secure_aggregation: SecAggPlusWorkflow | None = None
+    channels: int = 3
+    loss: LossName = "cross_entropy"
 
     @cached_property
     def protected(self) -> Protected:
@@ -102,7 +108,7 @@ class FlowerAudit:
     def task(self) -> Task:
         """What a Flower server knows about the training, by its own configuration or from the app's code."""
         return Task(
-            image_shape=(3, self.image_size, self.image_size),
+            image_shape=image_shape(self.channels, self.image_size),
             num_classes=self.num_classes,
             batch_size=self.batch_size,
             clients=self.clients,
@@ -118,6 +124,7 @@ class FlowerAudit:
             local=self.local,
             aggregated=1 if self.secure_aggregation is None else self.clients,
             quantization=self.quantization,
+            loss=self.loss,
         )
 
     @property

@@ -8,6 +8,7 @@ in `capture.nvflare_filters`.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_recon.capture.image_shape import image_shape
 from lightning_recon.capture.nvflare_filters import SvtRelease, svt_release
 from lightning_recon.capture.recording import keep_network
 from lightning_recon.capture.served_model import served_model
@@ -24,6 +26,7 @@ from lightning_recon.capture.tensor_check import NETWORK, STRUCTURE
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Compression, LocalTraining, ServerPayload, Task, payload_name, update_name
+from lightning_recon.losses import LossName
 from lightning_recon.structure.base import Structure
 from lightning_recon.structure.layer import build_layer
 
@@ -49,28 +52,32 @@ class NVFlareAudit:
     """An NVFlare job under audit: what its server and its clients need.
 
     Args:
-        network: the job's own model: images (B, 3, H, W) in [0, 1] to logits (B, classes).
+        network: the job's own model: images (B, C, H, W) in [0, 1] to logits (B, classes).
         structure: what the server adds to it; None: an honest server, which sends `network` alone.
         protection: the privacy filter of the job; None: there is none.
-        image_size: side of the images, in pixels.
+        image_size: side of the images, or their height and width, in pixels.
         num_classes: number of classes of the network.
         batch_size: images in an update: all images that the client trains on in a round.
         clients: number of clients; each update is captured in its own file.
         rounds: number of updates of each client.
         name: name of the network in the captured files; for an honest server the name by which the attack builds it.
         local: the clients' local training, see `exchange.training_by`; `update` must be "delta".
+        channels: number of channels of the images.
+        loss: name of the loss by which clients train, see `losses`.
     """
 
     network: nn.Module
     structure: Structure | None
     protection: SVTPrivacy | PercentilePrivacy | None
-    image_size: int
+    image_size: int | Sequence[int]
     num_classes: int
     batch_size: int
     clients: int = 1
     rounds: int = 1
     name: str = "nvflare"
     local: LocalTraining = LocalTraining(update="delta")  # noqa: RUF009 - frozen
+    channels: int = 3
+    loss: LossName = "cross_entropy"
 
     @property
     def steps(self) -> int:
@@ -103,7 +110,7 @@ class NVFlareAudit:
                 f'NVFlare sends weights, so the update is "delta", not {self.local.update!r}: announce that'
             )
         plain = Task(
-            image_shape=(3, self.image_size, self.image_size),
+            image_shape=image_shape(self.channels, self.image_size),
             num_classes=self.num_classes,
             batch_size=self.batch_size,
             clients=self.clients,
@@ -116,6 +123,8 @@ class NVFlareAudit:
             parameter_tensors=len(list(self.network.parameters())),
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
             local=self.local,
+            normalization="none",
+            loss=self.loss,
         )
         if isinstance(self.protection, SVTPrivacy) and self.structure is not None:
             return self._task_of_svt(plain, self.structure, self.protection.gamma * self.steps)
@@ -151,13 +160,17 @@ class NVFlareAudit:
 
     def _check_zeros(self, payload: ServerPayload, removed: float) -> None:
         """Refuse a percentile above the share of values that are zero whatever the images are."""
-        units, inputs = build_layer(payload).get_parameter("weight").shape
+        layer = build_layer(payload)
+        units, inputs = layer.get_parameter("weight").shape
         excited = min(units, self.batch_size * len(payload.tensors.get("directions", ()))) or units
-        zeros = 1 - excited * inputs / self._entries(payload)
+        silent = layer.detach_logits or layer.target_scale == 0
+        own = 0 if silent else sum(parameter.numel() for parameter in self.network.parameters())
+        zeros = 1 - (excited * inputs + own) / self._entries(payload)
         if removed > zeros:
+            silence = "" if silent else ", or let it silence the network (WaterFilling: detach_logits)"
             raise UserError(
                 f"PercentilePrivacy removes values of the structure: its percentile is {100 * removed:g}, and "
-                f"{100 * zeros:.3g} % of the values are zero: give the structure more units"
+                f"{100 * zeros:.3g} % of the values are zero: give the structure more units{silence}"
             )
 
     def _entries(self, payload: ServerPayload) -> int:

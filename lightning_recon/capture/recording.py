@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, ServerPayload, Task, update_name
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_safetensors, write_tensors
-from lightning_recon.networks.batch_norm import BatchNorm
+from lightning_recon.losses import LossName
 from lightning_recon.networks.normalization import Normalization
 from lightning_recon.networks.wrappers import plain_name, unwrapped
 from lightning_recon.privacy.parameters import Privacy
+from lightning_recon.ranges import BIT_DEPTH, COUNT, check_ranges
 
 # Fields of a task that the loop shows.
 _SEEN = ("image_shape", "num_classes", "batch_size", "parameter_tensors", "local")
@@ -36,12 +38,16 @@ def record(
     normalization: Normalization = "auto",
     epochs: int = 1,
     shuffle: bool = False,
+    accumulation: Literal["mean", "sum"] | None = None,
     client: int = 0,
     clients: int = 1,
     round: int = 0,
     declared: Declared | None = None,
     task: Task | None = None,
     payload: ServerPayload | None = None,
+    loss: LossName = "cross_entropy",
+    bit_depth: int = 8,
+    expected_batch_size: int | None = None,
 ) -> Iterator[Watched]:
     """Record what a client's training changes, and write it as a captured update when the block ends.
 
@@ -61,12 +67,19 @@ def record(
         normalization: how the network normalizes its images; "auto": not at all, for a class path.
         epochs: passes over the client's images in the block.
         shuffle: whether mini-batches are drawn anew in every epoch.
+        accumulation: how gradients of several passes are accumulated for one step, which cannot be seen: "mean", each
+            loss is divided by the number of passes; "sum", it is not, which cannot be announced. Needed only there.
         client: index of the client, from 0.
         clients: number of clients whose updates are recorded.
         round: index of the round, from 0; `privacy.rounds` is their number.
         declared: the privacy that the client's program declares.
         task: the announced task, instead of the one that follows from the loop and from `privacy`; the loop must agree.
         payload: what a malicious server has sent; the model is then its `TamperedNetwork`, and `task` is needed.
+        loss: name of the loss by which the block trains, see `losses`; a `task` has its own. Under others than
+            "cross_entropy" the model may also return maps, (B, channels, H, W).
+        bit_depth: bits of a value of an image; a `task` has its own.
+        expected_batch_size: expected number of images where a loader draws them at random, as Opacus' does; needed for
+            per-sample clipping by Opacus, see `DPOptimizer.expected_batch_size`. None: those that the loop had.
 
     Yields:
         What was seen of the loop so far.
@@ -77,23 +90,33 @@ def record(
     inner = unwrapped(model)
     if payload is not None and task is None:
         raise UserError("record() with a payload needs the task for which the payload was made: give task=")
-    stale = any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in inner.parameters())
-    before = {name: tensor.detach().clone() for name, tensor in inner.state_dict().items()}
-    modes = any(isinstance(module, BatchNorm) and module.training for module in inner.modules())
-    with watching(model) as watched:
-        yield watched
-    if stale and not watched.learning_rates:
+    check_ranges("", bit_depth=(bit_depth, BIT_DEPTH), expected_batch_size=(expected_batch_size, COUNT))
+    protection = task or privacy
+    if expected_batch_size is None and protection and protection.granularity == "sample" and _is_of_opacus(model):
         raise UserError(
-            "the model held gradients of an earlier pass, to which others were added: call zero_grad() first"
+            "Opacus divides by the expected number of images, which its loader draws at random: give record() "
+            "expected_batch_size=optimizer.expected_batch_size, or capture with capture.opacus.capture_steps"
+        )
+    before = {name: tensor.detach().clone() for name, tensor in inner.state_dict().items()}
+    with watching(model, maps=(loss if task is None else task.loss) != "cross_entropy") as watched:
+        yield watched
+    if watched.stale:
+        raise UserError(
+            "the model held gradients of an earlier pass, to which others were added: call zero_grad() before the first "
+            "backward pass"
         )
     convention, tensors, local = _released(inner, before, watched, epochs, shuffle, task)
-    seen = _task_of(inner, watched, watched.images(epochs), local, privacy or Privacy(max_grad_norm=None))
+    _check_accumulation(watched, accumulation)
+    images = _announced_images(watched.images(epochs), local, expected_batch_size)
+    seen = _task_of(inner, watched, images, local, privacy or Privacy(max_grad_norm=None))
     seen = replace(
         seen,
         network=network or f"{type(inner).__module__}.{type(inner).__qualname__}",
         clients=clients,
         normalization=normalization,
-        batch_norm="train" if modes else "eval",
+        batch_norm=watched.batch_norm,
+        loss=loss,
+        bit_depth=bit_depth,
     )
     if task is not None:
         _check_announced(task, seen, structure=payload is not None)
@@ -104,6 +127,23 @@ def record(
     sent = (payload or ServerPayload()).digest()
     source = f"PyTorch {torch.__version__.partition('+')[0]}"
     save_captured(path, CapturedUpdate(task or seen, tensors, convention, sent, client, round, 0, source, declared))
+
+
+def _is_of_opacus(model: nn.Module) -> bool:
+    """Whether a model computes the gradient of every sample by Opacus."""
+    # Not by isinstance: Opacus is an optional dependency.
+    bases = [base for module in model.modules() for base in type(module).__mro__]
+    return any(base.__module__.startswith("opacus.") and base.__name__ == "AbstractGradSampleModule" for base in bases)
+
+
+def _announced_images(seen: int, local: LocalTraining, expected: int | None) -> int:
+    """Number of images that a server of this loop would have announced."""
+    if expected is not None and expected != seen and local.batch_size is not None:
+        raise UserError(
+            f"expected_batch_size is {expected}, but the loop went through {seen} images in several mini-batches, "
+            f"and only those of one step can be drawn at random: give {seen}, or record one step"
+        )
+    return seen if expected is None else expected
 
 
 def _released(
@@ -127,6 +167,29 @@ def _released(
         # What the server announced as the gradient is the change divided by minus the learning rate.
         return "gradient_mean", {name: delta / -step.divisor for name, delta in deltas.items()}, step
     return "delta", deltas, local
+
+
+def _check_accumulation(watched: Watched, accumulation: Literal["mean", "sum"] | None) -> None:
+    """Refuse accumulated gradients whose scale is not known, or not that of a mean loss."""
+    passes = watched.passes_per_step
+    if passes == 1:
+        return
+    divide = f"divide the loss of each pass by {passes}, which is the number of passes"
+    if accumulation is None:
+        raise UserError(
+            f"the gradients of {passes} passes were accumulated, and whether their losses were divided cannot be seen: "
+            f'{divide}, and give record() accumulation="mean"'
+        )
+    if accumulation == "sum":
+        raise UserError(
+            f'accumulation is "sum", so that a step follows {passes} times the gradient of the mean loss, which cannot '
+            f'be announced: {divide}, and give record() accumulation="mean"'
+        )
+    if not watched.learning_rates and len(set(watched.batches)) > 1:
+        raise UserError(
+            f"gradients of mini-batches of {', '.join(map(str, watched.batches[:10]))} images were accumulated, whose "
+            "mean is not that of all images: give all mini-batches one size"
+        )
 
 
 def _task_of(inner: nn.Module, watched: Watched, images: int, local: LocalTraining, privacy: Privacy) -> Task:

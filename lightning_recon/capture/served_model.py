@@ -21,6 +21,7 @@ def served_model(network: nn.Module, payload: ServerPayload) -> TamperedNetwork:
         payload: with a structure.
     """
     structure = build_layer(payload)
-    for name, buffer in list(structure.named_buffers()):
-        structure.register_buffer(name, buffer, persistent=False)
+    for module in structure.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, buffer, persistent=False)
     return TamperedNetwork(deepcopy(network), structure)

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, training_by
+from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.construction import logits_of
 
 
@@ -26,6 +27,8 @@ class Watched:
         num_classes: number of logits of the model; None before the first mini-batch.
         learning_rates: of each optimizer step, in order.
         optimizers: the optimizers that stepped, each once.
+        batch_norm: whether batch normalization used the batch ("train") in one of these passes; "eval" without any.
+        stale: whether the parameters held gradients when the first backward pass began; None before it.
     """
 
     batches: list[int] = field(default_factory=list)
@@ -33,6 +36,13 @@ class Watched:
     num_classes: int | None = None
     learning_rates: list[float] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
+    batch_norm: Literal["train", "eval"] = "eval"
+    stale: bool | None = None
+
+    @property
+    def passes_per_step(self) -> int:
+        """Number of mini-batches whose gradients are accumulated for a step, or for the gradient that is sent."""
+        return max(1, -(-len(self.batches) // max(1, len(self.learning_rates))))
 
     def images(self, epochs: int) -> int:
         """Number of images that the loop went through in each of so many epochs.
@@ -74,7 +84,7 @@ class Watched:
             epochs=epochs,
             batch_size=None if batches == 1 else self.batches[0],
             shuffle=shuffle and batches > 1,
-            accumulate_grad_batches=max(1, -(-batches * epochs // steps)),
+            accumulate_grad_batches=self.passes_per_step,
             learning_rates=tuple(rates[:1] if len(set(rates)) == 1 else rates),
             update="delta",
         )
@@ -90,11 +100,12 @@ class Watched:
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[Watched]:
+def watching(model: nn.Module, maps: bool = False) -> Iterator[Watched]:
     """Watch the forward passes of a model in training mode, and the steps of optimizers of its parameters.
 
     Args:
         model: the model that the loop calls, in wrappers or not.
+        maps: whether it may return maps, (B, channels, H, W), instead of logits (B, classes).
     """
     watched, own = Watched(), {id(parameter) for parameter in model.parameters()}
 
@@ -105,15 +116,26 @@ def watching(model: nn.Module) -> Iterator[Watched]:
         images, logits = (given[0] if given else None), logits_of(module, given, output)
         if not module.training or not torch.is_grad_enabled():
             return
-        if not isinstance(images, Tensor) or images.dim() != 4 or not isinstance(logits, Tensor) or logits.dim() != 2:
+        tensors = isinstance(images, Tensor) and isinstance(logits, Tensor)
+        if not tensors or images.dim() != 4 or logits.dim() not in ((2, 4) if maps else (2,)):
             raise UserError(
-                "the recorded model must map images (B, C, H, W), its first argument, to logits (B, classes)"
+                "the recorded model must map images (B, C, H, W), its first argument, to logits (B, classes), or to "
+                "maps (B, channels, H, W) under other losses than the cross-entropy"
             )
         watched.batches.append(len(images))
         shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         if watched.image_shape not in (None, shape):
             raise UserError(f"images of {watched.image_shape} and of {shape} went through the model: give all one size")
         watched.image_shape, watched.num_classes = shape, int(logits.shape[1])
+        if any(isinstance(one, BatchNorm) and one.training for one in module.modules()):
+            watched.batch_norm = "train"
+        if logits.requires_grad and watched.stale is None:
+            logits.register_hook(backward_began)
+
+    def backward_began(gradient: Tensor) -> None:
+        # Not earlier, because many loops call zero_grad() between the forward and the backward pass.
+        if watched.stale is None:
+            watched.stale = any(one.grad is not None and bool(one.grad.any()) for one in model.parameters())
 
     def before_step(optimizer: Optimizer, *given: object) -> None:
         if trains(optimizer):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from lightning_recon.capture.image_shape import image_shape
 from lightning_recon.capture.weights_pair import capture_pair
 from lightning_recon.client.local_options import LocalOptions
 from lightning_recon.command_line.option_errors import explaining
@@ -14,10 +15,11 @@ from lightning_recon.command_line.options import options_of
 from lightning_recon.console import say
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
+from lightning_recon.losses import LossName
 from lightning_recon.networks.construction import is_class_path
 from lightning_recon.networks.normalization import Normalization
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import COUNT, NOT_NEGATIVE, SIDE, SIZE, check_ranges
+from lightning_recon.ranges import BIT_DEPTH, COUNT, NOT_NEGATIVE, SIZE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class CaptureOptions:
     Args:
         network: "convnet", a torchvision or timm name, or the path of a class that takes `num_classes`.
         num_classes: number of classes of the network.
-        image_size: width and height of the images, in pixels.
+        image_size: side of the images, or their height and width, in pixels.
         batch_size: number of images that the client trained on.
         local: how it trained, with `update` "delta" by default: the change of the weights is the update.
         privacy: how the update was clipped and noised; by default not at all.
@@ -36,11 +38,14 @@ class CaptureOptions:
         client: number of the client, from 0.
         clients: number of clients whose updates are captured, each by a call of its own into the same folder.
         round: number of the round, from 0; `privacy.rounds` is how many there are.
+        channels: number of channels of the images.
+        bit_depth: bits of a value of an image, 8 to 16.
+        loss: the loss by which the client trained.
     """
 
     network: str
     num_classes: int
-    image_size: int
+    image_size: int | list[int]
     batch_size: int
     local: LocalOptions = LocalOptions()  # noqa: RUF009 - frozen
     privacy: Privacy = Privacy(max_grad_norm=None)  # noqa: RUF009 - frozen
@@ -49,18 +54,22 @@ class CaptureOptions:
     client: int = 0
     clients: int = 1
     round: int = 0
+    channels: int = 3
+    bit_depth: int = 8
+    loss: LossName = "cross_entropy"
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         check_ranges(
             "--",
             num_classes=(self.num_classes, SIZE),
-            image_size=(self.image_size, SIDE),
+            bit_depth=(self.bit_depth, BIT_DEPTH),
             batch_size=(self.batch_size, COUNT),
             clients=(self.clients, COUNT),
             client=(self.client, NOT_NEGATIVE),
             round=(self.round, NOT_NEGATIVE),
         )
+        image_shape(self.channels, self.image_size, "--")
         if self.privacy.noise_bands > 1 or self.privacy.adaptive_clip is not None:
             raise UserError("--privacy.noise_bands and --privacy.adaptive_clip are not captured: leave them out")
 
@@ -69,7 +78,7 @@ class CaptureOptions:
         """What the server announced."""
         local, privacy = self.local.announced(self.batch_size), self.privacy
         return Task(
-            image_shape=(3, self.image_size, self.image_size),
+            image_shape=image_shape(self.channels, self.image_size),
             num_classes=self.num_classes,
             batch_size=self.batch_size,
             clients=self.clients,
@@ -84,6 +93,8 @@ class CaptureOptions:
             local=local if self.local.update else replace(local, update="delta"),
             normalization=self.normalization,
             mechanism=privacy.mechanism,
+            bit_depth=self.bit_depth,
+            loss=self.loss,
         )
 
 

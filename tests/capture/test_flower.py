@@ -256,6 +256,17 @@ def tiny_network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
 
 
+def test_images_and_loss_are_announced() -> None:
+    audit = replace(
+        audit_of(nn.Sequential(nn.Flatten(), nn.Linear(16 * 24, 4)), LocalDpMod(1.0, 1.0, 10.0, 1e-5)),
+        image_size=(16, 24),
+        channels=1,
+        loss="mean_squared_error",
+    )
+    assert (audit.task.image_shape, audit.task.loss) == ((1, 16, 24), "mean_squared_error")
+    assert audit.model()(torch.rand(2, 1, 16, 24)).shape == (2, 4)
+
+
 def test_a_mod_after_the_protection_is_refused(tmp_path: Path) -> None:
     audit = audit_of(tiny_network(), LocalDpMod(1.0, 1.0, 10.0, 1e-5))
     arrays = {name: array.numpy() for name, array in audit.arrays().items()}

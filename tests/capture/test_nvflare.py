@@ -164,6 +164,13 @@ def test_the_accountant_adds_what_the_parameters_do_not_show() -> None:
     assert svt_release(100_000, replace=False).share == 0.1
 
 
+def test_a_tensor_code_is_served_without_buffers(pictures: ClientBatch) -> None:
+    model = audit_of(None, Digital(source_code="tensor")).model()
+    assert any("." in name.removeprefix("structure.") for name, _ in model.named_buffers())
+    assert model.state_dict().keys() == dict(model.named_parameters()).keys()
+    assert model(pictures.images).shape == (4, 16)
+
+
 # --- mistakes ---
 
 
@@ -206,6 +213,28 @@ def test_what_cannot_be_audited() -> None:
         _ = audit_of(PercentilePrivacy(95), WaterFilling()).payload
     with pytest.raises(UserError, match="depends on the values"):
         svt_release(1000, epsilon=1e6)
+
+
+def test_the_network_s_own_values_are_not_zero_unless_it_is_silenced(pictures: ClientBatch) -> None:
+    silenced, heard = WaterFilling(strength=0.01), WaterFilling(strength=0.01, detach_logits=False)
+    model = audit_of(None, heard).model()
+    changed = trained(model, pictures)
+    zeros = sum(int((one == 0).sum()) for one in changed.values()) / sum(one.numel() for one in changed.values())
+    own = sum(one.numel() for one in build_network("convnet", 16).parameters())
+    share = own / sum(one.numel() for one in changed.values())
+    percentile = 100 * (zeros + share / 2)  # above the zeros of this network, below those of a silenced one
+    assert audit_of(PercentilePrivacy(percentile), silenced).payload.settings
+    with pytest.raises(UserError, match="removes values of the structure.*let it silence the network"):
+        _ = audit_of(PercentilePrivacy(percentile), heard).payload
+
+
+def test_images_loss_and_normalization_are_announced() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(24 * 32, 16))
+    audit = NVFlareAudit(network, None, None, (24, 32), 16, 4, local=SGD, channels=1, loss="binary_cross_entropy")
+    assert (audit.task.image_shape, audit.task.loss) == ((1, 24, 32), "binary_cross_entropy")
+    assert audit.task.normalization == "none"
+    with pytest.raises(UserError, match="give one number, or height and width"):
+        _ = replace(audit, image_size=[24]).task
 
 
 # --- the simulator ---

@@ -5,11 +5,13 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from lightning_recon.client import Privacy
 from lightning_recon.data import ClientBatch, save_truth
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, ServerPayload, Task
+from lightning_recon.losses import dice
 from lightning_recon.networks.construction import build_network
 from lightning_recon.structure import InferenceStructure, TamperedNetwork
 
@@ -220,6 +223,139 @@ def test_gradients_of_before_the_block_are_not_recorded(
     F.cross_entropy(model(pictures.images), pictures.labels).backward()
     with pytest.raises(UserError, match="held gradients of an earlier pass"), record(model, tmp_path):
         F.cross_entropy(model(pictures.images), pictures.labels).backward()
+
+
+def test_gradients_of_before_the_block_are_not_stepped_with(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    F.cross_entropy(model(pictures.images), pictures.labels).backward()
+    with pytest.raises(UserError, match="held gradients of an earlier pass"), record(model, tmp_path):
+        F.cross_entropy(model(pictures.images), pictures.labels).backward()
+        optimizer.step()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["before the pass", "after the pass"])
+def test_gradients_that_the_block_sets_to_zero_are_not_stale(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path, moment: str
+) -> None:
+    loss = F.cross_entropy(model(pictures.images), pictures.labels)
+    (wanted,) = torch.autograd.grad(loss, [model.head.weight], retain_graph=True)
+    loss.backward()
+    with record(model, tmp_path):
+        if moment == "before the pass":
+            model.zero_grad(set_to_none=False)
+        loss = F.cross_entropy(model(pictures.images), pictures.labels)
+        if moment == "after the pass":
+            model.zero_grad()
+        loss.backward()
+    torch.testing.assert_close(load_captured(tmp_path / UPDATE).tensors["network.head.weight"], wanted)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_mode_of_batch_normalization_is_that_of_the_passes(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path, mode: str
+) -> None:
+    model.norm = nn.BatchNorm2d(32)
+    model.train(mode == "eval")
+    with record(model, tmp_path):
+        model.train()
+        model.norm.train(mode == "train")
+        loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.05))
+        model.train(mode == "eval")
+    assert load_captured(tmp_path / UPDATE).task.batch_norm == mode
+
+
+def accumulated(model: nn.Module, pictures: ClientBatch, step: bool, divisor: float = 2.0) -> None:
+    for images, labels in zip(pictures.images.split(2), pictures.labels.split(2), strict=True):
+        (F.cross_entropy(model(images), labels) / divisor).backward()
+    if step:
+        torch.optim.SGD(model.parameters(), lr=0.05).step()
+
+
+@pytest.mark.parametrize("step", [True, False])
+@pytest.mark.parametrize(
+    ("accumulation", "said"), [(None, 'divide the loss of each pass by 2.*accumulation="mean"'), ("sum", 'is "sum"')]
+)
+def test_how_gradients_are_accumulated_has_to_be_said(
+    model: nn.Module,
+    pictures: ClientBatch,
+    tmp_path: Path,
+    accumulation: Literal["mean", "sum"] | None,
+    said: str,
+    step: bool,
+) -> None:
+    with pytest.raises(UserError, match=said), record(model, tmp_path, accumulation=accumulation):
+        accumulated(model, pictures, step, divisor=1.0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", [True, False])
+def test_accumulated_gradients_are_those_of_the_mean_loss(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path, step: bool
+) -> None:
+    loss = F.cross_entropy(model(pictures.images), pictures.labels)
+    (wanted,) = torch.autograd.grad(loss, [model.head.weight])
+    with record(model, tmp_path, accumulation="mean"):
+        accumulated(model, pictures, step)
+    captured = load_captured(tmp_path / UPDATE)
+    assert captured.task.local.accumulate_grad_batches == (2 if step else 1)
+    found = captured.tensors["network.head.weight"] / (-0.05 if step else 1.0)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulated_mini_batches_have_one_size(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mini-batches of 3, 1 images"), record(model, tmp_path, accumulation="mean"):
+        for images, labels in zip(pictures.images.split(3), pictures.labels.split(3), strict=True):
+            (F.cross_entropy(model(images), labels) / 2).backward()
+
+
+def test_loss_and_bit_depth_are_announced(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
+    with record(model, tmp_path, loss="binary_cross_entropy", bit_depth=12):
+        F.binary_cross_entropy_with_logits(model(pictures.images), F.one_hot(pictures.labels, 16).float()).backward()
+    task = load_captured(tmp_path / UPDATE).task
+    assert (task.loss, task.bit_depth) == ("binary_cross_entropy", 12)
+
+
+def test_masks_are_outputs_of_losses_of_masks(pictures: ClientBatch, tmp_path: Path) -> None:
+    model = nn.Conv2d(3, 1, 3, padding=1)
+    with record(model, tmp_path, loss="dice"):
+        dice(model(pictures.images), torch.ones(4, 1, 24, 24)).backward()
+    task = load_captured(tmp_path / UPDATE).task
+    assert (task.loss, task.num_classes) == ("dice", 1)
+
+
+def opacus_step(model: nn.Module, images: Tensor, labels: Tensor, optimizer: DPOptimizer) -> None:
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+def test_opacus_divides_by_the_expected_number_of_images(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path
+) -> None:
+    wrapped = GradSampleModule(model)
+    options = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "expected_batch_size": 4}
+    optimizer = DPOptimizer(torch.optim.SGD(wrapped.parameters(), lr=0.1), **options)
+    privacy = Privacy(1.0, 0.0, granularity="sample")
+    with (
+        pytest.raises(UserError, match=r"expected_batch_size=optimizer\.expected_batch_size.*capture_steps"),
+        record(wrapped, tmp_path, privacy),
+    ):
+        pass
+    with record(wrapped, tmp_path, privacy, expected_batch_size=4):  # the loader happened to draw three
+        opacus_step(wrapped, pictures.images[:3], pictures.labels[:3], optimizer)
+    assert load_captured(tmp_path / UPDATE).task.batch_size == 4
+
+
+def test_an_expected_number_of_images_is_that_of_one_step(
+    model: nn.Module, pictures: ClientBatch, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(UserError, match="expected_batch_size is 5, but the loop went through 4 images"),
+        record(model, tmp_path, expected_batch_size=5),
+    ):
+        loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.1), size=2)
 
 
 def test_epochs_have_to_be_announced(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:

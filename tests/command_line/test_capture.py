@@ -19,6 +19,7 @@ from lightning_recon.networks.construction import build_network
 
 UPDATE = "update-c000-d000-r0000.safetensors"
 NETWORK = ["--network", "convnet", "--num_classes", "16", "--image_size", "24", "--batch_size", "4"]
+LOSS = "binary_cross_entropy"
 SGD = ["--local.optimizer", "SGD", "--local.optimizer.lr", "0.05"]
 
 
@@ -100,6 +101,16 @@ def test_protection_and_training_are_announced(trained: tuple[nn.Module, nn.Modu
     assert task.parameter_tensors == len(list(trained[0].parameters()))
 
 
+def test_images_and_loss_are_announced(tmp_path: Path) -> None:
+    before, after = (build_network("convnet", 16, image_size=(16, 24), channels=1) for _ in range(2))
+    with torch.no_grad():
+        next(after.parameters()).add_(0.01)
+    written(tmp_path, before, after)
+    capture(tmp_path, *SGD, "--channels", "1", "--image_size", "[16,24]", "--bit_depth", "12", "--loss", LOSS)
+    task = load_captured(tmp_path / "captured" / UPDATE).task
+    assert (task.image_shape, task.bit_depth, task.loss) == ((1, 16, 24), 12, LOSS)
+
+
 class Code:
     """What unpickling would run."""
 
@@ -116,6 +127,9 @@ class Code:
         ("same", (), "hold the same weights"),
         ("good", ("--privacy.noise_multiplier", "1"), "--privacy.noise_multiplier is 1.0 but --privacy.max_grad_norm"),
         ("good", ("--local.epochs", "0"), "--local.epochs is 0"),
+        ("good", ("--image_size", "[24,24,24]"), "--image_size is [24, 24, 24]: give one number, or height and width"),
+        ("good", ("--channels", "0"), "--channels is 0"),
+        ("good", ("--bit_depth", "7"), "--bit_depth is 7"),
         ("good", ("--privacy.epoch", "0"), "there is no option --privacy.epoch"),
         ("missing", (), "do not exist"),
     ],
