@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_recon.capture.client import NETWORK
 from lightning_recon.capture.tensor_check import NETWORK as OF_NETWORK
-from lightning_recon.capture.training_watch import Watched, watching
+from lightning_recon.capture.training_watch import Accumulation, Watched, check_accumulation, watching
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Convention, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining, ServerPayload, Task, update_name
@@ -38,7 +37,7 @@ def record(
     normalization: Normalization = "auto",
     epochs: int = 1,
     shuffle: bool = False,
-    accumulation: Literal["mean", "sum"] | None = None,
+    accumulation: Accumulation | None = None,
     client: int = 0,
     clients: int = 1,
     round: int = 0,
@@ -102,11 +101,11 @@ def record(
         yield watched
     if watched.stale:
         raise UserError(
-            "the model held gradients of an earlier pass, to which others were added: call zero_grad() before the first "
-            "backward pass"
+            "the model held gradients of an earlier pass, to which others were added: call zero_grad() before the "
+            "first backward pass"
         )
     convention, tensors, local = _released(inner, before, watched, epochs, shuffle, task)
-    _check_accumulation(watched, accumulation)
+    check_accumulation(watched, accumulation)
     images = _announced_images(watched.images(epochs), local, expected_batch_size)
     seen = _task_of(inner, watched, images, local, privacy or Privacy(max_grad_norm=None))
     seen = replace(
@@ -167,29 +166,6 @@ def _released(
         # What the server announced as the gradient is the change divided by minus the learning rate.
         return "gradient_mean", {name: delta / -step.divisor for name, delta in deltas.items()}, step
     return "delta", deltas, local
-
-
-def _check_accumulation(watched: Watched, accumulation: Literal["mean", "sum"] | None) -> None:
-    """Refuse accumulated gradients whose scale is not known, or not that of a mean loss."""
-    passes = watched.passes_per_step
-    if passes == 1:
-        return
-    divide = f"divide the loss of each pass by {passes}, which is the number of passes"
-    if accumulation is None:
-        raise UserError(
-            f"the gradients of {passes} passes were accumulated, and whether their losses were divided cannot be seen: "
-            f'{divide}, and give record() accumulation="mean"'
-        )
-    if accumulation == "sum":
-        raise UserError(
-            f'accumulation is "sum", so that a step follows {passes} times the gradient of the mean loss, which cannot '
-            f'be announced: {divide}, and give record() accumulation="mean"'
-        )
-    if not watched.learning_rates and len(set(watched.batches)) > 1:
-        raise UserError(
-            f"gradients of mini-batches of {', '.join(map(str, watched.batches[:10]))} images were accumulated, whose "
-            "mean is not that of all images: give all mini-batches one size"
-        )
 
 
 def _task_of(inner: nn.Module, watched: Watched, images: int, local: LocalTraining, privacy: Privacy) -> Task:

@@ -16,6 +16,8 @@ from lightning_recon.exchange import LocalTraining, training_by
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.construction import logits_of
 
+Accumulation = Literal["mean", "sum"]  # of gradients: whether each loss is divided by the number of passes, or not
+
 
 @dataclass
 class Watched:
@@ -116,8 +118,13 @@ def watching(model: nn.Module, maps: bool = False) -> Iterator[Watched]:
         images, logits = (given[0] if given else None), logits_of(module, given, output)
         if not module.training or not torch.is_grad_enabled():
             return
-        tensors = isinstance(images, Tensor) and isinstance(logits, Tensor)
-        if not tensors or images.dim() != 4 or logits.dim() not in ((2, 4) if maps else (2,)):
+        dims = (2, 4) if maps else (2,)
+        if (
+            not isinstance(images, Tensor)
+            or images.dim() != 4
+            or not isinstance(logits, Tensor)
+            or logits.dim() not in dims
+        ):
             raise UserError(
                 "the recorded model must map images (B, C, H, W), its first argument, to logits (B, classes), or to "
                 "maps (B, channels, H, W) under other losses than the cross-entropy"
@@ -155,6 +162,37 @@ def watching(model: nn.Module, maps: bool = False) -> Iterator[Watched]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def check_accumulation(watched: Watched, accumulation: Accumulation | None) -> None:
+    """Refuse accumulated gradients whose scale is not known, or not that of a mean loss.
+
+    Args:
+        watched: what the loop did.
+        accumulation: what the user says of the losses of passes whose gradients are accumulated, see `record`.
+
+    Raises:
+        UserError: several passes lead to one step, or to the gradient that is sent, and their scale cannot be announced.
+    """
+    passes = watched.passes_per_step
+    if passes == 1:
+        return
+    divide = f"divide the loss of each pass by {passes}, which is the number of passes"
+    if accumulation is None:
+        raise UserError(
+            f"the gradients of {passes} passes were accumulated, and whether their losses were divided cannot be seen: "
+            f'{divide}, and give record() accumulation="mean"'
+        )
+    if accumulation == "sum":
+        raise UserError(
+            f'accumulation is "sum", so that a step follows {passes} times the gradient of the mean loss, which cannot '
+            f'be announced: {divide}, and give record() accumulation="mean"'
+        )
+    if not watched.learning_rates and len(set(watched.batches)) > 1:
+        raise UserError(
+            f"gradients of mini-batches of {', '.join(map(str, watched.batches[:10]))} images were accumulated, whose "
+            "mean is not that of all images: give all mini-batches one size"
+        )
 
 
 def _options_of(optimizer: Optimizer) -> LocalTraining:

@@ -224,7 +224,7 @@ def test_the_network_s_own_values_are_not_zero_unless_it_is_silenced(pictures: C
     share = own / sum(one.numel() for one in changed.values())
     percentile = 100 * (zeros + share / 2)  # above the zeros of this network, below those of a silenced one
     assert audit_of(PercentilePrivacy(percentile), silenced).payload.settings
-    with pytest.raises(UserError, match="removes values of the structure.*let it silence the network"):
+    with pytest.raises(UserError, match=r"removes values of the structure.*let it silence the network"):
         _ = audit_of(PercentilePrivacy(percentile), heard).payload
 
 

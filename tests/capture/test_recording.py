@@ -225,14 +225,18 @@ def test_gradients_of_before_the_block_are_not_recorded(
         F.cross_entropy(model(pictures.images), pictures.labels).backward()
 
 
+def added_and_stepped(model: nn.Module, pictures: ClientBatch, optimizer: torch.optim.Optimizer) -> None:
+    F.cross_entropy(model(pictures.images), pictures.labels).backward()
+    optimizer.step()
+
+
 def test_gradients_of_before_the_block_are_not_stepped_with(
     model: nn.Module, pictures: ClientBatch, tmp_path: Path
 ) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     F.cross_entropy(model(pictures.images), pictures.labels).backward()
     with pytest.raises(UserError, match="held gradients of an earlier pass"), record(model, tmp_path):
-        F.cross_entropy(model(pictures.images), pictures.labels).backward()
-        optimizer.step()
+        added_and_stepped(model, pictures, optimizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -267,8 +271,8 @@ def test_the_mode_of_batch_normalization_is_that_of_the_passes(
     assert load_captured(tmp_path / UPDATE).task.batch_norm == mode
 
 
-def accumulated(model: nn.Module, pictures: ClientBatch, step: bool, divisor: float = 2.0) -> None:
-    for images, labels in zip(pictures.images.split(2), pictures.labels.split(2), strict=True):
+def accumulated(model: nn.Module, pictures: ClientBatch, step: bool, divisor: float = 2.0, size: int = 2) -> None:
+    for images, labels in zip(pictures.images.split(size), pictures.labels.split(size), strict=True):
         (F.cross_entropy(model(images), labels) / divisor).backward()
     if step:
         torch.optim.SGD(model.parameters(), lr=0.05).step()
@@ -307,8 +311,7 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(
 
 def test_accumulated_mini_batches_have_one_size(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mini-batches of 3, 1 images"), record(model, tmp_path, accumulation="mean"):
-        for images, labels in zip(pictures.images.split(3), pictures.labels.split(3), strict=True):
-            (F.cross_entropy(model(images), labels) / 2).backward()
+        accumulated(model, pictures, step=False, size=3)
 
 
 def test_loss_and_bit_depth_are_announced(model: nn.Module, pictures: ClientBatch, tmp_path: Path) -> None:
@@ -326,11 +329,6 @@ def test_masks_are_outputs_of_losses_of_masks(pictures: ClientBatch, tmp_path: P
     assert (task.loss, task.num_classes) == ("dice", 1)
 
 
-def opacus_step(model: nn.Module, images: Tensor, labels: Tensor, optimizer: DPOptimizer) -> None:
-    F.cross_entropy(model(images), labels).backward()
-    optimizer.step()
-
-
 def test_opacus_divides_by_the_expected_number_of_images(
     model: nn.Module, pictures: ClientBatch, tmp_path: Path
 ) -> None:
@@ -344,7 +342,8 @@ def test_opacus_divides_by_the_expected_number_of_images(
     ):
         pass
     with record(wrapped, tmp_path, privacy, expected_batch_size=4):  # the loader happened to draw three
-        opacus_step(wrapped, pictures.images[:3], pictures.labels[:3], optimizer)
+        F.cross_entropy(wrapped(pictures.images[:3]), pictures.labels[:3]).backward()
+        optimizer.step()
     assert load_captured(tmp_path / UPDATE).task.batch_size == 4
 
 
