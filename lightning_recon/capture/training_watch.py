@@ -137,7 +137,7 @@ def watching(model: nn.Module, maps: bool = False) -> Iterator[Watched]:
         if any(isinstance(one, BatchNorm) and one.training for one in module.modules()):
             watched.batch_norm = "train"
         if logits.requires_grad and watched.stale is None:
-            logits.register_hook(backward_began)
+            logits.register_hook(backward_began)  # type: ignore[no-untyped-call]
 
     def backward_began(gradient: Tensor) -> None:
         # Not earlier, because many loops call zero_grad() between the forward and the backward pass.
@@ -172,7 +172,7 @@ def check_accumulation(watched: Watched, accumulation: Accumulation | None) -> N
         accumulation: what the user says of the losses of passes whose gradients are accumulated, see `record`.
 
     Raises:
-        UserError: several passes lead to one step, or to the gradient that is sent, and their scale cannot be announced.
+        UserError: several passes lead to one step, or to the gradient that is sent, and their scale is not announced.
     """
     passes = watched.passes_per_step
     if passes == 1:
