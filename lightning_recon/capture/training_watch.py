@@ -172,7 +172,7 @@ def check_accumulation(watched: Watched, accumulation: Accumulation | None) -> N
         accumulation: what the user says of the losses of passes whose gradients are accumulated, see `record`.
 
     Raises:
-        UserError: several passes lead to one step, or to the gradient that is sent, and their scale is not known.
+        UserError: several passes lead to one step, or to the gradient that is sent, and their scale is not announced.
     """
     passes = watched.passes_per_step
     if passes == 1:
