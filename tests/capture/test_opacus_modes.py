@@ -38,6 +38,7 @@ def prepared(pictures: ClientBatch, payload: ServerPayload, ghost: bool, noise: 
     module, optimizer, *criterion, loader = PrivacyEngine().make_private(
         module=kind(model, strict=False, **({"max_grad_norm": CLIP} if ghost else {})),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        criterion=nn.CrossEntropyLoss(),  # Opacus 1.5 changes the default one, which all calls share
         data_loader=DataLoader(TensorDataset(pictures.images, pictures.labels), batch_size=4),
         noise_multiplier=noise,
         max_grad_norm=CLIP,
