@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from http.client import HTTPException
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from tarfile import TarError
 from typing import Any
@@ -154,8 +155,10 @@ class DatasetClients(ClientDataModule):
             labels, self.partitions, self.alpha, self.min_partition_size, self.self_balancing, self.seed
         )
         size, own = self.local_images or self.batch_size, []
-        for part in parts[: self.first_client + self.clients]:
-            held = [index for index in part if self._is_readable(source, index)][:size]
+        for client, part in enumerate(parts[: self.first_client + self.clients]):
+            # What earlier waves have used only has to be counted.
+            usable = (index for index in part if client < self.first_client or self._is_readable(source, index))
+            held = list(islice(usable, size))
             if len(held) < size:
                 raise UserError(
                     f"a client holds {len(held)} readable images of {self.dataset}, {size} are needed: lower "

@@ -11,7 +11,8 @@ class LazyTensors(Mapping[str, Tensor]):
     """Tensors by name, each of which is computed when it is first read, and then kept.
 
     An attack reads a few of the tensors in an update. Where each of them has a random stream of its own, the others
-    need not be computed, and those that are read do not depend on it.
+    need not be computed, and those that are read do not depend on it. What they are computed from, such as an update
+    before noise, stays inside: an attack reads the mapping alone.
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size], compute: Callable[[str], Tensor]) -> None:
