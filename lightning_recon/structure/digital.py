@@ -218,10 +218,11 @@ class Digital(Structure):
         found = separate(rows, whole, task.victims, self.linear.false_alarm, limit=most_found(task))
         image_format = task.image_format
         with counting("decoding", task.victims) as decoded_so_far:
-            received, others = read_victims(
+            reading = read_victims(
                 released[:, sent:],
                 noise,
                 found.members,
+                shipped["unit_direction"],
                 1 / prior.scale,
                 plan,
                 image_format,
@@ -229,18 +230,18 @@ class Digital(Structure):
                 decoded_so_far,
                 None if task.noise_is_normal else task.noise,
             )
+        received = reading.received
+        found = found.corrected(reading.rows_received, reading.rows_left)
         combined = list(combined_rows(rows, found))
         decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined]
         posterior = in_coefficients(decoded, shipped, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
-        images, posterior = _with_files(images, posterior, received, others, statistics, image_format)
-        images_shown = found.images_shown(task.victims)
-        if len(images) > task.victims:
-            images_shown = len(images)
+        images, posterior = _with_files(images, posterior, received, statistics, image_format)
+        images_shown = found.images_shown(task.victims, len(received))
         missing = (task.victims if images_shown is None else images_shown) - len(images)
-        evident = found.evident or any(one is not None for one in received)
+        evident = found.evident or bool(received)
         unresolved = found.unresolved if missing else 0
-        files = tuple(_as_file(one, plan, image_format) for one in (*received, *others))
+        files = tuple(_as_file(one, plan, image_format) for one in received) + (None,) * len(decoded)
         share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
         other = self.linear.other_statistics(task)
         if other is not None:
@@ -252,10 +253,8 @@ class Digital(Structure):
         return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted, mean_image)
 
 
-def _as_file(one: Received | None, plan: Plan, image_format: ImageFormat) -> ReceivedFile | None:
+def _as_file(one: Received, plan: Plan, image_format: ImageFormat) -> ReceivedFile:
     """The record of a received file."""
-    if one is None:
-        return None
     capacity = plan.inputs * binary_capacity(one.snr)
     bits = message_bits(one.rung, plan.inputs)
     return ReceivedFile(codec_name(one.exact, plan, image_format), bits / plan.inputs, bits, capacity)
@@ -264,20 +263,18 @@ def _as_file(one: Received | None, plan: Plan, image_format: ImageFormat) -> Rec
 def _with_files(
     images: Tensor,
     posterior: Posterior,
-    received: list[Received | None],
-    others: list[Received],
+    received: list[Received],
     statistics: PublicStatistics,
     image_format: ImageFormat,
 ) -> tuple[Tensor, Posterior]:
-    """Replace sketches by received files, and append the files of victims without a sketch."""
-    extra = torch.zeros(len(others), *statistics.variance.shape)
-    images = torch.cat([images, extra])
-    mean = torch.cat([posterior.mean, extra])
-    prior = torch.cat([posterior.prior_variance, statistics.variance.expand_as(extra)])
-    variance = torch.cat([posterior.variance, statistics.variance.expand_as(extra)])
-    for place, one in enumerate([*received, *others]):
-        if one is not None:
-            images[place] = image_format.values(one.image)
-            mean[place] = statistics.transform.analyse(images[place])
-            variance[place] = _KNOWN * prior[place]
-    return images, Posterior(mean, variance, prior, torch.cat([posterior.prior_mean, extra]))
+    """Put received files before the sketches."""
+    if not received:
+        return images, posterior
+    files = torch.stack([image_format.values(one.image) for one in received])
+    prior = statistics.variance.expand(len(files), *statistics.variance.shape)
+    return torch.cat([files, images]), Posterior(
+        torch.cat([torch.stack([statistics.transform.analyse(image) for image in files]), posterior.mean]),
+        torch.cat([_KNOWN * prior, posterior.variance]),
+        torch.cat([prior, posterior.prior_variance]),
+        torch.cat([torch.zeros_like(prior), posterior.prior_mean]),
+    )

@@ -17,13 +17,14 @@ from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, 
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.messages import image_of
 from lightning_recon.structure.coding.modulation import header_words, symbols
+from lightning_recon.structure.detection.row_pursuit import evidence_of, grouped_rows
 
 # A header counts as readable if it exceeds the noise by this many standard deviations.
 _READABLE = 4.0
-# A row still holds a victim if its energy exceeds the noise's by this many standard deviations of the latter.
-_BUSY = 6.0
-# Two rows hold the same codeword if their inner product is this share of one's energy.
-_SAME = 0.6
+# Rows whose inner products are this many standard deviations above noise may hold a victim that is not known yet.
+_EXPLAINED = 4.0
+# A row holds a victim if this share of the largest amplitude arrived there.
+_HELD = 0.5
 # A codeword this many decibels below the capacity of its rate is not decoded.
 HOPELESS_DB = -0.3
 # Message bits that are decoded at once on a CPU, whose beliefs, accessed in random order, have to fit its cache.
@@ -74,7 +75,13 @@ class RemainingRows:
     """Rows after the decoded codewords were subtracted."""
 
     def __init__(
-        self, rows: Tensor, noise: float, plan: Plan, image_format: ImageFormat, mechanism: Mechanism | None = None
+        self,
+        rows: Tensor,
+        noise: float,
+        unit_direction: Tensor,
+        plan: Plan,
+        image_format: ImageFormat,
+        mechanism: Mechanism | None = None,
     ) -> None:
         """Begin with all rows; arguments as in `successive_decoding.read_victims`."""
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
@@ -82,6 +89,9 @@ class RemainingRows:
         self.gram = (self.words @ self.words.T).double() / plan.inputs
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
+        self.unit_direction = unit_direction
+        # Rows of each victim that was received.
+        self.taken = torch.zeros(0, len(rows), dtype=torch.bool)
 
     def filters(self, members: Tensor, weight: float) -> list[Filter]:
         """LMMSE filter for each of the given victims, with the others as interference.
@@ -178,6 +188,7 @@ class RemainingRows:
         codeword = symbols(bits, rung, self.plan.inputs)
         # Correlation with the codeword gives its amplitude in each row.
         share = self.words @ codeword / self.plan.inputs
+        self.taken = torch.cat([self.taken, (share.abs() > _HELD * share.abs().max())[None].cpu()])
         self.words.addr_(share, codeword, alpha=-1)
         header = self.plan.header / self.plan.amplitudes[rung]
         self.header.addr_(share, header * header_words()[rung].to(self.header), alpha=-1)
@@ -197,14 +208,12 @@ class RemainingRows:
         )
         return above - below
 
-    def unexplained(self) -> list[Tensor]:
-        """Rows that still hold a victim, each with those like it, the strongest first: shapes (K,), bool."""
-        energy = self.gram.diagonal() - self.noise**2
-        busy = energy > _BUSY * math.sqrt(2 / self.plan.inputs) * self.noise**2
-        groups: list[Tensor] = []
-        for row in energy.argsort(descending=True).tolist():
-            alike = self.gram[row] >= _SAME * energy[row]
-            alike[row] = True
-            if bool(busy[row]) and not any(torch.equal(alike, group) for group in groups):
-                groups.append(alike)
-        return groups
+    def groups(self, most: int) -> Tensor:
+        """Victims that explain what the rows still hold, shape (V, K), bool, see `row_pursuit`."""
+        return grouped_rows(self.gram, self.noise, self.plan.inputs, self.unit_direction, most)
+
+    def is_explained(self, held: Tensor) -> bool:
+        """Whether victims that were received explain what led to a victim in these rows, shape (K,), bool."""
+        if not bool((held & self.taken.any(dim=0)).any()):
+            return False
+        return evidence_of(held, self.gram, self.noise, self.plan.inputs) < _EXPLAINED

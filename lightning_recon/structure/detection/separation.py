@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From rows to victims: which rows hold the same image, how to combine them, and how many stay unexplained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from torch import Tensor
 from lightning_recon.structure.detection.bayes_factors import Evidence, Rows
 from lightning_recon.structure.detection.peeling import Peeling
 from lightning_recon.structure.detection.wiener import RowPrior
+
+# Singular values that are a smaller share of the largest one count as zero.
+_RCOND = 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,27 @@ class Separation:
     evident: bool = True
     complete: bool = False
 
-    def images_shown(self, announced: int) -> int | None:
-        """Number of images in the update, where the rows show that it is not the announced one; else None."""
-        found = len(self.combine)
+    def corrected(self, rows_known: Tensor, rows_left: Tensor) -> "Separation":
+        """Victims whose rows were found otherwise, beside others whose rows are known.
+
+        Args:
+            rows_known: Which rows hold victims that need not be combined any more, shape (R, K), bool.
+            rows_left: Which rows hold the victims, shape (L, K), bool.
+        """
+        if torch.equal(rows_left, self.members):
+            return self
+        membership = torch.cat([rows_left, rows_known]).T.double()
+        combine: Tensor = torch.linalg.pinv(membership, rcond=_RCOND)[: len(rows_left)]
+        return replace(self, combine=combine.float(), members=rows_left)
+
+    def images_shown(self, announced: int, more: int = 0) -> int | None:
+        """Number of images in the update, where the rows show that it is not the announced one; else None.
+
+        Args:
+            announced: Number of images that was announced.
+            more: Images besides these victims.
+        """
+        found = len(self.combine) + more
         return found if found > announced or (found < announced and self.complete) else None
 
 
@@ -141,5 +162,5 @@ def _least_squares(members: list[list[int]], leftover: Tensor, units: int) -> Te
     hidden = membership[clean].sum(dim=0) == 0
     clean |= (membership[:, hidden] > 0).any(dim=1)
     membership[~clean] = 0.0
-    inverse: Tensor = torch.linalg.pinv(membership, rcond=1e-6)
+    inverse: Tensor = torch.linalg.pinv(membership, rcond=_RCOND)
     return inverse

@@ -6,8 +6,8 @@ almost free of noise over so many inputs. Each codeword is estimated as in a rec
 weights of least mean squared error against noise and interference. A codeword that passed its checksum is known without
 any error, and what it adds to the rows can be subtracted without leaving anything behind: victims are decoded in the
 order of their signal-to-noise ratio, each from what the ones before it left. Those whose ratio already suffices are
-decoded together, which saves time. Finally rows that still hold energy are decoded by themselves: a victim missed in a
-collision may be alone in a remaining row.
+decoded together, which saves time. Finally what the rows still hold is explained anew, without the victims that were
+subtracted: this finds victims that were missed in a collision, and corrects wrongly identified rows.
 
 Source: linear detection of least mean squared error with successive cancellation; Tse and Viswanath, "Fundamentals of
 Wireless Communication" (2005), section 8.3.
@@ -15,7 +15,9 @@ Wireless Communication" (2005), section 8.3.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_recon.image_format import ImageFormat
@@ -23,73 +25,102 @@ from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.detection.remaining_rows import HOPELESS_DB, Received, RemainingRows
 
+# The places of the rows that hold a victim.
+Rows = tuple[int, ...]
 # A victim that failed is tried again once subtracting others improves its signal-to-noise ratio by this many decibels.
 _BETTER_DB = 0.02
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the digital inputs of all rows held: R victims whose files were received, and L others.
+
+    Args:
+        received: The images, in the order of decoding.
+        rows_received: Which rows hold each of them, shape (R, K), bool.
+        rows_left: Which rows hold each victim whose file was not received, shape (L, K), bool.
+    """
+
+    received: list[Received]
+    rows_received: Tensor
+    rows_left: Tensor
 
 
 def read_victims(
     rows: Tensor,
     noise: float,
     members: Tensor,
+    unit_direction: Tensor,
     weight: float,
     plan: Plan,
     image_format: ImageFormat,
     victims: int,
     progress: Callable[[int], None] = lambda count: None,
     mechanism: Mechanism | None = None,
-) -> tuple[list[Received | None], list[Received]]:
+) -> Reading:
     """Decode all victims.
 
     Args:
         rows: Shape (K, HEADER + inputs): what came through the digital inputs of each row.
         noise: Noise standard deviation of every entry.
-        members: Shape (V, K), bool: which rows hold which victim.
+        members: Shape (V, K), bool: which rows seem to hold which victim.
+        unit_direction: The measurement direction of each row, shape (K,), int64.
         weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
         image_format: Format of the images.
         victims: How many there are at most.
         progress: Called with the number of images received so far.
         mechanism: Distribution of the noise of every entry; None for normal noise.
-
-    Returns:
-        For each of the V victims its image, or None; and images of victims that `members` lacks. Together
-        no more than `victims`.
     """
-    remaining = RemainingRows(rows, noise, plan, image_format, mechanism)
-    found: list[Received | None] = [None] * len(members)
-    others: list[Received] = []
-    waiting = list(range(len(members)))
-    tried = dict.fromkeys(waiting, -math.inf)
-    count = 0
-    while count < victims:
-        filters = remaining.filters(members[waiting], weight)
-        required = [max(HOPELESS_DB, tried[place] + _BETTER_DB) for place in waiting]
-        promising = [one for one in range(len(filters)) if filters[one].margin >= required[one]]
-        promising.sort(key=lambda one: -filters[one].margin)
-        received: dict[int, Received] = {}
-        while promising and not received:
-            together = remaining.together([filters[one] for one in promising])[: victims - count]
-            batch = [promising[place] for place in together]
-            promising = [one for one in promising if one not in batch]
-            tried.update({waiting[one]: filters[one].margin for one in batch})
-            contents = remaining.receive([filters[one] for one in batch])
-            received = {waiting[one]: content for one, content in zip(batch, contents, strict=True) if content}
+    remaining = RemainingRows(rows, noise, unit_direction, plan, image_format, mechanism)
+    found: list[Received] = []
+    waiting, tried = list(members.cpu()), dict[Rows, float]()
+    while len(found) < victims:
+        room = victims - len(found)
+        received = _decode(remaining, waiting, weight, room, tried)
         if not received:
-            for alone in remaining.unexplained():
-                other = remaining.receive(remaining.filters(alone[None], weight))[0]
-                if other is not None:
-                    break
-            else:
-                break
-            # A victim whose rows were identified wrongly takes the place of the one it shares most rows with, if there
-            # is no room for both.
-            if len(found) + len(others) == victims:
-                received[max(waiting, key=lambda victim: int((members[victim] & alone).sum()))] = other
-            else:
-                others.append(other)
-        for place, content in received.items():
-            found[place] = content
-            waiting.remove(place)
-        count = len(found) - len(waiting) + len(others)
-        progress(count)
-    return found, others
+            received = _decode(remaining, list(remaining.groups(room)), weight, room, tried)
+        if not received:
+            break
+        found += received
+        progress(len(found))
+        waiting = [held for held in waiting if not remaining.is_explained(held)]
+        # What was mixed with these is worth another try.
+        taken = remaining.taken[-len(received) :].any(dim=0)
+        tried = {rows: margin for rows, margin in tried.items() if not bool(taken[list(rows)].any())}
+    left = list(remaining.groups(victims - len(found)))
+    regrouped = torch.stack(left).any(dim=0) if left else torch.zeros(len(rows), dtype=torch.bool)
+    left += [held for held in waiting if not bool((held & regrouped).any())]
+    left = left[: victims - len(found)]
+    return Reading(found, remaining.taken, torch.stack(left) if left else remaining.taken[:0])
+
+
+def _decode(
+    remaining: RemainingRows, members: list[Tensor], weight: float, room: int, tried: dict[Rows, float]
+) -> list[Received]:
+    """Decode the most promising of these victims, with those that need nothing from its subtraction.
+
+    Args:
+        remaining: The rows.
+        members: Which rows hold each victim, shape (K,), bool.
+        weight: As in `read_victims`.
+        room: Largest number of images.
+        tried: Margins at which victims were tried in vain, by their rows; what is tried now is added.
+    """
+    filters = remaining.filters(torch.stack(members), weight) if members else []
+    rows = [tuple(torch.nonzero(held).flatten().tolist()) for held in members]
+    promising = [
+        one
+        for one in range(len(filters))
+        if filters[one].margin >= max(HOPELESS_DB, tried.get(rows[one], -math.inf) + _BETTER_DB)
+    ]
+    promising.sort(key=lambda one: -filters[one].margin)
+    while promising:
+        together = remaining.together([filters[one] for one in promising])[:room]
+        batch = [promising[place] for place in together]
+        promising = [one for one in promising if one not in batch]
+        tried.update({rows[one]: filters[one].margin for one in batch})
+        received = [one for one in remaining.receive([filters[one] for one in batch]) if one is not None]
+        if received:
+            return received
+    return []
