@@ -15,13 +15,14 @@ class ReceivedFile:
     """An image file that the server decoded from a digital code, as the server itself can tell.
 
     Args:
-        codec: "webp", lossless; "avif", or "tensor", the codec of tensor operations, lossy; or "jpeg2000", either.
+        codec: "webp" or "jxl", lossless; "avif", or "tensor", the codec of tensor operations, lossy; or "jpeg2000",
+            either.
         rate: Message bits an input of its codeword.
         bits: Message bits of its codeword: file, length and checksum, filled up to what the rate carries.
         capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio of the release.
     """
 
-    codec: Literal["webp", "avif", "jpeg2000", "tensor"]
+    codec: Literal["webp", "jxl", "avif", "jpeg2000", "tensor"]
     rate: float
     bits: int
     capacity: float

@@ -44,8 +44,8 @@ class VictimScore:
         ssim: Structural similarity to what the client trained on.
         psnr_initial: PSNR in dB before refinement.
         psnr_photograph: PSNR in dB against the photograph before the subject was cut out.
-        codec: "webp" (lossless), "avif" or "tensor" (lossy), or "jpeg2000" (of more than 8 bits, or of other than 1 or
-            3 channels): the format of the decoded file; None without a file.
+        codec: "webp" or "jxl" (lossless), "avif" or "tensor" (lossy), or "jpeg2000" (of more than 8 bits, or of other
+            than 1 or 3 channels): the format of the decoded file; None without a file.
         code_rate: Message bits an input of the codeword that carried it; None without a file.
         bits_sent: Message bits of that codeword; None without a file.
         identified: Whether the image is nearer to its own original than to every other image of a gallery; None where

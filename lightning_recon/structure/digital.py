@@ -17,8 +17,10 @@ from lightning_recon.ranges import NOT_NEGATIVE, SIZE_IN_BYTES, check_ranges
 from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.clipping_budget import structure_share
+from lightning_recon.structure.coding import jpeg_xl as jpeg_xl_files
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
 from lightning_recon.structure.coding.code_plan import HEADER, TENSOR_VERSION, Plan, digital_plan, sketch_share
+from lightning_recon.structure.coding.image_codec import is_common
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
 from lightning_recon.structure.coding.messages import codec_name
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
@@ -29,6 +31,7 @@ from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import design_noise, l1_clipped, measured_multiplier, released_rows
 from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.row_model import budget_sharers, combined_rows, in_coefficients, row_prior, rows_of
+from lightning_recon.structure.sign_payload import sees_all_images
 from lightning_recon.structure.sketch import beside, decode_sketch, with_words
 from lightning_recon.structure.water_filling import STRENGTH, WaterFilling
 
@@ -37,8 +40,11 @@ _MARGIN = 0.2
 # Noise of a victim's inputs, relative to their norm, up to which victims that share rows were separated and decoded
 # more often than not: 0.014 works, and at 0.016 a linear code is better.
 _CROWDED = 0.014
-# Units for each image, and their least number.
+# Units for each image, and their least number, where images collide.
 _UNITS_PER_IMAGE, _FEWEST_UNITS = 4, 64
+# Units for each image where each one gets its own, at least and at most: spare ones are for clients that have more
+# images than they announced, and where the upload limit shortens the codewords there are few of them.
+_OWN_UNITS = (1.25, 2.0)
 # Channels and bits of a value that the codec of tensor operations is made for.
 _TENSOR_FORMAT = (3, 8)
 # Bytes of a float32.
@@ -72,6 +78,7 @@ class Digital(Structure):
         upload_limit: int = 123_000_000,
         always_digital: bool = False,
         source_code: Literal["codec", "tensor"] = "codec",
+        jpeg_xl: bool | None = None,
         statistics: str | None = None,
         strength: float = STRENGTH,
         detach_logits: bool = True,
@@ -90,9 +97,11 @@ class Digital(Structure):
                 victims has a margin of its own.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             always_digital: Whether to send digitally even where a linear code makes the better image.
-            source_code: What compresses the images. `codec`: an image library's lossless WebP, else AVIF, which the
-                client runs as arbitrary code. `tensor`: tensor operations alone, see `coding.tensor_codec`, so that the
-                layer can be exported, traced and mapped as any other.
+            source_code: What compresses the images. `codec`: an image library's lossless WebP or JPEG XL, else AVIF,
+                which the client runs as arbitrary code. `tensor`: tensor operations alone, see `coding.tensor_codec`,
+                so that the layer can be exported, traced and mapped as any other.
+            jpeg_xl: Whether the codec's lossless files are JPEG XL instead of WebP. The payload says which, and both
+                client and server need the extra `jxl`. Default: if that is installed where the payload is made.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.
             strength: Factor of the structure's gradient, see `WaterFilling`.
             detach_logits: Whether the network's own gradient is zero, which a client can notice, see `WaterFilling`.
@@ -113,6 +122,7 @@ class Digital(Structure):
         self.upload_limit = upload_limit
         self.always_digital = always_digital
         self.source_code = source_code
+        self.jpeg_xl = jpeg_xl
 
     @property
     def name(self) -> str:
@@ -131,9 +141,13 @@ class Digital(Structure):
                 "for images of another format"
             )
         payload = self._payload(task)
-        if self.source_code == "codec" or LayerSpec.of(payload).digital is None:
+        if LayerSpec.of(payload).digital is None:
             return payload
-        return replace(payload, settings={**payload.settings, "digital_tensor": TENSOR_VERSION})
+        if self.source_code == "tensor":
+            return replace(payload, settings={**payload.settings, "digital_tensor": TENSOR_VERSION})
+        if not is_common(task.image_format) or not jpeg_xl_files.chosen(self.jpeg_xl):
+            return payload
+        return replace(payload, settings={**payload.settings, "digital_jpeg_xl": True})
 
     def _payload(self, task: Task) -> ServerPayload:
         """The structure, whatever compresses the images."""
@@ -144,24 +158,44 @@ class Digital(Structure):
             return self._l1_payload(task)
         noise = design_noise(task, self.linear.assumed_noise, weakest=True)
         noise *= math.sqrt(budget_sharers(task) / task.rounds)
-        if task.per_layer or self._plan(noise, task, self.upload_limit // _ENTRY) is None:
+        longest = None if task.per_layer else self._plan(noise, task, self.upload_limit // _ENTRY)
+        if longest is None:
             return self.linear.payload(task)
-        sketch = self._sketch(task, sketch_share(noise))
-        taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
-        room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
-        plan = self._plan(noise, task, room)
+        sketch = self._sketch(task, sketch_share(noise), longest.inputs)
+        plan = self._plan(noise, task, self._room(sketch))
         return self.linear.payload(task) if plan is None else beside(sketch, plan)
+
+    def _room(self, sketch: ServerPayload) -> int:
+        """Inputs of a codeword that the upload limit leaves beside a sketch."""
+        taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
+        return self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
+
+    def _own_units(self, task: Task) -> bool:
+        """Whether each image gets a unit of its own, see `coding.own_units`.
+
+        Not for layers that are exported, in which one image must not depend on another.
+        """
+        several = self.linear.directions in (None, 1) and (self.linear.units or task.victims) >= task.victims > 1
+        return several and self.source_code == "codec" and sees_all_images(task) and not task.batches_change
+
+    def _units(self, task: Task, inputs: int) -> int:
+        """Number of rows for codewords that are to have so many inputs."""
+        if task.victims == 1:
+            return 1
+        if not self._own_units(task):
+            return max(_FEWEST_UNITS, _UNITS_PER_IMAGE * task.victims)
+        fewest, most = (math.ceil(share * task.victims) for share in _OWN_UNITS)
+        return min(most, max(fewest, self.upload_limit // (_ENTRY * inputs)))
 
     def _l1_payload(self, task: Task) -> ServerPayload:
         """The same under an L1 clip, whose norm sketch and codeword share."""
-        sketch = self._sketch(task, SKETCH_SHARE)
+        sketch = self._sketch(task, SKETCH_SHARE, self.upload_limit // _ENTRY)
         ratio, rows = LayerSpec.of(sketch).norm_ratio, len(sketch.tensors["directions"])
         if task.per_layer or ratio is None:
             return self.linear.payload(task)
         noise = design_noise(task, self.linear.assumed_noise, weakest=True)
         noise *= math.sqrt(rows / task.rounds) * task.sharers
-        taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
-        room = self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
+        room = self._room(sketch)
         image_format, margin = task.image_format, self.margin_db
         plan, whole = l1_plan(noise, image_format, room, task.sharers > 1, margin, self.always_digital, ratio) or (
             None,
@@ -175,24 +209,25 @@ class Digital(Structure):
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
         """The code, of at most this many inputs."""
         shared = budget_sharers(task) > 1
-        if task.victims > 1 and noise > _CROWDED and not self.always_digital:
+        crowded = task.victims > 1 and not self._own_units(task)
+        if crowded and noise > _CROWDED and not self.always_digital:
             return None
         return digital_plan(noise, task.image_format, most, shared, self.margin_db, self.always_digital)
 
-    def _sketch(self, task: Task, share: float) -> ServerPayload:
-        """A linear structure designed for this share of the power, or of the L1 norm."""
-        assumed, factor = self.linear.assumed_noise, 1 / task.clip.share(share)
-        few = 1 if task.victims == 1 else max(_FEWEST_UNITS, _UNITS_PER_IMAGE * task.victims)
+    def _sketch(self, task: Task, share: float, inputs: int) -> ServerPayload:
+        """A linear structure designed for this share of the power, or of the L1 norm, beside so many inputs."""
+        assumed, factor, own = self.linear.assumed_noise, 1 / task.clip.share(share), self._own_units(task)
         linear = WaterFilling(
             subjects=self.linear.subjects,
-            units=self.linear.units or few,
-            directions=self.linear.directions,
+            units=self.linear.units or self._units(task, inputs),
+            directions=1 if own else self.linear.directions,
             assumed_noise=None if assumed is None else assumed * factor,
             statistics=self.linear.statistics_file,
             strength=self.linear.strength,
             detach_logits=self.linear.detach_logits,
         )
-        return linear.payload(replace(task, noise_multiplier=task.noise_multiplier * factor))
+        payload = linear.payload(replace(task, noise_multiplier=task.noise_multiplier * factor))
+        return replace(payload, settings={**payload.settings, "own_units": True}) if own else payload
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
         """Separate the victims, decode their files, and fall back on the sketch where that fails.

@@ -63,6 +63,7 @@ class _Settings(TypedDict):
     digital_repeats: NotRequired[Annotated[int, Field(ge=1, le=1 << 10)]]
     digital_bit_depth: NotRequired[Annotated[int, Field(ge=8, le=16)]]
     digital_tensor: NotRequired[schema.Index]
+    digital_jpeg_xl: NotRequired[bool]
 
 
 _SCHEMA = TypeAdapter(_Settings)
@@ -240,6 +241,7 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
             repeats=settings.get("digital_repeats", 1),
             bit_depth=settings.get("digital_bit_depth", 8),
             tensor=bool(tensor),
+            jpeg_xl=settings.get("digital_jpeg_xl", False),
         )
     except KeyError as error:
         raise UserError(f"the payload lacks {error.args[0]}, without which its digital code is unknown") from error

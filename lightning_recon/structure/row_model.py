@@ -14,6 +14,7 @@ from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.structure.detection.bayes_factors import Rows
 from lightning_recon.structure.detection.separation import Separation
 from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior
+from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.local_weights import local_weights
 from lightning_recon.structure.readout import l1_clipped
 from lightning_recon.structure.refinement import Posterior
@@ -91,14 +92,18 @@ def rows_of(inputs: Tensor, pilot: Tensor, noise: float, payload: ServerPayload)
         payload: What was shipped.
     """
     shipped = payload.tensors
+    lower, upper = shipped["lower"], shipped["upper"]
+    if LayerSpec.of(payload).own_units:
+        # The unit of an image may be any that was free, whatever the image measures.
+        lower, upper = torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)
     return Rows(
         inputs=inputs,
         pilot=pilot,
         noise=noise,
         directions=shipped["directions"],
         unit_direction=shipped["unit_direction"],
-        lower=shipped["lower"],
-        upper=shipped["upper"],
+        lower=lower,
+        upper=upper,
     )
 
 

@@ -108,7 +108,7 @@ class SignDesign:
             return None
         if layout is None:
             coefficients, room = math.prod(task.image_shape), self.upload_limit // 4
-            constants, apart = PILOTS + self.nulls, _sees_all_images(task)
+            constants, apart = PILOTS + self.nulls, sees_all_images(task)
             layout = linear_layout(channel, task.victims, coefficients, room, constants, self.units, apart)
         return _payload(task, statistics, channel, layout, self, gains)
 
@@ -117,7 +117,7 @@ class SignDesign:
         if self.margin_db is None:
             return None
         image_format, constants, room = task.image_format, PILOTS + self.nulls, self.upload_limit // 4
-        margin, apart = self.margin_db, _sees_all_images(task)
+        margin, apart = self.margin_db, sees_all_images(task)
         return sign_layout(
             channel, task.victims, image_format, room, constants, margin, self.units, self.directions, apart
         )
@@ -136,7 +136,7 @@ class SignDesign:
         return [] if gains is None or channel is None else [(channel, gains)]
 
 
-def _sees_all_images(task: Task) -> bool:
+def sees_all_images(task: Task) -> bool:
     """Whether a client's layer sees all images of an update, and the same ones in every round in the same order.
 
     Not where each sample's gradient is computed alone, and not where several clients' updates are summed.

@@ -73,7 +73,8 @@ def release() -> Callable[..., ClientUpdate]:
         structure = InferenceStructure(payload)
         inputs = structure.encode(images)
         measured = inputs @ structure.matrix.detach().T
-        excited = ((structure.lower <= measured) & (measured < structure.upper)).float()
+        inside = (structure.lower <= measured) & (measured < structure.upper)
+        excited = (structure._own_units(measured, inside) if structure.spec.own_units else inside).float()
         labels = torch.arange(len(images)) % task.num_classes
         delta = structure.spec.strength * (structure.code.mean() - structure.code[labels])
         if gradient_weights is not None:

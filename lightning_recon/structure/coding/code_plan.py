@@ -52,6 +52,7 @@ class Plan:
         bit_depth: Bits of a value of the images, to which clients round them.
         tensor: Whether messages are made by tensor operations alone, see `coding.tensor_codec`, instead of an image
             library.
+        jpeg_xl: Whether lossless images are JPEG XL instead of WebP, see `coding.jpeg_xl`.
     """
 
     inputs: int
@@ -64,6 +65,7 @@ class Plan:
     repeats: int = 1
     bit_depth: int = 8
     tensor: bool = False
+    jpeg_xl: bool = False
 
     @property
     def entries(self) -> int:
@@ -93,6 +95,7 @@ class Plan:
             **({"digital_repeats": self.repeats} if self.repeats > 1 else {}),
             **({"digital_bit_depth": self.bit_depth} if self.bit_depth > 8 else {}),
             **({"digital_tensor": TENSOR_VERSION} if self.tensor else {}),
+            **({"digital_jpeg_xl": True} if self.jpeg_xl else {}),
         }
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image compression: lossless WebP where that fits, else AVIF at the best quality that does.
+"""Image compression: lossless WebP or JPEG XL where that fits, else AVIF at the best quality that does.
 
-Grey images are repeated over three channels for these. Images of more than 8 bits, or of other than 1 or 3 channels,
-are JPEG 2000 in either case, see `plane_codec`.
+The payload says which of the first two, see `coding.jpeg_xl`. Grey images are repeated over three channels for these.
+Images of more than 8 bits, or of other than 1 or 3 channels, are JPEG 2000 in either case, see `plane_codec`.
 
 Pillow writes whole files, with containers that cost more than a small image itself. Both sides know the image's
 size and the settings, so the container is left out and put back.
@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_recon.display import as_rgb
 from lightning_recon.errors import UserError
 from lightning_recon.image_format import ImageFormat, format_of
+from lightning_recon.structure.coding.jpeg_xl import read_jpeg_xl, written_jpeg_xl
 from lightning_recon.structure.coding.plane_codec import decoded_planes, lossless_planes, lossy_planes
 
 # Length of the file, the top bit telling lossless ones; and a checksum over length and file.
@@ -34,22 +35,27 @@ _RIFF = 20
 _REMEMBERED = 64
 
 
-def codec_of(exact: bool, image_format: ImageFormat) -> Literal["webp", "avif", "jpeg2000"]:
+def codec_of(
+    exact: bool, image_format: ImageFormat, jpeg_xl: bool = False
+) -> Literal["webp", "jxl", "avif", "jpeg2000"]:
     """Name of the codec of a file, as in `results.json`."""
-    if not _is_common(image_format):
+    if not is_common(image_format):
         return "jpeg2000"
-    return "webp" if exact else "avif"
+    if not exact:
+        return "avif"
+    return "jxl" if jpeg_xl else "webp"
 
 
-def lossless(image: Tensor, bit_depth: int = 8) -> bytes:
+def lossless(image: Tensor, bit_depth: int = 8, jpeg_xl: bool = False) -> bytes:
     """The image losslessly, without container.
 
     Args:
         image: Shape (C, H, W), uint8, or int32 for more than 8 bits.
         bit_depth: Bits of a value.
+        jpeg_xl: Whether as JPEG XL instead of WebP; needs the extra `jxl`.
     """
     image_format = format_of(image, bit_depth)
-    return _lossless(image.cpu().numpy().tobytes(), image_format)
+    return _lossless(image.cpu().numpy().tobytes(), image_format, jpeg_xl)
 
 
 def lossy(image: Tensor, most: int, bit_depth: int = 8) -> bytes:
@@ -88,12 +94,13 @@ def framed(data: bytes, exact: bool, bits: int) -> Tensor:
     return torch.from_numpy(padded).long() ^ _whitening(bits)
 
 
-def unframed(bits: Tensor, image_format: ImageFormat) -> tuple[Tensor, bool] | None:
+def unframed(bits: Tensor, image_format: ImageFormat, jpeg_xl: bool = False) -> tuple[Tensor, bool] | None:
     """The image that bits hold.
 
     Args:
         bits: Shape (bits,), int64, as `framed` gave them.
         image_format: Format of the image.
+        jpeg_xl: Whether lossless images are JPEG XL.
 
     Returns:
         The image, shape (C, H, W), uint8 or int32, and whether it is the original itself; None if the checksum fails.
@@ -104,37 +111,40 @@ def unframed(bits: Tensor, image_format: ImageFormat) -> tuple[Tensor, bool] | N
     if end == _HEAD or content[end : end + _CHECK] != zlib.crc32(content[:end]).to_bytes(_CHECK, "big"):
         return None
     data = content[_HEAD:end]
-    if not _is_common(image_format):
+    if not is_common(image_format):
         planes = torch.from_numpy(decoded_planes(data, exact, image_format))
         return planes.to(image_format.dtype), exact
-    if exact:
+    if exact and jpeg_xl:
+        pixels = read_jpeg_xl(data)
+    elif exact:
         padded = len(data) + len(data) % 2
         file = b"RIFF" + struct.pack("<I", padded + 12) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
-        file += bytes(padded - len(data))
+        pixels = _opened(file + bytes(padded - len(data)), "WEBP")
     else:
-        file = _refilled(_container(image_format.height, image_format.width), len(data)) + data
-    with Image.open(io.BytesIO(file), formats=["WEBP" if exact else "AVIF"]) as opened:
-        pixels = np.array(opened.convert("RGB"))
+        pixels = _opened(_refilled(_container(image_format.height, image_format.width), len(data)) + data, "AVIF")
     found = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     return found[: image_format.channels].contiguous(), exact
 
 
-def _is_common(image_format: ImageFormat) -> bool:
-    """Whether WebP and AVIF hold such images."""
+def is_common(image_format: ImageFormat) -> bool:
+    """Whether WebP, JPEG XL and AVIF hold such images."""
     return image_format.bit_depth == 8 and image_format.channels in (1, 3)
 
 
 # Every noise draw sends the same images again, and nothing here takes as long as writing their files.
 @lru_cache(maxsize=_REMEMBERED)
-def _lossless(pixels: bytes, image_format: ImageFormat) -> bytes:
-    if not _is_common(image_format):
+def _lossless(pixels: bytes, image_format: ImageFormat, jpeg_xl: bool) -> bytes:
+    if not is_common(image_format):
         return lossless_planes(_image(pixels, image_format).numpy(), image_format)
-    return _saved(as_rgb(_image(pixels, image_format)), "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
+    image = as_rgb(_image(pixels, image_format))
+    if jpeg_xl:
+        return written_jpeg_xl(image.permute(1, 2, 0).contiguous().numpy())
+    return _saved(image, "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def _lossy(pixels: bytes, image_format: ImageFormat, most: int) -> bytes:
-    if not _is_common(image_format):
+    if not is_common(image_format):
         return lossy_planes(_image(pixels, image_format).numpy(), image_format, most)
     image, start = as_rgb(_image(pixels, image_format)), len(_container(image_format.height, image_format.width))
     best, low, high = b"", 0, 100
@@ -158,6 +168,12 @@ def _saved(image: Tensor, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, kind, **options)
     return file.getvalue()
+
+
+def _opened(file: bytes, kind: str) -> np.typing.NDArray[np.uint8]:
+    """The pixels of a file, shape (H, W, 3)."""
+    with Image.open(io.BytesIO(file), formats=[kind]) as opened:
+        return np.array(opened.convert("RGB"))
 
 
 def _avif(image: Tensor, quality: int) -> bytes:

@@ -11,9 +11,11 @@ from lightning_recon.structure.coding.image_codec import codec_of, unframed
 from lightning_recon.structure.coding.tensor_codec import tensor_codec
 
 
-def codec_name(exact: bool, plan: Plan, image_format: ImageFormat) -> Literal["webp", "avif", "jpeg2000", "tensor"]:
+def codec_name(
+    exact: bool, plan: Plan, image_format: ImageFormat
+) -> Literal["webp", "jxl", "avif", "jpeg2000", "tensor"]:
     """The name of the source code of a received image, as `results.json` has it."""
-    return "tensor" if plan.tensor else codec_of(exact, image_format)
+    return "tensor" if plan.tensor else codec_of(exact, image_format, plan.jpeg_xl)
 
 
 def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tensor, bool] | None:
@@ -28,6 +30,6 @@ def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tenso
         The image, shape (C, H, W), integers, and whether it was sent losslessly; None if its checksum fails.
     """
     if not plan.tensor:
-        return unframed(bits.cpu(), image_format)
+        return unframed(bits.cpu(), image_format, plan.jpeg_xl)
     found = tensor_codec(*image_format.size, len(bits)).decode(bits.cpu())
     return None if found is None else (image_format.integers(found), False)

@@ -40,7 +40,7 @@ def chosen_file(image: Tensor, plan: Plan) -> tuple[int, bytes, bool]:
         image: Shape (C, H, W), uint8, or int32 for more than 8 bits.
         plan: What the server shipped.
     """
-    data = lossless(image, plan.bit_depth)
+    data = lossless(image, plan.bit_depth, plan.jpeg_xl)
     for rung in range(len(LADDER)):
         if len(data) <= plan.bytes_of(rung):
             return rung, data, True
