@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from lightning_recon.structure.clipping_budget import BudgetShare
 
 
+# Source codes of files, as `results.json` names them.
+CodecName = Literal["webp", "jxl", "avif", "jpeg2000", "tensor"]
+
+
 @dataclass(frozen=True)
 class ReceivedFile:
     """An image file that the server decoded from a digital code, as the server itself can tell.
@@ -22,7 +26,7 @@ class ReceivedFile:
         capacity: Bits that so many ±1 inputs can carry at most at the signal-to-noise ratio of the release.
     """
 
-    codec: Literal["webp", "jxl", "avif", "jpeg2000", "tensor"]
+    codec: CodecName
     rate: float
     bits: int
     capacity: float

@@ -22,7 +22,7 @@ from lightning_recon.structure.coding.channel_code import binary_capacity, messa
 from lightning_recon.structure.coding.code_plan import HEADER, TENSOR_VERSION, Plan, digital_plan, sketch_share
 from lightning_recon.structure.coding.image_codec import is_common
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
-from lightning_recon.structure.coding.messages import codec_name
+from lightning_recon.structure.coding.messages import TENSOR_FORMAT
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.remaining_rows import Received
 from lightning_recon.structure.detection.separation import separate
@@ -45,8 +45,6 @@ _UNITS_PER_IMAGE, _FEWEST_UNITS = 4, 64
 # Units for each image where each one gets its own, at least and at most: spare ones are for clients that have more
 # images than they announced, and where the upload limit shortens the codewords there are few of them.
 _OWN_UNITS = (1.25, 2.0)
-# Channels and bits of a value that the codec of tensor operations is made for.
-_TENSOR_FORMAT = (3, 8)
 # Bytes of a float32.
 _ENTRY = 4
 # Variance of a received image's coefficients, as a share of the prior variance.
@@ -135,7 +133,7 @@ class Digital(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better image."""
-        if self.source_code == "tensor" and (task.image_format.channels, task.image_format.bit_depth) != _TENSOR_FORMAT:
+        if self.source_code == "tensor" and (task.image_format.channels, task.image_format.bit_depth) != TENSOR_FORMAT:
             raise UserError(
                 "--model.structure.source_code tensor compresses images of 3 channels and 8 bits: leave it at codec "
                 "for images of another format"
@@ -276,7 +274,7 @@ class Digital(Structure):
         missing = (task.victims if images_shown is None else images_shown) - len(images)
         evident = found.evident or bool(received)
         unresolved = found.unresolved if missing else 0
-        files = tuple(_as_file(one, plan, image_format) for one in received) + (None,) * len(decoded)
+        files = tuple(_as_file(one, plan) for one in received) + (None,) * len(decoded)
         share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
         other = self.linear.other_statistics(task)
         if other is not None:
@@ -288,11 +286,11 @@ class Digital(Structure):
         return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted, mean_image)
 
 
-def _as_file(one: Received, plan: Plan, image_format: ImageFormat) -> ReceivedFile:
+def _as_file(one: Received, plan: Plan) -> ReceivedFile:
     """The record of a received file."""
     capacity = plan.inputs * binary_capacity(one.snr)
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(codec_name(one.exact, plan, image_format), bits / plan.inputs, bits, capacity)
+    return ReceivedFile(one.codec, bits / plan.inputs, bits, capacity)
 
 
 def _with_files(

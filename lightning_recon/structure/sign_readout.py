@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.image_format import ImageFormat
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, most_found
@@ -18,7 +17,6 @@ from lightning_recon.structure.clipping_budget import sign_share
 from lightning_recon.structure.coding.channel_code import message_bits
 from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.coding.dither import decode_dithered
-from lightning_recon.structure.coding.messages import codec_name
 from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
@@ -85,20 +83,18 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
             posterior.variance[place] = _KNOWN * posterior.prior_variance[place]
     shown = len(found) if len(found) > task.victims else None
     read: dict[str, Tensor | None] = {"structure.weight": None}
-    files = None if spec.digital is None else tuple(_as_file(one, spec.digital, task.image_format) for one in found)
+    files = None if spec.digital is None else tuple(_as_file(one, spec.digital) for one in found)
     mismatch = Mismatch(noise_multiplier=multiplier, images=shown)
     share = sign_share(weight, noise, zeros.numel(), task)
     return Decoded(images, 0, read, posterior, evident=bool(found), files=files, share=share, mismatch=mismatch)
 
 
-def _as_file(one: SignImage, plan: Plan, image_format: ImageFormat) -> ReceivedFile | None:
+def _as_file(one: SignImage, plan: Plan) -> ReceivedFile | None:
     """The record of a received file."""
-    if one.image is None:
+    if one.codec is None:
         return None
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(
-        codec_name(one.exact, plan, image_format), bits / plan.inputs, bits, plan.inputs * one.information
-    )
+    return ReceivedFile(one.codec, bits / plan.inputs, bits, plan.inputs * one.information)
 
 
 def _measured_noise(zeros: Tensor) -> tuple[float, bool]:
@@ -124,7 +120,7 @@ def _by_pilots(pilots: Tensor, victims: int) -> list[SignImage]:
         amplitude = torch.zeros(len(level), dtype=torch.float64)
         amplitude[row] = level[row].cpu()
         rest = (power.cpu() - amplitude.square()).clamp(min=1e-12 * float(power[row]))
-        found.append(SignImage(None, False, 0, 0.0, amplitude, rest.sqrt()))
+        found.append(SignImage(None, None, 0, 0.0, amplitude, rest.sqrt()))
     return found
 
 

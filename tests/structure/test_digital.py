@@ -22,11 +22,20 @@ from lightning_recon.structure.coding.code_plan import (
     sketch_share,
 )
 from lightning_recon.structure.coding.modulation import word
-from lightning_recon.structure.detection.successive_decoding import read_victims
+from lightning_recon.structure.detection.successive_decoding import Reading, read_victims
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec, channel_code_name
 
 Photographs = Callable[[int], Tensor]
+# The direction of each of nine rows.
+DIRECTIONS = torch.arange(3).repeat_interleave(3)
+
+
+def assert_same_images(reading: Reading, images: Tensor) -> None:
+    """Every image was received once, and nothing else."""
+    assert len(reading.received) == len(images)
+    read = torch.stack([one.image.float() / 255 for one in reading.received])
+    assert bool(((read[:, None] == images).flatten(2).all(dim=2).sum(dim=0) == 1).all())
 
 
 def small(photographs: Photographs, count: int, size: int = 32) -> Tensor:
@@ -153,29 +162,54 @@ def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> Non
     assert plan is not None
     words = torch.stack([word(image, plan) for image in small(photographs, 3)])
     noise = 2e-3 / math.sqrt(2)
-    # The second collides with the first in its only row, and nothing knows of the third.
-    holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]])
-    rows = holds @ words + noise * torch.randn(6, words.shape[1])
+    # Three directions of three units. The second victim shares two rows with the first, and nothing knows of the third.
+    holds = torch.tensor(
+        [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    )
+    rows = holds @ words + noise * torch.randn(9, words.shape[1])
     members = holds.T[:2].bool()
-    found, others = read_victims(rows, noise, members, 1.0, plan, rgb(32), victims=3)
-    pictures = [one.image.float() / 255 for one in (*found, *others) if one is not None]
-    assert len(pictures) == 3
-    for image, truth in zip(pictures, small(photographs, 3), strict=True):
-        assert torch.equal(image, truth)
+    reading = read_victims(rows, noise, members, DIRECTIONS, 1.0, plan, rgb(32), victims=3)
+    assert_same_images(reading, small(photographs, 3))
+    assert not len(reading.rows_left)
+
+
+def test_a_victim_whose_rows_were_mistaken_is_replaced_by_those_that_are_there(photographs: Photographs) -> None:
+    plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
+    assert plan is not None
+    noise = 2e-3 / math.sqrt(2)
+    holds = torch.tensor([[1.0, 0], [0, 1], [0, 0], [1, 1], [0, 0], [0, 0], [1, 1], [0, 0], [0, 0]])
+    words = torch.stack([word(image, plan) for image in small(photographs, 2)])
+    rows = holds @ words + noise * torch.randn(9, words.shape[1])
+    mistaken = torch.zeros(1, 9, dtype=torch.bool)
+    mistaken[0, [2, 3, 6]] = True
+    reading = read_victims(rows, noise, mistaken, DIRECTIONS, 1.0, plan, rgb(32), victims=4)
+    assert_same_images(reading, small(photographs, 2))
+    assert not len(reading.rows_left)
+
+
+def test_a_codeword_that_does_not_come_through_keeps_its_rows(photographs: Photographs) -> None:
+    plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
+    assert plan is not None
+    holds = torch.zeros(9, 1)
+    holds[[1, 4, 8]] = 1.0
+    noise = 5e-3 * math.sqrt(3)  # 2.5 times what the code is made for, over three rows
+    rows = holds @ word(small(photographs, 1)[0], plan)[None] + noise * torch.randn(9, HEADER + plan.inputs)
+    nothing = torch.zeros(0, 9, dtype=torch.bool)
+    reading = read_victims(rows, noise, nothing, DIRECTIONS, 1.0, plan, rgb(32), victims=1)
+    assert not reading.received
+    assert torch.nonzero(reading.rows_left)[:, 1].tolist() == [1, 4, 8]
 
 
 def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Photographs) -> None:
     plan = digital_plan(1e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
     assert plan is not None
     images = small(photographs, 3)
-    holds = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    holds = torch.tensor([[1.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]])
     words = holds @ torch.stack([word(image, plan) for image in images])
-    rows = words + 1e-3 / math.sqrt(2) * torch.randn(5, words.shape[1])
-    nothing = torch.zeros(0, 5, dtype=torch.bool)
-    found, others = read_victims(rows, 1e-3 / math.sqrt(2), nothing, 1.0, plan, rgb(32), victims=3)
-    assert found == []
-    read = torch.stack([one.image.float() / 255 for one in others])
-    assert (read[:, None] == images).flatten(2).all(dim=2).sum(dim=0).tolist() == [1, 1, 1]
+    rows = words + 1e-3 / math.sqrt(2) * torch.randn(4, words.shape[1])
+    nothing, directions = torch.zeros(0, 4, dtype=torch.bool), torch.tensor([0, 0, 1, 1])
+    reading = read_victims(rows, 1e-3 / math.sqrt(2), nothing, directions, 1.0, plan, rgb(32), victims=3)
+    assert_same_images(reading, images)
 
 
 def test_payloads_of_another_code_are_refused(task: Callable[..., Task]) -> None:
@@ -198,7 +232,10 @@ def test_empty_rows_hold_nothing(photographs: Photographs) -> None:
     assert plan is not None
     rows = 5e-3 * torch.randn(4, HEADER + plan.inputs)
     nothing = torch.zeros(0, 4, dtype=torch.bool)
-    assert read_victims(rows, 5e-3, nothing, 1.0, plan, rgb(32), victims=2) == ([], [])
+    for directions in (torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1])):
+        reading = read_victims(rows, 5e-3, nothing, directions, 1.0, plan, rgb(32), victims=2)
+        assert not reading.received
+        assert not len(reading.rows_left)
 
 
 def test_the_encoder_runs_under_vmap(photographs: Photographs, task: Callable[..., Task]) -> None:

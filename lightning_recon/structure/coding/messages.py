@@ -1,24 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the message that a codeword carried to the image, by whichever source code the plan names."""
-
-from typing import Literal
+"""From an image to the message that a codeword carries, and back, by whichever source code the plan names."""
 
 from torch import Tensor
 
-from lightning_recon.image_format import ImageFormat
+from lightning_recon.image_format import ImageFormat, format_of
+from lightning_recon.reconstruction import CodecName
+from lightning_recon.structure.coding.channel_code import LADDER, message_bits
 from lightning_recon.structure.coding.code_plan import Plan
-from lightning_recon.structure.coding.image_codec import codec_of, unframed
+from lightning_recon.structure.coding.image_codec import codec_of, framed, lossless, lossy, unframed
 from lightning_recon.structure.coding.tensor_codec import tensor_codec
 
-
-def codec_name(
-    exact: bool, plan: Plan, image_format: ImageFormat
-) -> Literal["webp", "jxl", "avif", "jpeg2000", "tensor"]:
-    """The name of the source code of a received image, as `results.json` has it."""
-    return "tensor" if plan.tensor else codec_of(exact, image_format, plan.jpeg_xl)
+# Channels and bits of a value that the codec of tensor operations is made for.
+TENSOR_FORMAT = (3, 8)
 
 
-def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tensor, bool] | None:
+def message_of(image: Tensor, plan: Plan) -> tuple[int, Tensor]:
+    """The rung for an image, and its message.
+
+    Losslessly at the lowest rate that takes it, which needs the least power; if none does, as well as the rate of an
+    equal share allows: by the image library or by tensor operations, whichever comes nearer to the image. The library
+    is better at few bits a pixel, and cannot make its files as small as the other's messages.
+
+    Args:
+        image: Shape (C, H, W), uint8, or int32 for more than 8 bits; in host memory.
+        plan: What the server shipped.
+
+    Returns:
+        Place on the ladder, and shape (`message_bits`,), int64.
+    """
+    data = lossless(image, plan.bit_depth, plan.jpeg_xl)
+    for rung in range(len(LADDER)):
+        if len(data) <= plan.bytes_of(rung):
+            return rung, framed(data, True, message_bits(rung, plan.inputs))
+    bits, image_format = message_bits(plan.fair, plan.inputs), format_of(image, plan.bit_depth)
+    candidates = [framed(lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False, bits)]
+    if _has_tensor_codec(image_format):
+        candidates.append(tensor_codec(*image_format.size, bits)(image_format.values(image)[None])[0])
+    return plan.fair, min(candidates, key=lambda message: _error(message, image, plan))
+
+
+def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tensor, CodecName] | None:
     """The image of a message.
 
     Args:
@@ -27,9 +48,21 @@ def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tenso
         image_format: Format of the image.
 
     Returns:
-        The image, shape (C, H, W), integers, and whether it was sent losslessly; None if its checksum fails.
+        The image, shape (C, H, W), integers, and the source code that it was sent by; None if every checksum fails.
     """
-    if not plan.tensor:
-        return unframed(bits.cpu(), image_format, plan.jpeg_xl)
-    found = tensor_codec(*image_format.size, len(bits)).decode(bits.cpu())
-    return None if found is None else (image_format.integers(found), False)
+    bits = bits.cpu()
+    opened = None if plan.tensor else unframed(bits, image_format, plan.jpeg_xl)
+    if opened is not None:
+        return opened[0], codec_of(opened[1], image_format, plan.jpeg_xl)
+    found = tensor_codec(*image_format.size, len(bits)).decode(bits) if _has_tensor_codec(image_format) else None
+    return None if found is None else (image_format.integers(found), "tensor")
+
+
+def _has_tensor_codec(image_format: ImageFormat) -> bool:
+    return (image_format.channels, image_format.bit_depth) == TENSOR_FORMAT
+
+
+def _error(message: Tensor, image: Tensor, plan: Plan) -> float:
+    """Mean squared error of what a message holds; infinite if that is nothing."""
+    found = image_of(message, plan, format_of(image, plan.bit_depth))
+    return float((found[0].double() - image.double()).square().mean()) if found is not None else float("inf")

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from lightning_recon.image_format import format_of
-from lightning_recon.structure.coding.channel_code import LADDER, encode, message_bits
+from lightning_recon.structure.coding.channel_code import LADDER, encode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.hadamard_spreading import hadamard_matrix
-from lightning_recon.structure.coding.image_codec import framed, lossless, lossy
+from lightning_recon.structure.coding.messages import message_of
 from lightning_recon.structure.coding.pulses import pulses
 
 
@@ -30,23 +30,6 @@ def symbols(bits: Tensor, rung: int, inputs: int) -> Tensor:
     return 1.0 - 2.0 * encode(bits, rung, inputs)
 
 
-def chosen_file(image: Tensor, plan: Plan) -> tuple[int, bytes, bool]:
-    """The rung for an image, its file, and whether that is the image itself.
-
-    Losslessly at the lowest rate that takes it, which needs the least power; if none does, as well as the rate of an
-    equal share allows.
-
-    Args:
-        image: Shape (C, H, W), uint8, or int32 for more than 8 bits.
-        plan: What the server shipped.
-    """
-    data = lossless(image, plan.bit_depth, plan.jpeg_xl)
-    for rung in range(len(LADDER)):
-        if len(data) <= plan.bytes_of(rung):
-            return rung, data, True
-    return plan.fair, lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False
-
-
 def word(image: Tensor, plan: Plan) -> Tensor:
     """The digital inputs of one image.
 
@@ -58,8 +41,7 @@ def word(image: Tensor, plan: Plan) -> Tensor:
         Shape (words,), float32.
     """
     pixels = format_of(image, plan.bit_depth).integers(image)
-    rung, data, exact = chosen_file(pixels, plan)
-    bits = framed(data, exact, message_bits(rung, plan.inputs))
+    rung, bits = message_of(pixels, plan)
     codeword = plan.amplitudes[rung] * symbols(bits, rung, plan.inputs)
     if plan.positions > 1:
         codeword = pulses(codeword, plan.positions)

@@ -63,8 +63,8 @@ def read_pulses(
         amplitude[row] = level
         doubt = F.softplus(-beliefs.abs()) + beliefs.abs() * torch.sigmoid(-beliefs.abs())
         information = 1 - float(doubt.double().mean()) / math.log(2)
-        image, exact = (None, False) if content is None else content
-        one = SignImage(image, exact, rung, information, amplitude, torch.full_like(amplitude, noise))
+        image, codec = (None, None) if content is None else content
+        one = SignImage(image, codec, rung, information, amplitude, torch.full_like(amplitude, noise))
         (failed if content is None else received).append(one)
         progress(len(received))
     return received + failed

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.privacy.mechanism import Mechanism
+from lightning_recon.reconstruction import CodecName
 from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.messages import image_of
@@ -41,13 +42,13 @@ class Received:
 
     Args:
         image: Shape (C, H, W), uint8 or int32.
-        exact: Whether it was sent losslessly.
+        codec: The source code that it was sent by.
         rung: The rung of the ladder it was sent at.
         snr: Power of its inputs by the variance of their noise, after filtering.
     """
 
     image: Tensor
-    exact: bool
+    codec: CodecName
     rung: int
     snr: float
 

@@ -35,7 +35,7 @@ def grouped_rows(gram: Tensor, noise: float, inputs: int, unit_direction: Tensor
     signal = gram - noise**2 * torch.eye(len(gram)).to(gram)
     spread = torch.outer(gram.diagonal(), gram.diagonal()).clamp(min=1e-300) / inputs
     spread = spread + torch.diag_embed(spread.diagonal())  # a row's energy has twice the variance of a product
-    groups = [torch.nonzero(unit_direction == one).flatten() for one in unit_direction.unique().tolist()]
+    groups = [torch.nonzero(unit_direction == one).flatten() for one in sorted(set(unit_direction.tolist()))]
     found: list[list[int]] = []
     left = signal
     while len(found) < most:
@@ -101,4 +101,5 @@ def _fitted(signal: Tensor, found: list[list[int]]) -> Tensor:
     counted = own if alone else 1 - own
     design = held[:, :, None] * held[:, None, :] * counted
     power = torch.linalg.lstsq(design.flatten(1).T, (signal * counted).flatten()[:, None]).solution[:, 0].clamp(min=0)
-    return held.T @ (power[:, None] * held)
+    explained: Tensor = held.T @ (power[:, None] * held)
+    return explained

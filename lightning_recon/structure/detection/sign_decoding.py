@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_recon.image_format import ImageFormat
+from lightning_recon.reconstruction import CodecName
 from lightning_recon.structure.coding.channel_code import LADDER, decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.messages import image_of
@@ -52,7 +53,7 @@ class SignImage:
 
     Args:
         image: Shape (C, H, W), uint8 or int32; None if no file was received.
-        exact: Whether it was sent losslessly.
+        codec: The source code that it was sent by; None if no file was received.
         rung: The rung of the ladder that its header names.
         information: Bits that each input carried, as its beliefs show.
         amplitude: Signed amplitude in every row, shape (K,); 0 where it is not.
@@ -60,7 +61,7 @@ class SignImage:
     """
 
     image: Tensor | None
-    exact: bool
+    codec: CodecName | None
     rung: int
     information: float
     amplitude: Tensor
@@ -200,7 +201,7 @@ class _Remaining:
         information -= float((beliefs.abs() * torch.sigmoid(-beliefs.abs())).double().mean()) / math.log(2)
         if self.erasures:
             beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
-        return SignImage(None, False, rung, information, amplitude, others.sqrt()), beliefs
+        return SignImage(None, None, rung, information, amplitude, others.sqrt()), beliefs
 
     def _both(self, row: int) -> Tensor:
         """Number of inputs that arrived both in a row and in each other one, shape (K,)."""
