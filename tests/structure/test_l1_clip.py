@@ -51,7 +51,7 @@ def test_several_victims_are_separated(granularity: str) -> None:
 
 
 def test_files_arrive_bit_for_bit() -> None:
-    decoded, psnr, _ = attacked(Digital(), 1e-6, 1)
+    decoded, psnr, _ = attacked(Digital(jpeg_xl=False), 1e-6, 1)
     assert decoded.files is not None
     assert decoded.files[0] is not None
     assert decoded.files[0].codec == "webp"
