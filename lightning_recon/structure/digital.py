@@ -59,7 +59,7 @@ class Digital(Structure):
     `coding.own_units`. No image interferes with another then, and few rows hold long codewords.
 
     The client runs the server's code, as with every attack that changes the architecture: an inspection of the model
-    shows that it compresses images.
+    shows that it compresses images, and that it treats the images of a batch together.
 
     Source: method ours; separation of source and channel coding after Shannon (1948).
     """
