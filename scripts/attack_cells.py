@@ -135,6 +135,15 @@ def digital_paper() -> Iterator[Cell]:
         yield from _coded(f"{GRABCUT} --data.clients 4", z)
 
 
+def upload() -> Iterator[Cell]:
+    """Digital codes in the paper's setting under several upload limits, of subjects and of whole photographs."""
+    for limit in (123_000_000, 60_000_000, 30_000_000):
+        for masks, pictures in ((GRABCUT, "subjects"), (f"{PHOTOGRAPHS} --model.structure.subjects false", "whole")):
+            setting = f"{masks} --data.clients 4 --model.structure.upload_limit {limit}"
+            common = (DIGITAL, setting, CLOSED_FORM, "--model.record false")
+            yield cell(*common, z=2e-4, draws=1, upload_limit=limit, masked=pictures)
+
+
 def tensor_code() -> Iterator[Cell]:
     """Digital codes whose source code consists of tensor operations alone, with one image clipped alone."""
     for z in (0.02, 0.01, 0.005):

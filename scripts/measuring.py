@@ -221,11 +221,13 @@ def rows_and_losses(folder: Path, batch: int) -> dict[str, object]:
         batch: Images in an update.
     """
     shipped = folder / "exchange" / "payload-r0000.json"
-    tensors = json.loads(shipped.read_text())["tensors"] if shipped.exists() else {}
+    payload = json.loads(shipped.read_text()) if shipped.exists() else {"settings": {}, "tensors": {}}
+    tensors = payload["tensors"]
     if "directions" not in tensors:
         return {}
     units, directions = tensors["unit_direction"]["shape"][0], tensors["directions"]["shape"][0]
-    return {"units": units, "directions": directions, "lost_in_theory": round(lost_share(units, directions, batch), 5)}
+    lost = 0.0 if payload["settings"].get("own_units") else lost_share(units, directions, batch)
+    return {"units": units, "directions": directions, "lost_in_theory": round(lost, 5)}
 
 
 def mean(victims: Iterable[Mapping[str, float]], field: str) -> float:

@@ -33,6 +33,7 @@ from attack_cells import (
     sample64,
     seed_sweep,
     tensor_code,
+    upload,
 )
 from case_cells import case_studies
 from client_cells import (
@@ -60,7 +61,8 @@ CELLS: dict[str, Callable[[], Iterator[Cell]]] = {
     for table in (
         headline, seed_sweep, peers, peers_bundled, curve, sample64, moments, expectations, batch_size, aggregation,
         ablation, rounds, mismatch, per_layer, networks, voices, denoisers, honest, labels, digital, digital_paper,
-        digital_rounds, tensor_code, margins, clients, compression, mechanisms, trainings, case_studies, pictures,
+        digital_rounds, upload, tensor_code, margins, clients, compression, mechanisms, trainings, case_studies,
+        pictures,
     )
 }  # fmt: skip
 # Tables whose cells are not attacks: separate scripts make their rows.

@@ -15,6 +15,7 @@ from lightning_recon.cli import main
 
 Fit = Callable[..., dict[str, Any]]
 FLAGS = ["--config", "attack/digital.yaml", "--data.clients", "2", "--trainer.max_steps", "1"]
+FLAGS += ["--model.structure.jpeg_xl", "false"]  # whether the extra is installed or not
 QUIET = [*FLAGS, "--model.client.privacy.noise_multiplier", "2.0e-4"]
 # More noise than the server designed for: no codeword gets through.
 LOUD = ["--config", "attack/digital.yaml", "--model.client.privacy.granularity", "sample", "--trainer.max_steps", "0"]

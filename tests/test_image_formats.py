@@ -17,7 +17,8 @@ from lightning_recon.priors.fit_statistics import fit_statistics
 
 GREY = ["--data.source", "samples_grey16", "--data.channels", "1", "--data.num_classes", "16"]
 LOW_NOISE = ["--model.client.privacy.noise_multiplier", "1e-4", "--model.client.privacy.granularity", "sample"]
-DIGITAL = ["--model.structure", "lightning_recon.structure.Digital", "--trainer.max_steps", "1"]
+DIGITAL = ["--model.structure", "lightning_recon.structure.Digital", "--model.structure.jpeg_xl", "false"]
+DIGITAL += ["--trainer.max_steps", "1"]
 
 
 def fitted(tiny: str, root: Path, *options: str) -> dict[str, Any]:

@@ -27,11 +27,11 @@ from lightning_recon.structure.detection.hypotheses import likelier, subjects_ev
 from lightning_recon.structure.detection.remaining_rows import Received
 from lightning_recon.structure.detection.separation import separate
 from lightning_recon.structure.detection.successive_decoding import read_victims
+from lightning_recon.structure.digital_rows import ENTRY, has_own_units, unit_count
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import design_noise, l1_clipped, measured_multiplier, released_rows
 from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.row_model import budget_sharers, combined_rows, in_coefficients, row_prior, rows_of
-from lightning_recon.structure.sign_payload import sees_all_images
 from lightning_recon.structure.sketch import beside, decode_sketch, with_words
 from lightning_recon.structure.water_filling import STRENGTH, WaterFilling
 
@@ -40,13 +40,6 @@ _MARGIN = 0.2
 # Noise of a victim's inputs, relative to their norm, up to which victims that share rows were separated and decoded
 # more often than not: 0.014 works, and at 0.016 a linear code is better.
 _CROWDED = 0.014
-# Units for each image, and their least number, where images collide.
-_UNITS_PER_IMAGE, _FEWEST_UNITS = 4, 64
-# Units for each image where each one gets its own, at least and at most: spare ones are for clients that have more
-# images than they announced, and where the upload limit shortens the codewords there are few of them.
-_OWN_UNITS = (1.25, 2.0)
-# Bytes of a float32.
-_ENTRY = 4
 # Variance of a received image's coefficients, as a share of the prior variance.
 _KNOWN = 1e-9
 
@@ -60,8 +53,11 @@ class Digital(Structure):
     latter case it decodes a linear sketch, for which a given share of the power is reserved. The sketch is a small
     `WaterFilling` structure, which also separates the victims.
 
+    Where one clip covers a client's update, the layer sees all its images, and sends each to a row of its own; see
+    `coding.own_units`. No image interferes with another then, and few rows hold long codewords.
+
     The client runs the server's code, as with every attack that changes the architecture: an inspection of the model
-    shows that it compresses images.
+    shows that it compresses images, and that it treats the images of a batch together.
 
     Source: method ours; separation of source and channel coding after Shannon (1948).
     """
@@ -86,10 +82,11 @@ class Digital(Structure):
         Args:
             subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
                 announces; whole photographs where it does not.
-            units: Rows of the structure, shared among the directions. Default: 1 for a single image, else 4 an image
-                and at least 64: half as many as for a linear code, because a decoded victim no longer interferes with
-                the others.
-            directions: Measurement directions, see `WaterFilling`. Default: 3, or 1 for a single unit.
+            units: Rows of the structure, shared among the directions. Default: 1 for a single image; 1.25 an image if
+                each gets its own, up to 2 where codewords do not fill the upload limit; else 4 an image and at least
+                64, half as many as for a linear code, because a decoded victim no longer interferes with the others.
+            directions: Measurement directions, see `WaterFilling`. Default: 1 for a single unit, or where each image
+                gets its own; else 3, with which images share rows.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
             margin_db: Decibels by which the noise may exceed that before codewords are lost; interference of other
                 victims has a margin of its own.
@@ -156,7 +153,7 @@ class Digital(Structure):
             return self._l1_payload(task)
         noise = design_noise(task, self.linear.assumed_noise, weakest=True)
         noise *= math.sqrt(budget_sharers(task) / task.rounds)
-        longest = None if task.per_layer else self._plan(noise, task, self.upload_limit // _ENTRY)
+        longest = None if task.per_layer else self._plan(noise, task, self.upload_limit // ENTRY)
         if longest is None:
             return self.linear.payload(task)
         sketch = self._sketch(task, sketch_share(noise), longest.inputs)
@@ -166,28 +163,15 @@ class Digital(Structure):
     def _room(self, sketch: ServerPayload) -> int:
         """Inputs of a codeword that the upload limit leaves beside a sketch."""
         taken = len(sketch.tensors["index"]) + len(sketch.tensors["constants"]) + HEADER
-        return self.upload_limit // (_ENTRY * len(sketch.tensors["lower"])) - taken
+        return self.upload_limit // (ENTRY * len(sketch.tensors["lower"])) - taken
 
     def _own_units(self, task: Task) -> bool:
-        """Whether each image gets a unit of its own, see `coding.own_units`.
-
-        Not for layers that are exported, in which one image must not depend on another.
-        """
-        several = self.linear.directions in (None, 1) and (self.linear.units or task.victims) >= task.victims > 1
-        return several and self.source_code == "codec" and sees_all_images(task) and not task.batches_change
-
-    def _units(self, task: Task, inputs: int) -> int:
-        """Number of rows for codewords that are to have so many inputs."""
-        if task.victims == 1:
-            return 1
-        if not self._own_units(task):
-            return max(_FEWEST_UNITS, _UNITS_PER_IMAGE * task.victims)
-        fewest, most = (math.ceil(share * task.victims) for share in _OWN_UNITS)
-        return min(most, max(fewest, self.upload_limit // (_ENTRY * inputs)))
+        """Whether each image gets a row of its own; not in a layer that is exported, where none depends on another."""
+        return self.source_code == "codec" and has_own_units(task, self.linear.units, self.linear.directions)
 
     def _l1_payload(self, task: Task) -> ServerPayload:
         """The same under an L1 clip, whose norm sketch and codeword share."""
-        sketch = self._sketch(task, SKETCH_SHARE, self.upload_limit // _ENTRY)
+        sketch = self._sketch(task, SKETCH_SHARE, self.upload_limit // ENTRY)
         ratio, rows = LayerSpec.of(sketch).norm_ratio, len(sketch.tensors["directions"])
         if task.per_layer or ratio is None:
             return self.linear.payload(task)
@@ -199,16 +183,20 @@ class Digital(Structure):
             None,
             0.0,
         )
-        if plan is None or (task.victims > 1 and noise * whole > _CROWDED and not self.always_digital):
+        if plan is None or self._too_crowded(noise * whole, task):
             return self.linear.payload(task)
         payload = beside(sketch, plan)
         return replace(payload, settings={**payload.settings, "norm_ratio": whole})
 
+    def _too_crowded(self, noise: float, task: Task) -> bool:
+        """Whether the noise is too high to separate victims that share rows."""
+        shared = task.victims > 1 and not self._own_units(task)
+        return shared and noise > _CROWDED and not self.always_digital
+
     def _plan(self, noise: float, task: Task, most: int) -> Plan | None:
         """The code, of at most this many inputs."""
         shared = budget_sharers(task) > 1
-        crowded = task.victims > 1 and not self._own_units(task)
-        if crowded and noise > _CROWDED and not self.always_digital:
+        if self._too_crowded(noise, task):
             return None
         return digital_plan(noise, task.image_format, most, shared, self.margin_db, self.always_digital)
 
@@ -217,7 +205,7 @@ class Digital(Structure):
         assumed, factor, own = self.linear.assumed_noise, 1 / task.clip.share(share), self._own_units(task)
         linear = WaterFilling(
             subjects=self.linear.subjects,
-            units=self.linear.units or self._units(task, inputs),
+            units=self.linear.units or unit_count(task, own, inputs, self.upload_limit),
             directions=1 if own else self.linear.directions,
             assumed_noise=None if assumed is None else assumed * factor,
             statistics=self.linear.statistics_file,

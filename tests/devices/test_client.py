@@ -111,14 +111,14 @@ def test_the_host_waits_once_for_each_gradient_that_is_clipped(
 
 
 def test_the_digital_code_waits_once_for_its_image_files(a_client: AClient, pretended: Device) -> None:
-    """Compressing an image to a file is done in host memory on purpose; nothing else of the layer waits."""
+    """Compressing images to files and giving them units is done in host memory on purpose; nothing else waits."""
     device, log = pretended
     client = a_client(privacy=FAINT)
     layer = build_layer(Digital().payload(client.task)).to(device)
     images = client._batches[0].images.to(device)
     log.clear()
     layer(images, torch.zeros(COUNT, 16, device=device))
-    assert len(log.waits) == 1
+    assert len([wait for wait in log.waits if not wait.startswith("own_units.py")]) == 1
     assert log.waits[0].startswith("modulation.py")
     linear = build_layer(WaterFilling().payload(client.task)).to(device)
     assert not waits_of(lambda: linear(images, torch.zeros(COUNT, 16, device=device)), log)

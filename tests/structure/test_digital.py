@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
 ) -> None:
     images = small(photographs, 3)
     announced = task(32, 3, 5e-4, granularity)
-    structure = Digital()
+    structure = Digital(jpeg_xl=False)
     payload = structure.payload(announced)
     assert LayerSpec.of(payload).digital is not None
     decoded = structure.decode(payload, announced, release(payload, announced, images))
@@ -66,10 +67,63 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
 
 
 def test_a_noise_at_which_a_batch_would_not_be_told_apart_takes_the_linear_code(task: Callable[..., Task]) -> None:
-    for granularity, alone in (("update", 0.25), ("sample", 1.0)):
-        crowded = task(32, 16, alone * 0.016, granularity)
-        assert LayerSpec.of(Digital().payload(crowded)).digital is None
-        assert LayerSpec.of(Digital().payload(replace(crowded, noise_multiplier=alone * 0.012))).digital is not None
+    for granularity, alone, directions in (("update", 0.25, 3), ("sample", 1.0, None)):
+        crowded, structure = task(32, 16, alone * 0.016, granularity), Digital(directions=directions)
+        assert LayerSpec.of(structure.payload(crowded)).digital is None
+        assert LayerSpec.of(structure.payload(replace(crowded, noise_multiplier=alone * 0.012))).digital is not None
+
+
+def test_rows_of_their_own_need_no_limit_for_batches(
+    photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate]
+) -> None:
+    images, announced, structure = small(photographs, 16), task(32, 16, 0.25 * 0.016, "update"), Digital()
+    payload = structure.payload(announced)
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    assert sum(file is not None for file in decoded.files or ()) >= 15
+    errors = (decoded.images[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
+    linear = WaterFilling()
+    payload = linear.payload(announced)
+    decoded = linear.decode(payload, announced, release(payload, announced, images))
+    usual = (decoded.images[:, None] - images).square().flatten(2).mean(dim=2).amin(dim=0)
+    assert float(errors.median()) < 0.5 * float(usual.median())
+
+
+def test_more_images_than_announced_have_rows_of_their_own(
+    photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate]
+) -> None:
+    images, announced, structure = small(photographs, 6), task(32, 4, 5e-4, "update"), Digital()
+    payload = structure.payload(announced)
+    decoded = structure.decode(payload, announced, release(payload, announced, images))
+    same = (decoded.images[:, None] == images).flatten(2).all(dim=2)
+    assert same.sum(dim=0).tolist() == [1] * 6
+
+
+def test_the_upload_limit_decides_how_many_rows_are_spare(task: Callable[..., Task]) -> None:
+    announced = task(32, 16, 5e-4, "update")
+    for limit, units in ((123_000_000, 32), (6_000_000, 20)):
+        payload = Digital(upload_limit=limit).payload(announced)
+        assert LayerSpec.of(payload).own_units
+        assert len(payload.tensors["lower"]) == units
+        assert structure_bytes(payload) <= limit
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({"directions": 3}, {}),
+        ({"source_code": "tensor"}, {}),
+        ({"units": 8}, {}),
+        ({}, {"granularity": "sample"}),
+        ({}, {"clients": 2, "aggregated": 2}),
+        ({}, {"rounds": 2, "participation": 0.5}),
+    ],
+)
+def test_images_collide_where_the_layer_must_treat_them_alike(
+    task: Callable[..., Task], options: dict[str, Any], change: dict[str, Any]
+) -> None:
+    announced = task(32, 16, 5e-4, "update")
+    assert LayerSpec.of(Digital().payload(announced)).own_units
+    assert not LayerSpec.of(Digital(**options).payload(replace(announced, **change))).own_units
 
 
 def test_sixteen_pictures_under_one_clip_are_told_apart_and_read(

@@ -177,7 +177,7 @@ def test_onnx_runtime_sends_the_same_bits(
 def test_the_image_library_is_the_default_and_other_versions_are_refused(
     payload: ServerPayload, task: Callable[..., Task]
 ) -> None:
-    usual = Digital().payload(task(SIZE, 1, NOISE))
+    usual = Digital(jpeg_xl=False).payload(task(SIZE, 1, NOISE))
     assert "digital_tensor" not in usual.settings
     plan = LayerSpec.of(usual).digital
     assert plan is not None
