@@ -15,6 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_recon.structure.coding.belief_propagation import propagate
@@ -69,8 +70,11 @@ _MULTIPLE = 40
 # Every `_LAYERS`-th parity bit belongs to the same layer. More layers take fewer sweeps, but each step works on less
 # than it costs to start it. 20 took less time, but near capacity so many sweeps that codewords were given up.
 _LAYERS = 40
-# Repeated bits that meet in one group cancel; this many rounds of swapping separate them.
+# Repeated bits that meet in one group cancel, and a bit that changes few parities is easily mistaken; this many rounds
+# of swapping separate them.
 _SWAPS = 20
+# The bits repeated least change at least this share of the parities.
+_CHANGED = 0.1
 # Points of Gauss's quadrature for the capacity: six digits.
 _POINTS = 100
 # Signal-to-noise ratios between which the rate that they carry is interpolated: three digits of a decibel.
@@ -204,10 +208,29 @@ def _groups(rung: int, inputs: int) -> Tensor:
     for _ in range(_SWAPS):
         ordered, place = sockets.view(parities, code.group).sort(dim=1)
         row, column = torch.nonzero(ordered[:, 1:] == ordered[:, :-1], as_tuple=True)
-        if not len(row):
+        weak = _weak(sockets, int(often[0]), int(last[0]), code.group)
+        here = torch.cat([row * code.group + place[row, column], weak])
+        if not len(here):
             break
-        here = row * code.group + place[row, column]
         there = torch.randint(len(sockets), (len(here),), generator=generator)
         both = torch.tensor(sorted({*here.tolist(), *there.tolist()}))
         sockets[both] = sockets[both[torch.randperm(len(both), generator=generator)]]
     return sockets.view(-1, _LAYERS, code.group).permute(1, 2, 0).contiguous()
+
+
+def _weak(sockets: Tensor, times: int, bits: int, group: int) -> Tensor:
+    """Places of the repeated bits, one each, whose change would change too few parities.
+
+    A bit changes the running sum between its first two places, and again from the third to the fourth, or to the end.
+
+    Args:
+        sockets: Shape (parities * group,), int32: the message bits along the running sum.
+        times: How often each of the first bits is repeated.
+        bits: How many are repeated so often.
+        group: How many bits a parity adds up.
+    """
+    places = torch.nonzero(sockets < bits).flatten()
+    places = places[sockets[places].argsort(stable=True)].view(bits, times)
+    along = F.pad(places // group, (0, times % 2), value=len(sockets) // group)
+    changed = (along[:, 1::2] - along[:, ::2]).sum(dim=1)
+    return places[changed < _CHANGED * (len(sockets) // group), 0]
