@@ -26,7 +26,7 @@ from lightning_recon.structure.coding.channel_code import (
 
 RESULTS = Path(__file__).parent.parent / "results"
 # Message bits, codewords for every rate at the ratio that is asked for, and how many are decoded at once.
-LENGTHS = ((700, 1000, 100), (1400, 1000, 100), (5600, 300, 30), (24000, 40, 8), (70000, 8, 2))
+LENGTHS = ((700, 500, 100), (1400, 1000, 100), (5600, 200, 20), (24000, 32, 8), (70000, 4, 2))
 # Decibels by which the ratio falls short of what is asked for.
 SHORT_OF = (0.0, 0.2, 0.4)
 # Below what is asked for, this share of the codewords suffices.
