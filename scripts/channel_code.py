@@ -3,8 +3,8 @@
 
     python scripts/channel_code.py            # writes results/channel_code.csv
 
-Each row counts codewords of one rate and length that were not decoded, at a signal-to-noise ratio given in decibels above
-the capacity of ±1 inputs, and below the ratio that `needed_snr` asks for.
+Each row counts codewords of one rate and length that were not decoded, at a signal-to-noise ratio given in decibels
+above the capacity of ±1 inputs, and below the ratio that `needed_snr` asks for.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from lightning_recon.structure.coding.channel_code import (
 
 RESULTS = Path(__file__).parent.parent / "results"
 # Message bits, codewords for every rate at the ratio that is asked for, and how many are decoded at once.
-LENGTHS = ((700, 500, 100), (1400, 1000, 100), (5600, 200, 20), (24000, 32, 8), (70000, 4, 2))
+LENGTHS = ((1400, 400, 100), (5600, 60, 20), (24000, 8, 8))
 # Decibels by which the ratio falls short of what is asked for.
-SHORT_OF = (0.0, 0.2, 0.4)
+SHORT_OF = (0.0, 0.4)
 # Below what is asked for, this share of the codewords suffices.
-SHARE = 0.2
+SHARE = 0.25
 
 
 def failures(rung: int, inputs: int, snr: float, codewords: int, batch: int, seed: int) -> int:
