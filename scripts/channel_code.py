@@ -67,6 +67,7 @@ def rows() -> Iterator[dict[str, object]]:
             for short_of in SHORT_OF:
                 count = codewords if short_of == 0 else max(batch, round(SHARE * codewords / batch) * batch)
                 snr = needed * 10 ** (-short_of / 10)
+                lost = failures(rung, inputs, snr, count, batch, seed=rung)
                 row = {
                     "rung": rung,
                     "rate": code.rate,
@@ -75,7 +76,8 @@ def rows() -> Iterator[dict[str, object]]:
                     "below_design_db": short_of,
                     "above_capacity_db": round(10 * math.log10(snr / capacity), 3),
                     "codewords": count,
-                    "failures": failures(rung, inputs, snr, count, batch, seed=rung),
+                    "failures": lost,
+                    "failure_share": lost / count,
                 }
                 print(row, flush=True)
                 yield row

@@ -4,8 +4,8 @@
     python scripts/design_channel_code.py --rate 0.07 --group 2 --most 220
 
 Prints the distribution of least signal-to-noise ratio whose curves do not cross, in decibels above capacity, and the
-share of the repeated bits that each degree has. Messages to checks are taken as Gaussian; checks and running sums are exact.
-At low rates the result is optimistic, even below 0: `scripts/channel_code.py` measures what a code really needs.
+share of the repeated bits that each degree has. Messages to checks are taken as Gaussian; parities are exact. At low
+rates the result is optimistic, even below 0: `scripts/channel_code.py` measures what a code really needs.
 
 Source: ten Brink, Kramer and Ashikhmin, "Design of low-density parity-check codes for modulation and detection" (2004).
 """

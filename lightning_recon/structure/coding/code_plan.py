@@ -159,6 +159,8 @@ def _longest(rung: int, most: int, energy: float) -> int:
     inputs = most
     for _ in range(5):  # what a codeword needs depends a little on its length
         inputs = min(most, int(energy / needed_snr(rung, max(inputs, 1))))
+    while inputs * needed_snr(rung, inputs) > energy:  # parities come in dozens: the rate changes with the length
+        inputs -= 1 + inputs // 10_000
     return inputs
 
 
