@@ -33,6 +33,7 @@ TABLES = [
     not in (
         "budget",
         "case_accounting",
+        "channel_code",
         "decoding_speed",
         "detector",
         "encoding_cost",

@@ -98,6 +98,7 @@ FORMATS = {
     "client_seconds": ".3g",
     "cpu_s": ".2g",
     "lost_share": ".0%",
+    "failure_share": ".2%",
     "bound_mean": ".2f",
     "exceeded_share": ".1%",
     "refuted_share": ".2%",

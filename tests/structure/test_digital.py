@@ -60,8 +60,8 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
     for file in decoded.files:
         assert file is not None
         assert file.codec == "webp"
-        assert file.rate == pytest.approx(LADDER[0].rate, abs=1e-3)  # room for a raw image: the least rate
-        assert 0.99 * 24 * 32 * 32 < file.bits < file.capacity
+        assert file.rate < 0.1 + 1e-3  # at which there is room for a raw image
+        assert 0.69 * 24 * 32 * 32 < file.bits < file.capacity
     same = (decoded.images[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
 

@@ -71,7 +71,7 @@ def test_nothing_and_a_layer_of_another_class_have_no_spec() -> None:
         ({"blocks": 3}, "blocks is 3: give a power of two"),
         ({"trap_scaling": 0.9}, "lacks trap_deviation, without which its trap weights are unknown"),
         ({"trap_scaling": 0.9, "trap_deviation": 1.0, "trap_seed": 1}, "say once what its units measure"),
-        ({"digital_code": 2}, "lacks digital_inputs, without which its digital code is unknown"),
+        ({"digital_code": 3}, "lacks digital_inputs, without which its digital code is unknown"),
     ],
 )
 def test_wrong_settings_are_refused(payload: ServerPayload, change: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ from lightning_recon.exchange import ClientUpdate, Compression, LocalTraining, S
 from lightning_recon.exchange.local_training import ADAM, ADAMW
 from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, WaterFilling
+from lightning_recon.structure.coding.channel_code import LADDER
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.dither import decode_dithered, dithered_signs, dithers, repetitions
 from lightning_recon.structure.coding.expected_quality import expected_losses
@@ -206,7 +207,7 @@ def test_a_layout_holds_the_information_that_its_rate_needs() -> None:
         assert layout.plan is not None
         row = layout.inputs + 320 - PILOTS
         assert layout.units * row <= 3_000_000
-        rate = (layout.plan.fair + 3) * 0.05
+        rate = LADDER[layout.plan.fair].rate
         assert channel.information(layout.directions * layout.excited, layout.units * row) > rate
         assert set(layout.plan.amplitudes) <= {0.0, 1.0}
     assert sign_layout(SignChannel(0.5, 16, 1e-3), 16, rgb(32), 3_000_000, 320, 0.2) is None

@@ -29,7 +29,7 @@ _ERASED = 0.02
 # With more than this share of parities violated, the message is not checked.
 _NEARLY = 0.02
 # Decoding stops when this many sweeps together did not reduce the violated parities by this share.
-_PATIENCE, _PROGRESS = 60, 0.005
+_PATIENCE, _PROGRESS = 100, 0.005
 
 
 def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor | None]:

@@ -9,10 +9,11 @@ from lightning_recon.structure.coding.channel_code import LADDER, message_bits, 
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 from lightning_recon.structure.coding.pulses import pulses_of
 
-# Inputs that name the chosen rate, and their energy in units of the noise variance: words that differ by twice that
-# energy are confused once in 10¹¹ times.
+# Inputs that name the chosen rate, and their energy in units of the noise variance: a header is missed, which has to
+# exceed the noise by four standard deviations, 6 times in 10⁶; words that differ by twice that energy are confused less
+# than once in 10⁸ times.
 HEADER = 512
-HEADER_ENERGY = 100.0
+HEADER_ENERGY = 70.0
 # The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
 # at least so much that it separates the victims, and at most what costs the code 0.7 dB.
 _SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
@@ -27,8 +28,13 @@ NEIGHBOURS_DB = 0.3
 RAW_BITS = 24  # of a pixel of 8-bit RGB images
 # Shorter codewords are no long random codes any more.
 SHORTEST = 1000
+# Of rates that carry nearly as many bits the highest is used, whose codewords have the fewest inputs; this share may be
+# lost.
+_NEARLY = 0.01
+# A codeword has at most as many inputs as the raw image at this rate: more would take longer to decode than they bring.
+_LOWEST_RAW_RATE = 0.1
 # Of the channel code and its header: payloads of another one cannot be read.
-VERSION = 2
+VERSION = 3
 # Of the messages of the codec of tensor operations, see `coding.tensor_codec`.
 TENSOR_VERSION = 1
 # Rounding in float32 leaves at least this noise in every row.
@@ -109,9 +115,9 @@ def digital_plan(
 ) -> Plan | None:
     """Choose the code.
 
-    Inputs cost nothing but upload, power is all there is: so there are as many inputs as the lowest rate can fill with
-    the available power, at most as many as a raw image needs at that rate, and at most as many as the upload allows;
-    then a higher rate makes up for it.
+    Inputs cost nothing but upload, power is all there is: so the rate is the one that carries most bits with as many
+    inputs as the available power fills, at most as many as the upload allows. The lower the rate, the more a unit of
+    energy carries; where inputs run short, a higher rate makes up for it.
 
     Clipped alone, a victim always has its whole power, and a file that leaves bits free gains nothing from a smaller
     amplitude: one amplitude fits all. Under one clip the victims share the power, and a victim that needs less leaves
@@ -133,22 +139,32 @@ def digital_plan(
     header, sketch = min(0.05, HEADER_ENERGY * noise**2), sketch_share(noise)
     spare = margin_db + (NEIGHBOURS_DB if shared else 0.0)
     energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
-    most = min(most_inputs, math.ceil(image_format.raw_bits * image_format.pixels / LADDER[0].rate))
-    inputs = max(0, most)
-    for _ in range(5):  # what a codeword needs depends a little on its length
-        inputs = min(max(0, most), int(energy / needed_snr(0, max(inputs, 1))))
-    needed = [needed_snr(rung, inputs) for rung in range(len(LADDER))]
-    fair = max(rung for rung, snr in enumerate(needed) if rung == 0 or inputs * snr <= energy)
+    most = max(0, min(most_inputs, math.ceil(image_format.raw_bits * image_format.pixels / _LOWEST_RAW_RATE)))
+    lengths = [_longest(rung, most, energy) for rung in range(len(LADDER))]
+    bits = [message_bits(rung, length) for rung, length in enumerate(lengths)]
+    fair = max(rung for rung, number in enumerate(bits) if number >= (1 - _NEARLY) * max(bits))
+    inputs = lengths[fair]
     if inputs < SHORTEST or (not always_digital and message_bits(fair, inputs) < worthwhile_bits(image_format)):
         return None
     power = (1 - header - sketch) / inputs
     if shared:
+        needed = [needed_snr(rung, inputs) for rung in range(len(LADDER))]
         borrowed = min(_BORROWED, needed[fair] / needed[0])
         powers = [power * snr / needed[fair] if snr <= borrowed * needed[fair] else 0.0 for snr in needed]
     else:
         powers = [power if rung <= fair else 0.0 for rung in range(len(LADDER))]
     amplitudes = tuple(math.sqrt(p) for p in powers)
     return Plan(inputs, math.sqrt(header / HEADER), amplitudes, fair, sketch, shared, bit_depth=image_format.bit_depth)
+
+
+def _longest(rung: int, most: int, energy: float) -> int:
+    """How many inputs the energy, in units of the noise variance, fills at a rate; at most `most`."""
+    inputs = most
+    for _ in range(5):  # what a codeword needs depends a little on its length
+        inputs = min(most, int(energy / needed_snr(rung, max(inputs, 1))))
+    while inputs * needed_snr(rung, inputs) > energy:  # parities come in dozens: the rate changes with the length
+        inputs -= 1 + inputs // 10_000
+    return inputs
 
 
 def worthwhile_bits(image_format: ImageFormat) -> float:
