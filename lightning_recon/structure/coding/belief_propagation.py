@@ -23,12 +23,16 @@ from torch import Tensor
 _LEAST, _NOT_ZERO = 5e-8, 1e-12
 # Limit of tanh(L/2) of what the channel says about a running sum: 1 ± its product with another one is divided by.
 _MOST = 1 - 1e-6
+# The parities of the right message agree with the channel by at least this share of what they do on average. One wrong
+# bit changes at least a tenth of them, which takes off a fifth.
+_AGREEMENT = 0.9
 # Log-likelihood ratio, of random sign, of bits that did not arrive. At exactly 0, parities would count as satisfied
 # whose bits are unknown, and decoding would stop for want of progress.
 _ERASED = 0.02
 # With more than this share of parities violated, the message is not checked.
 _NEARLY = 0.02
-# Decoding stops when this many sweeps together did not reduce the violated parities by this share.
+# Decoding stops when this many sweeps together did not reduce the violated parities by this share; with few violated
+# ones, when twice as many did not.
 _PATIENCE, _PROGRESS = 100, 0.005
 
 
@@ -43,7 +47,7 @@ def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor |
         iterations: Most sweeps; the decoding of a codeword stops sooner if they bring no more progress.
 
     Returns:
-        For each codeword the message, shape (messages,), int64; None if the parities are not satisfied.
+        For each codeword the message, shape (messages,), int64; None if its parities contradict the channel.
     """
     state = _State.of(torch.where(beliefs == 0, _guesses(beliefs.shape[1]).to(beliefs), beliefs), groups)
     found: list[Tensor | None] = [None] * len(beliefs)
@@ -59,7 +63,11 @@ def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor |
                 found[one] = state.message(place)
             if violated < (1 - _PROGRESS) * best[one]:
                 best[one], since[one] = violated, iteration
-            if found[one] is None and iteration - since[one] < _PATIENCE:
+            stalled, close = iteration - since[one], violated <= _NEARLY * parities
+            checked = stalled in (_PATIENCE, 2 * _PATIENCE) or iteration == iterations - 1
+            if found[one] is None and close and checked:
+                found[one] = state.likely_message(place)
+            if found[one] is None and stalled < (2 if close else 1) * _PATIENCE:
                 going_on.append(place)
         if not going_on:
             break
@@ -202,3 +210,17 @@ class _State:
         odd = members.sum(dim=1, dtype=torch.uint8).T.flatten() + sums
         odd[1:] += sums[:-1]
         return None if bool((odd[:-1] & 1).any()) else bits.long()
+
+    def likely_message(self, place: int) -> Tensor | None:
+        """The decided message of a codeword, if its parities agree with what the channel says about them.
+
+        A decided message is often right although some running sums change from sweep to sweep for good. For beliefs L
+        that are log-likelihood ratios, parities agree by L tanh(L/2) on average.
+        """
+        bits = self.total[place] < 0
+        members = bits.to(torch.uint8).index_select(0, self.groups.flatten()).view(self.groups.shape)
+        parities = members.sum(dim=1, dtype=torch.int32).T.flatten().cumsum(dim=0) & 1
+        certainty = self.channel[:, 1, place].T.flatten()
+        beliefs = 2 * certainty.atanh()
+        agreement, expected = ((1 - 2 * parities) * beliefs).sum(), (certainty * beliefs).sum()
+        return bits.long() if agreement >= _AGREEMENT * expected else None

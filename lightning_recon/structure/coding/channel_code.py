@@ -168,7 +168,7 @@ def decode(beliefs: Tensor, rung: int, iterations: int = 400) -> Tensor | None:
         iterations: Most iterations; decoding stops sooner if they bring no more progress.
 
     Returns:
-        The message, shape (`message_bits`,), int64; None if the parities are not satisfied.
+        The message, shape (`message_bits`,), int64; None if its parities contradict the channel.
     """
     return decode_batch(beliefs[None], rung, iterations)[0]
 
