@@ -31,9 +31,9 @@ _AGREEMENT = 0.9
 _ERASED = 0.02
 # With more than this share of parities violated, the message is not checked.
 _NEARLY = 0.02
-# Decoding stops when this many sweeps together did not reduce the violated parities by this share; with few violated
-# ones, when twice as many did not.
-_PATIENCE, _PROGRESS = 100, 0.005
+# Decoding stops when this many sweeps together did not reduce the violated parities by this share. Before, in every
+# tenth sweep without such progress, a message is accepted whose running sums go on changing.
+_PATIENCE, _STALLED, _PROGRESS = 100, 10, 0.005
 
 
 def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor | None]:
@@ -63,11 +63,10 @@ def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor |
                 found[one] = state.message(place)
             if violated < (1 - _PROGRESS) * best[one]:
                 best[one], since[one] = violated, iteration
-            stalled, close = iteration - since[one], violated <= _NEARLY * parities
-            checked = stalled in (_PATIENCE, 2 * _PATIENCE) or iteration == iterations - 1
-            if found[one] is None and close and checked:
+            stalled = iteration - since[one]
+            if found[one] is None and violated <= _NEARLY * parities and stalled % _STALLED == _STALLED - 1:
                 found[one] = state.likely_message(place)
-            if found[one] is None and stalled < (2 if close else 1) * _PATIENCE:
+            if found[one] is None and stalled < _PATIENCE:
                 going_on.append(place)
         if not going_on:
             break
