@@ -9,8 +9,8 @@ from lightning_recon.structure.sign_payload import sees_all_images
 # Units for each image where each one gets its own, at least and at most: spare ones are for clients that have more
 # images than they announced, and there are fewer of them where the upload limit shortens the codewords.
 _OWN_UNITS = (1.25, 2.0)
-# Units for each image, and their least number, where images share rows.
-_UNITS_PER_IMAGE, _FEWEST_UNITS = 4, 64
+# Units for each image where images share rows, at least and at most, and their least number.
+_SHARED_UNITS, _FEWEST_UNITS = (4.0, 8.0), 64
 # Bytes of a float32.
 ENTRY = 4
 
@@ -41,7 +41,7 @@ def unit_count(task: Task, own: bool, inputs: int, upload_limit: int) -> int:
     """
     if task.victims == 1:
         return 1
+    fewest, most = (math.ceil(share * task.victims) for share in (_OWN_UNITS if own else _SHARED_UNITS))
     if not own:
-        return max(_FEWEST_UNITS, _UNITS_PER_IMAGE * task.victims)
-    fewest, most = (math.ceil(share * task.victims) for share in _OWN_UNITS)
+        fewest, most = max(_FEWEST_UNITS, fewest), max(_FEWEST_UNITS, most)
     return min(most, max(fewest, upload_limit // (ENTRY * inputs)))

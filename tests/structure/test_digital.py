@@ -68,9 +68,9 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
 
 def test_a_noise_at_which_a_batch_would_not_be_told_apart_takes_the_linear_code(task: Callable[..., Task]) -> None:
     for granularity, alone, directions in (("update", 0.25, 3), ("sample", 1.0, None)):
-        crowded, structure = task(32, 16, alone * 0.016, granularity), Digital(directions=directions)
+        crowded, structure = task(32, 16, alone * 0.02, granularity), Digital(directions=directions)
         assert LayerSpec.of(structure.payload(crowded)).digital is None
-        assert LayerSpec.of(structure.payload(replace(crowded, noise_multiplier=alone * 0.012))).digital is not None
+        assert LayerSpec.of(structure.payload(replace(crowded, noise_multiplier=alone * 0.017))).digital is not None
 
 
 def test_rows_of_their_own_need_no_limit_for_batches(

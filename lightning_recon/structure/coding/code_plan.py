@@ -15,16 +15,16 @@ from lightning_recon.structure.coding.pulses import pulses_of
 HEADER = 512
 HEADER_ENERGY = 70.0
 # The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
-# at least so much that it separates the victims, and at most what costs the code 0.7 dB.
-_SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.04, 0.03, 0.15
+# at least so much that it separates the victims, and at most what costs the code 0.36 dB.
+_SKETCH_NOISE, _SKETCH_LEAST, _SKETCH_MOST = 0.06, 0.03, 0.08
 # One clip for all: the largest files may have this multiple of the power of an equal share, but no more than the
 # smallest files can leave.
 _BORROWED = 2.0
 # Bits a pixel below which a linear code makes the better image, of RGB images.
-WORTHWHILE = 0.2
+WORTHWHILE = 0.16
 # One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
 # completely.
-NEIGHBOURS_DB = 0.3
+NEIGHBOURS_DB = 0.4
 RAW_BITS = 24  # of a pixel of 8-bit RGB images
 # Shorter codewords are no long random codes any more.
 SHORTEST = 1000
@@ -175,9 +175,9 @@ def worthwhile_bits(image_format: ImageFormat) -> float:
 def sketch_share(noise: float) -> float:
     """Share of the power for the linear sketch, which replaces a lost codeword, and shows which rows hold which victim.
 
-    It gets the power that makes it recognisable: 6 % at z_e = 0.01, where it costs the code 0.3 dB, and at low noise
-    the 3 % that separate the victims, 0.1 dB. More would be wasted: up to z_e = 0.005 hardly a
-    codeword is lost as long as the noise is what was assumed.
+    It gets the power that makes it recognisable, which is 8 % at z_e = 0.017, where it costs the code 0.36 dB, and at
+    low noise the 3 % that separate the victims, 0.13 dB. More would be wasted: hardly a codeword is lost as long as the
+    noise is what was assumed.
 
     Args:
         noise: Noise standard deviation of each input when a victim's inputs have norm 1, z_e.
