@@ -253,17 +253,17 @@ class Digital(Structure):
                 None if task.noise_is_normal else task.noise,
             )
         received = reading.received
-        found = found.corrected(reading.rows_received, reading.rows_left)
+        found = found.corrected(torch.cat([reading.rows_received, reading.rows_left]))
         combined = list(combined_rows(rows, found))
         decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined]
         posterior = in_coefficients(decoded, shipped, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
-        images, posterior = _with_files(images, posterior, received, statistics, image_format)
-        images_shown = found.images_shown(task.victims, len(received))
+        _put_files(images, posterior, received, statistics, image_format)
+        images_shown = found.images_shown(task.victims)
         missing = (task.victims if images_shown is None else images_shown) - len(images)
         evident = found.evident or bool(received)
         unresolved = found.unresolved if missing else 0
-        files = tuple(_as_file(one, plan) for one in received) + (None,) * len(decoded)
+        files = tuple(_as_file(one, plan) for one in received) + (None,) * len(reading.rows_left)
         share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
         other = self.linear.other_statistics(task)
         if other is not None:
@@ -282,21 +282,15 @@ def _as_file(one: Received, plan: Plan) -> ReceivedFile:
     return ReceivedFile(one.codec, bits / plan.inputs, bits, capacity)
 
 
-def _with_files(
+def _put_files(
     images: Tensor,
     posterior: Posterior,
     received: list[Received],
     statistics: PublicStatistics,
     image_format: ImageFormat,
-) -> tuple[Tensor, Posterior]:
-    """Put received files before the sketches."""
-    if not received:
-        return images, posterior
-    files = torch.stack([image_format.values(one.image) for one in received])
-    prior = statistics.variance.expand(len(files), *statistics.variance.shape)
-    return torch.cat([files, images]), Posterior(
-        torch.cat([torch.stack([statistics.transform.analyse(image) for image in files]), posterior.mean]),
-        torch.cat([_KNOWN * prior, posterior.variance]),
-        torch.cat([prior, posterior.prior_variance]),
-        torch.cat([torch.zeros_like(prior), posterior.prior_mean]),
-    )
+) -> None:
+    """Replace the first sketches by received files."""
+    for place, one in enumerate(received):
+        images[place] = image_format.values(one.image)
+        posterior.mean[place] = statistics.transform.analyse(images[place])
+        posterior.variance[place] = _KNOWN * posterior.prior_variance[place]

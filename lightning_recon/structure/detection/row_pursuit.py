@@ -32,6 +32,7 @@ def grouped_rows(gram: Tensor, noise: float, inputs: int, unit_direction: Tensor
     Returns:
         Shape (V, K), bool: which rows hold each victim, one of every direction; the most evident first.
     """
+    gram = gram.cpu()  # least squares of deficient rank
     signal = gram - noise**2 * torch.eye(len(gram)).to(gram)
     spread = torch.outer(gram.diagonal(), gram.diagonal()).clamp(min=1e-300) / inputs
     spread = spread + torch.diag_embed(spread.diagonal())  # a row's energy has twice the variance of a product

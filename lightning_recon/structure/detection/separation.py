@@ -33,27 +33,16 @@ class Separation:
     evident: bool = True
     complete: bool = False
 
-    def corrected(self, rows_known: Tensor, rows_left: Tensor) -> "Separation":
-        """Victims whose rows were found otherwise, beside others whose rows are known.
-
-        Args:
-            rows_known: Which rows hold victims that need not be combined any more, shape (R, K), bool.
-            rows_left: Which rows hold the victims, shape (L, K), bool.
-        """
-        if torch.equal(rows_left, self.members):
+    def corrected(self, members: Tensor) -> "Separation":
+        """The same with victims in other rows, shape (V, K), bool."""
+        if torch.equal(members, self.members):
             return self
-        membership = torch.cat([rows_left, rows_known]).T.double()
-        combine: Tensor = torch.linalg.pinv(membership, rcond=_RCOND)[: len(rows_left)]
-        return replace(self, combine=combine.float(), members=rows_left)
+        combine: Tensor = torch.linalg.pinv(members.T.double(), rcond=_RCOND)
+        return replace(self, combine=combine.float(), members=members)
 
-    def images_shown(self, announced: int, more: int = 0) -> int | None:
-        """Number of images in the update, where the rows show that it is not the announced one; else None.
-
-        Args:
-            announced: Number of images that was announced.
-            more: Images besides these victims.
-        """
-        found = len(self.combine) + more
+    def images_shown(self, announced: int) -> int | None:
+        """Number of images in the update, where the rows show that it is not the announced one; else None."""
+        found = len(self.combine)
         return found if found > announced or (found < announced and self.complete) else None
 
 
