@@ -248,6 +248,7 @@ class Digital(Structure):
                 1 / prior.scale,
                 plan,
                 image_format,
+                task.victims,
                 most_found(task),
                 decoded_so_far,
                 None if task.noise_is_normal else task.noise,

@@ -222,7 +222,7 @@ def test_decoded_codewords_leave_nothing_behind(photographs: Photographs) -> Non
     )
     rows = holds @ words + noise * torch.randn(9, words.shape[1])
     members = holds.T[:2].bool()
-    reading = read_victims(rows, noise, members, DIRECTIONS, 1.0, plan, rgb(32), victims=3)
+    reading = read_victims(rows, noise, members, DIRECTIONS, 1.0, plan, rgb(32), announced=3, victims=3)
     assert_same_images(reading, small(photographs, 3))
     assert not len(reading.rows_left)
 
@@ -236,22 +236,39 @@ def test_a_victim_whose_rows_were_mistaken_is_replaced_by_those_that_are_there(p
     rows = holds @ words + noise * torch.randn(9, words.shape[1])
     mistaken = torch.zeros(1, 9, dtype=torch.bool)
     mistaken[0, [2, 3, 6]] = True
-    reading = read_victims(rows, noise, mistaken, DIRECTIONS, 1.0, plan, rgb(32), victims=4)
+    reading = read_victims(rows, noise, mistaken, DIRECTIONS, 1.0, plan, rgb(32), announced=4, victims=4)
     assert_same_images(reading, small(photographs, 2))
     assert not len(reading.rows_left)
 
 
-def test_a_codeword_that_does_not_come_through_keeps_its_rows(photographs: Photographs) -> None:
+@pytest.mark.parametrize(("strength", "kept"), [(0.4, [1, 4, 8]), (0.0, [])])
+def test_a_codeword_that_does_not_come_through_keeps_its_rows(
+    photographs: Photographs, strength: float, kept: list[int]
+) -> None:
     plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
     assert plan is not None
-    holds = torch.zeros(9, 1)
-    holds[[1, 4, 8]] = 1.0
-    noise = 5e-3 * math.sqrt(3)  # 2.5 times what the code is made for, over three rows
-    rows = holds @ word(small(photographs, 1)[0], plan)[None] + noise * torch.randn(9, HEADER + plan.inputs)
+    noise = 2e-3 * math.sqrt(3)  # over three rows, what the code is made for
+    words = torch.stack([word(image, plan) for image in small(photographs, 2)])
+    holds = torch.zeros(9, 2)
+    holds[[0, 3, 6], 0], holds[[1, 4, 8], 1] = 1.0, strength
+    rows = holds @ words + noise * torch.randn(9, HEADER + plan.inputs)
     nothing = torch.zeros(0, 9, dtype=torch.bool)
-    reading = read_victims(rows, noise, nothing, DIRECTIONS, 1.0, plan, rgb(32), victims=1)
-    assert not reading.received
-    assert torch.nonzero(reading.rows_left)[:, 1].tolist() == [1, 4, 8]
+    reading = read_victims(rows, noise, nothing, DIRECTIONS, 1.0, plan, rgb(32), announced=3, victims=6)
+    assert_same_images(reading, small(photographs, 1))
+    assert torch.nonzero(reading.rows_left)[:, 1].tolist() == kept
+
+
+def test_noise_above_the_announced_one_makes_no_more_victims(photographs: Photographs) -> None:
+    plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
+    assert plan is not None
+    images, noise = small(photographs, 2), 2e-3
+    rows = torch.zeros(5, HEADER + plan.inputs)
+    rows[:2] = torch.stack([word(image, plan) for image in images])
+    rows += 1.02 * noise * torch.randn_like(rows)
+    alone, own = torch.eye(2, 5, dtype=torch.bool), torch.zeros(5, dtype=torch.int64)
+    reading = read_victims(rows, noise, alone, own, 1.0, plan, rgb(32), announced=2, victims=4)
+    assert_same_images(reading, images)
+    assert not len(reading.rows_left)
 
 
 def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Photographs) -> None:
@@ -262,7 +279,7 @@ def test_rows_that_hold_one_victim_are_found_beside_collisions(photographs: Phot
     words = holds @ torch.stack([word(image, plan) for image in images])
     rows = words + 1e-3 / math.sqrt(2) * torch.randn(4, words.shape[1])
     nothing, directions = torch.zeros(0, 4, dtype=torch.bool), torch.tensor([0, 0, 1, 1])
-    reading = read_victims(rows, 1e-3 / math.sqrt(2), nothing, directions, 1.0, plan, rgb(32), victims=3)
+    reading = read_victims(rows, 1e-3 / math.sqrt(2), nothing, directions, 1.0, plan, rgb(32), announced=3, victims=3)
     assert_same_images(reading, images)
 
 
@@ -287,7 +304,7 @@ def test_empty_rows_hold_nothing(photographs: Photographs) -> None:
     rows = 5e-3 * torch.randn(4, HEADER + plan.inputs)
     nothing = torch.zeros(0, 4, dtype=torch.bool)
     for directions in (torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1])):
-        reading = read_victims(rows, 5e-3, nothing, directions, 1.0, plan, rgb(32), victims=2)
+        reading = read_victims(rows, 5e-3, nothing, directions, 1.0, plan, rgb(32), announced=2, victims=2)
         assert not reading.received
         assert not len(reading.rows_left)
 
@@ -309,3 +326,18 @@ def test_the_upload_is_kept(task: Callable[..., Task]) -> None:
     payload = Digital(upload_limit=20_000_000).payload(task(64, 8, 1e-4, "update"))
     assert LayerSpec.of(payload).digital is not None
     assert 19_000_000 < structure_bytes(payload) <= 20_000_000
+
+
+def test_two_victims_that_share_all_rows_are_no_image(photographs: Photographs) -> None:
+    plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
+    assert plan is not None
+    noise = 2e-3
+    words = torch.stack([word(image, plan) for image in small(photographs, 3)])
+    holds = torch.zeros(9, 3)
+    holds[[0, 3, 6], 0] = 1.0
+    holds[[1, 4, 8], 1:] = 1.0
+    rows = holds @ words + noise * torch.randn(9, HEADER + plan.inputs)
+    nothing = torch.zeros(0, 9, dtype=torch.bool)
+    reading = read_victims(rows, noise, nothing, DIRECTIONS, 1.0, plan, rgb(32), announced=3, victims=6)
+    assert_same_images(reading, small(photographs, 1))
+    assert not len(reading.rows_left)

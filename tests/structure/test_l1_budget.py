@@ -8,7 +8,7 @@ import torch
 
 from lightning_recon.image_format import rgb
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
-from lightning_recon.structure.coding.code_plan import HEADER
+from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB
 from lightning_recon.structure.coding.l1_budget import (
     SKETCH_SHARE,
     l1_plan,
@@ -74,7 +74,7 @@ def test_plan_spends_the_l1_budget(shared: bool) -> None:
     assert HEADER * plan.header + plan.inputs * amplitude + math.sqrt(plan.sketch) * 10.0 == pytest.approx(ratio)
     assert math.sqrt(plan.sketch) * 10.0 == pytest.approx(SKETCH_SHARE * ratio)
     # In units of the noise: the amplitude that the chosen rate needs.
-    spare = 10 ** ((0.2 + 0.3 * shared) / 20)
+    spare = 10 ** ((0.2 + NEIGHBOURS_DB * shared) / 20)
     amplitude /= ratio * noise * spare
     assert amplitude**2 == pytest.approx(needed_snr(plan.fair, plan.inputs), rel=1e-3)
     # No other rate would carry more bits.

@@ -296,7 +296,7 @@ def test_files_survive_compression(images: Tensor, method: str) -> None:
 
 
 def test_codewords_are_repeated_where_less_arrives_than_the_least_rate_needs(images: Tensor) -> None:
-    task = announced(4, 1e-4, compression=Compression("random_k", share=0.1))
+    task = announced(4, 1e-4, compression=Compression("random_k", share=0.05))
     structure = Digital(upload_limit=6_000_000)
     payload = structure.payload(task)
     plan = LayerSpec.of(payload).digital
@@ -313,7 +313,7 @@ def test_codewords_are_repeated_where_less_arrives_than_the_least_rate_needs(ima
 
 def test_a_noise_that_was_measured_too_low_is_no_second_image() -> None:
     generator, inputs = torch.Generator().manual_seed(0), 200_000
-    plan = Plan(inputs, 1.0, (1.0, *[0.0] * 15), 0, 0.0, True)
+    plan = Plan(inputs, 1.0, (1.0, *[0.0] * (len(LADDER) - 1)), 0, 0.0, True)
     signs = torch.randint(2, (2, HEADER + inputs), generator=generator) * 2.0 - 1
     noise = torch.randn(HEADER + inputs, generator=generator)
     one, two = (0.5 * signs[0] + noise)[None], (0.6 * signs[0] + 0.5 * signs[1] + noise)[None]

@@ -6,6 +6,7 @@ Source: linear detection of least mean squared error; Tse and Viswanath, "Fundam
 """
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +25,16 @@ from lightning_recon.structure.detection.row_pursuit import evidence_of, grouped
 _READABLE = 4.0
 # Rows whose inner products are this many standard deviations above noise may hold a victim that is not known yet.
 _EXPLAINED = 4.0
+# Rows of this multiple of the received victims' median power hold two victims.
+_SINGLE = 1.5
 # A row holds a victim if this share of the largest amplitude arrived there.
 _HELD = 0.5
 # A codeword this many decibels below the capacity of its rate is not decoded.
 HOPELESS_DB = -0.3
 # Message bits that are decoded at once on a CPU, whose beliefs, accessed in random order, have to fit its cache.
 _CACHED = 2**18
+# Inputs whose products are added up at once.
+_COLUMNS = 2**16
 # Rounding in float32 leaves this share of what rows held.
 _ROUNDING = 1e-6
 # A filter is a single row if that row has this share of its squared weights.
@@ -87,12 +92,21 @@ class RemainingRows:
         """Begin with all rows; arguments as in `successive_decoding.read_victims`."""
         self.header, self.words = torch.split(rows.clone(), [HEADER, plan.inputs], dim=1)
         self.plan, self.image_format, self.mechanism = plan, image_format, mechanism
-        self.gram = (self.words @ self.words.T).double() / plan.inputs
+        self.gram = self._inner_products()
         strongest = float(self.gram.diagonal().max()) if len(rows) else 0.0
         self.noise = max(noise, _ROUNDING * math.sqrt(strongest), 1e-30)
         self.unit_direction = unit_direction
-        # Rows of each victim that was received.
+        # Message, codeword, power in a row, and rows of each victim that was received.
+        self.messages, self.codewords, self.powers = list[Tensor](), list[Tensor](), list[float]()
         self.taken = torch.zeros(0, len(rows), dtype=torch.bool)
+
+    def _inner_products(self) -> Tensor:
+        """Inner products of the rows, divided by their length, shape (K, K), float64."""
+        total = torch.zeros(len(self.words), len(self.words), dtype=torch.float64, device=self.words.device)
+        for first in range(0, self.words.shape[1], _COLUMNS):
+            piece = self.words[:, first : first + _COLUMNS].double()
+            total += piece @ piece.T
+        return total / self.plan.inputs
 
     def filters(self, members: Tensor, weight: float) -> list[Filter]:
         """LMMSE filter for each of the given victims, with the others as interference.
@@ -170,17 +184,16 @@ class RemainingRows:
             return [None] * len(filters)
         mixed = torch.stack([one.weights for one in filters]).to(self.words) @ self.words
         beliefs = torch.stack([self.beliefs(*pair) for pair in zip(mixed, filters, strict=True)])
-        messages: list[Tensor] = []
         received: list[Received | None] = []
         for bits, one in zip(decode_batch(beliefs, filters[0].rung), filters, strict=True):
-            # The same victim, with other rows, would be gone by now if it had been decoded after the first.
-            new = bits is not None and not any(torch.equal(bits, other) for other in messages)
+            # The same victim, with other rows, or what rounding left of it.
+            new = bits is not None and not any(torch.equal(bits, other) for other in self.messages)
             content = image_of(bits, self.plan, self.image_format) if bits is not None and new else None
             if bits is None or content is None:
                 received.append(None)
                 continue
             self._subtract(bits, one.rung)
-            messages.append(bits)
+            self.messages.append(bits)
             received.append(Received(*content, one.rung, (one.amplitude / one.deviation) ** 2))
         return received
 
@@ -191,6 +204,8 @@ class RemainingRows:
         share = self.words @ codeword / self.plan.inputs
         self.taken = torch.cat([self.taken, (share.abs() > _HELD * share.abs().max())[None].cpu()])
         self.words.addr_(share, codeword, alpha=-1)
+        self.codewords.append(codeword.to(torch.int8))
+        self.powers.append(float(share[self.taken[-1].to(share.device)].square().mean()))
         header = self.plan.header / self.plan.amplitudes[rung]
         self.header.addr_(share, header * header_words()[rung].to(self.header), alpha=-1)
         self.gram -= torch.outer(share, share).double()
@@ -209,9 +224,26 @@ class RemainingRows:
         )
         return above - below
 
+    def refit(self) -> None:
+        """Subtract all received codewords once more, now from rows without the others, and compare the rows anew.
+
+        Codewords are not quite orthogonal: what each one had of the others when it was subtracted would look like a
+        victim at low noise.
+        """
+        for codeword in self.codewords:
+            share = self.words @ codeword.to(self.words) / self.plan.inputs
+            self.words.addr_(share, codeword.to(self.words), alpha=-1)
+        self.gram = self._inner_products()
+
     def groups(self, most: int) -> Tensor:
         """Victims that explain what the rows still hold, shape (V, K), bool, see `row_pursuit`."""
         return grouped_rows(self.gram, self.noise, self.plan.inputs, self.unit_direction, most)
+
+    def is_single(self, held: Tensor) -> bool:
+        """Whether rows, shape (K,), bool, two or more, hold the power of one victim, as received ones have it."""
+        rows = torch.nonzero(held).flatten().to(self.gram.device)
+        pairs = self.gram[rows][:, rows].triu(diagonal=1).sum() / (len(rows) * (len(rows) - 1) / 2)
+        return float(pairs) < _SINGLE * statistics.median(self.powers)
 
     def is_explained(self, held: Tensor) -> bool:
         """Whether victims that were received explain what led to a victim in these rows, shape (K,), bool."""

@@ -55,11 +55,11 @@ def evidence_of(held: Tensor, gram: Tensor, noise: float, inputs: int) -> float:
     """Standard deviations by which the inner products of a victim's rows, shape (K,), bool, exceed those of noise."""
     rows = torch.nonzero(held).flatten().to(gram.device)
     own = gram[rows][:, rows]
-    spread = torch.outer(own.diagonal(), own.diagonal()) / inputs
+    spread = torch.outer(own.diagonal(), own.diagonal()).clamp(min=1e-300) / inputs
     if len(rows) == 1:
-        return float((own[0, 0] - noise**2) / (2 * spread[0, 0]).sqrt().clamp(min=1e-300))
+        return float((own[0, 0] - noise**2) / (2 * spread[0, 0]).sqrt())
     pairs = torch.ones_like(own).triu(diagonal=1) > 0
-    return float(own[pairs].sum() / spread[pairs].sum().sqrt().clamp(min=1e-300))
+    return float(own[pairs].sum() / spread[pairs].sum().sqrt())
 
 
 def _best_tuple(left: Tensor, spread: Tensor, groups: list[Tensor]) -> tuple[list[int], float]:
@@ -97,10 +97,10 @@ def _fitted(signal: Tensor, found: list[list[int]]) -> Tensor:
     held = torch.zeros(len(found), len(signal)).to(signal)
     for victim, rows in enumerate(found):
         held[victim, rows] = 1.0
-    alone = all(len(rows) == 1 for rows in found)
-    own = torch.eye(len(signal)).to(signal)
-    counted = own if alone else 1 - own
-    design = held[:, :, None] * held[:, None, :] * counted
-    power = torch.linalg.lstsq(design.flatten(1).T, (signal * counted).flatten()[:, None]).solution[:, 0].clamp(min=0)
-    explained: Tensor = held.T @ (power[:, None] * held)
+    both, own = held @ held.T, held @ signal.diagonal()
+    if all(len(rows) == 1 for rows in found):
+        power = torch.linalg.pinv(both) @ own
+    else:
+        power = torch.linalg.pinv(both.square() - both) @ (((held @ signal) * held).sum(dim=1) - own)
+    explained: Tensor = held.T @ (power.clamp(min=0)[:, None] * held)
     return explained

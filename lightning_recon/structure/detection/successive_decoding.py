@@ -26,7 +26,7 @@ from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.detection.remaining_rows import HOPELESS_DB, Received, RemainingRows
 
 # The places of the rows that hold a victim.
-Rows = tuple[int, ...]
+Places = tuple[int, ...]
 # A victim that failed is tried again once subtracting others improves its signal-to-noise ratio by this many decibels.
 _BETTER_DB = 0.02
 
@@ -54,6 +54,7 @@ def read_victims(
     weight: float,
     plan: Plan,
     image_format: ImageFormat,
+    announced: int,
     victims: int,
     progress: Callable[[int], None] = lambda count: None,
     mechanism: Mechanism | None = None,
@@ -68,36 +69,53 @@ def read_victims(
         weight: What one row usually holds of a victim's inputs, as a factor.
         plan: What was shipped.
         image_format: Format of the images.
+        announced: How many there should be.
         victims: How many there are at most.
         progress: Called with the number of images received so far.
         mechanism: Distribution of the noise of every entry; None for normal noise.
     """
     remaining = RemainingRows(rows, noise, unit_direction, plan, image_format, mechanism)
     found: list[Received] = []
-    waiting, tried = list(members.cpu()), dict[Rows, float]()
+    waiting, tried = list(members.cpu()), dict[Places, float]()
     while len(found) < victims:
         room = victims - len(found)
         received = _decode(remaining, waiting, weight, room, tried)
         if not received:
+            remaining.refit()
+            waiting = [held for held in waiting if not remaining.is_explained(held)]
             received = _decode(remaining, list(remaining.groups(room)), weight, room, tried)
         if not received:
             break
-        found += received
+        found += received.values()
         progress(len(found))
-        waiting = [held for held in waiting if not remaining.is_explained(held)]
+        waiting = [held for held in waiting if _places(held) not in received]
         # What was mixed with these is worth another try.
         taken = remaining.taken[-len(received) :].any(dim=0)
-        tried = {rows: margin for rows, margin in tried.items() if not bool(taken[list(rows)].any())}
-    left = list(remaining.groups(victims - len(found)))
-    regrouped = torch.stack(left).any(dim=0) if left else torch.zeros(len(rows), dtype=torch.bool)
-    left += [held for held in waiting if not bool((held & regrouped).any())]
-    left = left[: victims - len(found)]
+        tried = {places: margin for places, margin in tried.items() if not bool(taken[list(places)].any())}
+    left = _left(remaining, waiting, max(announced, len(members)) - len(found)) if len(found) < victims else []
     return Reading(found, remaining.taken, torch.stack(left) if left else remaining.taken[:0])
 
 
+def _left(remaining: RemainingRows, waiting: list[Tensor], most: int) -> list[Tensor]:
+    """Rows of the victims that were not received, each of shape (K,), bool: at most so many.
+
+    With several directions inner products show them better than what was thought before. They are no evidence of more
+    victims than that, and rows of more power than the received victims have hold several.
+    """
+    several = int(remaining.unit_direction.max()) > 0 and bool(remaining.messages)
+    left = [held for held in remaining.groups(most) if remaining.is_single(held)] if several and most > 0 else []
+    regrouped = torch.stack(left).any(dim=0) if left else torch.zeros(len(remaining.words), dtype=torch.bool)
+    return [*left, *(held for held in waiting if not bool((held & regrouped).any()))][: max(most, 0)]
+
+
+def _places(held: Tensor) -> Places:
+    """The places of the rows in a mask of shape (K,)."""
+    return tuple(torch.nonzero(held).flatten().tolist())
+
+
 def _decode(
-    remaining: RemainingRows, members: list[Tensor], weight: float, room: int, tried: dict[Rows, float]
-) -> list[Received]:
+    remaining: RemainingRows, members: list[Tensor], weight: float, room: int, tried: dict[Places, float]
+) -> dict[Places, Received]:
     """Decode the most promising of these victims, with those that need nothing from its subtraction.
 
     Args:
@@ -106,9 +124,12 @@ def _decode(
         weight: As in `read_victims`.
         room: Largest number of images.
         tried: Margins at which victims were tried in vain, by their rows; what is tried now is added.
+
+    Returns:
+        The images received, by the rows that were thought to hold them.
     """
     filters = remaining.filters(torch.stack(members), weight) if members else []
-    rows = [tuple(torch.nonzero(held).flatten().tolist()) for held in members]
+    rows = [_places(held) for held in members]
     promising = [
         one
         for one in range(len(filters))
@@ -120,7 +141,8 @@ def _decode(
         batch = [promising[place] for place in together]
         promising = [one for one in promising if one not in batch]
         tried.update({rows[one]: filters[one].margin for one in batch})
-        received = [one for one in remaining.receive([filters[one] for one in batch]) if one is not None]
+        contents = remaining.receive([filters[one] for one in batch])
+        received = {rows[one]: content for one, content in zip(batch, contents, strict=True) if content is not None}
         if received:
             return received
-    return []
+    return {}
