@@ -264,8 +264,9 @@ def test_noise_above_the_announced_one_makes_no_more_victims(photographs: Photog
     images, noise = small(photographs, 2), 2e-3
     rows = torch.zeros(5, HEADER + plan.inputs)
     rows[:2] = torch.stack([word(image, plan) for image in images])
-    rows += 1.02 * noise * torch.randn_like(rows)
-    alone, own = torch.eye(2, 5, dtype=torch.bool), torch.zeros(5, dtype=torch.int64)
+    rows += 1.05 * noise * torch.randn_like(rows)
+    # Two rows of noise look like victims, too.
+    alone, own = torch.eye(4, 5, dtype=torch.bool), torch.zeros(5, dtype=torch.int64)
     reading = read_victims(rows, noise, alone, own, 1.0, plan, rgb(32), announced=2, victims=4)
     assert_same_images(reading, images)
     assert not len(reading.rows_left)

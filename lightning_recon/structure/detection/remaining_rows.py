@@ -246,7 +246,14 @@ class RemainingRows:
         return float(pairs) < _SINGLE * statistics.median(self.powers)
 
     def is_explained(self, held: Tensor) -> bool:
-        """Whether victims that were received explain what led to a victim in these rows, shape (K,), bool."""
-        if not bool((held & self.taken.any(dim=0)).any()):
+        """Whether received victims explain what led to a victim in these rows, shape (K,), bool.
+
+        They do where they hold some of its rows, and too little is left. With a single direction a row's energy is all
+        there is to compare, so that the noise in the rows of received victims counts, not the announced one.
+        """
+        taken, noise = self.taken.any(dim=0), self.noise
+        if int(self.unit_direction.max()) == 0 and bool(taken.any()):
+            noise = max(noise, math.sqrt(max(0.0, float(self.gram.diagonal().cpu()[taken].median()))))
+        elif not bool((held & taken).any()):
             return False
-        return evidence_of(held, self.gram, self.noise, self.plan.inputs) < _EXPLAINED
+        return evidence_of(held, self.gram, noise, self.plan.inputs) < _EXPLAINED
