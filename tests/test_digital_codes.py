@@ -2,6 +2,7 @@
 """Digital codes from the command line: what the record says of the files, which is the same however it is made."""
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def test_every_file_is_named_with_its_rate_and_its_bits(quiet: Path) -> None:
         assert victim["capacity_bits"] < bounds["channel_bits"]
     assert summary["channel_code"] == "irregular repeat-accumulate"
     assert (summary["file_decoded_fraction"], summary["bit_exact_share"]) == (1.0, 1.0)
-    assert summary["bits_sent_mean"] == record["victims"][0]["bits_sent"]
+    assert summary["bits_sent_mean"] == statistics.fmean(victim["bits_sent"] for victim in record["victims"])
     assert bounds["channel_bits"] == pytest.approx(1.442695 * bounds["channel_nats"])
 
 
@@ -79,7 +80,7 @@ def test_a_replay_knows_of_the_same_files(quiet: Path, tmp_path: Path) -> None:
     name = "reconstructions.safetensors"
     assert (tmp_path / name).read_bytes() == (quiet / name).read_bytes()
     files = [file for said in finished(tmp_path)[1].values() for file in said["files"]]
-    assert [file.bits for file in files] == [victim["bits_sent"] for victim in record_of(quiet)["victims"]]
+    assert sorted(file.bits for file in files) == sorted(one["bits_sent"] for one in record_of(quiet)["victims"])
 
 
 def test_a_run_that_is_scored_again_has_the_same_record(quiet: Path) -> None:

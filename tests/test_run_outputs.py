@@ -26,7 +26,8 @@ def files(root: Path) -> set[str]:
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("quickstart")
     small = ["--data.image_size", "24", "--data.batch_size", "4", "--trainer.max_steps", "3", "--trainer.accelerator"]
-    main(["fit", "--config", "configs/quickstart.yaml", *small, "cpu", "--trainer.default_root_dir", str(root)])
+    more = ["cpu", "--comparison.noise_factor", "200"]  # so much that four files do not arrive
+    main(["fit", "--config", "configs/quickstart.yaml", *small, *more, "--trainer.default_root_dir", str(root)])
     return root
 
 
@@ -132,7 +133,7 @@ def test_the_comparison_is_a_picture(quickstart: Path) -> None:
 def test_tensorboard_shows_the_search_and_something_that_moves(quickstart: Path) -> None:
     events = EventAccumulator(str(quickstart), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
-    assert events.Tags()["images"] == ["client_0", "client_0/50_times_the_noise"]
+    assert events.Tags()["images"] == ["client_0", "client_0/200_times_the_noise"]
     for tag in events.Tags()["images"]:
         grids = events.Images(tag)
         assert [grid.step for grid in grids] == [0, 1, 2, 3]
@@ -140,7 +141,7 @@ def test_tensorboard_shows_the_search_and_something_that_moves(quickstart: Path)
             with Image.open(BytesIO(grid.encoded_image_string)) as picture:
                 assert picture.width > 4 * 144 + 100  # four victims, six times as large, and the names of the rows
                 assert 4 * 144 < picture.height < 4 * 200
-    states = [grid.encoded_image_string for grid in events.Images("client_0/50_times_the_noise")]
+    states = [grid.encoded_image_string for grid in events.Images("client_0/200_times_the_noise")]
     assert len(set(states)) == len(states)
     harder = [scalar.value for scalar in events.Scalars("psnr_under_more_noise")]
     assert len(set(harder)) > 1

@@ -259,7 +259,7 @@ def test_a_codeword_that_does_not_come_through_keeps_its_rows(
 
 
 def test_noise_above_the_announced_one_makes_no_more_victims(photographs: Photographs) -> None:
-    plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.2)
+    plan = digital_plan(2e-3, rgb(32), 400_000, shared=True, margin_db=0.8)
     assert plan is not None
     images, noise = small(photographs, 2), 2e-3
     rows = torch.zeros(5, HEADER + plan.inputs)
