@@ -84,8 +84,8 @@ class Digital(Structure):
             subjects: Whether the server expects clients to cut the subject out on black. Default: as the task
                 announces; whole photographs where it does not.
             units: Rows of the structure, shared among the directions. Default: 1 for a single image; 1.25 an image if
-                each gets its own, up to 2 where codewords do not fill the upload limit; else 4 to 8 an image likewise, and
-                at least 64.
+                each gets its own, up to 2 where codewords do not fill the upload limit; else 4 to 8 an image likewise,
+                and at least 64.
             directions: Measurement directions, see `WaterFilling`. Default: 1 for a single unit, or where each image
                 gets its own; else 3, with which images share rows.
             assumed_noise: Noise multiplier of an update to design for. Default: the announced one.
@@ -93,9 +93,9 @@ class Digital(Structure):
                 victims has a margin of its own.
             upload_limit: Most bytes that the structure may add to one client's upload in one round.
             always_digital: Whether to send digitally even where a linear code makes the better image.
-            source_code: What compresses the images. `codec`: an image library's lossless WebP or JPEG XL, which the client
-                runs as arbitrary code; else its AVIF or the tensor operations, whichever comes nearer. `tensor`: tensor
-                operations alone, see `coding.tensor_codec`, so that the layer can be exported, traced and mapped.
+            source_code: What compresses the images. `codec`: an image library's lossless WebP or JPEG XL, which the
+                client runs as arbitrary code; else its AVIF or the tensor operations, whichever comes nearer. `tensor`:
+                tensor operations alone, see `coding.tensor_codec`, so that the layer can be exported and traced.
             jpeg_xl: Whether the codec's lossless files are JPEG XL instead of WebP. The payload says which, and both
                 client and server need the extra `jxl`. Default: if that is installed where the payload is made.
             statistics: File of public statistics, as `scripts/fit_statistics.py` writes it. Default: the bundled ones.

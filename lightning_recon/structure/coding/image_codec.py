@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image compression: lossless WebP or JPEG XL where that fits, else AVIF at the best quality that does.
 
-`messages` chooses between these and a codec of tensor operations. The payload says which of the first two, see `coding.jpeg_xl`. Grey images are repeated over three channels for these.
-Images of more than 8 bits, or of other than 1 or 3 channels, are JPEG 2000 in either case, see `plane_codec`.
+The payload says which of the first two, see `coding.jpeg_xl`; `coding.messages` chooses between AVIF and a codec of
+tensor operations. Grey images are repeated over three channels for these. Images of more than 8 bits, or of other than
+1 or 3 channels, are JPEG 2000 in either case, see `plane_codec`.
 
 Pillow writes whole files, with containers that cost more than a small image itself. Both sides know the image's
 size and the settings, so the container is left out and put back.
