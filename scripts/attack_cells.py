@@ -137,7 +137,7 @@ def digital_paper() -> Iterator[Cell]:
 
 def upload() -> Iterator[Cell]:
     """Digital codes in the paper's setting under several upload limits, of subjects and of whole photographs."""
-    for limit in (123_000_000, 60_000_000, 30_000_000):
+    for limit in (123_000_000, 60_000_000):
         for masks, pictures in ((GRABCUT, "subjects"), (f"{PHOTOGRAPHS} --model.structure.subjects false", "whole")):
             setting = f"{masks} --data.clients 4 --model.structure.upload_limit {limit}"
             common = (DIGITAL, setting, CLOSED_FORM, "--model.record false")
