@@ -33,10 +33,11 @@ def message_of(image: Tensor, plan: Plan) -> tuple[int, Tensor]:
         if len(data) <= plan.bytes_of(rung):
             return rung, framed(data, True, message_bits(rung, plan.inputs))
     bits, image_format = message_bits(plan.fair, plan.inputs), format_of(image, plan.bit_depth)
-    candidates = [framed(lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False, bits)]
-    if _has_tensor_codec(image_format):
-        candidates.append(tensor_codec(*image_format.size, bits)(image_format.values(image)[None])[0])
-    return plan.fair, min(candidates, key=lambda message: _error(message, image, plan))
+    file = framed(lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False, bits)
+    if not _has_tensor_codec(image_format):
+        return plan.fair, file
+    other = tensor_codec(*image_format.size, bits)(image_format.values(image)[None])[0]
+    return plan.fair, min((file, other), key=lambda message: _error(message, image, plan))
 
 
 def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tensor, CodecName] | None:
