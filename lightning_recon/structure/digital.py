@@ -35,7 +35,7 @@ from lightning_recon.structure.row_model import budget_sharers, combined_rows, i
 from lightning_recon.structure.sketch import beside, decode_sketch, with_words
 from lightning_recon.structure.water_filling import STRENGTH, WaterFilling
 
-# Decibels by which the noise may be worse than assumed; at the assumed noise about one codeword in a thousand is lost
+# Decibels by which the noise may be worse than assumed; at the assumed noise a few codewords in a thousand are lost
 # without it (results/channel_code.csv).
 _MARGIN = 0.1
 # Noise of a victim's inputs, relative to their norm, up to which 61 of 64 victims that shared rows were separated and

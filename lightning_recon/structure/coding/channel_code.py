@@ -62,8 +62,8 @@ LADDER = (
 
 NAME = "irregular repeat-accumulate"
 
-# Decibels above capacity at which of very long codewords one in a thousand is lost, and what short ones need more, by
-# the root of their bits: fitted to `results/channel_code.csv`.
+# Decibels above capacity at which a few in a thousand of very long codewords are lost, and what short ones need more,
+# by the root of their bits: fitted to `results/channel_code.csv`.
 _LONG_GAP, _SHORT_GAP = 0.2, 42.0
 # The number of parities is a multiple of this: part of the code, so that released payloads stay readable.
 _MULTIPLE = 40
@@ -124,7 +124,7 @@ def capacity_snr(rate: float) -> float:
 
 
 def needed_snr(rung: int, inputs: int) -> float:
-    """Signal-to-noise ratio of each input at which about one codeword in a thousand is lost.
+    """Signal-to-noise ratio of each input at which a few codewords in a thousand are lost.
 
     Short ones need more, since chance averages out with the square root of the length.
 
