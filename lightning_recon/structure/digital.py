@@ -39,7 +39,7 @@ from lightning_recon.structure.water_filling import STRENGTH, WaterFilling
 # without it (results/channel_code.csv).
 _MARGIN = 0.1
 # Noise of a victim's inputs, relative to their norm, up to which 61 of 64 victims that shared rows were separated and
-# decoded; at 0.02 it was 51, and a linear code is better.
+# decoded, in one draw; at 0.02 it was 51.
 _CROWDED = 0.018
 # Variance of a received image's coefficients, as a share of the prior variance.
 _KNOWN = 1e-9
