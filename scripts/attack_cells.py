@@ -113,12 +113,19 @@ def ablation() -> Iterator[Cell]:
 
 
 def denoisers() -> Iterator[Cell]:
-    """Refinement at 224 x 224 by our denoiser and by FFDNet, where FFDNET names the file of its weights."""
-    setting = f"{PHOTOGRAPHS} {SAMPLE} {CONVNET} --data.batch_size 1 --data.clients 8 --model.record false"
-    for z in (0.03, 0.01, 0.003):
-        yield cell(setting, z=z, denoiser="ours")
-        if "FFDNET" in os.environ:
-            yield cell(setting, "--model.denoiser ffdnet.FFDNet", z=z, denoiser="FFDNet")
+    """Refinement by each denoiser, also after feedback; by FFDNet where FFDNET names the file of its weights."""
+    known = {"none": CLOSED_FORM, "small": "", "large": "--model.denoiser LargeDenoiser"}
+    if "FFDNET" in os.environ:
+        known["FFDNet"] = "--model.denoiser ffdnet.FFDNet"
+    larger = f"{PHOTOGRAPHS} {SAMPLE} {CONVNET} --data.batch_size 1 --data.clients 8 --model.record false"
+    rounds = f"{small(1, 16, PHOTOGRAPHS, SAMPLE)} {FEEDBACK} --model.record false {ROUNDS}"
+    for name, denoiser in known.items():
+        for z in (0.1, 0.05, 0.03, 0.02):
+            yield cell(small(1, 64, PHOTOGRAPHS, SAMPLE), denoiser, z=z, denoiser=name)
+        for z in (0.03, 0.01, 0.003):
+            yield cell(larger, denoiser, z=z, denoiser=name)
+        for number in (1, 4, 16):
+            yield cell(f"{rounds} {number}", denoiser, z=0.1, attack="feedback", denoiser=name)
 
 
 def digital() -> Iterator[Cell]:

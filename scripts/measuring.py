@@ -182,6 +182,7 @@ def rows_of(folder: Path, cell: Cell) -> Iterator[dict[str, object]]:
             "bit_exact": mean(victims, "bit_exact"),
             **(_training(privacy, victims) if privacy.get("sampling") else {}),
             **(_files(victims) if summary.get("channel_code") else {}),
+            **({"lpips_mean": round(summary["lpips_mean"], 4)} if summary.get("lpips_mean") is not None else {}),
             **({name: summary[name] for name in RECOGNITION} if summary.get("recognition_top1") is not None else {}),
             **({name: summary[name] for name in LABELS} if "label_accuracy" in summary else {}),
             **dict(cell.columns),

@@ -17,7 +17,7 @@ from lightning_recon.command_line.lightning_cli import ReconCLI, run_cli
 from lightning_recon.command_line.options import choices_of, nearby
 from lightning_recon.command_line.parser import Parser
 from lightning_recon.priors.denoisers import TotalVariation
-from lightning_recon.priors.unet_denoiser import SmallDenoiser
+from lightning_recon.priors.unet_denoiser import LargeDenoiser, SmallDenoiser
 
 Classes = dict[str, dict[str, type]]
 
@@ -133,7 +133,7 @@ def config_classes() -> Classes:
                 found.setdefault(place, {})[name] = one
                 waiting.append((place, one))
     # Announced as any module, so that those of other libraries fit: these ship with the package.
-    found["model.denoiser"] = {one.__name__: one for one in (SmallDenoiser, TotalVariation)}
+    found["model.denoiser"] = {one.__name__: one for one in (SmallDenoiser, LargeDenoiser, TotalVariation)}
     return found
 
 

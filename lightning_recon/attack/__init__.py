@@ -6,7 +6,7 @@ from lightning_recon.attack.inversion.batched_lbfgs import BatchedLBFGS
 from lightning_recon.attack.inversion.gradient_inversion import GradientInversion
 from lightning_recon.attack.malicious_server import ReconstructionAttack
 from lightning_recon.priors.denoisers import Denoiser, TotalVariation
-from lightning_recon.priors.unet_denoiser import SmallDenoiser
+from lightning_recon.priors.unet_denoiser import LargeDenoiser, SmallDenoiser
 from lightning_recon.reconstruction import Reconstruction
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "BatchedLBFGS",
     "Denoiser",
     "GradientInversion",
+    "LargeDenoiser",
     "Reconstruction",
     "ReconstructionAttack",
     "SmallDenoiser",

@@ -17,7 +17,11 @@ _SMOOTHING = 1e-8
 
 
 class Denoiser(Protocol):
-    """Removes white Gaussian noise of known standard deviation from images."""
+    """Removes white Gaussian noise of known standard deviation from images.
+
+    An attribute `largest_sigma` may tell the standard deviation of errors at which the refinement gives the denoised
+    image half the weight that it gives where errors are smaller. It is 38/255 for denoisers that do not tell.
+    """
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Remove noise.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoiser that ships with the package: a small U-Net, trained on images with coloured noise."""
+"""The denoisers that ship with the package: U-Nets, trained on images with the errors that decoding leaves."""
 
 from pathlib import Path
 
@@ -12,11 +12,9 @@ from lightning_recon.files.faults import FAULTS, reason_of
 from lightning_recon.files.serialization import read_safetensors
 from lightning_recon.priors.base import Prior
 
-SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
+_WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED, SHIPPED_LARGE = _WEIGHTS / "denoiser.safetensors", _WEIGHTS / "large_denoiser.safetensors"
 
-# Channels at a half, a quarter and an eighth of the resolution, and residual blocks on the way down and up.
-_WIDTHS = (48, 80, 128)
-_COARSEST_BLOCKS = 2
 # No pixel changes by more than so many sigmas.
 _REACH = 8.0
 # Images are padded to a multiple of this.
@@ -36,18 +34,28 @@ class _Block(nn.Module):
         return out
 
 
-class SmallDenoiser(Prior):
-    """A U-Net of a million weights that changes no pixel by more than a few sigmas: without noise, nothing.
+class UNetDenoiser(Prior):
+    """A U-Net that changes no pixel by more than a few sigmas: without noise, nothing.
 
     Source: the architecture follows FFDNet (Zhang et al. 2018: half resolution, a map of the noise level) and DRUNet
     (Zhang et al. 2021: residual U-Net); both much reduced.
     """
 
-    def __init__(self, weights: str | None = str(SHIPPED), strength: float = 1.0, sigma: float = 0.05) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, int, int],
+        coarsest_blocks: int,
+        weights: str | None,
+        strength: float = 1.0,
+        sigma: float = 0.05,
+    ) -> None:
         """Build it.
 
         Args:
-            weights: File of its weights (.safetensors), as `scripts/train_denoiser.py` writes it; null: random.
+            widths: Channels at a half, a quarter and an eighth of the resolution.
+            coarsest_blocks: Residual blocks at an eighth of the resolution; elsewhere there is one on the way down and
+                one on the way up.
+            weights: File of its weights (.safetensors); None: random.
             strength: Factor of `value` in the objective of gradient inversion, at least 0.
             sigma: Standard deviation of the noise for which `value` calls the denoiser, above 0.
 
@@ -55,11 +63,11 @@ class SmallDenoiser(Prior):
             UserError: The file is missing, cannot be read, or holds another network's weights.
         """
         super().__init__(strength, sigma)
-        fine, middle, coarse = _WIDTHS
+        fine, middle, coarse = widths
         self.head = nn.Conv2d(13, fine, 3, padding=1)
         self.fine_down, self.fine_up = _Block(fine), _Block(fine)
         self.middle_down, self.middle_up = _Block(middle), _Block(middle)
-        self.coarse = nn.Sequential(*(_Block(coarse) for _ in range(_COARSEST_BLOCKS)))
+        self.coarse = nn.Sequential(*(_Block(coarse) for _ in range(coarsest_blocks)))
         self.shrink = nn.ModuleList([nn.Conv2d(fine, middle, 2, 2), nn.Conv2d(middle, coarse, 2, 2)])
         self.grow = nn.ModuleList([nn.ConvTranspose2d(middle, fine, 2, 2), nn.ConvTranspose2d(coarse, middle, 2, 2)])
         self.tail = nn.Conv2d(fine, 12, 3, padding=1)
@@ -96,9 +104,49 @@ class SmallDenoiser(Prior):
         return x + limit * (change / limit).tanh()
 
 
+class SmallDenoiser(UNetDenoiser):
+    """The default denoiser: a U-Net of a million weights, trained on 153 photographs."""
+
+    def __init__(self, weights: str | None = str(SHIPPED), strength: float = 1.0, sigma: float = 0.05) -> None:
+        """Build it.
+
+        Args:
+            weights: File of its weights (.safetensors), as `scripts/train_denoiser.py` writes it; null: random.
+            strength: Factor of `value` in the objective of gradient inversion, at least 0.
+            sigma: Standard deviation of the noise for which `value` calls the denoiser, above 0.
+
+        Raises:
+            UserError: The file is missing, cannot be read, or holds another network's weights.
+        """
+        super().__init__((48, 80, 128), 2, weights, strength, sigma)
+
+
+class LargeDenoiser(UNetDenoiser):
+    """A U-Net of 2.6 million weights, trained on 1,632 photographs and for more noise than the small one.
+
+    It takes about twice the time. `docs/benchmarks.md` compares the two.
+    """
+
+    # Errors for which the refinement gives the result half the weight, see `Denoiser`: nearly as large as the images.
+    largest_sigma = 64 / 255
+
+    def __init__(self, weights: str | None = str(SHIPPED_LARGE), strength: float = 1.0, sigma: float = 0.05) -> None:
+        """Build it.
+
+        Args:
+            weights: File of its weights (.safetensors), as `scripts/train_large_denoiser.py` writes it; null: random.
+            strength: Factor of `value` in the objective of gradient inversion, at least 0.
+            sigma: Standard deviation of the noise for which `value` calls the denoiser, above 0.
+
+        Raises:
+            UserError: The file is missing, cannot be read, or holds another network's weights.
+        """
+        super().__init__((48, 96, 192), 3, weights, strength, sigma)
+
+
 def _read(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights from a file, in float32, if they are those of this network."""
-    advice = "give a file that scripts/train_denoiser.py wrote, or leave out --model.denoiser"
+    advice = "give a file that the training script of this denoiser wrote, or leave out its option weights"
     if not path.is_file():
         raise UserError(f"denoiser weights {path} do not exist: {advice}")
     try:

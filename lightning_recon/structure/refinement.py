@@ -18,7 +18,7 @@ from lightning_recon.structure.coding.leaked_moments import moments
 _TRUST = 0.5
 _DECAY = 0.5
 # Denoisers are not trained for errors of a grey level or two, nor for errors as large as the images themselves: there
-# the denoised image gets a smaller weight.
+# the denoised image gets a smaller weight. A denoiser that was trained for larger errors has a `largest_sigma`.
 _GREY_LEVEL, _AS_LARGE_AS_IMAGES = 1.5 / 255, 38 / 255
 _CHUNK = 16  # images denoised at a time
 _CPU_CHUNK = 2**16  # pixels of the images that a processor denoises at a time: more leave its caches
@@ -133,6 +133,7 @@ class PlugAndPlay:
             denoiser: Prior of images.
         """
         self.transform, self.denoiser, self.decay = transform, denoiser, _DECAY
+        self.largest_sigma = float(getattr(denoiser, "largest_sigma", _AS_LARGE_AS_IMAGES))
         self.mean, self.std = posterior.mean, posterior.variance.sqrt()
         # Root of the mean squared error that decoding left, in pixel values: the transform is an isometry.
         self.sigma = posterior.variance.mean(dim=(1, 2, 3)).sqrt()
@@ -158,7 +159,7 @@ class PlugAndPlay:
         """Weight of the denoised image, in [0, 1], shape (M, 1, 1, 1)."""
         sigma = self.sigma * self.decay**step
         fine = (sigma**2 / (sigma**2 + _GREY_LEVEL**2)) ** 2
-        return (fine / (1 + (self.sigma / _AS_LARGE_AS_IMAGES) ** 6))[:, None, None, None]
+        return (fine / (1 + (self.sigma / self.largest_sigma) ** 6))[:, None, None, None]
 
     @torch.no_grad()
     def stepped(self, dummies: Tensor, step: int) -> Tensor:

@@ -33,7 +33,10 @@ _ERASED = 0.02
 _NEARLY = 0.02
 # Decoding stops when this many sweeps together did not reduce the violated parities by this share. Before, in every
 # tenth sweep without such progress, a message is accepted whose running sums go on changing.
-_PATIENCE, _STALLED, _PROGRESS = 100, 10, 0.005
+_PATIENCE, _STALLED, _PROGRESS = 200, 10, 0.005
+# From the first number on, every other window of sweeps is damped: checks keep this share of what they sent before. A
+# few wrong bits can make messages oscillate for good. Damping ends half of these cases; other sweeps converge faster.
+_DAMPED_FROM, _WINDOW, _DAMPING = 60, 40, 0.5
 
 
 def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor | None]:
@@ -54,7 +57,7 @@ def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor |
     waiting, best, since = list(range(len(beliefs))), [math.inf] * len(beliefs), [0] * len(beliefs)
     parities = groups.shape[0] * groups.shape[2]
     for iteration in range(iterations):
-        state.sweep(upwards=iteration % 2 == 0)
+        state.sweep(upwards=iteration % 2 == 0, damped=_is_damped(iteration))
         going_on = []
         for place, violated in enumerate(state.violated()):
             one = waiting[place]
@@ -74,6 +77,11 @@ def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor |
             waiting = [waiting[place] for place in going_on]
             state = state.of_codewords(going_on)
     return found
+
+
+def _is_damped(iteration: int) -> bool:
+    """Whether a sweep is damped, by its number."""
+    return iteration >= _DAMPED_FROM and (iteration - _DAMPED_FROM) // _WINDOW % 2 == 0
 
 
 @lru_cache(maxsize=1)
@@ -169,7 +177,7 @@ class _State:
                 )
             )
 
-    def sweep(self, upwards: bool) -> None:
+    def sweep(self, upwards: bool, damped: bool = False) -> None:
         """Update all layers once, in the order of the running sum or against it."""
         factors, change, product, outgoing = self._factors, self._change, self._product, self._outgoing
         by_check = factors.view(len(factors), *self.groups.shape[1:])
@@ -184,6 +192,8 @@ class _State:
             # 2 atanh(x) = logit(1/2 + x/2), with x the product of the others.
             torch.addcdiv(self._half, layer.product[:, None], by_check, value=0.5, out=by_check)
             torch.special.logit(factors, eps=_LEAST, out=factors)
+            if damped:
+                factors.lerp_(layer.sent, _DAMPING)
             torch.sub(factors, layer.sent, out=change)
             self.total.scatter_add_(1, members.expand_as(change), change)
             layer.sent.copy_(factors)
