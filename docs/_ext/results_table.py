@@ -34,6 +34,7 @@ NAMES = {
     "psnr_worst": "worst PSNR, dB",
     "psnr_of_mean_mse": "PSNR of the mean squared error, dB",
     "ssim_mean": "SSIM",
+    "lpips_mean": "LPIPS",
     "mean_image_psnr": "mean image, dB",
     "gaussian_reference_psnr": "Gaussian reference, dB",
     "noise_law_psnr": "noise law, dB",
@@ -89,6 +90,7 @@ NAMES = {
 }
 FORMATS = {
     "ssim": ".3f",
+    "lpips": ".3f",
     "epsilon": ".3g",
     "bit_exact": ".0%",
     "received_share": ".0%",

@@ -15,7 +15,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, InferenceStructure, WaterFilling
-from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
+from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr, neighbours
 from lightning_recon.structure.coding.code_plan import (
     HEADER,
     WORTHWHILE,
@@ -23,6 +23,7 @@ from lightning_recon.structure.coding.code_plan import (
     sketch_share,
 )
 from lightning_recon.structure.coding.modulation import word
+from lightning_recon.structure.detection import remaining_rows
 from lightning_recon.structure.detection.successive_decoding import Reading, read_victims
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec, channel_code_name
@@ -64,6 +65,29 @@ def test_pictures_come_back_bit_for_bit_where_the_noise_is_low(
         assert 0.69 * 24 * 32 * 32 < file.bits < file.capacity
     same = (decoded.images[:, None] == images).flatten(2).all(dim=2)
     assert same.sum(dim=0).tolist() == [1, 1, 1]
+
+
+def test_a_codeword_mistaken_for_its_neighbour_is_corrected_by_its_checksum(
+    photographs: Photographs,
+    task: Callable[..., Task],
+    release: Callable[..., ClientUpdate],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announced, structure = task(32, 1, 0.01, "sample"), Digital()
+    payload = structure.payload(announced)
+    update = release(payload, announced, small(photographs, 1))
+    right = structure.decode(payload, announced, update)
+    assert right.files is not None
+    assert right.files[0] is not None
+
+    def mistaken(beliefs: Tensor, rung: int) -> list[Tensor]:
+        found = decode_batch(beliefs, rung)
+        return [next(neighbours(one, rung, beliefs.shape[1])) for one in found if one is not None]
+
+    monkeypatch.setattr(remaining_rows, "decode_batch", mistaken)
+    decoded = structure.decode(payload, announced, update)
+    assert decoded.files == right.files
+    assert torch.equal(decoded.images, right.images)
 
 
 def test_a_noise_at_which_a_batch_would_not_be_told_apart_takes_the_linear_code(task: Callable[..., Task]) -> None:

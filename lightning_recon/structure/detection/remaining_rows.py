@@ -8,6 +8,7 @@ Source: linear detection of least mean squared error; Tse and Viswanath, "Fundam
 import math
 import statistics
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.reconstruction import CodecName
-from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr
+from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr, neighbours
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.messages import image_of
 from lightning_recon.structure.coding.modulation import header_words, symbols
@@ -188,14 +189,22 @@ class RemainingRows:
         for bits, one in zip(decode_batch(beliefs, filters[0].rung), filters, strict=True):
             # The same victim, with other rows, or what rounding left of it.
             new = bits is not None and not any(torch.equal(bits, other) for other in self.messages)
-            content = image_of(bits, self.plan, self.image_format) if bits is not None and new else None
-            if bits is None or content is None:
+            found = self._checked(bits, one.rung) if bits is not None and new else None
+            if found is None:
                 received.append(None)
                 continue
+            bits, image, codec = found
             self._subtract(bits, one.rung)
             self.messages.append(bits)
-            received.append(Received(*content, one.rung, (one.amplitude / one.deviation) ** 2))
+            received.append(Received(image, codec, one.rung, (one.amplitude / one.deviation) ** 2))
         return received
+
+    def _checked(self, bits: Tensor, rung: int) -> tuple[Tensor, Tensor, CodecName] | None:
+        """A decoded message or one next to it that passes its checksum, its image, and its source code."""
+        for candidate in chain([bits], neighbours(bits, rung, self.plan.inputs)):
+            if (content := image_of(candidate, self.plan, self.image_format)) is not None:
+                return candidate, *content
+        return None
 
     def _subtract(self, bits: Tensor, rung: int) -> None:
         """Take a decoded message out of the rows."""
