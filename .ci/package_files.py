@@ -14,6 +14,7 @@ DATA = {
     "lightning_recon/audit/templates/report.html.j2",
     "lightning_recon/priors/image_statistics.json",
     "lightning_recon/priors/weights/denoiser.safetensors",
+    "lightning_recon/priors/weights/large_denoiser.safetensors",
     "lightning_recon/priors/weights/photograph_sources.tsv",
     "lightning_recon/priors/weights/photographs.tsv",
     "lightning_recon/data/samples/README.md",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refinement moves where theory says, and keeps victims apart."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack import SmallDenoiser, TotalVariation
+from lightning_recon.attack import LargeDenoiser, SmallDenoiser, TotalVariation
+from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.priors.dct import CosineTransform
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.structure.coding.leaked_moments import moments
 from lightning_recon.structure.refinement import _TRUST as TRUST
 from lightning_recon.structure.refinement import LeakedMoments, MomentMatching, PlugAndPlay, Posterior
+from lightning_recon.structure.water_filling import WaterFilling
 
 SIZE, COUNT = 16, 4
 STATISTICS = public_statistics(SIZE, SIZE, subjects=False)
@@ -113,6 +116,50 @@ def test_refinement_comes_to_rest(denoiser: nn.Module) -> None:
         dummies, before = steps.stepped(dummies, step), dummies
         moved.append(float((steps.images(dummies) - steps.images(before)).abs().max()))
     assert moved[-1] < 1e-3 < moved[0]
+
+
+class Black(nn.Module):
+    """A denoiser whose result is easily told from its input."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def test_a_denoiser_tells_up_to_which_errors_it_is_trusted() -> None:
+    posterior, _, _ = channel()
+    weights = []
+    for largest in (None, 0.02, 1.0):
+        denoiser = Black()
+        if largest is not None:
+            denoiser.largest_sigma = largest
+        weights.append(splitting(posterior, denoiser)._denoiser_weight(0))
+    without = splitting(posterior)._denoiser_weight(0)
+    torch.testing.assert_close(weights[0], without)
+    assert bool((weights[1] < weights[0]).all())
+    assert bool((weights[0] < weights[2]).all())
+    sigma = float(splitting(posterior).sigma[0])
+    denoiser = Black()
+    denoiser.largest_sigma = sigma
+    halved = splitting(posterior, denoiser)._denoiser_weight(0)[0] / weights[2][0]
+    assert float(halved) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_large_denoiser_is_the_better_one_where_the_noise_is_high(
+    photographs: Callable[[int], Tensor], task: Callable[..., Task], release: Callable[..., ClientUpdate]
+) -> None:
+    size, structure, announced = 64, WaterFilling(), task(64, 1, 0.03)
+    payload, images, statistics = structure.payload(announced), photographs(size), public_statistics(size, size, False)
+    found = []
+    for image in images:
+        decoded = structure.decode(payload, announced, release(payload, announced, image[None]))
+        assert isinstance(decoded.refinement, Posterior)
+        found.append(decoded.refinement)
+    posterior, errors = Posterior.joined(found), []
+    for denoiser in (identity, SmallDenoiser().eval(), LargeDenoiser().eval()):
+        with torch.no_grad():
+            *_, last = PlugAndPlay(posterior, statistics.transform, denoiser).iterates(6)
+        errors.append(float((last - images).square().mean()))
+    assert errors[2] < 0.97 * errors[1] < 0.97 * errors[0]
 
 
 def test_gradient_descent_with_step_one_goes_all_the_way() -> None:
