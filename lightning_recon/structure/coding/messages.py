@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an image to the message that a codeword carries, and back, by whichever source code the plan names."""
 
+from functools import lru_cache
+
+import torch
 from torch import Tensor
 
 from lightning_recon.image_format import ImageFormat, format_of
@@ -12,6 +15,7 @@ from lightning_recon.structure.coding.tensor_codec import tensor_codec
 
 # Channels and bits of a value that the codec of tensor operations is made for.
 TENSOR_FORMAT = (3, 8)
+_REMEMBERED = 64  # messages that are kept
 
 
 def message_of(image: Tensor, plan: Plan) -> tuple[int, Tensor]:
@@ -32,12 +36,21 @@ def message_of(image: Tensor, plan: Plan) -> tuple[int, Tensor]:
     for rung in range(len(LADDER)):
         if len(data) <= plan.bytes_of(rung):
             return rung, framed(data, True, message_bits(rung, plan.inputs))
-    bits, image_format = message_bits(plan.fair, plan.inputs), format_of(image, plan.bit_depth)
+    return plan.fair, _lossy_message(image.numpy().tobytes(), format_of(image, plan.bit_depth), plan)
+
+
+# Of a client that releases an image several times, which makes the message once.
+@lru_cache(maxsize=_REMEMBERED)
+def _lossy_message(pixels: bytes, image_format: ImageFormat, plan: Plan) -> Tensor:
+    """The message of an image that no rung takes losslessly."""
+    dtype = torch.uint8 if plan.bit_depth == 8 else torch.int32
+    image = torch.frombuffer(bytearray(pixels), dtype=dtype).view(image_format.channels, *image_format.size)
+    bits = message_bits(plan.fair, plan.inputs)
     file = framed(lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False, bits)
     if not _has_tensor_codec(image_format):
-        return plan.fair, file
-    other = tensor_codec(*image_format.size, bits)(image_format.values(image)[None])[0]
-    return plan.fair, min((file, other), key=lambda message: _error(message, image, plan))
+        return file
+    other: Tensor = tensor_codec(*image_format.size, bits)(image_format.values(image)[None])[0]
+    return min((file, other), key=lambda message: _error(message, image, plan))
 
 
 def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tensor, CodecName] | None:
