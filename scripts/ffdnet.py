@@ -23,6 +23,8 @@ class FFDNet(nn.Module):
     Source: Zhang, Zuo & Zhang (2018), "FFDNet: toward a fast and flexible solution for CNN-based image denoising".
     """
 
+    largest_sigma = 64 / 255  # as `LargeDenoiser`: it was trained for noise up to 75/255
+
     def __init__(self) -> None:
         """Load the published weights from the file that the environment variable FFDNET names."""
         super().__init__()

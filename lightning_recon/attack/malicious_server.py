@@ -53,8 +53,8 @@ class ReconstructionAttack(Attack):
             structure: What the server adds to the model, and how it decodes the updates.
             draws: How many independent noise realisations of each client's update to attack.
             denoiser: Prior of the refinement: a module called with images (M, C, H, W) in [0, 1] and the standard
-                deviation of their noise (M,), such as `lightning_recon.attack.TotalVariation` or
-                `deepinv.models.DRUNet`. Default: the small one that ships with the package.
+                deviation of their noise (M,), such as `LargeDenoiser`, `TotalVariation` or
+                `deepinv.models.DRUNet`. Default: `SmallDenoiser`.
             record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows":
                 what the attack reads of every update. true: a hash of all other tensors too, for which all of the noise
                 is drawn. A number: as "rows", of the first so many clients. false: nothing.

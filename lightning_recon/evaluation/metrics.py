@@ -119,9 +119,10 @@ def lpips_per_image(
     if not weights.is_file() or min(truth.shape[-2:]) < _LPIPS_SIZE or truth.shape[1] not in (1, 3):
         return None
     with torch.no_grad():
-        return learned_perceptual_image_patch_similarity(
+        distances = learned_perceptual_image_patch_similarity(
             as_rgb(images), as_rgb(truth), net_type=network, reduction="none", normalize=True
         )
+    return distances.view(-1)  # torchmetrics drops the dimension of a single image
 
 
 def bit_exact(images: Tensor, truth: Tensor, bit_depth: int = 8) -> Tensor:

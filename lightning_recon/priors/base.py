@@ -67,6 +67,8 @@ class DenoiserPrior(Prior):
         """
         super().__init__(strength, sigma)
         self.denoiser = denoiser
+        if hasattr(denoiser, "largest_sigma"):  # see `Denoiser`
+            self.largest_sigma = denoiser.largest_sigma
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Remove white Gaussian noise; see `Prior`."""

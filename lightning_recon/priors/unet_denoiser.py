@@ -124,10 +124,10 @@ class SmallDenoiser(UNetDenoiser):
 class LargeDenoiser(UNetDenoiser):
     """A U-Net of 2.6 million weights, trained on 1,632 photographs and for more noise than the small one.
 
-    It takes about twice the time. `docs/benchmarks.md` compares the two.
+    `docs/benchmarks.md` compares the two.
     """
 
-    # Errors for which the refinement gives the result half the weight, see `Denoiser`: nearly as large as the images.
+    # See `Denoiser`: errors nearly as large as the contrast of images.
     largest_sigma = 64 / 255
 
     def __init__(self, weights: str | None = str(SHIPPED_LARGE), strength: float = 1.0, sigma: float = 0.05) -> None:
@@ -146,7 +146,7 @@ class LargeDenoiser(UNetDenoiser):
 
 def _read(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights from a file, in float32, if they are those of this network."""
-    advice = "give a file that the training script of this denoiser wrote, or leave out its option weights"
+    advice = "give a file that the training script of this denoiser wrote, or omit `weights`"
     if not path.is_file():
         raise UserError(f"denoiser weights {path} do not exist: {advice}")
     try:

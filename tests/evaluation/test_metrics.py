@@ -96,3 +96,7 @@ def test_lpips_with_weights_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert apart.shape == (2,)
     assert same.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
     assert (apart > same).all()
+    # A single image has one distance, in a tensor of one dimension.
+    single = lpips_per_image(pictures[:1], truth[:1], network="squeeze")
+    assert single is not None
+    torch.testing.assert_close(single, apart[:1])

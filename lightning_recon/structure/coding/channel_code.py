@@ -10,7 +10,6 @@ linear programming on their EXIT curves (ten Brink and others, 2004), see `scrip
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,9 +75,6 @@ _LAYERS = 40
 _SWAPS = 20
 # The bits repeated least change at least this share of the parities.
 _CHANGED = 0.1
-# Codewords that differ in at most this share of their inputs can be mistaken for each other; so many of them are tried.
-# In codes with more bits that are repeated seldom than the last number, the nearest codewords are too far apart.
-_NEAR, _NEIGHBOURS, _MOST_SELDOM = 0.01, 32, 3000
 # Points of Gauss's quadrature for the capacity: six digits.
 _POINTS = 100
 # Signal-to-noise ratios between which the rate that they carry is interpolated: three digits of a decibel.
@@ -186,42 +182,6 @@ def decode_batch(beliefs: Tensor, rung: int, iterations: int = 400) -> list[Tens
         iterations: Most iterations of each.
     """
     return propagate(beliefs, _groups(rung, beliefs.shape[1]).to(beliefs.device), iterations)
-
-
-def neighbours(bits: Tensor, rung: int, inputs: int) -> Iterator[Tensor]:
-    """Messages whose codewords differ from that of a message in few inputs, the nearest first.
-
-    Some pairs of bits that are repeated seldom change nearly the same parities in short codes. Noise may decide between
-    the two codewords then: a checksum tells which is right. None are yielded for long codes.
-
-    Args:
-        bits: The message, shape (`message_bits`,), int64, as `decode` found it.
-        rung: Place on the ladder.
-        inputs: Length of the codeword.
-    """
-    for pair in _near_pairs(rung, inputs).tolist():
-        changed = bits.clone()
-        changed[pair] ^= 1
-        yield changed
-
-
-@lru_cache(maxsize=len(LADDER))
-def _near_pairs(rung: int, inputs: int) -> Tensor:
-    """Pairs of seldom repeated bits that together change few parities, the fewest first, shape (n, 2)."""
-    groups, times = _groups(rung, inputs), min(LADDER[rung].repetitions)
-    along = groups.permute(2, 0, 1).flatten().long()
-    seldom = torch.nonzero(torch.bincount(along) == times).flatten()
-    if len(seldom) > _MOST_SELDOM:
-        return torch.zeros(0, 2, dtype=torch.int64)
-    places = torch.nonzero(torch.isin(along, seldom)).flatten()
-    places = places[along[places].argsort(stable=True)].view(len(seldom), times) // groups.shape[1]
-    one, other = torch.triu_indices(len(seldom), len(seldom), offset=1)
-    # The parities between the first and the second of all places change, between the third and the fourth, and so on.
-    both = torch.cat([places.int()[one], places.int()[other]], dim=1).sort(dim=1).values
-    distance = (both[:, 1::2] - both[:, ::2]).sum(dim=1)
-    nearest = torch.nonzero(distance < _NEAR * inputs).flatten()
-    nearest = nearest[distance[nearest].argsort(stable=True)[:_NEIGHBOURS]]
-    return torch.stack([seldom[one[nearest]], seldom[other[nearest]]], dim=1)
 
 
 @lru_cache(maxsize=len(LADDER))

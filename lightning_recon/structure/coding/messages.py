@@ -2,6 +2,7 @@
 """From an image to the message that a codeword carries, and back, by whichever source code the plan names."""
 
 from functools import lru_cache
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from lightning_recon.reconstruction import CodecName
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits
 from lightning_recon.structure.coding.code_plan import Plan
 from lightning_recon.structure.coding.image_codec import codec_of, framed, lossless, lossy, unframed
+from lightning_recon.structure.coding.near_codewords import neighbours
 from lightning_recon.structure.coding.tensor_codec import tensor_codec
 
 # Channels and bits of a value that the codec of tensor operations is made for.
@@ -70,6 +72,27 @@ def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tenso
         return opened[0], codec_of(opened[1], image_format, plan.jpeg_xl)
     found = tensor_codec(*image_format.size, len(bits)).decode(bits) if _has_tensor_codec(image_format) else None
     return None if found is None else (image_format.integers(found), "tensor")
+
+
+def checked_message(
+    bits: Tensor, rung: int, plan: Plan, image_format: ImageFormat
+) -> tuple[Tensor, Tensor, CodecName] | None:
+    """A decoded message, or else the nearest one to it, that passes its checksum.
+
+    Args:
+        bits: As the channel code was decoded, shape (`message_bits`,), int64.
+        rung: Place on the ladder.
+        plan: What was shipped.
+        image_format: Format of the image.
+
+    Returns:
+        The message in host memory, its image, and its source code, see `image_of`; None if no checksum fits.
+    """
+    bits = bits.cpu()
+    for candidate in chain([bits], neighbours(bits, rung, plan.inputs)):
+        if (content := image_of(candidate, plan, image_format)) is not None:
+            return candidate, *content
+    return None
 
 
 def _has_tensor_codec(image_format: ImageFormat) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.coding.messages import image_of
+from lightning_recon.structure.coding.messages import checked_message
 from lightning_recon.structure.coding.modulation import header_words
 from lightning_recon.structure.coding.pulses import pulse_beliefs
 from lightning_recon.structure.detection.sign_decoding import READABLE, SignImage
@@ -58,12 +58,12 @@ def read_pulses(
         beliefs = pulse_beliefs(words[row], level, noise, threshold, plan.positions, plan.inputs).cpu()
         beliefs = beliefs.clamp(-_CERTAIN, _CERTAIN)
         bits = decode(beliefs, rung)
-        content = None if bits is None else image_of(bits, plan, image_format)
+        content = None if bits is None else checked_message(bits, rung, plan, image_format)
         amplitude = torch.zeros(len(rows), dtype=torch.float64)
         amplitude[row] = level
         doubt = F.softplus(-beliefs.abs()) + beliefs.abs() * torch.sigmoid(-beliefs.abs())
         information = 1 - float(doubt.double().mean()) / math.log(2)
-        image, codec = (None, None) if content is None else content
+        image, codec = (None, None) if content is None else content[1:]
         one = SignImage(image, codec, rung, information, amplitude, torch.full_like(amplitude, noise))
         (failed if content is None else received).append(one)
         progress(len(received))

@@ -8,7 +8,6 @@ Source: linear detection of least mean squared error; Tse and Viswanath, "Fundam
 import math
 import statistics
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -16,9 +15,9 @@ from torch import Tensor
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.reconstruction import CodecName
-from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr, neighbours
+from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.coding.messages import image_of
+from lightning_recon.structure.coding.messages import checked_message
 from lightning_recon.structure.coding.modulation import header_words, symbols
 from lightning_recon.structure.detection.row_pursuit import evidence_of, grouped_rows
 
@@ -187,24 +186,21 @@ class RemainingRows:
         beliefs = torch.stack([self.beliefs(*pair) for pair in zip(mixed, filters, strict=True)])
         received: list[Received | None] = []
         for bits, one in zip(decode_batch(beliefs, filters[0].rung), filters, strict=True):
-            # The same victim, with other rows, or what rounding left of it.
-            new = bits is not None and not any(torch.equal(bits, other) for other in self.messages)
-            found = self._checked(bits, one.rung) if bits is not None and new else None
-            if found is None:
+            found = None
+            if bits is not None and not self._is_known(bits):
+                found = checked_message(bits, one.rung, self.plan, self.image_format)
+            if found is None or self._is_known(found[0]):
                 received.append(None)
                 continue
-            bits, image, codec = found
-            self._subtract(bits, one.rung)
-            self.messages.append(bits)
+            message, image, codec = found
+            self._subtract(message.to(self.words.device), one.rung)
+            self.messages.append(message)
             received.append(Received(image, codec, one.rung, (one.amplitude / one.deviation) ** 2))
         return received
 
-    def _checked(self, bits: Tensor, rung: int) -> tuple[Tensor, Tensor, CodecName] | None:
-        """A decoded message or one next to it that passes its checksum, its image, and its source code."""
-        for candidate in chain([bits], neighbours(bits, rung, self.plan.inputs)):
-            if (content := image_of(candidate, self.plan, self.image_format)) is not None:
-                return candidate, *content
-        return None
+    def _is_known(self, bits: Tensor) -> bool:
+        """Whether a message was received before: the same victim, with other rows, or what rounding left of it."""
+        return any(torch.equal(bits.cpu(), other) for other in self.messages)
 
     def _subtract(self, bits: Tensor, rung: int) -> None:
         """Take a decoded message out of the rows."""

@@ -24,7 +24,7 @@ from lightning_recon.image_format import ImageFormat
 from lightning_recon.reconstruction import CodecName
 from lightning_recon.structure.coding.channel_code import LADDER, decode
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.coding.messages import image_of
+from lightning_recon.structure.coding.messages import checked_message
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
 # A header is readable, and two rows are alike, if they stand this many standard deviations above the noise.
@@ -108,10 +108,11 @@ def read_signs(
                 continue
             tried[held] = one.information
             bits = decode(beliefs, one.rung)
-            content = None if bits is None else image_of(bits, plan, image_format)
-            if bits is not None and content is not None:
-                amplitude = remaining.subtract(symbols(bits, one.rung, plan.inputs), one.rung)
-                found.append(SignImage(*content, one.rung, one.information, amplitude, one.noise))
+            checked = None if bits is None else checked_message(bits, one.rung, plan, image_format)
+            if checked is not None:
+                message, image, codec = checked
+                amplitude = remaining.subtract(symbols(message, one.rung, plan.inputs), one.rung)
+                found.append(SignImage(image, codec, one.rung, one.information, amplitude, one.noise))
                 progress(len(found))
                 break
         else:
