@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_recon.attack import ReconstructionAttack, SmallDenoiser, TotalVariation
+from lightning_recon.attack import LargeDenoiser, ReconstructionAttack, SmallDenoiser, TotalVariation
 from lightning_recon.attack.malicious_server import whole_way
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.priors.base import Prior
@@ -56,7 +56,7 @@ def stepped(of: Objective, dummies: Tensor, optimizer: torch.optim.Optimizer) ->
 
 
 @pytest.mark.parametrize("made", [posterior, leaked])
-@pytest.mark.parametrize("denoiser", [SmallDenoiser, TotalVariation])
+@pytest.mark.parametrize("denoiser", [SmallDenoiser, LargeDenoiser, TotalVariation])
 def test_steps_run_on_the_device_alone(
     made: Callable[[], tuple[Refinement, Tensor]], denoiser: Callable[[], Prior], pretended: Device
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attack import SmallDenoiser, TotalVariation
+from lightning_recon.attack import LargeDenoiser, SmallDenoiser, TotalVariation
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.attack.inversion.objective import Candidates, GradientMatching
 from lightning_recon.attack.inversion.parametrization import Parametrization
@@ -69,6 +69,11 @@ def test_priors_add_to_the_objective(prior: Prior, count: int) -> None:
     added = torch.stack([prior.strength * prior.value(one) for one in images])
     torch.testing.assert_close(after.value - before.value, added, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(after.dummies, before.dummies)
+
+
+def test_a_prior_of_a_denoiser_is_trusted_as_far_as_that_denoiser() -> None:
+    assert DenoiserPrior(LargeDenoiser(weights=None)).largest_sigma == LargeDenoiser.largest_sigma
+    assert not hasattr(DenoiserPrior(Blur()), "largest_sigma")
 
 
 def test_a_prior_without_a_denoiser_does_not_refine() -> None:

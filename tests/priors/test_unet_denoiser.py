@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped denoisers remove noise from photographs that they were not trained on, and do no harm without noise."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_recon.attack import LargeDenoiser, SmallDenoiser
+from lightning_recon.cli import main
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.errors import UserError
 from lightning_recon.priors.unet_denoiser import SHIPPED, SHIPPED_LARGE, UNetDenoiser
@@ -77,3 +80,38 @@ def test_wrong_weights_are_told_in_one_line(tmp_path: Path, denoiser: type[UNetD
             denoiser(weights=str(path))
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_the_weights_of_the_one_do_not_fit_the_other() -> None:
+    for denoiser, foreign in ((SmallDenoiser, SHIPPED_LARGE), (LargeDenoiser, SHIPPED)):
+        with pytest.raises(UserError, match="another network"):
+            denoiser(weights=str(foreign))
+
+
+def test_training_of_the_large_one_starts_as_the_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    from train_large_denoiser import start
+
+    large, small = start().eval(), SmallDenoiser().eval()
+    images, sigma = torch.rand(2, 3, 32, 40), torch.tensor([0.05, 0.2])
+    with torch.no_grad():
+        torch.testing.assert_close(large(images, sigma), small(images, sigma), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.3])
+def test_the_large_one_removes_more_of_much_noise(sigma: float, photographs: Tensor) -> None:
+    errors = []
+    for denoiser in (SmallDenoiser().eval(), LargeDenoiser().eval()):
+        with torch.no_grad():
+            errors.append(float((denoiser(noisy(photographs, sigma), sigma) - photographs).square().mean()))
+    assert errors[1] < errors[0]
+
+
+def test_the_command_line_takes_it_by_its_name(tmp_path: Path) -> None:
+    line = "--config quickstart.yaml --config attack/linear.yaml --model.denoiser LargeDenoiser --data.clients 1"
+    line += " --data.batch_size 1 --data.image_size 32 --model.client.network convnet --trainer.max_steps 1 --comparison.structure null"
+    main(["fit", *line.split(), "--trainer.default_root_dir", str(tmp_path / "run")])
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["denoiser"]["class_path"].endswith(".LargeDenoiser")
+    with (tmp_path / "run" / "results.json").open() as file:
+        assert json.load(file)["attack"] == "water_filling"
