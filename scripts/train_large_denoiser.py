@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("photographs", type=Path, help="folder of photographs that may be used for it")
     parser.add_argument("--output", type=Path, required=True, help="where to write the weights (.safetensors)")
     parser.add_argument("--work", type=Path, default=Path("runs/large_denoiser.pt"), help="state of the training")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5600)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
