@@ -113,17 +113,18 @@ def ablation() -> Iterator[Cell]:
 
 
 def denoisers() -> Iterator[Cell]:
-    """Refinement by each denoiser, also after feedback; by FFDNet where FFDNET names the file of its weights."""
+    """Refinement by each denoiser, also after feedback; by FFDNet at 64 x 64, where FFDNET names its weights' file."""
     known = {"none": CLOSED_FORM, "small": "", "large": "--model.denoiser LargeDenoiser"}
-    if "FFDNET" in os.environ:
-        known["FFDNet"] = "--model.denoiser ffdnet.FFDNet"
+    public = {"FFDNet": "--model.denoiser ffdnet.FFDNet"} if "FFDNET" in os.environ else {}
+    alone = small(1, 64, PHOTOGRAPHS, SAMPLE)
     larger = f"{PHOTOGRAPHS} {SAMPLE} {CONVNET} --data.batch_size 1 --data.clients 8 --model.record false"
     rounds = f"{small(1, 16, PHOTOGRAPHS, SAMPLE)} {FEEDBACK} --model.record false {ROUNDS}"
     # A digital code leaves nothing to refine: its perceptual quality beside the others'.
-    yield cell(small(1, 64, PHOTOGRAPHS, SAMPLE), DIGITAL, CLOSED_FORM, z=0.02, denoiser="none")
-    for name, denoiser in known.items():
+    yield cell(alone, DIGITAL, CLOSED_FORM, z=0.02, denoiser="none")
+    for name, denoiser in (known | public).items():
         for z in (0.1, 0.05, 0.03, 0.02):
-            yield cell(small(1, 64, PHOTOGRAPHS, SAMPLE), denoiser, z=z, denoiser=name)
+            yield cell(alone, denoiser, z=z, denoiser=name)
+    for name, denoiser in known.items():
         for z in (0.03, 0.01, 0.003):
             yield cell(larger, denoiser, z=z, denoiser=name)
         for number in (1, 4, 16):
