@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lightning_recon.attack import Attack, Reconstruction
 from lightning_recon.callbacks.clipping_budget import share_record
@@ -25,6 +26,8 @@ from lightning_recon.exchange.local_training import SGD
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.layer_spec import channel_code_name
 from lightning_recon.structure.local_weights import local_weights
+
+_LPIPS_AT_ONCE = 64  # images
 
 
 def run_record(
@@ -124,6 +127,15 @@ def mean_lpips(scored: Sequence[Scored], truths: Sequence[Truth]) -> float | Non
         scored: Reconstructions of every update and draw, matched with the true images.
         truths: The victims of each of them, in the same order.
     """
-    distances = [lpips_per_image(one.images, truth.images.cpu()) for one, truth in zip(scored, truths, strict=True)]
-    known = [distance for distance in distances if distance is not None]
+    known, images, originals = list[Tensor](), list[Tensor](), list[Tensor]()
+    for number, (one, truth) in enumerate(zip(scored, truths, strict=True), start=1):
+        images.append(one.images)
+        originals.append(truth.images.cpu())
+        # Several updates together: each call loads the network.
+        if sum(map(len, images)) >= _LPIPS_AT_ONCE or number == len(scored):
+            distances = lpips_per_image(torch.cat(images), torch.cat(originals))
+            if distances is None:
+                return None
+            known.append(distances)
+            images, originals = [], []
     return float(torch.cat(known).mean()) if known else None

@@ -4,11 +4,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from lightning_recon.callbacks.run_record import mean_lpips
 from lightning_recon.cli import main
+from lightning_recon.evaluation.scoring import Scored
 
 Fit = Callable[..., dict[str, Any]]
 
@@ -22,6 +27,23 @@ def test_perceptual_distances_are_recorded_where_they_can_be_had(
         lambda pictures, truth: pictures[:, 0, 0, 0] * 0 + 0.25,
     )
     assert fit(tmp_path / "with", "--trainer.max_steps", "0")["summary"]["lpips_mean"] == 0.25
+
+
+def test_perceptual_distances_of_many_updates_are_found_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def brightness(images: Tensor, truth: Tensor) -> Tensor:
+        assert torch.equal(images, truth)
+        calls.append(len(images))
+        return images.mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr("lightning_recon.callbacks.run_record.lpips_per_image", brightness)
+    images = torch.rand(150, 3, 4, 4)
+    updates = [Scored(one, one, []) for one in torch.split(images, 3)]
+    truths = [SimpleNamespace(images=one.images, photographs=one.images, masks=one.images) for one in updates]
+    assert mean_lpips(updates, truths) == pytest.approx(float(images.mean()))
+    assert calls == [66, 66, 18]
+    assert mean_lpips([], []) is None
 
 
 @pytest.mark.parametrize("checked", [True, False])
