@@ -122,7 +122,7 @@ class SmallDenoiser(UNetDenoiser):
 
 
 class LargeDenoiser(UNetDenoiser):
-    """A U-Net of 2.6 million weights, trained on 1,632 photographs and for more noise than the small one.
+    """A U-Net of 2.6 million weights, trained on 1,632 photographs; slower and better than the small one.
 
     `docs/benchmarks.md` compares the two.
     """
