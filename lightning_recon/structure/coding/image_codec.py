@@ -137,8 +137,8 @@ def is_common(image_format: ImageFormat) -> bool:
 @lru_cache(maxsize=_REMEMBERED)
 def _lossless(pixels: bytes, image_format: ImageFormat, jpeg_xl: bool) -> bytes:
     if not is_common(image_format):
-        return lossless_planes(_image(pixels, image_format).numpy(), image_format)
-    image = as_rgb(_image(pixels, image_format))
+        return lossless_planes(image_from(pixels, image_format).numpy(), image_format)
+    image = as_rgb(image_from(pixels, image_format))
     if jpeg_xl:
         return written_jpeg_xl(image.permute(1, 2, 0).contiguous().numpy())
     return _saved(image, "WEBP", lossless=True, quality=100, method=6)[_RIFF:]
@@ -147,8 +147,8 @@ def _lossless(pixels: bytes, image_format: ImageFormat, jpeg_xl: bool) -> bytes:
 @lru_cache(maxsize=_REMEMBERED)
 def _lossy(pixels: bytes, image_format: ImageFormat, most: int) -> bytes:
     if not is_common(image_format):
-        return lossy_planes(_image(pixels, image_format).numpy(), image_format, most)
-    image, start = as_rgb(_image(pixels, image_format)), len(_container(image_format.height, image_format.width))
+        return lossy_planes(image_from(pixels, image_format).numpy(), image_format, most)
+    image, start = as_rgb(image_from(pixels, image_format)), len(_container(image_format.height, image_format.width))
     best, low, high = b"", 0, 100
     while low <= high:
         quality = (low + high) // 2
@@ -167,7 +167,8 @@ def _lossy(pixels: bytes, image_format: ImageFormat, most: int) -> bytes:
     return best
 
 
-def _image(pixels: bytes, image_format: ImageFormat) -> Tensor:
+def image_from(pixels: bytes, image_format: ImageFormat) -> Tensor:
+    """The image of a format, shape (C, H, W), whose memory held these bytes."""
     return torch.frombuffer(bytearray(pixels), dtype=image_format.dtype).view(image_format.shape)
 
 

@@ -4,14 +4,13 @@
 from functools import lru_cache
 from itertools import chain
 
-import torch
 from torch import Tensor
 
 from lightning_recon.image_format import ImageFormat, format_of
 from lightning_recon.reconstruction import CodecName
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits
 from lightning_recon.structure.coding.code_plan import Plan
-from lightning_recon.structure.coding.image_codec import codec_of, framed, lossless, lossy, unframed
+from lightning_recon.structure.coding.image_codec import codec_of, framed, image_from, lossless, lossy, unframed
 from lightning_recon.structure.coding.near_codewords import neighbours
 from lightning_recon.structure.coding.tensor_codec import tensor_codec
 
@@ -45,9 +44,7 @@ def message_of(image: Tensor, plan: Plan) -> tuple[int, Tensor]:
 @lru_cache(maxsize=_REMEMBERED)
 def _lossy_message(pixels: bytes, image_format: ImageFormat, plan: Plan) -> Tensor:
     """The message of an image that no rung takes losslessly."""
-    dtype = torch.uint8 if plan.bit_depth == 8 else torch.int32
-    image = torch.frombuffer(bytearray(pixels), dtype=dtype).view(image_format.channels, *image_format.size)
-    bits = message_bits(plan.fair, plan.inputs)
+    image, bits = image_from(pixels, image_format), message_bits(plan.fair, plan.inputs)
     file = framed(lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False, bits)
     if not _has_tensor_codec(image_format):
         return file
