@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
@@ -187,6 +188,7 @@ def train(settings: Settings) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
         F.cross_entropy(model(own["images"]), own["labels"]).backward()
         optimizer.step()
+        np.random.seed(client)  # from which the privacy filter draws: a job can be repeated
         flare.send(flare.FLModel(params=model.state_dict(), meta={"NUM_STEPS_CURRENT_ROUND": 1}))
 
 
