@@ -175,9 +175,10 @@ def _coded(setting: str, z: float) -> Iterator[Cell]:
 
 
 def margins() -> Iterator[Cell]:
-    """Digital codes of one image that were designed for other than the actual noise, and with different margins."""
-    common = f"{DIGITAL} {small(1, 16, PHOTOGRAPHS, SAMPLE)} {CLOSED_FORM} --model.record false"
-    for z in (0.01, 0.005):
+    """Digital codes designed for other than the actual noise, and with different margins; closed form."""
+    one, batch = small(1, 16, PHOTOGRAPHS, SAMPLE), small(16, 2, PHOTOGRAPHS)
+    for setting, z in ((one, 0.01), (one, 0.005), (batch, 0.001)):
+        common = f"{DIGITAL} {setting} {CLOSED_FORM} --model.record false"
         for factor in (0.5, 0.9, 0.95, 0.98, 1, 1.05, 1.25, 2):
             assumed = f"--model.structure.assumed_noise {fixed(factor * z)}"
             yield cell(common, assumed, z=z, assumed_over_true=factor)
