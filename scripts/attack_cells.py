@@ -114,7 +114,7 @@ def ablation() -> Iterator[Cell]:
 
 def denoisers() -> Iterator[Cell]:
     """Refinement by each denoiser, also after feedback; by FFDNet at 64 x 64, where FFDNET names its weights' file."""
-    known = {"none": CLOSED_FORM, "small": "", "large": "--model.denoiser LargeDenoiser"}
+    known = {"none": CLOSED_FORM, "small": "--model.denoiser SmallDenoiser", "large": ""}
     public = {"FFDNet": "--model.denoiser ffdnet.FFDNet"} if "FFDNET" in os.environ else {}
     alone = small(1, 64, PHOTOGRAPHS, SAMPLE)
     larger = f"{PHOTOGRAPHS} {SAMPLE} {CONVNET} --data.batch_size 1 --data.clients 8 --model.record false"

@@ -21,7 +21,7 @@ from lightning_recon.image_format import format_of
 from lightning_recon.losses import LossName, loss_named
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
-from lightning_recon.priors.unet_denoiser import SmallDenoiser
+from lightning_recon.priors.unet_denoiser import LargeDenoiser
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.ranges import SEED, check_ranges
 from lightning_recon.rng import generator_for
@@ -176,7 +176,7 @@ def reconstruct(
         noise_multiplier: scale of the noise divided by C (z), for Gaussian noise its standard deviation.
         granularity: what is clipped: each sample's gradient, or the whole update.
         structure: what the server adds to the model; default: `WaterFilling`, the linear code.
-        denoiser: prior of the refinement; default: `SmallDenoiser`; `LargeDenoiser` is slower and better.
+        denoiser: prior of the refinement; default: `LargeDenoiser`; `SmallDenoiser` is faster, and its images are worse.
         steps: refinement steps, 0 for the decoding alone.
         seed: seed of dropout.
         rounds: updates on the same batch (T); `structure.Feedback` uses later rounds to ask for what is still unknown.
@@ -205,7 +205,7 @@ def reconstruct(
     decoded = run_protocol(client, server, payload, 0, 0, None)
     found, statistics = decoded.images, server.statistics(client.task)
     if decoded.refinement is not None and steps:
-        trained = SmallDenoiser().eval().requires_grad_(False).to(client.device) if denoiser is None else denoiser
+        trained = LargeDenoiser().eval().requires_grad_(False).to(client.device) if denoiser is None else denoiser
         start, transform = found.to(client.device), statistics.transform.to(client.device)
         *_, found = decoded.refinement.to(client.device).objective(start, transform, trained).iterates(steps)
     return scored(

@@ -16,7 +16,7 @@ from lightning_recon.attack.recording import Record, recorded_task
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload
 from lightning_recon.priors.image_statistics import PublicStatistics
-from lightning_recon.priors.unet_denoiser import SmallDenoiser
+from lightning_recon.priors.unet_denoiser import LargeDenoiser
 from lightning_recon.reconstruction import Reconstruction
 from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.refinement import Objective
@@ -53,8 +53,8 @@ class ReconstructionAttack(Attack):
             structure: What the server adds to the model, and how it decodes the updates.
             draws: How many independent noise realisations of each client's update to attack.
             denoiser: Prior of the refinement: a module called with images (M, C, H, W) in [0, 1] and the standard
-                deviation of their noise (M,), such as `LargeDenoiser`, `TotalVariation` or
-                `deepinv.models.DRUNet`. Default: `SmallDenoiser`.
+                deviation of their noise (M,), such as `SmallDenoiser`, which is faster, `TotalVariation` or
+                `deepinv.models.DRUNet`. Default: `LargeDenoiser`.
             record: How much of the exchange to record, without which a run can be neither resumed nor replayed. "rows":
                 what the attack reads of every update. true: a hash of all other tensors too, for which all of the noise
                 is drawn. A number: as "rows", of the first so many clients. false: nothing.
@@ -70,7 +70,7 @@ class ReconstructionAttack(Attack):
             )
         self.structure = structure
         # Fixed public knowledge, not what is optimised: out of parameters and checkpoints too.
-        trained = SmallDenoiser() if denoiser is None else denoiser
+        trained = LargeDenoiser() if denoiser is None else denoiser
         object.__setattr__(self, "denoiser", trained.eval().requires_grad_(False))
         self.denoiser: nn.Module
         self.optimizer = optimizer

@@ -105,7 +105,7 @@ class UNetDenoiser(Prior):
 
 
 class SmallDenoiser(UNetDenoiser):
-    """The default denoiser: a U-Net of a million weights, trained on 153 photographs."""
+    """A U-Net of a million weights, trained on 153 photographs; faster than the large one, and worse."""
 
     def __init__(self, weights: str | None = str(SHIPPED), strength: float = 1.0, sigma: float = 0.05) -> None:
         """Build it.
@@ -122,9 +122,9 @@ class SmallDenoiser(UNetDenoiser):
 
 
 class LargeDenoiser(UNetDenoiser):
-    """A U-Net of 2.6 million weights, trained on 1,632 photographs; slower and better than the small one.
+    """The default denoiser of the refinement: a U-Net of 2.6 million weights, trained on 1,632 photographs.
 
-    `docs/benchmarks.md` compares the two.
+    `docs/benchmarks.md` compares it with the small one.
     """
 
     # See `Denoiser`: errors nearly as large as the contrast of images.

@@ -108,11 +108,11 @@ def test_the_large_one_removes_more_of_much_noise(sigma: float, photographs: Ten
 
 
 def test_the_command_line_takes_it_by_its_name(tmp_path: Path) -> None:
-    line = "--config quickstart.yaml --config attack/linear.yaml --model.denoiser LargeDenoiser --data.clients 1"
+    line = "--config quickstart.yaml --config attack/linear.yaml --model.denoiser SmallDenoiser --data.clients 1"
     line += " --data.batch_size 1 --data.image_size 32 --model.client.network convnet --trainer.max_steps 1"
     line += " --comparison.structure null"
     main(["fit", *line.split(), "--trainer.default_root_dir", str(tmp_path / "run")])
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert config["model"]["init_args"]["denoiser"]["class_path"].endswith(".LargeDenoiser")
+    assert config["model"]["init_args"]["denoiser"]["class_path"].endswith(".SmallDenoiser")
     with (tmp_path / "run" / "results.json").open() as file:
         assert json.load(file)["attack"] == "water_filling"
