@@ -311,6 +311,23 @@ def test_codewords_are_repeated_where_less_arrives_than_the_least_rate_needs(ima
     assert exact(images, decoded.images) == 4
 
 
+@pytest.mark.parametrize("arrived", [0, 12])
+def test_files_are_decoded_although_little_of_their_headers_arrives(images: Tensor, arrived: int) -> None:
+    task = announced(4, 1e-4, compression=Compression("random_k", share=0.5))
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    plan = LayerSpec.of(payload).digital
+    assert plan is not None
+    assert plan.repeats == 1
+    update = trained(payload, task, images)
+    header = payload.tensors["dither"].numel()
+    weight = update.gradient["structure.weight"]
+    kept = (weight[:, header : header + HEADER] != 0).cumsum(dim=1) <= arrived
+    weight[:, header : header + HEADER] *= kept
+    found = exact(images, structure.decode(payload, task, update).images)
+    assert found == (4 if arrived else 0)  # without a header, rate and sign are unknown
+
+
 def test_a_noise_that_was_measured_too_low_is_no_second_image() -> None:
     generator, inputs = torch.Generator().manual_seed(0), 200_000
     plan = Plan(inputs, 1.0, (1.0, *[0.0] * (len(LADDER) - 1)), 0, 0.0, True)

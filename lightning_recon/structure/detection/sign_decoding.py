@@ -27,7 +27,8 @@ from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.messages import checked_message
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
-# A header is readable, and two rows are alike, if they stand this many standard deviations above the noise.
+# A header is readable, two rows are alike, and a row holds an image whatever its header, if they stand this many
+# standard deviations above the noise.
 READABLE, _ALIKE = 6.0, 6.0
 # A row holds a second image if the estimate of its power has this share of the first one's.
 _SECOND = 0.05
@@ -148,14 +149,24 @@ class _Remaining:
         self.strength = match.abs().amax(dim=1) * (known / self.power).sqrt()
 
     def order(self) -> list[int]:
-        """Rows with a readable header, those that hold one image and the strongest of them first."""
-        readable = torch.nonzero(self.strength > READABLE).flatten().tolist()
+        """Rows that hold an image, those that hold one alone and the strongest of them first."""
+        present = self.strength > READABLE
+        if self.moments and self.erasures:
+            present |= self._above_noise()
+        rows = torch.nonzero(present).flatten().tolist()
         signal = (self.power - self.noise**2).clamp(min=0)
-        pure = {row: not self.moments or self._components(row)[1] == 0 for row in readable}
+        pure = {row: not self.moments or self._components(row)[1] == 0 for row in rows}
         return sorted(
-            (row for row in readable if self.power[row] > 2 * self.floor),
+            (row for row in rows if self.power[row] > 2 * self.floor),
             key=lambda row: (not pure[row], -float(signal[row] if self.moments else self.strength[row])),
         )
+
+    def _above_noise(self) -> Tensor:
+        """Whether each row surely holds an image, shape (K,), even if what arrived of its header is short."""
+        fourth = self.words.double().pow(4).sum(dim=1) / self.arrived
+        error = ((fourth - self.power**2).clamp(min=0) / self.arrived + self.noise_error**2).sqrt()
+        evident: Tensor = self.power - self.noise**2 > READABLE * error
+        return evident & (self.strength > 0)
 
     def _components(self, row: int) -> tuple[float, float]:
         """Amplitudes of the two strongest images in a row, from its second and fourth moments; the second may be 0."""
