@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_recon.audit.run import read_outcome
 from lightning_recon.callbacks import ImageGrid
 from lightning_recon.cli import main
-from lightning_recon.command_line import waves
+from lightning_recon.command_line import wave_sizes, waves
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import UserError
 
@@ -202,7 +202,7 @@ def test_a_run_that_was_not_in_waves_is_resumed_as_it_was(
 ) -> None:
     flags = [*SEEDED, "--data.batch_size", "1", "--data.clients", "3", "--trainer.max_steps", "2"]
     fit(tmp_path / "run", *flags)
-    monkeypatch.setattr(waves, "memory", lambda: 1)
+    monkeypatch.setattr(wave_sizes, "memory", lambda: 1)
     fit(tmp_path / "run", *flags[:-1], "4", "--ckpt_path", "last")
     assert not (tmp_path / "run" / "waves").exists()
 
@@ -238,16 +238,16 @@ def test_clients_that_must_meet(
 
 
 def test_memory_sets_the_number_of_clients_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waves, "memory", lambda: 10_000_000)
+    monkeypatch.setattr(wave_sizes, "memory", lambda: 10_000_000)
     data = ClientDataModule(image_size=32, batch_size=2, clients=100)
     # 2 images of 3 * 32 * 32 values, 100 bytes each, in half of the memory.
-    assert waves.clients_at_once(data, object(), draws=1) == 8
-    assert waves.clients_at_once(data, object(), draws=4) == 2
-    assert waves.clients_at_once(data, object(), draws=1, ranks=2) == 4
-    assert waves.clients_at_once(data, object(), draws=1, nodes=2) == 100  # whose memory may differ
+    assert wave_sizes.clients_at_once(data, object(), draws=1) == 8
+    assert wave_sizes.clients_at_once(data, object(), draws=4) == 2
+    assert wave_sizes.clients_at_once(data, object(), draws=1, ranks=2) == 4
+    assert wave_sizes.clients_at_once(data, object(), draws=1, nodes=2) == 100  # whose memory may differ
     data.clients = 8
-    assert waves.clients_at_once(data, object(), draws=1) == 8
-    assert [wave.clients for wave in waves.waves_of(8, 3)] == [3, 3, 2]
+    assert wave_sizes.clients_at_once(data, object(), draws=1) == 8
+    assert [wave.clients for wave in wave_sizes.waves_of(8, 3)] == [3, 3, 2]
 
 
 def test_a_wave_of_other_clients_is_refused(run: Path, tmp_path: Path) -> None:

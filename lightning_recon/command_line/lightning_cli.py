@@ -41,15 +41,8 @@ from lightning_recon.command_line.trainer_options import (
     trainer_errors,
     write_whole_checkpoints,
 )
-from lightning_recon.command_line.waves import (
-    WAVE_OPTIONS,
-    check_images,
-    check_same_config,
-    clients_at_once,
-    finished_wave,
-    fit_in_waves,
-    waves_of,
-)
+from lightning_recon.command_line.wave_sizes import check_images, clients_at_once, waves_of
+from lightning_recon.command_line.waves import WAVE_OPTIONS, check_same_config, finished_wave, fit_in_waves
 from lightning_recon.console import is_quiet
 from lightning_recon.data import CapturedPictures, ClientDataModule, GrabCutMasks, NoMasks, SamMasks  # noqa: F401
 from lightning_recon.errors import UserError

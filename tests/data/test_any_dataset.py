@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from lightning_recon.cli import main
 from lightning_recon.data import DatasetClients, NoMasks
-from lightning_recon.data.any_dataset import as_image
+from lightning_recon.data.dataset_items import as_image
 from lightning_recon.data.dirichlet import dirichlet_partition
 from lightning_recon.errors import UserError
 
