@@ -45,6 +45,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
     assert set(record) == {
         *("schema_version", "attack", "config", "versions", "seed", "privacy", "oracles", "public_statistics"),
         *(
+            "denoiser",
             "subject_fraction",
             "batchnorm",
             "participation",

@@ -36,11 +36,20 @@ def assumptions_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
         ("δ and adjacency", distinct(deltas)),
         ("Oracle information used", "; ".join(f"{name}: {oracle}" for name, oracle in oracles.items())),
         ("Public image statistics used", distinct([r.get("public_statistics") or "none" for r in records])),
+        ("Denoiser of the refinement", distinct([denoiser_in_words(record) for record in records])),
         ("Area of the subject in an image", distinct([f"{100 * r['subject_fraction']:.0f} %" for r in records])),
         ("Batch normalisation of the client", distinct([r.get("batchnorm") or "none" for r in records])),
         ("Noise of simulated clients", noise_in_words(records)),
         ("Probability that a client takes part in a round", participation),
     ]
+
+
+def denoiser_in_words(record: Mapping[str, Any]) -> str:
+    """Name and weights of the denoiser; earlier versions did not record it."""
+    if "denoiser" not in record:
+        return "not recorded"
+    found = record["denoiser"]
+    return "none" if found is None else f"{found['class_path'].split('.')[-1]} ({found['weights_sha256'][:12]})"
 
 
 def noise_in_words(records: Sequence[Mapping[str, Any]]) -> str:

@@ -135,9 +135,8 @@ class ResultsWriter(Callback):
         found, old = refined(root, decoded), read_results(root) or {"summary": {}}
         seconds, steps = (old["summary"].get(name) or 0 for name in ("seconds", "steps"))
         run = run_record(trainer, pl_module, found, seconds, steps, self._capture)
-        kept: Any = {
-            name: old[name] for name in ("seed", "participation", "batchnorm", "payload_alarms") if name in old
-        }
+        own = ("seed", "participation", "batchnorm", "payload_alarms", "denoiser")
+        kept: Any = {"denoiser": None} | {name: old[name] for name in own if name in old}
         if old_privacy := old.get("privacy"):
             # Records of earlier versions do not say so, but their noise followed from `seed`.
             kept["privacy"] = run.privacy | {"reproducible_noise": old_privacy.get("reproducible_noise", "seed" in old)}

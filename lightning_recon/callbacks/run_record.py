@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
 from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.ground_truth import label_accuracy, truths_of
 from lightning_recon.callbacks.mismatch import mismatch_record, sends_feedback
@@ -23,9 +23,11 @@ from lightning_recon.evaluation.run_record import RunRecord
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.exchange import Task
 from lightning_recon.exchange.local_training import SGD
+from lightning_recon.files.digests import digest_of, sha256
 from lightning_recon.structure.layer import structure_bytes
 from lightning_recon.structure.layer_spec import channel_code_name
 from lightning_recon.structure.local_weights import local_weights
+from lightning_recon.structure.refinement import PlugAndPlay
 
 _LPIPS_AT_ONCE = 64  # images
 
@@ -84,6 +86,7 @@ def run_record(
         structure_bytes=structure_bytes(module.payload) if module.payload is not None else 0,
         oracles=module.oracles,
         public_statistics=statistics.name,
+        denoiser=denoiser_record(module) if steps else None,
         subject_fraction=float(torch.cat(masks).double().mean()) if masks else None,
         baselines=baselines_record(truths, statistics.mean) if truths else None,
         label_accuracy=label_accuracy(found, truths, module) if truths else None,
@@ -99,6 +102,15 @@ def run_record(
         **share_record(module, found),
         **own,
     )
+
+
+def denoiser_record(module: Attack) -> Record | None:
+    """The denoiser of the refinement and a digest of its weights; None where no denoiser refines."""
+    if not isinstance(module, ReconstructionAttack) or not isinstance(module.objective, PlugAndPlay):
+        return None
+    kind, weights = type(module.denoiser), module.denoiser.state_dict()
+    digest = digest_of({name: sha256(tensor) for name, tensor in weights.items()})
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "weights_sha256": digest}
 
 
 def local_training_record(task: Task) -> Record:

@@ -41,6 +41,7 @@ class RunRecord:
         oracles: Oracle information that the attack used; empty for an honest one.
         seed: Seed of the client's untrained weights and dropout; None if another program trained.
         public_statistics: Source of the attacker's prior knowledge; None if it used none.
+        denoiser: From `denoiser_record`; None where no denoiser refined the images.
         subject_fraction: Share of the true images that their subjects cover.
         batchnorm: Mode of the target's batch normalisation; None if it has none.
         participation: Probability with which a client answered a round on the batch that is scored.
@@ -84,6 +85,7 @@ class RunRecord:
     oracles: Sequence[str] = ()
     seed: int | None = None
     public_statistics: str | None = None
+    denoiser: Record | None = None
     subject_fraction: float | None = None
     batchnorm: str | None = None
     participation: float | None = None
@@ -138,6 +140,7 @@ def results_record(
         "oracles": list(run.oracles),
         "detached_logits": run.detached_logits,
         "public_statistics": run.public_statistics,
+        "denoiser": run.denoiser,
         "subject_fraction": run.subject_fraction,
         "batchnorm": run.batchnorm,
         "participation": run.participation,

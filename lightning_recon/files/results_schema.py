@@ -101,6 +101,14 @@ class QuantizationRecord(TypedDict):
 
 
 @with_config(OPEN)
+class DenoiserRecord(TypedDict):
+    """The section `denoiser`."""
+
+    class_path: Text
+    weights_sha256: Text
+
+
+@with_config(OPEN)
 class VictimRecord(TypedDict):
     """An entry of `victims`; most is null where no truth was at hand."""
 
@@ -196,6 +204,7 @@ class ResultsRecord(TypedDict):
     oracles: list[Name]
     seed: NotRequired[Seed | None]
     public_statistics: NotRequired[Text | None]
+    denoiser: NotRequired[DenoiserRecord | None]
     subject_fraction: NotRequired[Probability | None]
     batchnorm: NotRequired[Text | None]
     participation: NotRequired[Probability | None]

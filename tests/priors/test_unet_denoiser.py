@@ -14,6 +14,7 @@ from lightning_recon.attack import LargeDenoiser, SmallDenoiser
 from lightning_recon.cli import main
 from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.errors import UserError
+from lightning_recon.files.digests import digest_of, sha256
 from lightning_recon.priors.unet_denoiser import SHIPPED, SHIPPED_LARGE, UNetDenoiser
 
 
@@ -114,5 +115,22 @@ def test_the_command_line_takes_it_by_its_name(tmp_path: Path) -> None:
     main(["fit", *line.split(), "--trainer.default_root_dir", str(tmp_path / "run")])
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["model"]["init_args"]["denoiser"]["class_path"].endswith(".SmallDenoiser")
-    with (tmp_path / "run" / "results.json").open() as file:
-        assert json.load(file)["attack"] == "water_filling"
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert record["attack"] == "water_filling"
+    assert record["denoiser"]["class_path"].endswith(".SmallDenoiser")
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_record_names_the_denoiser_and_its_weights(tmp_path: Path, steps: int) -> None:
+    line = f"--config quickstart.yaml --config attack/linear.yaml --trainer.max_steps {steps} --data.clients 1"
+    line += " --data.batch_size 1 --data.image_size 32 --model.client.network convnet --comparison.structure null"
+    flags, run = line.split(), tmp_path / "run"
+    main(["fit", *flags, "--trainer.default_root_dir", str(run)])
+    record = json.loads((run / "results.json").read_text())["denoiser"]
+    digest = digest_of({name: sha256(value) for name, value in LargeDenoiser().state_dict().items()})
+    path = "lightning_recon.priors.unet_denoiser.LargeDenoiser"
+    assert record == ({"class_path": path, "weights_sha256": digest} if steps else None)
+    main(["test", "--config", str(run / "config.yaml"), "--model.denoiser", "SmallDenoiser"])
+    assert (
+        json.loads((run / "results.json").read_text())["denoiser"] == record
+    )  # what refined the run, not what scores it
