@@ -122,8 +122,8 @@ class Sweep:
         rounds: numbers of rounds in which a client takes part, with the same batch unless `training` is given.
         training: a whole training, in which every round is about a part of a client's images; null: rounds about the
             same images.
-        seeds: each seed selects other images and another untrained network. The noise is secret, and drawn anew in every
-            cell, unless a `noise_seed` is given.
+        seeds: each seed selects other images and another untrained network. The noise is secret, and drawn anew in
+            every cell, unless a `noise_seed` is given.
         delta: delta of the accounted epsilon.
         adjacency: neighbouring relation of the epsilon that is requested and stated first, "add_remove" or
             "replace_one".

@@ -16,7 +16,7 @@ from lightning_recon.files.serialization import validated
 from lightning_recon.losses import LossName
 from lightning_recon.structure.coding.address_gate import ADDRESSES
 from lightning_recon.structure.coding.channel_code import NAME
-from lightning_recon.structure.coding.code_plan import TENSOR_VERSION, VERSION, Plan
+from lightning_recon.structure.coding.code_plan import PULSES_VERSION, TENSOR_VERSION, VERSION, Plan
 from lightning_recon.structure.coding.trap_weights import TrapRecipe
 from lightning_recon.suggestions import closest
 
@@ -60,6 +60,7 @@ class _Settings(TypedDict):
     digital_sketch: NotRequired[schema.Probability]
     digital_shared: NotRequired[bool]
     digital_positions: NotRequired[Annotated[int, Field(ge=1, le=1 << 20)]]
+    digital_pulses: NotRequired[schema.Index]
     digital_repeats: NotRequired[Annotated[int, Field(ge=1, le=1 << 10)]]
     digital_bit_depth: NotRequired[Annotated[int, Field(ge=8, le=16)]]
     digital_tensor: NotRequired[schema.Index]
@@ -227,8 +228,9 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
     if not any(name.startswith("digital_") for name in (*settings, *payload.tensors)):
         return None
     try:
-        tensor = settings.get("digital_tensor", 0)
-        if settings["digital_code"] != VERSION or tensor not in (0, TENSOR_VERSION):
+        tensor, positions = settings.get("digital_tensor", 0), settings.get("digital_positions", 1)
+        known = settings["digital_code"] == VERSION and tensor in (0, TENSOR_VERSION)
+        if not known or (positions > 1 and settings.get("digital_pulses") != PULSES_VERSION):
             raise UserError("the payload uses another digital code than this version of the package: create it again")
         return Plan(
             inputs=settings["digital_inputs"],
@@ -237,7 +239,7 @@ def _digital(settings: _Settings, payload: ServerPayload) -> Plan | None:
             fair=settings["digital_fair"],
             sketch=settings["digital_sketch"],
             shared=settings["digital_shared"],
-            positions=settings.get("digital_positions", 1),
+            positions=positions,
             repeats=settings.get("digital_repeats", 1),
             bit_depth=settings.get("digital_bit_depth", 8),
             tensor=bool(tensor),

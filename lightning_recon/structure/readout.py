@@ -105,8 +105,13 @@ def multiplier_of_zeros(noise: float, count: int, task: Task) -> float | None:
     if task.max_grad_norm is None or not noise_is_announced(task) or not count:
         return None
     measured, announced = noise * math.sqrt(task.rounds) / task.max_grad_norm, task.update_noise
-    reach = _NULL_REACH * math.sqrt(_spread(task) / count)
+    reach = noise_reach(task, count)
     return None if abs(measured**2 - announced**2) <= reach * announced**2 else _multiplier(measured, task)
+
+
+def noise_reach(task: Task, count: int) -> float:
+    """By which share a variance that was measured on so many entries may differ from the announced one."""
+    return _NULL_REACH * math.sqrt(_spread(task) / count) if count else math.inf
 
 
 def noise_is_announced(task: Task) -> bool:
@@ -153,7 +158,7 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))
     announced = announced_noise(task, share) ** 2 / task.rounds if task.max_grad_norm else None
     measured = float(zeros.square().mean()) if nulls else announced or 0.0
-    reach = _NULL_REACH * math.sqrt(_spread(task) / zeros.numel()) if nulls else 0.0
+    reach = noise_reach(task, zeros.numel()) if nulls else 0.0
     if announced is not None:
         # Zeros may lie on a level of the quantization, where nothing is rounded.
         rounding = (task.rounding_noise / share) ** 2 / task.rounds

@@ -43,7 +43,8 @@ def sign_channel(
     if task.max_grad_norm is None or task.per_layer or task.clip.order != 2 or not (signs or method != "all"):
         return None
     share = 1.0 if compression is None or method in ("all", "signs") else compression.share
-    noise = noise / math.sqrt(task.rounds)
+    if method != "largest":  # which entries these are is decided in every round by itself, under all of its noise
+        noise = noise / math.sqrt(task.rounds)
     # Where the largest entries of each tensor are kept, those of the network are no competitors.
     entries = 0 if compression is not None and compression.per_tensor else task.parameters
     if not signs:
@@ -141,7 +142,8 @@ def sees_all_images(task: Task) -> bool:
 
     Not where each sample's gradient is computed alone, and not where several clients' updates are summed.
     """
-    return task.granularity == "update" and task.aggregated == 1 and (task.rounds == 1 or not task.local.shuffle)
+    same = task.rounds == 1 or not (task.local.shuffle or task.batches_change)
+    return task.granularity == "update" and task.aggregated == 1 and same
 
 
 def _rounding_channel(task: Task, noise: float) -> SignChannel | None:
@@ -184,7 +186,9 @@ def _payload(
     gain = 1 / (REACH * variance[index].sqrt())
     lower, upper, unit_direction = intervals(statistics, directions, layout.units)
     dithered, dither = dithers(repeats[index])
-    constants = torch.cat([torch.ones(layout.pilots), torch.zeros(design.nulls)])
+    # Of both signs: under sign compression everything that is zero arrives as a positive number.
+    pilots = 1.0 - 2.0 * (torch.arange(layout.pilots) % 2)
+    constants = torch.cat([pilots, torch.zeros(design.nulls)])
     return ServerPayload(
         settings={
             "pixels": False,

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.exchange.local_training import SGD
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, most_found
@@ -21,13 +23,14 @@ from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
 from lightning_recon.structure.layer_spec import LayerSpec
-from lightning_recon.structure.readout import multiplier_of_zeros
+from lightning_recon.structure.readout import multiplier_of_zeros, noise_reach
 from lightning_recon.structure.row_model import in_coefficients
 
-# Without a digital code, a row holds an image if its pilots stand this many standard deviations above the noise.
-_PILOTS_SEEN = 5.0
-# Magnitudes that differ by less than this share are equal: only signs arrive.
-_EQUAL = 1e-3
+# Without a digital code, a row holds an image if noise alone had such pilots with less than this probability: that of 5
+# standard deviations.
+_FALSE_PILOTS = 2.9e-7
+# Information about a sketch of which nothing arrived.
+_LEAST = 1e-12
 # Variance of a received image's coefficients, as a share of the prior variance.
 _KNOWN = 1e-9
 
@@ -46,33 +49,36 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     """
     spec, shipped = LayerSpec.of(payload), payload.tensors
     weight = update.gradient["structure.weight"]
-    sent, ones = shipped["dither"].numel(), int((shipped["constants"] != 0).sum())
+    pattern = shipped["constants"][shipped["constants"] != 0].to(weight)
+    sent, ones = shipped["dither"].numel(), len(pattern)
     nulls = shipped["constants"].numel() - ones
     words = 0 if spec.digital is None else spec.digital.words
     sketch, digital, pilots, zeros = torch.split(weight, [sent, words, ones, nulls], dim=1)
-    noise, only_signs = _measured_noise(zeros)
+    noise, measured_on = _noise(zeros, task)
     multiplier = multiplier_of_zeros(noise, zeros.numel(), task)
-    largest = task.compression is not None and task.compression.method == "top_k"
+    compression = None if task.compression is None else task.compression.method
     most = most_found(task)
-    if spec.digital is not None:
+    if not bool(weight.any()):
+        found: list[SignImage] = []
+    elif spec.digital is not None:
         image_format = task.image_format
         with counting("decoding", task.victims) as progress:
             if spec.digital.positions > 1:
                 threshold = float(weight[weight != 0].abs().min())
-                found = read_pulses(digital, threshold, spec.digital, image_format, most, progress)
+                once = task.update_noise * (task.max_grad_norm or 1.0)
+                found = read_pulses(digital, threshold, spec.digital, image_format, most, progress, task.rounds, once)
             else:
-                # Under DP-SGD the optimizer moves an input that is always zero by noise alone in every step, but one
+                # Without noise that is added to all entries alike, moments do not show amplitudes. Under DP-SGD the
+                # optimizer moves an input that is always zero by noise alone in every step, but one
                 # that holds an image hardly by noise at all once the image was there.
-                unlike = only_signs or largest or task.granularity == "sample"
+                unlike = compression in ("sign", "top_k") or task.granularity == "sample"
                 kind: Literal["header", "moments"] = "header" if unlike else "moments"
-                found = read_signs(
-                    digital, noise, spec.digital, image_format, most, kind, progress, int((zeros != 0).sum())
-                )
+                found = read_signs(digital, noise, spec.digital, image_format, most, kind, progress, measured_on)
         # Codewords that were not decoded may be remains of others: they count up to the announced number alone.
         received = sum(one.image is not None for one in found)
         found = found[: max(task.victims, received)]
     else:
-        found = _by_pilots(pilots, task.victims)
+        found = _by_pilots(pilots * pattern, task.victims)
     decoded = [_sketch_of(one, sketch, shipped) for one in found]
     posterior = in_coefficients(decoded, shipped, statistics)
     images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
@@ -97,13 +103,31 @@ def _as_file(one: SignImage, plan: Plan) -> ReceivedFile | None:
     return ReceivedFile(one.codec, bits / plan.inputs, bits, plan.inputs * one.information)
 
 
-def _measured_noise(zeros: Tensor) -> tuple[float, bool]:
-    """Standard deviation of what arrives of inputs that are zero, and whether all of it has the same magnitude."""
+def _noise(zeros: Tensor, task: Task) -> tuple[float, float]:
+    """Standard deviation of the noise on what arrives, and the number of entries that it was measured on.
+
+    Where random entries arrive it is the announced one, which has no error, unless inputs that are zero contradict
+    that: few of them arrive.
+    """
     arrived = zeros[zeros != 0].double()
-    if not arrived.numel():
-        return 0.0, False
-    magnitude = arrived.abs()
-    return float(arrived.square().mean().sqrt()), bool((magnitude.std(correction=0) / magnitude.mean()) < _EQUAL)
+    measured = float(arrived.square().mean()) if arrived.numel() else 0.0
+    announced = _announced(task)
+    if announced is not None and abs(measured - announced) <= noise_reach(task, arrived.numel()) * announced:
+        return math.sqrt(announced), math.inf
+    return math.sqrt(measured), arrived.numel()
+
+
+def _announced(task: Task) -> float | None:
+    """Variance of the noise on what arrives, where random entries do; None where it is not announced."""
+    added_last = task.granularity == "update" or task.local.optimizer == SGD
+    if task.max_grad_norm is None or task.compression is None or not added_last:
+        return None
+    if task.compression.method != "random_k":
+        return None
+    share, rounds = task.compression.share, task.rounds
+    # The mean over rounds in which an entry arrived at least once adds up the noise of those in which it did.
+    added_up = share / (rounds * (1 - (1 - share) ** rounds))
+    return (task.max_grad_norm * task.update_noise) ** 2 * added_up
 
 
 def _by_pilots(pilots: Tensor, victims: int) -> list[SignImage]:
@@ -111,11 +135,14 @@ def _by_pilots(pilots: Tensor, victims: int) -> list[SignImage]:
     known = (pilots != 0).sum(dim=1).clamp(min=1)
     level = pilots.double().sum(dim=1) / known
     power = pilots.double().square().sum(dim=1) / known
-    score = level.abs() * (known / power.clamp(min=1e-30)).sqrt()
-    chosen = (level.abs() * (score > _PILOTS_SEEN)).topk(min(victims, len(level))).indices.tolist()
+    # Student's test, since few pilots may arrive: their own spread is the noise.
+    spread = ((power - level.square()).clamp(min=1e-12 * power) / (known - 1).clamp(min=1)).sqrt()
+    needed = torch.from_numpy(stats.t.isf(_FALSE_PILOTS, (known.cpu() - 1).clamp(min=1).numpy())).to(level)
+    seen = (level.abs() > needed * spread) & (known > 1)
+    chosen = (level.abs() * seen).topk(min(victims, len(level))).indices.tolist()
     found = []
     for row in chosen:
-        if score[row] <= _PILOTS_SEEN:
+        if not seen[row]:
             continue
         amplitude = torch.zeros(len(level), dtype=torch.float64)
         amplitude[row] = level[row].cpu()
@@ -129,7 +156,7 @@ def _sketch_of(one: SignImage, sketch: Tensor, shipped: Mapping[str, Tensor]) ->
     held = one.amplitude != 0
     amplitude, noise = one.amplitude[held], one.noise[held].clamp(min=1e-30)
     weight = amplitude / noise.square()
-    gain = float((weight * amplitude).sum())
+    gain = max(float((weight * amplitude).sum()), _LEAST)
     signs = (weight.to(sketch) @ sketch[held]) / gain
     coefficient, count = shipped["dithered"], len(shipped["gain"])
     # The unit of `in_coefficients` is the input, here the coefficient by its reach.

@@ -16,9 +16,9 @@ from lightning_recon.evaluation.scoring import VictimScore, score
 from lightning_recon.reconstruction import ReceivedFile, Reconstruction
 
 KEYS = {
-    "": "schema_version attack config versions seed privacy oracles public_statistics denoiser subject_fraction batchnorm "
-    "participation client_dropout local_training compression quantization mismatch alarms payload_alarms baselines "
-    "bounds victims summary detached_logits skipped_pictures",
+    "": "schema_version attack config versions seed privacy oracles public_statistics denoiser subject_fraction "
+    "batchnorm participation client_dropout local_training compression quantization mismatch alarms payload_alarms "
+    "baselines bounds victims summary detached_logits skipped_pictures",
     "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds releases_per_round batch_size "
     "delta adjacency "
     "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "

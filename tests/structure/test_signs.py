@@ -5,16 +5,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_recon.client.compression import compressed
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, Compression, LocalTraining, ServerPayload, Task
-from lightning_recon.exchange.local_training import ADAM, ADAMW
+from lightning_recon.exchange import LocalTraining, ServerPayload
+from lightning_recon.exchange.local_training import ADAMW
 from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, WaterFilling
 from lightning_recon.structure.coding.channel_code import LADDER
@@ -34,70 +31,10 @@ from lightning_recon.structure.coding.sign_plan import PILOTS, sign_layout
 from lightning_recon.structure.detection.sign_decoding import _Remaining
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
-from lightning_recon.structure.server_layer import TamperedNetwork
 from lightning_recon.structure.sign_payload import sign_channel
+from tests.structure.sign_clients import CLASSES, SIDE, adam, announced, exact, trained
 
 Photographs = Callable[[int], Tensor]
-SIDE, CLASSES = 16, 10
-
-
-def adam(steps: int = 1, epochs: int = 1, images: int = 4, optimizer: str = ADAM) -> LocalTraining:
-    return LocalTraining(
-        epochs=epochs,
-        batch_size=images // steps,
-        optimizer=optimizer,
-        options={"betas": [0.9, 0.999], "eps": 1e-8},
-        learning_rates=(1e-3,),
-        update="delta",
-    )
-
-
-def announced(images: int, noise: float, **fields: object) -> Task:
-    task = Task(
-        image_shape=(3, SIDE, SIDE),
-        num_classes=CLASSES,
-        batch_size=images,
-        clients=1,
-        network="none",
-        granularity="update",
-        per_layer=False,
-        max_grad_norm=1.0,
-        noise_multiplier=noise,
-        rounds=1,
-        parameter_tensors=2,
-        parameters=3 * SIDE * SIDE * CLASSES + CLASSES,
-    )
-    return replace(task, **fields)  # type: ignore[arg-type]
-
-
-def trained(payload: ServerPayload, task: Task, images: Tensor, seed: int = 0) -> ClientUpdate:
-    """What a client of a tiny network sends after its local training."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))
-    model = TamperedNetwork(network, InferenceStructure(payload))
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    kind = torch.optim.Adam if task.local.optimizer == ADAM else torch.optim.SGD
-    optimizer = kind(model.parameters(), lr=task.local.learning_rate(0))
-    labels, size = torch.arange(len(images)) % CLASSES, task.local.batch_size or len(images)
-    for _ in range(task.local.epochs):
-        for part, targets in zip(images.split(size), labels.split(size), strict=True):
-            optimizer.zero_grad()
-            F.cross_entropy(model(part), targets).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    delta = {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
-    norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in delta.values()))
-    generator = torch.Generator().manual_seed(seed)
-    sent = {
-        name: tensor / max(1.0, norm) + task.noise_multiplier * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in delta.items()
-    }
-    if task.compression is not None:
-        sent = compressed(sent, task.compression, np.random.default_rng(0))
-    return ClientUpdate(client=0, draw=0, round=0, gradient=sent, payload="0" * 64, reproducible_noise=True)
-
-
-def exact(images: Tensor, found: Tensor) -> int:
-    """Number of images that were found bit for bit."""
-    return sum(bool((found == image).flatten(1).all(dim=1).any()) for image in images)
 
 
 @pytest.fixture
@@ -282,50 +219,6 @@ def test_gains_are_shipped_only_where_they_help_and_gradient_weights_are_constan
     ):
         structure = Digital(upload_limit=3_000_000, detach_logits=detached)
         assert ("step_gains" in structure.payload(announcement).tensors) == expected
-
-
-@pytest.mark.parametrize("method", ["sign", "top_k", "random_k", "int8", "bfloat16"])
-def test_files_survive_compression(images: Tensor, method: str) -> None:
-    compression = Compression(method, share=0.5 if method == "random_k" else 0.2)  # type: ignore[arg-type]
-    task = announced(4, 1e-4, compression=compression)
-    structure = Digital(upload_limit=3_000_000)
-    payload = structure.payload(task)
-    assert LayerSpec.of(payload).signs == (method != "bfloat16")
-    decoded = structure.decode(payload, task, trained(payload, task, images))
-    assert exact(images, decoded.images) >= 3
-
-
-def test_codewords_are_repeated_where_less_arrives_than_the_least_rate_needs(images: Tensor) -> None:
-    task = announced(4, 1e-4, compression=Compression("random_k", share=0.05))
-    structure = Digital(upload_limit=6_000_000)
-    payload = structure.payload(task)
-    plan = LayerSpec.of(payload).digital
-    assert plan is not None
-    assert plan.repeats > 1
-    assert structure_bytes(payload) <= 6_000_000
-    inputs = InferenceStructure(payload).encode(images)
-    sketch = payload.tensors["dither"].numel()
-    words = inputs[:, sketch : sketch + plan.words].view(4, plan.repeats, -1)
-    assert torch.equal(words, words[:, :1].expand_as(words))
-    decoded = structure.decode(payload, task, trained(payload, task, images))
-    assert exact(images, decoded.images) == 4
-
-
-@pytest.mark.parametrize("arrived", [0, 12])
-def test_files_are_decoded_although_little_of_their_headers_arrives(images: Tensor, arrived: int) -> None:
-    task = announced(4, 1e-4, compression=Compression("random_k", share=0.5))
-    structure = Digital(upload_limit=3_000_000)
-    payload = structure.payload(task)
-    plan = LayerSpec.of(payload).digital
-    assert plan is not None
-    assert plan.repeats == 1
-    update = trained(payload, task, images)
-    header = payload.tensors["dither"].numel()
-    weight = update.gradient["structure.weight"]
-    kept = (weight[:, header : header + HEADER] != 0).cumsum(dim=1) <= arrived
-    weight[:, header : header + HEADER] *= kept
-    found = exact(images, structure.decode(payload, task, update).images)
-    assert found == (4 if arrived else 0)  # without a header, rate and sign are unknown
 
 
 def test_a_noise_that_was_measured_too_low_is_no_second_image() -> None:

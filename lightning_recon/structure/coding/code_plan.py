@@ -37,6 +37,8 @@ _LOWEST_RAW_RATE = 0.1
 VERSION = 3
 # Of the messages of the codec of tensor operations, see `coding.tensor_codec`.
 TENSOR_VERSION = 1
+# Of the order in which pulses take the bits of a codeword.
+PULSES_VERSION = 2
 # Rounding in float32 leaves at least this noise in every row.
 _LEAST_NOISE = 1e-6
 
@@ -97,7 +99,7 @@ class Plan:
             "digital_fair": self.fair,
             "digital_sketch": self.sketch,
             "digital_shared": self.shared,
-            **({"digital_positions": self.positions} if self.positions > 1 else {}),
+            **({"digital_positions": self.positions, "digital_pulses": PULSES_VERSION} if self.positions > 1 else {}),
             **({"digital_repeats": self.repeats} if self.repeats > 1 else {}),
             **({"digital_bit_depth": self.bit_depth} if self.bit_depth > 8 else {}),
             **({"digital_tensor": TENSOR_VERSION} if self.tensor else {}),

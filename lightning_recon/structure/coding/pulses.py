@@ -4,7 +4,8 @@
 Under top-k compression the number of entries that arrive is fixed, and an entry of ±1 among zeros says more than its
 sign: log2 binomial(N, k) bits are in the choice of k among N entries, against k in their signs. So every log2(M) + 1
 bits of a codeword choose one of M inputs and its sign; the others are zero. The channel code corrects pulses that did
-not arrive, and noise that did.
+not arrive, and noise that did. The bits of a pulse, which are lost together, are as far apart in the codeword as can
+be: neighbouring parities that are unknown together would stop its decoding.
 
 Source: Viterbi, "On coded phase-coherent communications" (1961); beliefs in single bits after Caire, Taricco and
 Biglieri, "Bit-interleaved coded modulation" (1998).
@@ -14,6 +15,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from lightning_recon.structure.coding.censored_means import CensoredMean
 
 # Inputs that are simulated for the capacity; its standard deviation is about a hundredth of a bit.
 _SIMULATED = 16_000
@@ -43,7 +46,7 @@ def pulses(codeword: Tensor, positions: int) -> Tensor:
     inputs = codeword.shape[-1]
     count, size = pulses_of(inputs, positions), bits_of_pulse(positions)
     bits = torch.nn.functional.pad(codeword, (0, count * size - inputs), value=1.0)
-    bits = bits.view(*codeword.shape[:-1], count, size)
+    bits = bits.view(*codeword.shape[:-1], size, count).transpose(-1, -2)
     place = ((bits[..., 1:] < 0).long() << torch.arange(size - 1, device=bits.device)).sum(dim=-1, keepdim=True)
     chosen = place == torch.arange(positions, device=bits.device)
     sent: Tensor = (chosen * bits[..., :1]).flatten(-2)
@@ -51,17 +54,18 @@ def pulses(codeword: Tensor, positions: int) -> Tensor:
 
 
 def pulse_beliefs(
-    received: Tensor, amplitude: float, noise: float, threshold: float, positions: int, inputs: int
+    received: Tensor, amplitude: float, noise: float, threshold: float, positions: int, inputs: int, rounds: int = 1
 ) -> Tensor:
     """What arrived as beliefs in the bits of the codeword.
 
     Args:
-        received: Shape (pulses · M,); 0 where nothing arrived.
+        received: Shape (pulses · M,), the mean over all rounds; 0 where nothing arrived.
         amplitude: Of a pulse, with its sign.
-        noise: Standard deviation of the noise on each entry.
+        noise: Standard deviation of the noise on each entry in one round.
         threshold: Magnitude from which entries arrive.
         positions: Inputs of each pulse (M).
         inputs: Length of the codeword (n).
+        rounds: Number of rounds.
 
     Returns:
         Shape (n,): log-likelihood of +1 against -1.
@@ -69,15 +73,20 @@ def pulse_beliefs(
     words, size = received.view(-1, positions), bits_of_pulse(positions)
     # Log-likelihoods of a pulse at each position relative to noise alone there, shape (pulses, M, 2).
     signs = torch.tensor([1.0, -1.0], device=words.device)
-    there = (amplitude * words[..., None] * signs - amplitude**2 / 2) / noise**2
-    likely = torch.where(words[..., None] == 0, _missing(abs(amplitude), noise, threshold), there)
+    if rounds == 1:
+        there = (amplitude * words[..., None] * signs - amplitude**2 / 2) / noise**2
+        likely = torch.where(words[..., None] == 0, _missing(abs(amplitude), noise, threshold), there)
+    else:
+        means = (words[..., None] * signs).double().cpu().numpy()
+        pulse, empty = (CensoredMean(one, noise, threshold, rounds) for one in (amplitude, 0.0))
+        likely = torch.from_numpy(pulse.log_likelihood(means) - empty.log_likelihood(means)).to(words)
     beliefs = [likely[..., 0].logsumexp(dim=1) - likely[..., 1].logsumexp(dim=1)]
     at = likely.logsumexp(dim=2)
     places = torch.arange(positions, device=words.device)
     for bit in range(size - 1):
         second = (places >> bit) % 2 == 1
         beliefs.append(at[:, ~second].logsumexp(dim=1) - at[:, second].logsumexp(dim=1))
-    return torch.stack(beliefs, dim=1).flatten()[:inputs]
+    return torch.stack(beliefs).flatten()[:inputs]
 
 
 def _missing(amplitude: float, noise: float, threshold: float) -> float:

@@ -104,7 +104,9 @@ def sign_layout(
         The layout; None if no code makes a better image than the linear one.
     """
     apart = apart and directions in (None, 1) and (units is None or units >= victims)
-    spare = 10 ** ((margin_db + (0.0 if apart else NEIGHBOURS_DB)) / 10)
+    # An optimizer without a scale moves all images by about as much, whatever their gradient weights.
+    alike = apart and (victims == 1 or channel.movement is not None)
+    spare = 10 ** ((margin_db + (0.0 if alike else NEIGHBOURS_DB)) / 10)
     best: SignLayout | None = None
     for count, total in _unit_counts(victims, units, directions, apart):
         lost = 0.0 if apart or total == 1 else expected_losses(victims, total / count, count)

@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 from lightning_recon.image_format import ImageFormat
@@ -27,15 +28,17 @@ from lightning_recon.structure.coding.code_plan import HEADER, Plan
 from lightning_recon.structure.coding.messages import checked_message
 from lightning_recon.structure.coding.modulation import header_words, symbols
 
-# A header is readable, two rows are alike, and a row holds an image whatever its header, if they stand this many
-# standard deviations above the noise.
-READABLE, _ALIKE = 6.0, 6.0
+# Probability that noise alone is read as a header in any row of an update.
+_FALSE_HEADERS = 1e-4
+# Two rows are alike, and a row holds an image whatever its header, this many standard deviations above the noise.
+_ALIKE = 6.0
 # A row holds a second image if the estimate of its power has this share of the first one's.
 _SECOND = 0.05
 # Standard errors of the noise's variance by which it may have been measured too low.
 _SURELY = 2.0
-# A codeword with less than this share of the information that its rate needs is not decoded.
-_HOPELESS = 0.97
+# A codeword with less than this share of the information that its rate needs is not decoded. Of an amplitude from a
+# header, it may be so many standard errors larger.
+_HOPELESS, _HEADER_REACH = 0.97, 2.0
 # A failed image is tried again once others were subtracted and the information grew by this.
 _BETTER = 0.002
 # Entries whose fourth moment exceeds their squared second one by less than this share have the same magnitude.
@@ -102,10 +105,11 @@ def read_signs(
         for row in remaining.order():
             one, beliefs = remaining.estimate(row)
             held = tuple(torch.nonzero(one.amplitude).flatten().tolist())
-            if any(set(held) <= set(other) for other, _ in failed):
+            if not held or any(set(held) <= set(other) for other, _ in failed):
                 continue
             failed.append((held, one))
-            if one.information < max(_HOPELESS * LADDER[one.rung].rate, tried.get(held, -1.0) + _BETTER):
+            hopeless = one.information * remaining.doubt(row) < _HOPELESS * LADDER[one.rung].rate
+            if hopeless or one.information < tried.get(held, -1.0) + _BETTER:
                 continue
             tried[held] = one.information
             bits = decode(beliefs, one.rung)
@@ -119,6 +123,11 @@ def read_signs(
         else:
             return found + [one for _, one in failed][: most - len(found)]
     return found
+
+
+def header_threshold(rows: int, words: int) -> float:
+    """Standard deviations by which a header has to stand above the noise, in so many rows and of so many words."""
+    return float(stats.norm.isf(_FALSE_HEADERS / (2 * rows * words)))
 
 
 class _Remaining:
@@ -137,6 +146,7 @@ class _Remaining:
         fourth = float(self.words.double().pow(4).mean())
         self.binary = not self.moments and not self.erasures and fourth < (1 + _EQUAL) * float(power.mean()) ** 2
         self.used = torch.tensor(plan.amplitudes).to(rows) > 0
+        self.readable = header_threshold(len(rows), int(self.used.sum()))
         self._measure()
 
     def _measure(self) -> None:
@@ -150,7 +160,7 @@ class _Remaining:
 
     def order(self) -> list[int]:
         """Rows that hold an image, those that hold one alone and the strongest of them first."""
-        present = self.strength > READABLE
+        present = self.strength > self.readable
         if self.moments and self.erasures:
             present |= self._above_noise()
         rows = torch.nonzero(present).flatten().tolist()
@@ -165,8 +175,12 @@ class _Remaining:
         """Whether each row surely holds an image, shape (K,), even if what arrived of its header is short."""
         fourth = self.words.double().pow(4).sum(dim=1) / self.arrived
         error = ((fourth - self.power**2).clamp(min=0) / self.arrived + self.noise_error**2).sqrt()
-        evident: Tensor = self.power - self.noise**2 > READABLE * error
+        evident: Tensor = self.power - self.noise**2 > _ALIKE * error
         return evident & (self.strength > 0)
+
+    def doubt(self, row: int) -> float:
+        """By which factor the information of a row's codeword may have been estimated too low."""
+        return 1.0 if self.moments else (1 + _HEADER_REACH / float(self.strength[row])) ** 2
 
     def _components(self, row: int) -> tuple[float, float]:
         """Amplitudes of the two strongest images in a row, from its second and fourth moments; the second may be 0."""
