@@ -65,8 +65,9 @@ def _fitting_file(image: Tensor, most: int, bit_depth: int) -> bytes:
 
 def _blurred(image: Tensor, cells: int) -> Tensor:
     """Means over a grid of at most `cells` cells along each side, interpolated to the size of the image."""
-    means = adaptive_avg_pool2d(image.float(), [min(cells, side) for side in image.shape[1:]])
-    wide = interpolate(means[None], image.shape[1:], mode="bilinear")[0]
+    height, width = image.shape[1:]
+    means = adaptive_avg_pool2d(image.float(), (min(cells, height), min(cells, width)))
+    wide = interpolate(means[None], (height, width), mode="bilinear")[0]
     return wide.round().to(image.dtype)
 
 
