@@ -66,6 +66,13 @@ def test_codes_of_signs_have_the_same_threshold(image_format: ImageFormat) -> No
     assert min(bits) >= worthwhile_bits(image_format)
 
 
+def test_tiny_images_are_worth_a_message_as_long_as_they_are() -> None:
+    """Layouts have no longer ones."""
+    layout = sign_layout(SignChannel(1e-3), 1, ImageFormat(1, 8, 8, 16), 300_000, 320, 0.2)
+    assert layout is not None
+    assert layout.plan is not None
+
+
 def test_the_threshold_of_8_bit_rgb_images_is_a_number_of_bits_a_pixel() -> None:
     assert worthwhile_bits(rgb(64)) == pytest.approx(0.16 * 64 * 64)
     assert worthwhile_bits(ImageFormat(1, 64, 64)) > 8 * 56

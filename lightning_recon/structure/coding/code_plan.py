@@ -187,13 +187,13 @@ def has_tensor_codec(image_format: ImageFormat) -> bool:
 
 
 def worthwhile_bits(image_format: ImageFormat) -> float:
-    """Bits of a message below which a linear code makes the better image."""
+    """Bits of a message below which a linear code makes the better image; at most those of the raw image."""
     if has_tensor_codec(image_format):
         return WORTHWHILE * image_format.pixels
     if is_common(image_format):
         return 8 * (_GREY_BYTES + OVERHEAD) + _GREY_BITS * image_format.pixels
     channel = _COLOUR_BYTES if image_format.channels == 3 else _PLANE_BYTES
-    return 8 * (channel * image_format.channels + OVERHEAD)
+    return min(8 * (channel * image_format.channels + OVERHEAD), image_format.raw_bits * image_format.pixels)
 
 
 def least_bits(image_format: ImageFormat, always_digital: bool) -> float:

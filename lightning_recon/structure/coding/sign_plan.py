@@ -15,14 +15,7 @@ import numpy as np
 
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
-from lightning_recon.structure.coding.code_plan import (
-    HEADER,
-    NEIGHBOURS_DB,
-    RAW_BITS,
-    SHORTEST,
-    Plan,
-    worthwhile_bits,
-)
+from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, RAW_BITS, SHORTEST, Plan, worthwhile_bits
 from lightning_recon.structure.coding.expected_quality import MEAN_IMAGE, expected_losses, expected_quality
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 from lightning_recon.structure.coding.pulses import bits_of_pulse, pulses_of
