@@ -28,9 +28,9 @@ WORTHWHILE = 0.16
 # 8-bit grey, AVIF: at 48, 57, 59, 64, 105 and 180 bytes for squares of side 24, 32, 48, 64, 128 and 224, which is at
 # most about `_GREY_BYTES` and `_GREY_BITS` for each pixel.
 _GREY_BYTES, _GREY_BITS = 56, 0.025
-# JPEG 2000, bytes of a channel, whatever the size. Grey: 105 to 130 at 16 bits (sides 24 to 128; fewer than 120 at 224),
-# 140 at 9 and 10 bits (32 and 64). Four channels of 8 and 12 bits, unrelated photographs: 100 to 115 (32 to 128).
-# 16-bit RGB: 155 to 205 (32 to 128), since JPEG 2000 codes each channel by itself, and the linear code knows the axes of
+# JPEG 2000, bytes of a channel, whatever the size. Grey: 105 to 130 at 16 bits (sides 24 to 128; below 120 at 224), 140
+# at 9 and 10 bits (32 and 64). Four channels of 8 and 12 bits, unrelated photographs: 100 to 115 (32 to 128). 16-bit
+# RGB: 155 to 205 (32 to 128), since JPEG 2000 codes each channel by itself, and the linear code knows the axes of
 # colours.
 _PLANE_BYTES, _COLOUR_BYTES = 140, 200
 # JPEG 2000 and AVIF hold a single colour in so many bytes a channel: at most 37 were needed at up to 512 x 512 pixels.
