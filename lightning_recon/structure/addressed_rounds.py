@@ -212,9 +212,9 @@ def _of_new_images(first: ServerPayload, payload: ServerPayload, update: ClientU
         update: Its answer.
         count: Number of addresses.
     """
-    weight, index = update.gradient["structure.weight"], payload.tensors["index"]
+    weight, index = update.gradient["structure.weight"].cpu(), payload.tensors["index"]
     position = torch.zeros(int(index.max()) + 1, dtype=torch.int64)
     position[index] = torch.arange(len(index))
     rows = weight[count:]
-    inputs = rows[:, position[first.tensors["index"]].to(rows.device)]
+    inputs = rows[:, position[first.tensors["index"]]]
     return replace(update, gradient={"structure.weight": torch.cat([inputs, rows[:, len(index) :]], dim=1)})

@@ -19,10 +19,16 @@ from lightning_recon.structure.base import Decoded, Structure, most_found
 from lightning_recon.structure.clipping_budget import structure_share
 from lightning_recon.structure.coding import jpeg_xl as jpeg_xl_files
 from lightning_recon.structure.coding.channel_code import binary_capacity, message_bits
-from lightning_recon.structure.coding.code_plan import HEADER, TENSOR_VERSION, Plan, digital_plan, sketch_share
+from lightning_recon.structure.coding.code_plan import (
+    HEADER,
+    TENSOR_VERSION,
+    Plan,
+    digital_plan,
+    has_tensor_codec,
+    sketch_share,
+)
 from lightning_recon.structure.coding.image_codec import is_common
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
-from lightning_recon.structure.coding.messages import TENSOR_FORMAT
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.remaining_rows import Received
 from lightning_recon.structure.detection.separation import separate
@@ -131,7 +137,7 @@ class Digital(Structure):
 
     def payload(self, task: Task) -> ServerPayload:
         """Design the structure from what was announced; a linear one where that makes the better image."""
-        if self.source_code == "tensor" and (task.image_format.channels, task.image_format.bit_depth) != TENSOR_FORMAT:
+        if self.source_code == "tensor" and not has_tensor_codec(task.image_format):
             raise UserError(
                 "--model.structure.source_code tensor compresses images of 3 channels and 8 bits: leave it at codec "
                 "for images of another format"

@@ -7,7 +7,10 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from lightning_recon.attack.protocol import run_protocol
 from lightning_recon.client import LocalOptions, Privacy, VictimClient
+from lightning_recon.data import ClientBatch
+from lightning_recon.data.sources import DataProtocol
 from lightning_recon.exchange import Compression, Quantization, ServerPayload
 from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.structure import (
@@ -97,6 +100,22 @@ def test_a_shipped_layer_works_on_the_device(name: str, a_client: AClient, prete
     structure, settings = STRUCTURES[name]
     client = a_client(**{"privacy": UPDATE} | settings)
     check_equal(client, pretended[0], structure.payload(client.task))
+
+
+def test_feedback_about_changing_batches_finds_what_it_finds_on_the_cpu(
+    photographs: list[ClientBatch], pretended: Device
+) -> None:
+    """From the second round on, updates are decoded as they come from the client's device."""
+    held, found = photographs[0], []
+    for device in (torch.device("cpu"), pretended[0]):
+        privacy = Privacy(1.0, 0.02, "sample", rounds=3)
+        client = VictimClient("convnet", 16, privacy=privacy, noise_seed=0, sampling="shuffle")
+        client.bind([held], DataProtocol(COUNT // 2, subjects=False, local_images=COUNT))
+        structure = Feedback()
+        payload = structure.payload(client.task)
+        found.append(run_protocol(client.to(device), structure, payload, 0, 0, None).images)
+    assert len(found[0]) == COUNT
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("granularity", ["update", "sample"])

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from lightning_recon.image_format import rgb
+from lightning_recon.image_format import ImageFormat, rgb
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
-from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB
+from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, least_bits
 from lightning_recon.structure.coding.l1_budget import (
     SKETCH_SHARE,
     l1_plan,
@@ -87,3 +87,14 @@ def test_no_plan_where_the_noise_is_high() -> None:
     assert l1_plan(1e-3, rgb(64), 1_000_000, False, 0.2, False, 10.0) is None
     assert l1_plan(1e-3, rgb(64), 1_000_000, False, 0.2, True, 10.0) is not None
     assert l1_plan(1e-2, rgb(64), 1_000_000, False, 0.2, True, 10.0) is None  # too short for a code
+
+
+@pytest.mark.parametrize("always_digital", [False, True])
+def test_no_plan_whose_messages_hold_no_image(always_digital: bool) -> None:
+    """Of small 16-bit images 2.5 bits for every three values are too few for any JPEG 2000."""
+    image_format, bits = ImageFormat(1, 16, 16, 16), []
+    for exponent in torch.linspace(-5, -2.5, 26).tolist():
+        found = l1_plan(10**exponent, image_format, 1_000_000, False, 0.2, always_digital, 10.0)
+        bits += [] if found is None else [message_bits(found[0].fair, found[0].inputs)]
+    assert 0 < len(bits) < 26
+    assert min(bits) >= least_bits(image_format, always_digital)

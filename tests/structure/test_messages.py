@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A message holds the image itself where that fits, and else the better of two lossy files."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lightning_recon.image_format import ImageFormat, rgb
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits
-from lightning_recon.structure.coding.code_plan import Plan
+from lightning_recon.structure.coding.code_plan import Plan, digital_plan
 from lightning_recon.structure.coding.messages import image_of, message_of
 
 Photographs = Callable[[int], Tensor]
@@ -56,3 +57,35 @@ def test_other_formats_have_no_tensor_codec(photographs: Photographs) -> None:
     # Nothing fits: the message says so.
     small = plan_of(inputs_of(100))
     assert image_of(message_of(grey, small)[1], small, ImageFormat(1, 48, 48)) is None
+
+
+def noisiest_plan(image_format: ImageFormat, always_digital: bool) -> Plan:
+    """The plan at the highest noise for which there is one."""
+    low, high, found = math.log(1e-3), math.log(1.0), None
+    for _ in range(14):
+        middle = (low + high) / 2
+        plan = digital_plan(math.exp(middle), image_format, 400_000, False, 0.1, always_digital)
+        low, high, found = (low, middle, found) if plan is None else (middle, high, plan)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("always_digital", [False, True])
+@pytest.mark.parametrize(("channels", "bit_depth"), [(1, 8), (1, 16), (3, 12), (4, 8)])
+@pytest.mark.parametrize("size", [24, 64])
+def test_a_plan_is_made_only_where_every_message_holds_an_image(
+    photographs: Photographs, size: int, channels: int, bit_depth: int, always_digital: bool
+) -> None:
+    """At the highest noise, of photographs and of what no file of so few bytes holds: noise."""
+    image_format = ImageFormat(channels, size, size, bit_depth)
+    plan = noisiest_plan(image_format, always_digital)
+    grey = photographs(size).mean(dim=1)
+    images = [*grey[[0, 5, 10]][:, None].expand(-1, channels, -1, -1), torch.rand(channels, size, size)]
+    for image in images:
+        integers = image_format.integers(image)
+        rung, bits = message_of(integers, plan)
+        found = image_of(bits, plan, image_format)
+        assert rung == plan.fair
+        assert found is not None
+        # Nearer than black.
+        assert float((image_format.values(found[0]) - image).square().mean()) < float(image.square().mean())

@@ -22,6 +22,7 @@ from lightning_recon.structure.coding.code_plan import (
     NEIGHBOURS_DB,
     SHORTEST,
     Plan,
+    least_bits,
 )
 
 # Mean of |x| of a standard normal number: coefficients are taken for normal.
@@ -129,8 +130,8 @@ def l1_plan(
         sketch_ratio: `norm_ratio` of the sketch.
 
     Returns:
-        The plan, and the ratio of the norms of a whole row; None where a linear code makes the better image, and for
-        fewer than 1000 inputs.
+        The plan, and the ratio of the norms of a whole row; None where a linear code makes the better image, for
+        fewer than 1000 inputs, and where not every message would hold an image.
     """
     budget = 1 / max(noise, 1e-9)
     header = math.sqrt(HEADER_ENERGY / HEADER)
@@ -144,8 +145,8 @@ def l1_plan(
             count = min(max(0, most), int(left / (spare * math.sqrt(needed_snr(rung, max(count, 1))))))
         if count >= SHORTEST and message_bits(rung, count) > (message_bits(best, inputs) if inputs else 0):
             best, inputs = rung, count
-    worthwhile = _WORTHWHILE * image_format.pixels * image_format.channels / 3
-    if not inputs or (not always_digital and message_bits(best, inputs) < worthwhile):
+    worthwhile = 0.0 if always_digital else _WORTHWHILE * image_format.pixels * image_format.channels / 3
+    if not inputs or message_bits(best, inputs) < max(worthwhile, least_bits(image_format, always_digital)):
         return None
     amplitude, sketch = left / inputs, SKETCH_SHARE * budget / sketch_ratio
     energy = inputs * amplitude**2 + HEADER_ENERGY + sketch**2

@@ -5,17 +5,16 @@ from functools import lru_cache
 from itertools import chain
 
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from lightning_recon.image_format import ImageFormat, format_of
 from lightning_recon.reconstruction import CodecName
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits
-from lightning_recon.structure.coding.code_plan import Plan
+from lightning_recon.structure.coding.code_plan import Plan, has_tensor_codec
 from lightning_recon.structure.coding.image_codec import codec_of, framed, image_from, lossless, lossy, unframed
 from lightning_recon.structure.coding.near_codewords import neighbours
 from lightning_recon.structure.coding.tensor_codec import tensor_codec
 
-# Channels and bits of a value that the codec of tensor operations is made for.
-TENSOR_FORMAT = (3, 8)
 _REMEMBERED = 64  # messages that are kept
 
 
@@ -45,11 +44,31 @@ def message_of(image: Tensor, plan: Plan) -> tuple[int, Tensor]:
 def _lossy_message(pixels: bytes, image_format: ImageFormat, plan: Plan) -> Tensor:
     """The message of an image that no rung takes losslessly."""
     image, bits = image_from(pixels, image_format), message_bits(plan.fair, plan.inputs)
+    if not has_tensor_codec(image_format):
+        return framed(_fitting_file(image, plan.bytes_of(plan.fair), plan.bit_depth), False, bits)
     file = framed(lossy(image, plan.bytes_of(plan.fair), plan.bit_depth), False, bits)
-    if not _has_tensor_codec(image_format):
-        return file
     other: Tensor = tensor_codec(*image_format.size, bits)(image_format.values(image)[None])[0]
     return min((file, other), key=lambda message: _error(message, image, plan))
+
+
+def _fitting_file(image: Tensor, most: int, bit_depth: int) -> bytes:
+    """The best file of at most `most` bytes; where even the worst is longer, that of the least blurred image that fits.
+
+    Nothing where that of a single colour is longer, too.
+    """
+    file, cells = lossy(image, most, bit_depth), max(image.shape[1:])
+    while not file and cells > 1:
+        cells = 2 * cells // 3
+        file = lossy(_blurred(image, cells), most, bit_depth)
+    return file
+
+
+def _blurred(image: Tensor, cells: int) -> Tensor:
+    """Means over a grid of at most `cells` cells along each side, interpolated to the size of the image."""
+    height, width = image.shape[1:]
+    means = adaptive_avg_pool2d(image.float(), (min(cells, height), min(cells, width)))
+    wide = interpolate(means[None], (height, width), mode="bilinear")[0]
+    return wide.round().to(image.dtype)
 
 
 def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tensor, CodecName] | None:
@@ -67,7 +86,7 @@ def image_of(bits: Tensor, plan: Plan, image_format: ImageFormat) -> tuple[Tenso
     opened = None if plan.tensor else unframed(bits, image_format, plan.jpeg_xl)
     if opened is not None:
         return opened[0], codec_of(opened[1], image_format, plan.jpeg_xl)
-    found = tensor_codec(*image_format.size, len(bits)).decode(bits) if _has_tensor_codec(image_format) else None
+    found = tensor_codec(*image_format.size, len(bits)).decode(bits) if has_tensor_codec(image_format) else None
     return None if found is None else (image_format.integers(found), "tensor")
 
 
@@ -90,10 +109,6 @@ def checked_message(
         if (content := image_of(candidate, plan, image_format)) is not None:
             return candidate, *content
     return None
-
-
-def _has_tensor_codec(image_format: ImageFormat) -> bool:
-    return (image_format.channels, image_format.bit_depth) == TENSOR_FORMAT
 
 
 def _error(message: Tensor, image: Tensor, plan: Plan) -> float:

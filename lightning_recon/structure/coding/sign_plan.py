@@ -15,7 +15,7 @@ import numpy as np
 
 from lightning_recon.image_format import ImageFormat
 from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
-from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, RAW_BITS, SHORTEST, WORTHWHILE, Plan
+from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, RAW_BITS, SHORTEST, Plan, worthwhile_bits
 from lightning_recon.structure.coding.expected_quality import MEAN_IMAGE, expected_losses, expected_quality
 from lightning_recon.structure.coding.image_codec import OVERHEAD
 from lightning_recon.structure.coding.pulses import bits_of_pulse, pulses_of
@@ -130,7 +130,8 @@ def sign_layout(
                     continue
                 bits = _comparable(message_bits(rung, inputs), image_format)
                 quality = _quality(bits, image_format.pixels, lost)
-                if bits >= WORTHWHILE and (best is None or quality > best.quality):
+                worthwhile = message_bits(rung, inputs) >= worthwhile_bits(image_format)
+                if worthwhile and (best is None or quality > best.quality):
                     used = tuple(float(step <= rung) for step in range(len(LADDER)))
                     plan = Plan(inputs, 1.0, used, rung, 0.0, True, positions, repeats, image_format.bit_depth)
                     sketch = math.ceil(SKETCH * pulses_of(inputs, positions))
