@@ -102,8 +102,8 @@ def explained(error: BaseException, roots: Mapping[str, Any], args: Sequence[str
     name = _NAME.search(text)
     if type(None) in parts_of(announced) and "None" in (value and value[1], name and name[1]):
         return (
-            f"{flag} cannot be set to null on the command line: set it in a file given by --config; left out, it is what "
-            "the configs say"
+            f"{flag} cannot be set to null on the command line: set it in a file given by --config; left out, it is "
+            "what the configs say"
         )
     if name and name[1] and (group := group_of(announced)):
         return f"{flag} is {name[1]!r}{place}: give its parts by name: {', '.join(options_of(group))}"

@@ -79,7 +79,7 @@ from .typed import refusal
             "--model.client.local.optimizer CLASS before it",
         ),
         ("QS --model.client.local.scheduler.gamma 0.1", "give --model.client.local.scheduler CLASS before it"),
-        ("QS --model.client.local.batch_size null", "cannot be set to null on the command line: leave it out, or"),
+        ("QS --model.client.local.batch_size null", "cannot be set to null on the command line: set it in a file"),
         ("QS --model.client.compression null", "--model.client.compression cannot be set to null on the command line"),
         (
             "QS --model.client.compression top_k",
