@@ -3,13 +3,13 @@
 
     python scripts/train_large_denoiser.py photographs/ --output large_denoiser.safetensors
 
-About an hour and a half on two cores. A stopped run goes on where it was: its state is in --work. The photographs are
+About two and a half hours on two cores. A stopped run goes on where it was: its state is in --work. The photographs are
 those that `lightning_recon/priors/weights/photographs.tsv` lists: `scripts/repository_photographs.py photographs/` and,
 as the folder `photographs/debian-cc0`, the folder `cc0` that `scripts/photographs.py` writes. Of the flowers, which are
 many, every fifth picture is one.
 
 Training starts from the weights of the small denoiser: what is added to it changes nothing at first. The learning rate
-of the shipped weights followed the time that had passed instead of the number of steps.
+of the first half of the shipped weights' training followed the time that had passed instead of the number of steps.
 """
 
 import argparse
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("photographs", type=Path, help="folder of photographs that may be used for it")
     parser.add_argument("--output", type=Path, required=True, help="where to write the weights (.safetensors)")
     parser.add_argument("--work", type=Path, default=Path("runs/large_denoiser.pt"), help="state of the training")
-    parser.add_argument("--steps", type=int, default=5600)
+    parser.add_argument("--steps", type=int, default=10400)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
