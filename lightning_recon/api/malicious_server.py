@@ -176,7 +176,7 @@ def reconstruct(
         noise_multiplier: scale of the noise divided by C (z), for Gaussian noise its standard deviation.
         granularity: what is clipped: each sample's gradient, or the whole update.
         structure: what the server adds to the model; default: `WaterFilling`, the linear code.
-        denoiser: prior of the refinement; default: `LargeDenoiser`; `SmallDenoiser` is faster and worse.
+        denoiser: prior of the refinement; default: `LargeDenoiser`; `SmallDenoiser` is faster.
         steps: refinement steps, 0 for the decoding alone.
         seed: seed of dropout.
         rounds: updates on the same batch (T); `structure.Feedback` uses later rounds to ask for what is still unknown.

@@ -105,7 +105,7 @@ class UNetDenoiser(Prior):
 
 
 class SmallDenoiser(UNetDenoiser):
-    """A U-Net of a million weights, trained on 153 photographs; faster than the large one, and worse."""
+    """A U-Net of a million weights, trained on 153 photographs; faster than the large one."""
 
     def __init__(self, weights: str | None = str(SHIPPED), strength: float = 1.0, sigma: float = 0.05) -> None:
         """Build it.
