@@ -141,7 +141,7 @@ def psnr_against_z() -> None:
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(figsize=(8.8, 6.0), layout="constrained")
     for attack, column, label, colour, dashes, mark, width in CURVES:
-        found = [(z, min(value, EXACT) if attack == "digital" else value) for z, value in curve(rows, attack, column)]
+        found = [(z, min(value, EXACT)) for z, value in curve(rows, attack, column)]
         axes.plot(
             *zip(*found, strict=True), label=label, color=colour, linestyle=dashes, marker=mark, linewidth=width,
             markersize=5, zorder=3 if mark else 4,
