@@ -29,7 +29,14 @@ from lightning_recon.client.silenced_network import (
 )
 from lightning_recon.client.update import Clipped, clipped_update, nothing, summed, zero_gradients
 from lightning_recon.data.sources import ClientBatch
-from lightning_recon.exchange import BatchSampling, ClientUpdate, Compression, Quantization, ServerPayload
+from lightning_recon.exchange import (
+    BatchSampling,
+    ClientUpdate,
+    Compression,
+    LocalTraining,
+    Quantization,
+    ServerPayload,
+)
 from lightning_recon.losses import LossName, loss_named
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.networks.torch_internals import version_of
@@ -153,7 +160,7 @@ class Clients:
     def _trains_privately(self, client: int) -> bool:
         """Whether each local step is one of DP-SGD, so that the update has its noise from them."""
         whole = self.sampling.method == "all"
-        local = self.local.announced(len(self._batch(client).labels) if whole else self.batch_size)
+        local = self._local_training(len(self._batch(client).labels) if whole else self.batch_size)
         return self.privacy.granularity == "sample" and not local.is_plain_step
 
     def _release(self, payload: ServerPayload, digest: str, drawn: Drawn) -> Mapping[str, Tensor]:
@@ -238,14 +245,18 @@ class Clients:
             images, labels = on_device(self._batch(client), self.device)
             if drawn is not None:
                 images, labels = images[drawn], labels[drawn]
-            if not len(images):
+            local, training = self._local_training(len(images)), None
+            if not local.batches(len(images)):
+                images, labels = images[:0], labels[:0]
+            # Local steps of DP-SGD have noise of their own, also where there is no image.
+            if not len(images) and (randomness is None or not self._trains_privately(client)):
                 return nothing(model)
-            local, training = self.local.announced(len(images)), None
             if randomness is None:
                 first = local.first_step(len(images))
                 images, labels = images[first], labels[first]
             else:
-                training = LocalRound(local, self.local.new_optimizer, randomness)
+                expected = None if drawn is None else self.batch_size
+                training = LocalRound(local, self.local.new_optimizer, randomness, expected)
             loss, zeros = loss_named(self.loss), zero_gradients(model) if silenced is None else silenced.zeros
             clipped = clipped_update(model, images, labels, self.privacy, self.chunk_size, training, loss, zeros)
         if reuses and known is None:
@@ -257,7 +268,12 @@ class Clients:
     def _reuses_outputs(self, payload: ServerPayload, images: int) -> bool:
         """Whether later rounds with as many images can use this one's outputs of the network."""
         one_by_one = self.privacy.granularity == "update" or self.chunk_size == 1
-        return images > 0 and one_by_one and self.local.announced(images).is_plain_step and silences(payload)
+        return images > 0 and one_by_one and self._local_training(images).is_plain_step and silences(payload)
+
+    def _local_training(self, images: int) -> LocalTraining:
+        """The local training of a round with so many images."""
+        whole = self.sampling.method == "all"
+        return self.local.announced(images) if whole else self.local.in_round(self.batch_size, images)
 
     def _batch(self, client: int) -> ClientBatch:
         """The images of a client, by its number among all clients of the run."""

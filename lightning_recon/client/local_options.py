@@ -126,6 +126,25 @@ class LocalOptions:
             raise UserError(f"the first learning rate is 0, by which no update can be divided: set {FLAG}update delta")
         return replace(local, learning_rates=rates, update=update)
 
+    def in_round(self, announced: int, images: int) -> LocalTraining:
+        """What a client does in a round whose sampled batch may differ from the announced one.
+
+        Mini-batches keep their announced size, and the last one is smaller or left out, as in a data loader. There may
+        be none at all.
+
+        Args:
+            announced: number of images that is announced, for which the options were checked.
+            images: number of images in this round; may be 0.
+
+        Raises:
+            UserError: the schedule cannot be used for so many steps.
+        """
+        local = self.announced(announced)
+        if images == announced or not local.batches(images):
+            return local
+        rates = _schedule(self, _probe(self), local.steps(images), local.steps_of_epoch(images))
+        return replace(local, learning_rates=rates)
+
 
 def _probe(options: LocalOptions) -> Optimizer:
     """The optimizer of a network with one number, after one step.

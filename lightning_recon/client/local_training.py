@@ -43,11 +43,15 @@ class LocalRound:
         local: the announced training.
         make_optimizer: makes a fresh optimizer of the announced class and options.
         randomness: the client's own.
+        announced: announced number of images, where batches are sampled and the number in a round is not public: DP-SGD
+            divides by what follows from it, and takes the steps that follow from it where there is no image. None: the
+            client's own number.
     """
 
     local: LocalTraining
     make_optimizer: MakeOptimizer
     randomness: LocalRandomness
+    announced: int | None = None
 
 
 def randomness_of(source: NoiseSource, client: int, draw: int, round: int) -> LocalRandomness:
@@ -73,7 +77,7 @@ def weight_change(
 
     Args:
         model: network, images to logits, in the mode in which it is trained; it stays as it is.
-        images: (B, channels, height, width), floating point.
+        images: (B, channels, height, width), floating point; B may be 0 where DP-SGD adds noise in every step.
         labels: (B,), int64, or other targets (B, ...).
         training: how.
         set_gradients: `mean_gradients`, or what `private_gradients` returns.
@@ -117,6 +121,8 @@ def _steps(images: Tensor, labels: Tensor, training: LocalRound, epoch: int) -> 
         images, labels = images[order], labels[order]
     parts = [torch.split(tensor, local.batch_size or len(images)) for tensor in (images, labels)]
     batches = list(zip(*parts, strict=True))[: local.batches(len(images))]
+    if not len(images):  # as a Poisson sample may be empty
+        batches = [(images, labels)] * local.batches(training.announced or 0)
     for first in range(0, len(batches), local.accumulate_grad_batches):
         yield batches[first : first + local.accumulate_grad_batches]
 

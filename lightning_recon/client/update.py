@@ -79,7 +79,7 @@ def clipped_update(
 
     Args:
         model: network, images to logits, in the mode in which it is to be differentiated.
-        images: (B, channels, height, width), floating point.
+        images: (B, channels, height, width), floating point; B may be 0 in local steps of DP-SGD.
         labels: what the loss takes: class indices (B,), int64, or other targets (B, ...).
         privacy: what is clipped, and to which norm; and the noise of each local step under granularity "sample".
         chunk_size: under granularity "sample", samples differentiated at once.
@@ -101,7 +101,7 @@ def clipped_update(
         names = [name for name, _ in model.named_parameters() if name not in zeros]
         gradient, _ = mean_gradient(model, loss, images, labels, names=names)
     elif privacy.granularity == "sample":
-        expected = local.expected_batch_size(len(images))
+        expected = local.expected_batch_size(training.announced or len(images))
         private = private_gradients(privacy, expected, chunk_size, training.randomness, loss)
         return Clipped(weight_change(model, images, labels, training, private), [], has_noise=True)
     else:

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of its images a client uses in a round."""
 
+import math
 from collections import Counter
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_recon.client import VictimClient
+from lightning_recon.client import LocalOptions, VictimClient
 from lightning_recon.client.batches import drawn_images
+from lightning_recon.client.local_training import LocalRound, randomness_of
 from lightning_recon.client.noise_source import NoiseSource
+from lightning_recon.client.update import clipped_update
 from lightning_recon.data import ClientBatch
 from lightning_recon.data.sources import DataProtocol
 from lightning_recon.errors import UserError
@@ -17,6 +21,7 @@ from lightning_recon.exchange import BatchSampling, Sampling, ServerPayload
 from lightning_recon.privacy.parameters import Privacy
 
 HELD, BATCH = 10, 4
+Granularity = Literal["sample", "update"]
 
 
 def drawn(method: Sampling, round: int, client: int = 0, draw: int = 0) -> list[int]:
@@ -26,9 +31,16 @@ def drawn(method: Sampling, round: int, client: int = 0, draw: int = 0) -> list[
     return list(chosen.tolist())
 
 
-def a_client(sampling: Sampling, held: int = HELD, announced: int | None = HELD, noise: float = 0.0) -> VictimClient:
-    privacy = Privacy(max_grad_norm=1.0, noise_multiplier=noise, granularity="sample")
-    client = VictimClient("convnet", 10, privacy=privacy, sampling=sampling, noise_seed=3)
+def a_client(
+    sampling: Sampling,
+    held: int = HELD,
+    announced: int | None = HELD,
+    noise: float = 0.0,
+    local: LocalOptions = LocalOptions(),  # noqa: B008 - frozen
+    granularity: Granularity = "sample",
+) -> VictimClient:
+    privacy = Privacy(max_grad_norm=1.0, noise_multiplier=noise, granularity=granularity)
+    client = VictimClient("convnet", 10, privacy=privacy, sampling=sampling, noise_seed=3, local=local)
     images = torch.rand(held, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     batch = ClientBatch(images, images, images[:, :1] > -1, torch.arange(held) % 10, [""] * held)
     client.bind([batch], DataProtocol(BATCH, local_images=announced))
@@ -90,6 +102,46 @@ def test_a_round_without_images_releases_noise_alone() -> None:
     update = client.share(ServerPayload(), 0, 0, rounds[0])
     values = torch.cat([one.flatten() for one in update.gradient.values()])
     assert float(values.std()) == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 4}, {"batch_size": 2, "accumulate_grad_batches": 2}])
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_a_smaller_batch_than_announced_is_trained_on_as_a_data_loader_does(
+    options: dict[str, int], granularity: Granularity
+) -> None:
+    local = LocalOptions(**options)
+    client = a_client("shuffle", local=local, granularity=granularity)
+    chosen = drawn("shuffle", 2)
+    assert len(chosen) == 2
+    sent = client.share(ServerPayload(), 0, 0, 2).gradient["network.classifier.bias"]
+    whole = client._batches[0]
+    training = LocalRound(
+        local.announced(BATCH), local.new_optimizer, randomness_of(client.noise_source, 0, 0, 2), BATCH
+    )
+    own = clipped_update(client.network, whole.images[chosen], whole.labels[chosen], client.privacy, 1, training)
+    torch.testing.assert_close(sent, own.gradient["classifier.bias"])
+    assert float(sent.abs().max()) > 0
+
+
+def test_poisson_samples_of_every_size_are_trained_on() -> None:
+    poisson = a_client("poisson", local=LocalOptions(batch_size=4, drop_last=True))
+    sizes = {}
+    for number in range(12):
+        sent = poisson.share(ServerPayload(), 0, 0, number).gradient["network.classifier.bias"]
+        sizes[len(drawn("poisson", number))] = bool(sent.abs().max() > 0)
+    assert min(sizes) < BATCH < max(sizes)
+    assert sizes == {size: size >= 4 for size in sizes}  # a data loader leaves smaller mini-batches out
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_local_steps_without_images_have_the_noise_of_those_with_images(size: int | None) -> None:
+    """Noise of scale zC in each step, times the learning rate, over the announced number of images."""
+    client = a_client("poisson", noise=10.0, local=LocalOptions(epochs=2, batch_size=size))
+    by_size = {len(drawn("poisson", number)): number for number in range(2000)}
+    for count in (0, 3, 4):
+        update = client.share(ServerPayload(), 0, 0, by_size[count])
+        values = torch.cat([one.flatten() for one in update.gradient.values()])
+        assert float(values.std()) == pytest.approx(0.1 * 10.0 / BATCH * math.sqrt(2), rel=0.05)
 
 
 def test_sampling_needs_the_number_of_images() -> None:
