@@ -104,6 +104,7 @@ def test_taking_a_network_apart_leaves_it_alone(honest: Honest) -> None:
         ({"local": LocalTraining(2, shuffle=True)}, "every epoch.* set shuffle to false"),
         ({"local": LocalTraining(batch_size=1, accumulate_grad_batches=2)}, "accumulated gradients"),
         ({"local": LocalTraining(2), "granularity": "sample"}, "DP-SGD"),
+        ({"client_dropout": 0.1}, "clients that drop out of a sum.* set client_dropout to 0"),
         ({"compression": Compression("sign")}, "compressed by sign.* leave the compression out"),
     ],
 )

@@ -170,6 +170,8 @@ def check_modelled(task: Task) -> None:
         lacking, instead = "mini-batches that are shuffled in every epoch", "set shuffle to false"
     elif task.sampling.method != "all":
         lacking, instead = "batches that are drawn anew in every round", "set sampling to all"
+    elif task.client_dropout > 0:
+        lacking, instead = "clients that drop out of a sum", "set client_dropout to 0"
     elif task.compression is not None and task.compression.method not in ("float16", "bfloat16", "int8", "qsgd"):
         lacking = f"updates compressed by {task.compression.method}"
         instead = "leave the compression out"
