@@ -116,12 +116,12 @@ def noise_law_batch_quantile(
     return float(brentq(excess, min(alone) - 1e-6, max(alone) + 1e-6, xtol=1e-6))
 
 
-def unbiased_psnr(noise_multiplier: float, rounds: int) -> float:
+def unbiased_psnr(noise_multiplier: float, rounds: float) -> float:
     """Highest PSNR of any unbiased estimate under Gaussian noise, by Renyi differential privacy of order 2.
 
     Args:
         noise_multiplier: Standard deviation of the noise divided by the clipping norm, >= 0.
-        rounds: Releases of the same images.
+        rounds: Releases of the same images, of sampled ones their expected number.
 
     Returns:
         PSNR in dB of an expected squared error of 1 / (4 (exp(4 T / z^2) - 1)) per pixel value in [0, 1]; at most 100.
@@ -142,7 +142,7 @@ def channel_nats(
     noise_multiplier: float,
     granularity: Granularity,
     batch_size: float,
-    rounds: int,
+    rounds: float,
     mechanism: Mechanism = Gaussian(),  # noqa: B008 - has no state
 ) -> float | None:
     """Nats that clipped and noised releases carry about one victim at most: a bound for any attack.
@@ -151,7 +151,7 @@ def channel_nats(
         noise_multiplier: Scale of the noise divided by the clipping norm, >= 0.
         granularity: "sample" gives each image the clipping norm, "update" shares it among the batch.
         batch_size: Images a client, a mean over clients.
-        rounds: Releases of the same images.
+        rounds: Releases of the same images, of sampled ones their expected number.
         mechanism: Distribution of the noise.
 
     Returns:

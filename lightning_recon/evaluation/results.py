@@ -139,7 +139,7 @@ def bounds_record(
     noise_multiplier: float,
     granularity: Granularity,
     per_layer: bool,
-    rounds: int,
+    rounds: float,
     batch_size: int = 1,
     mechanism: str = "gaussian",
     averaged: float | None = None,
@@ -154,7 +154,7 @@ def bounds_record(
             aggregation of the sum.
         granularity: "sample" or "update".
         per_layer: Whether each tensor is clipped by itself, for which no noise law is stated.
-        rounds: Releases of the same images.
+        rounds: Releases of the same images, of sampled ones their expected number.
         batch_size: Images a client, where `truths` do not say.
         mechanism: Name of the mechanism. The noise law, the unbiased bound and their quantiles hold for Gaussian noise.
         averaged: Number of releases whose mean has the noise of a victim's part in what the server sees, for the noise

@@ -150,9 +150,9 @@ class Task:
         return self.sampling.rate(self.batch_size) * (self.participation or 1.0) * (1 - self.client_dropout)
 
     @property
-    def expected_rounds(self) -> int:
-        """Expected number of rounds that an image is in, rounded, at least 1."""
-        return max(1, round(self.rounds * self.sampling.rate(self.batch_size)))
+    def expected_rounds(self) -> float:
+        """Expected number of rounds that an image is in, at least 1; not rounded, so that bounds are not below it."""
+        return max(1.0, self.rounds * self.sampling.rate(self.batch_size))
 
     @property
     def most_rounds(self) -> int:

@@ -64,7 +64,7 @@ class Gaussian(Mechanism):
         """Sensitivity over noise of all rounds together."""
         return mu_of(noise_multiplier, rounds, adjacency)
 
-    def mutual_information(self, noise_multiplier: float, rounds: int) -> float | None:
+    def mutual_information(self, noise_multiplier: float, rounds: float) -> float | None:
         """T / (2 z²); infinite without noise.
 
         Source: mutual information is at most the divergence from the release without the record, which zCDP bounds by

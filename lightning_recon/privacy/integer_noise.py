@@ -71,7 +71,7 @@ class IntegerMechanism(Mechanism):
             warnings.simplefilter("ignore")
             return max(0.0, float(rdp.get_privacy_spent(orders=list(orders), rdp=list(divergence), delta=delta)[0]))
 
-    def mutual_information(self, noise_multiplier: float, rounds: int) -> float | None:
+    def mutual_information(self, noise_multiplier: float, rounds: float) -> float | None:
         """The divergence at order 1, of all rounds; infinite without noise.
 
         Source: mutual information is at most the divergence from the release without the record, which grows with the

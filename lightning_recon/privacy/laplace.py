@@ -70,7 +70,7 @@ class Laplace(Mechanism):
         one = _sensitivity(adjacency) / noise_multiplier
         return min(plain, steps * float(np.logaddexp(math.log1p(-sample_rate), math.log(sample_rate) + one)))
 
-    def mutual_information(self, noise_multiplier: float, rounds: int) -> float | None:
+    def mutual_information(self, noise_multiplier: float, rounds: float) -> float | None:
         """T (s - 1 + exp(-s)) with s = 1/z; infinite without noise.
 
         Source: mutual information is at most the Kullback-Leibler divergence from the release without the record; that

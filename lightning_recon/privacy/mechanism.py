@@ -109,7 +109,7 @@ class Mechanism(ABC):
         """Parameter of Gaussian differential privacy; None where the mechanism has none, and without noise."""
         return None
 
-    def mutual_information(self, noise_multiplier: float, rounds: int) -> float | None:
+    def mutual_information(self, noise_multiplier: float, rounds: float) -> float | None:
         """Nats that all rounds together carry about one clipped record at most; None where no bound is known."""
         return None
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_recon.evaluation.results import Record, bounds_record, privacy_record
-from lightning_recon.exchange import LocalTraining, Task
+from lightning_recon.exchange import BatchSampling, LocalTraining, Task
 from lightning_recon.structure.local_weights import local_weights
 
 
@@ -79,6 +79,19 @@ class Batch:
         self.masks = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
         self.masks[..., 4:12, :] = True
         self.images = self.photographs * self.masks
+
+
+@pytest.mark.parametrize(("rounds", "nats"), [(14, 70.0), (16, 80.0), (3, 50.0)])
+def test_bounds_of_sampled_images_are_of_the_expected_rounds_which_are_no_whole_number(
+    rounds: int, nats: float
+) -> None:
+    """Each round carries 50 nats; an image that is drawn at all is in one round at least."""
+    sampling = BatchSampling("fixed_size", 10)
+    task = Task((3, 16, 16), 10, 1, 1, "none", "sample", False, 1.0, 0.1, rounds, 3, sampling=sampling)
+    found = bounds_record(
+        [], noise_multiplier=0.1, granularity="sample", per_layer=False, rounds=task.expected_rounds, batch_size=1
+    )
+    assert found["channel_nats"] == pytest.approx(nats)
 
 
 def test_the_noise_law_counts_the_noise_of_mini_batches_that_do_not_hold_an_image() -> None:
