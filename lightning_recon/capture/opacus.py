@@ -28,6 +28,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from lightning_recon.capture.tensor_check import check_trained
 from lightning_recon.capture.update_file import CapturedUpdate, Convention, Declared, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload, Task, update_name
@@ -124,7 +125,8 @@ def capture(
         declared: the privacy that the client's program declares, from `PrivacyEngine.get_epsilon`, for example.
 
     Raises:
-        UserError: there is no gradient, or the task does not agree with the optimizer.
+        UserError: there is no gradient, the task does not agree with the optimizer, or parameters are frozen whose
+            gradients the attack needs.
     """
     _check_noised(optimizer)
     actual = task_of(optimizer, task)
@@ -136,6 +138,7 @@ def capture(
                 f"{name} is {announced} in the task, but the optimizer has {done}: announce that value, and make the "
                 "payload for it"
             )
+    check_trained(_frozen(model), payload)
     convention: Convention = "gradient_mean" if optimizer.loss_reduction == "mean" else "gradient_sum"
     try:
         batches = optimizer.accumulated_iterations
@@ -230,16 +233,23 @@ def capture_change(
         declared: the privacy that the client's program declares.
 
     Raises:
-        UserError: the model has not the same parameters, or the task announces another update.
+        UserError: the model has not the same parameters, the task announces another update, or parameters are frozen
+            whose gradients the attack needs.
     """
     if task.granularity != "sample" or task.local.update != "delta":
         raise UserError('announce granularity "sample" and local training whose update is "delta"')
     after = {name: parameter.detach() for name, parameter in unwrapped(model).named_parameters()}
     if missing := sorted(after.keys() ^ before.keys()):
         raise UserError(f"{missing[0]} is a parameter only before or only after the training: give copies of one model")
+    check_trained(_frozen(model), payload)
     tensors = {name: after[name] - one.to(after[name]) for name, one in before.items()}
     source = f"opacus {version('opacus')}"
     save_captured(path, CapturedUpdate(task, tensors, "delta", payload.digest(), client, round, 0, source, declared))
+
+
+def _frozen(model: nn.Module) -> list[str]:
+    """Names of the parameters that are not trained."""
+    return [name for name, parameter in unwrapped(model).named_parameters() if not parameter.requires_grad]
 
 
 def _gradients(model: nn.Module) -> Mapping[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_recon.capture.client import NETWORK
 from lightning_recon.capture.tensor_check import NETWORK as OF_NETWORK
+from lightning_recon.capture.tensor_check import check_trained
 from lightning_recon.capture.training_watch import Accumulation, Watched, check_accumulation, watching
 from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Convention, Declared, save_captured
 from lightning_recon.errors import UserError
@@ -84,7 +85,8 @@ def record(
         What was seen of the loop so far.
 
     Raises:
-        UserError: the loop cannot be announced, differs from the task, or has changed nothing.
+        UserError: the loop cannot be announced, differs from the task, has changed nothing, or leaves out parameters
+            whose gradients the attack needs.
     """
     inner = unwrapped(model)
     if payload is not None and task is None:
@@ -119,6 +121,7 @@ def record(
     )
     if task is not None:
         _check_announced(task, seen, structure=payload is not None)
+    check_trained(_untrained(inner, watched), payload or ServerPayload())
     if payload is None:
         tensors = {OF_NETWORK + name: tensor for name, tensor in tensors.items()}
         keep_network(Path(folder), before)
@@ -126,6 +129,17 @@ def record(
     sent = (payload or ServerPayload()).digest()
     source = f"PyTorch {torch.__version__.partition('+')[0]}"
     save_captured(path, CapturedUpdate(task or seen, tensors, convention, sent, client, round, 0, source, declared))
+
+
+def _untrained(inner: nn.Module, watched: Watched) -> list[str]:
+    """Names of the parameters that are frozen, or that the optimizer which stepped does not have."""
+    groups = [group for optimizer in watched.optimizers for group in optimizer.param_groups]
+    stepped = {id(parameter) for group in groups for parameter in group["params"]}
+    return [
+        plain_name(name)
+        for name, parameter in inner.named_parameters()
+        if not parameter.requires_grad or (groups and id(parameter) not in stepped)
+    ]
 
 
 def _is_of_opacus(model: nn.Module) -> bool:

@@ -72,6 +72,33 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], 
             raise UserError(f"{name} holds NaN or infinity: the client's training diverged, lower its learning rate")
 
 
+def check_trained(untrained: Sequence[str], payload: ServerPayload) -> None:
+    """Refuse an update without the gradients that its attack needs.
+
+    An attack by an honest server models the gradients of all parameters, and the clip of all of them. One with a
+    structure reads the structure's alone.
+
+    Args:
+        untrained: names of the parameters that the recorded training left out.
+        payload: what the server sent.
+
+    Raises:
+        UserError: names the parameters, and says what to do.
+    """
+    honest = not payload.settings and not payload.tensors
+    needed = [name for name in untrained if honest or name.startswith(STRUCTURE)]
+    if not needed:
+        return
+    others = f" and {len(needed) - 3} more" if len(needed) > 3 else ""
+    wrong = f"the training leaves out {', '.join(needed[:3])}{others} (frozen, or not given to the optimizer)"
+    if honest:
+        raise UserError(
+            f"{wrong}, but an attack by an honest server models gradients of all parameters: train all of them, or "
+            "let the server send a structure (payload and task)"
+        )
+    raise UserError(f"{wrong}, whose gradients the attack reads: train all parameters of the structure")
+
+
 def name_arrays(arrays: Sequence[Any], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """Name arrays that came without names, as Flower sends them, after a model's tensors.
 

@@ -13,11 +13,12 @@ from torch import nn
 
 from lightning_recon.capture import load_captured
 from lightning_recon.capture.noise_check import null_noise
-from lightning_recon.capture.opacus import capture, capture_steps
+from lightning_recon.capture.opacus import capture, capture_change, capture_steps
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.data import ClientBatch
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
+from lightning_recon.exchange import ClientUpdate, LocalTraining, ServerPayload, Task
+from lightning_recon.networks.wrappers import unwrapped
 
 CLIP, NOISE = 10.0, 0.01
 
@@ -118,6 +119,25 @@ def test_a_step_without_gradients_is_no_update(step: Step, task: Task, payload: 
     optimizer.zero_grad()
     with pytest.raises(UserError, match="the step has no gradients"):
         capture(optimizer, module, tmp_path / "update.safetensors", task, payload)
+
+
+def test_the_structure_may_not_be_frozen_but_the_network_may(
+    step: Step, task: Task, payload: ServerPayload, tmp_path: Path
+) -> None:
+    optimizer, module = step()
+    model = unwrapped(module)
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    change = replace(task, local=LocalTraining(update="delta"))
+    model.network.requires_grad_(False)
+    capture(optimizer, module, tmp_path / "update.safetensors", task, payload)
+    capture_change(before, module, tmp_path / "change.safetensors", change, payload)
+    with pytest.raises(UserError, match=r"leaves out network\..* honest server models gradients of all parameters"):
+        capture(optimizer, module, tmp_path / "honest.safetensors", task, ServerPayload())
+    model.structure.requires_grad_(False)
+    with pytest.raises(UserError, match=r"leaves out structure\.weight .* of the structure"):
+        capture(optimizer, module, tmp_path / "frozen.safetensors", task, payload)
+    with pytest.raises(UserError, match=r"leaves out structure\.weight .* of the structure"):
+        capture_change(before, module, tmp_path / "frozen.safetensors", change, payload)
 
 
 def test_equal_norms_for_each_tensor_are_per_layer_clipping(

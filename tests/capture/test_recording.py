@@ -148,6 +148,17 @@ def test_a_malicious_server_gets_the_gradient_of_its_structure(
     assert not (tmp_path / "network.safetensors").exists()
     for name, gradient in gradients.items():
         torch.testing.assert_close(captured.tensors[name], gradient, rtol=1e-3, atol=1e-5)
+    with record(model, tmp_path / "frozen", task=announced, payload=payload):
+        model.network.requires_grad_(False)
+        loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.5))
+    structure = load_captured(tmp_path / "frozen" / UPDATE).tensors["structure.weight"]
+    assert structure.abs().max() > 0
+    model.zero_grad()
+    with (
+        pytest.raises(UserError, match=r"leaves out structure\.weight .* of the structure"),
+        record(model, tmp_path / "other", task=announced, payload=payload),
+    ):
+        loop(model, pictures, torch.optim.SGD(model.network.requires_grad_(True).parameters(), lr=0.5))
     with (
         pytest.raises(UserError, match="in the task, but the loop had"),
         record(model, tmp_path / "other", task=announced, payload=payload),
@@ -198,6 +209,20 @@ def unfinished(model: nn.Module, pictures: ClientBatch) -> None:
     model(pictures.images)
 
 
+def frozen(model: nn.Module, pictures: ClientBatch) -> None:
+    model.conv.requires_grad_(False)
+    loop(model, pictures, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def frozen_gradients(model: nn.Module, pictures: ClientBatch) -> None:
+    model.conv.requires_grad_(False)
+    F.cross_entropy(model(pictures.images), pictures.labels).backward()
+
+
+def head_alone(model: nn.Module, pictures: ClientBatch) -> None:
+    loop(model, pictures, torch.optim.SGD(model.head.parameters(), lr=0.1))
+
+
 @pytest.mark.parametrize(
     ("run", "said"),
     [
@@ -207,6 +232,9 @@ def unfinished(model: nn.Module, pictures: ClientBatch) -> None:
         (groups, "SGD has parameters with lr 0.1 and with 1.0"),
         (uneven, "one optimizer can be announced"),
         (unfinished, "must map images"),
+        (frozen, r"leaves out conv\.weight, conv\.bias \(frozen.*honest server models.*train all of them"),
+        (frozen_gradients, r"leaves out conv\.weight, conv\.bias \(frozen"),
+        (head_alone, r"leaves out conv\.weight, conv\.bias, norm\.weight and 1 more"),
     ],
 )
 def test_a_loop_that_cannot_be_announced(
