@@ -139,5 +139,6 @@ def test_an_offset_leaves_no_footprint_and_is_taken_off_the_gradient(
 
 def test_an_opening_of_more_rounds_than_planned_contradicts_nothing(photographs: Photographs) -> None:
     # Images collide in few rows, so that the opening takes all rounds; the client is honest.
-    decoded = attack(client_of(photographs(16)[:6], noise=0.01, rounds=8), Feedback(WaterFilling(pilot_power=0.2, units=8)))
+    opening = WaterFilling(pilot_power=0.2, units=8)
+    decoded = attack(client_of(photographs(16)[:6], noise=0.01, rounds=8), Feedback(opening))
     assert decoded.mismatch.noise_multiplier is None
