@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lightning_recon as lr
+from lightning_recon.display import as_rgb
 from lightning_recon.errors import UserError
 from lightning_recon.structure import Feedback
 
@@ -151,6 +153,8 @@ def test_a_training_step_is_inverted(batch: tuple[Tensor, Tensor]) -> None:
         ({"labels": torch.tensor([1, 7])}, "classes 0 to 4"),
         ({"truth": torch.zeros(1, 3, 8, 8)}, r"give images \(2, 3, 8, 8\)"),
         ({"local_steps": 3}, "does not divide batch_size"),
+        ({"local_steps": 2, "privacy": lr.Privacy(granularity="sample")}, "not model local steps of DP-SGD"),
+        ({"local_epochs": 2, "privacy": lr.Privacy(granularity="sample")}, "not model local steps of DP-SGD"),
         ({"image_size": 4}, "the model cannot take images of 3 x 4 x 4"),
         ({"gradient": [torch.zeros(3)]}, "the gradient has 1 tensors"),
         ({"gradient": {"head.bias": torch.zeros(5)}}, "the gradient lacks conv.weight"),
@@ -187,6 +191,14 @@ def test_a_batch_is_scored_and_drawn() -> None:
     update = lr.privatized_update(model, images, torch.tensor([3]), lr.Privacy(1.0, 0.0))
     assert torch.linalg.vector_norm(torch.cat([value.flatten() for value in update.values()])) <= 1.0 + 1e-6
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_channels_are_drawn_from_black_to_white(channels: int) -> None:
+    images = torch.linspace(0.25, 0.5, channels * 64).view(1, channels, 8, 8)
+    figure = lr.AttackResult(images, None, None, None, None, True, None, {}, {}).figure()
+    (drawn,) = figure.axes[0].get_images()
+    assert np.allclose(np.asarray(drawn.get_array()), as_rgb(images[0]).permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("masks", [False, True])

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_recon.callbacks import results_writer
 from lightning_recon.cli import main
 
 Fit = Callable[..., dict[str, Any]]
@@ -38,6 +39,21 @@ def test_the_run_folder_holds_everything(quickstart: Path) -> None:
     assert len([name for name in left if name.startswith("events.out.tfevents")]) == 1
     assert {name for name in left if name.startswith("images/")} == {f"images/{number:03d}.png" for number in range(4)}
     assert not [name for name in left if name.endswith((".new", ".old")) or "exchange." in name]
+
+
+def test_results_are_written_after_the_index_of_the_true_images(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[bool] = []
+    write = results_writer.write_results
+
+    def noted(path: Path, record: Any) -> None:  # noqa: ANN401 - any record
+        there.append((tmp_path / "truth" / "index.json").exists())
+        write(path, record)
+
+    monkeypatch.setattr(results_writer, "write_results", noted)
+    fit(tmp_path, "--trainer.max_steps", "0")
+    assert there == [True]
 
 
 def test_results_have_the_promised_schema(quickstart: Path) -> None:

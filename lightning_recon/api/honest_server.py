@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_recon.api.presets import inversion_preset
 from lightning_recon.api.result import AttackResult, bounds_of, scored
 from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
+from lightning_recon.attack.inversion.forward_model import check_modelled
 from lightning_recon.attack.inversion.problem import InverseProblem
 from lightning_recon.attack.inversion.search import search
 from lightning_recon.client.gradients import reproducible_fp32
@@ -103,7 +104,8 @@ def invert_gradients(
         seed: seed of the search.
 
     Raises:
-        UserError: Model, gradient, labels and images do not fit each other, or the preset does not fit the task.
+        UserError: Model, gradient, labels and images do not fit each other, the preset does not fit the task, or the
+            training is not modelled: local steps of DP-SGD.
 
     Example:
         >>> import torch
@@ -138,6 +140,7 @@ def invert_gradients(
     task = task_of(network, (channels, height, width), batch_size, protection)
     local = LocalTraining(epochs=local_epochs, learning_rates=(local_lr,))
     task = replace(task, local=local if local_steps == 1 else replace(local, batch_size=batch_size // local_steps))
+    check_modelled(task)
     if labels is not None:
         check_labels(labels, batch_size, task.num_classes)
     if truth is not None and truth.shape != (batch_size, channels, height, width):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.data.sources import ClientBatch
+from lightning_recon.display import as_rgb
 from lightning_recon.evaluation.assignment import arrange, match
 from lightning_recon.evaluation.metrics import psnr_per_image, ssim_per_image
 from lightning_recon.evaluation.results import bounds_record
@@ -56,7 +57,7 @@ class AttackResult:
     update: dict[str, Tensor]
 
     def figure(self) -> "Figure":
-        """The reconstructions, below the true images if they are known."""
+        """The reconstructions, below the true images if they are known, with the channels of `display.as_rgb`."""
         from matplotlib.figure import Figure
 
         shown = [self.images] if self.truth is None else [self.truth, self.images]
@@ -65,7 +66,7 @@ class AttackResult:
         axes: Any = figure.subplots(len(shown), max(count, 1), squeeze=False)
         for row, images in zip(axes, shown, strict=True):
             for axis, image in zip(row, images, strict=False):
-                axis.imshow(image.permute(1, 2, 0).numpy())
+                axis.imshow(as_rgb(image).clamp(0, 1).permute(1, 2, 0).numpy())
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, psnr in zip(axes[-1], [] if self.psnr is None else self.psnr.tolist(), strict=False):

@@ -102,7 +102,7 @@ def run_protocol(
         received = opening
         mean = {name: value / received for name, value in total.items()} if received > 1 else total
         opened = _as_update(update, mean)
-        decoded = structure.decode(payload, task_of_sums(task, contributors), opened)
+        decoded = structure.decode(payload, replace(task_of_sums(task, contributors), rounds=received), opened)
         enough = len(decoded.images) >= (decoded.mismatch.images or task.victims)
         if enough or received == task.rounds or task.batches_change:
             break

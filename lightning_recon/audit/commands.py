@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_recon.audit.config import ReportOptions, Sweep
 from lightning_recon.audit.load import read_audit, read_runs, write_plan
-from lightning_recon.audit.plan import Plan, base_path, plan_of
+from lightning_recon.audit.plan import Cell, Plan, base_path, plan_of
 from lightning_recon.audit.remarks import remarks_of
 from lightning_recon.audit.report import write_report
 from lightning_recon.audit.run import cell_folder
@@ -64,7 +64,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     runner = Runner(output, sweep.jobs)
     for base in bases:
         write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
-    check_plan(plan, resolve)
+    check_plan(plan, resolve, by_epsilon=sweep.epsilon is not None)
     write_plan(output, plan, sweep.interventions)
     try:
         runner.run(cells)
@@ -172,15 +172,17 @@ def audit_options() -> dict[str, Any]:
     return single | {"audit": options_of(Sweep)} | {name.removeprefix("--"): Any for name in _FIT}
 
 
-def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]]) -> None:
+def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]], by_epsilon: bool = False) -> None:
     """Check before the first cell what would make all cells, or all of one attack or intervention, fail.
 
     Args:
         plan: The cells.
         resolve: Returns the complete config of `recon fit` for its command line.
+        by_epsilon: Whether the noise follows from `audit.epsilon`.
 
     Raises:
-        UserError: A config is wrong, privacy parameters are out of range, or a requested GPU is missing.
+        UserError: A config is wrong, privacy parameters are out of range, a requested GPU is missing, or the noise
+            would have another epsilon than the requested one.
     """
     configs: dict[str, dict[str, Any]] = {}
     for cell in plan.cells:
@@ -198,3 +200,21 @@ def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]]) -
             privacy = configs[cell.attack]["model"]["init_args"]["client"]["init_args"]["privacy"]
             own = {"noise_multiplier": cell.noise_multiplier, "granularity": cell.granularity, "rounds": cell.rounds}
             Privacy(**(privacy | own))
+    for cell in [*plan.sweep, *plan.reference] if by_epsilon else []:
+        with suppress(LookupError, TypeError):
+            _check_releases(cell, configs[cell.attack]["model"]["init_args"]["client"]["init_args"])
+
+
+def _check_releases(cell: Cell, client: dict[str, Any]) -> None:
+    """Refuse a client whose rounds are not one release each under independent noise, which `plan_of` accounts for."""
+    epochs, bands = client["local"]["epochs"], client["privacy"]["noise_bands"]
+    option = ""
+    if cell.granularity == "sample" and epochs > 1:
+        option = f"local.epochs {epochs}, each of which releases every sample once more"
+    elif cell.rounds > 1 and bands > 1:
+        option = f"privacy.noise_bands {bands}, which correlates the noise of {cell.rounds} rounds"
+    if option:
+        raise UserError(
+            "audit.epsilon sets independent noise for one release in each round, and the clients of "
+            f"“{cell.attack}” have --model.client.{option}: set it to 1, or give audit.noise_multiplier"
+        )

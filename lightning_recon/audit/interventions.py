@@ -87,6 +87,7 @@ def _restricted_to(point: Point, images: Collection[object]) -> Point:
         float(victim["ssim"])
         for outcome in point.outcomes
         for victim in outcome.record["victims"]
-        if outcome.originals[victim["client"], victim["index"]]["name"] in images
+        if outcome.image_of(victim) in images
     ]
-    return replace(point, gain=interval_of(gains), ssim=statistics.fmean(ssim))
+    # Without the scores of a mean image there is no gain on these images alone.
+    return replace(point, gain=interval_of(gains) if gains else point.gain, ssim=statistics.fmean(ssim))

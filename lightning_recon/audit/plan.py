@@ -119,7 +119,7 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
     granularity, batch = chosen.granularity or sweep.granularity[0], chosen.batch_size or sweep.batch_size[0]
     rounds = chosen.rounds or sweep.rounds_of(batch)[0]
     noises = sorted(_noises(sweep, batch, rounds))
-    z = chosen.noise_multiplier or noises[(len(noises) - 1) // 2]
+    z = noises[(len(noises) - 1) // 2] if chosen.noise_multiplier is None else chosen.noise_multiplier
     reference = cells(z, granularity, batch, rounds) if sweep.interventions else []
     if sweep.interventions and not reference:
         raise UserError(

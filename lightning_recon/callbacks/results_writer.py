@@ -2,6 +2,7 @@
 """The output of a run: reconstructions, `results.json`, and the last lines on the terminal."""
 
 import hashlib
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
 from lightning_recon.callbacks.capture_check import Examined, examine
 from lightning_recon.callbacks.clipping_budget import share_record
 from lightning_recon.callbacks.console_tables import show_capture, show_release, show_results, training_line
@@ -22,7 +23,7 @@ from lightning_recon.callbacks.payload_check import alarms_of
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.callbacks.recognition import Classifier, recognition_of
 from lightning_recon.callbacks.reconstruction_file import export, finished, refined, write_reconstructions
-from lightning_recon.callbacks.run_record import mean_lpips, run_record
+from lightning_recon.callbacks.run_record import denoiser_of, mean_lpips, run_record
 from lightning_recon.client import VictimClient
 from lightning_recon.console import say
 from lightning_recon.display import window_of
@@ -32,6 +33,10 @@ from lightning_recon.evaluation.run_record import RunRecord, read_results, resul
 from lightning_recon.evaluation.scoring import Truth
 from lightning_recon.files.digests import sha256
 from lightning_recon.files.image_writer import write_image
+
+_DENOISER = "denoiser"
+
+log = logging.getLogger("lightning_recon")
 
 
 class ResultsWriter(Callback):
@@ -84,6 +89,11 @@ class ResultsWriter(Callback):
         Raises:
             UserError: The noise or the images configured now are not those of the recorded run.
         """
+        if _DENOISER in self._origin and _DENOISER not in state_dict["origin"]:
+            log.warning(
+                "the checkpoint does not say which denoiser refined the run so far: an earlier version wrote it, whose "
+                "default was `--model.denoiser SmallDenoiser`"
+            )
         for name, value in state_dict["origin"].items():
             if name in self._origin and self._origin[name] != value:
                 raise UserError(
@@ -225,6 +235,8 @@ def origin(trainer: Trainer, module: LightningModule) -> dict[str, object]:
         found = {f"client.{name}": getattr(client, name) for name in ("seed", "participation", "batch_norm")}
     if truths := truths_of(trainer):
         found["hash of the clients' pictures"] = _digest(truths)
+    if isinstance(module, ReconstructionAttack):
+        found[_DENOISER] = denoiser_of(module.denoiser)
     return found
 
 

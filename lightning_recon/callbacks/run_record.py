@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_recon.attack import Attack, Reconstruction, ReconstructionAttack
 from lightning_recon.callbacks.clipping_budget import share_record
@@ -108,7 +108,12 @@ def denoiser_record(module: Attack) -> Record | None:
     """The denoiser of the refinement and a digest of its weights; None where no denoiser refines."""
     if not isinstance(module, ReconstructionAttack) or not isinstance(module.objective, PlugAndPlay):
         return None
-    kind, weights = type(module.denoiser), module.denoiser.state_dict()
+    return denoiser_of(module.denoiser)
+
+
+def denoiser_of(denoiser: nn.Module) -> Record:
+    """Class path of a denoiser, and a digest of its weights."""
+    kind, weights = type(denoiser), denoiser.state_dict()
     digest = digest_of({name: sha256(tensor) for name, tensor in weights.items()})
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "weights_sha256": digest}
 

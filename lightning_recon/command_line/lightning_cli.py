@@ -143,7 +143,7 @@ class ReconCLI(LightningCLI):
         Only `fit` logs, saves its config and creates the folder; the other commands read an existing run.
         """
         root, options = self.folder.root, self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [*progress_bars(options), TruthWriter(), RunSummary(self.command)]
+        callbacks: list[Callback] = [*progress_bars(options), RunSummary(self.command)]
         if checkpoints_wanted(options):
             # One file, overwritten, which `--ckpt_path last` finds independently of the logger.
             folder = (root / LAST).parent
@@ -166,6 +166,8 @@ class ReconCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         check_strategy(trainer.strategy)
         write_whole_checkpoints(trainer)
+        # Before `results.json`, with which a cell of an audit counts as finished.
+        trainer.callbacks.insert(0, TruthWriter())  # type: ignore[attr-defined]
         if self.subcommand != "validate":
             # First, so that the replaced run is removed before any other callback writes.
             trainer.callbacks.insert(0, self.folder.held_by(trainer))  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ import torch
 
 from lightning_recon.deprecated import modernized, with_earlier_behaviour
 from lightning_recon.errors import UserError
+from lightning_recon.evaluation.run_record import read_results
 from lightning_recon.files.faults import readable
 from lightning_recon.files.serialization import read_yaml
 from lightning_recon.networks.construction import is_class_path
@@ -23,6 +24,8 @@ from lightning_recon.privacy.parameters import mechanism_named
 
 PACKAGE: Final = "lightning_recon"
 FLAG: Final = "--trust_config true"
+# The default of earlier versions, whose `results.json` does not name the denoiser.
+EARLIER_DENOISER: Final = "lightning_recon.attack.SmallDenoiser"
 
 # The options that affect the attack, all plain values; loggers, profilers, plugins and strategies run code.
 TRAINER: Final = (
@@ -61,6 +64,8 @@ def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any
             own["network"] = settings.get("network")
         if "structure" in own:
             own["structure"] = with_earlier_behaviour(own["structure"])
+        if own.get("denoiser", "") is None and "denoiser" not in (read_results(run) or {"denoiser": None}):
+            own["denoiser"] = {"class_path": EARLIER_DENOISER}
         own["client"], own["update"] = None, None  # the recorded exchange replaces them
         kept: dict[str, Any] = {"seed_everything": config["seed_everything"]}
         kept["model"] = {"class_path": model["class_path"], "init_args": own}

@@ -110,7 +110,9 @@ def read_deep(path: Path, image: Image.Image) -> Numbers | None:
         ValueError: OpenCV cannot decode the file.
     """
     tiles: Any = getattr(image, "tile", ())
-    deep = image.mode in ("RGB", "RGBA", "LA") and any("16" in str(tile) for tile in tiles)
+    # A tile is (decoder, place, offset, arguments), and the first argument names the kind of numbers, as in RGB;16B.
+    kinds = [tile[3][:1] if isinstance(tile[3], tuple) else tile[3] for tile in tiles]
+    deep = image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(kind) for kind in kinds)
     if image.format == "PPM" and image.mode == "RGB":
         deep = any(isinstance(tile[3], tuple) and tile[3][-1] > 255 for tile in tiles)
     if not deep:

@@ -16,6 +16,7 @@ from lightning_recon.files.faults import check_regular
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF")
 
 _ORIENTATION = 0x0112  # of EXIF
+_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # metadata in which Pillow looks for it
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -97,12 +98,17 @@ def orientation_of(image: Image.Image) -> Image.Transpose | None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Apply the orientation in the image's EXIF data; unreadable EXIF data are ignored."""
+    """Apply the orientation in the image's EXIF data; unreadable EXIF data are ignored.
+
+    What was turned has no such data any more, so that nothing turns it again.
+    """
     method = orientation_of(image)
     if method is None:
         return image
     turned = image.transpose(method)
     turned.format = image.format
+    for name in _ORIENTED:
+        turned.info.pop(name, None)
     return turned
 
 

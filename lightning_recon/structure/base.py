@@ -142,5 +142,5 @@ class Structure(Protocol):
         ...
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """Images from one update, or from the mean of several."""
+        """Images from one update, or from the mean of `task.rounds` updates."""
         ...

@@ -100,8 +100,8 @@ class Feedback(Structure):
         return self._opened[1]
 
     def decode(self, payload: ServerPayload, task: Task, update: ClientUpdate) -> Decoded:
-        """Images from the mean of the opening's rounds."""
-        return self.opening.decode(payload, replace(task, rounds=self.rounds(task)), update)
+        """Images from the mean of the opening's rounds, as many as `task` has."""
+        return self.opening.decode(payload, task, update)
 
     def begin(self, payload: ServerPayload, task: Task, update: ClientUpdate, decoded: Decoded) -> Knowledge | None:
         """The server's knowledge when feedback starts; None if no victim activates a unit alone.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.exchange import LocalTraining, ServerPayload, Task
+from lightning_recon.exchange.rounds import task_of_one_round
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.structure.coding.dither import REACH, dithers, repetitions
 from lightning_recon.structure.coding.equal_movements import equal_movement_gains
@@ -43,7 +44,9 @@ def sign_channel(
     if task.max_grad_norm is None or task.per_layer or task.clip.order != 2 or not (signs or method != "all"):
         return None
     share = 1.0 if compression is None or method in ("all", "signs") else compression.share
-    if method != "largest":  # which entries these are is decided in every round by itself, under all of its noise
+    if method == "largest":  # which entries these are is decided in every round by itself, under all of its noise
+        noise = noise * task_of_one_round(task).update_noise / task.update_noise if task.update_noise else noise
+    else:
         noise = noise / math.sqrt(task.rounds)
     # Where the largest entries of each tensor are kept, those of the network are no competitors.
     entries = 0 if compression is not None and compression.per_tensor else task.parameters
@@ -120,7 +123,16 @@ class SignDesign:
         image_format, constants, room = task.image_format, PILOTS + self.nulls, self.upload_limit // 4
         margin, apart = self.margin_db, sees_all_images(task)
         return sign_layout(
-            channel, task.victims, image_format, room, constants, margin, self.units, self.directions, apart
+            channel,
+            task.victims,
+            image_format,
+            room,
+            constants,
+            margin,
+            self.units,
+            self.directions,
+            apart,
+            pulsed=task.noise_bands == 1,
         )
 
     def _with_equal_movements(self, task: Task, noise: float) -> list[tuple[SignChannel, Tensor]]:

@@ -26,9 +26,8 @@ from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import multiplier_of_zeros, noise_reach
 from lightning_recon.structure.row_model import in_coefficients
 
-# Without a digital code, a row holds an image if noise alone had such pilots with less than this probability: that of 5
-# standard deviations.
-_FALSE_PILOTS = 2.9e-7
+# Without a digital code, a row holds an image if its pilots stand this many standard deviations above the noise.
+_PILOTS_SEEN = 5.0
 # Information about a sketch of which nothing arrived.
 _LEAST = 1e-12
 # Variance of a received image's coefficients, as a share of the prior variance.
@@ -73,12 +72,15 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
                 # that holds an image hardly by noise at all once the image was there.
                 unlike = compression in ("sign", "top_k") or task.granularity == "sample"
                 kind: Literal["header", "moments"] = "header" if unlike else "moments"
-                found = read_signs(digital, noise, spec.digital, image_format, most, kind, progress, measured_on)
+                # In the mean over rounds in which random entries arrive, these have unequal noise, which looks like a
+                # second image.
+                alone = spec.own_units and compression == "random_k" and task.rounds > 1
+                found = read_signs(digital, noise, spec.digital, image_format, most, kind, progress, measured_on, alone)
         # Codewords that were not decoded may be remains of others: they count up to the announced number alone.
         received = sum(one.image is not None for one in found)
         found = found[: max(task.victims, received)]
     else:
-        found = _by_pilots(pilots * pattern, task.victims)
+        found = _by_pilots(pilots * pattern, task.victims, few=compression == "random_k")
     decoded = [_sketch_of(one, sketch, shipped) for one in found]
     posterior = in_coefficients(decoded, shipped, statistics)
     images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
@@ -103,17 +105,17 @@ def _as_file(one: SignImage, plan: Plan) -> ReceivedFile | None:
     return ReceivedFile(one.codec, bits / plan.inputs, bits, plan.inputs * one.information)
 
 
-def _noise(zeros: Tensor, task: Task) -> tuple[float, float]:
+def _noise(zeros: Tensor, task: Task) -> tuple[float, int]:
     """Standard deviation of the noise on what arrives, and the number of entries that it was measured on.
 
-    Where random entries arrive it is the announced one, which has no error, unless inputs that are zero contradict
-    that: few of them arrive.
+    Where random entries arrive it is the announced one, unless inputs that are zero contradict that: few of them
+    arrive. Clients may have other noise than announced, so that the error remains that of the measurement.
     """
     arrived = zeros[zeros != 0].double()
     measured = float(arrived.square().mean()) if arrived.numel() else 0.0
     announced = _announced(task)
     if announced is not None and abs(measured - announced) <= noise_reach(task, arrived.numel()) * announced:
-        return math.sqrt(announced), math.inf
+        return math.sqrt(announced), arrived.numel()
     return math.sqrt(measured), arrived.numel()
 
 
@@ -130,15 +132,26 @@ def _announced(task: Task) -> float | None:
     return (task.max_grad_norm * task.update_noise) ** 2 * added_up
 
 
-def _by_pilots(pilots: Tensor, victims: int) -> list[SignImage]:
-    """The rows whose pilots arrived, the strongest first, at most as many as there are images."""
+def _by_pilots(pilots: Tensor, victims: int, few: bool) -> list[SignImage]:
+    """The rows whose pilots arrived, the strongest first, at most as many as there are images.
+
+    Args:
+        pilots: Shape (K, pilots), each with the sign that was sent; 0 where nothing arrived.
+        victims: How many images there are.
+        few: Whether few pilots may arrive, of noise that is normal.
+    """
     known = (pilots != 0).sum(dim=1).clamp(min=1)
     level = pilots.double().sum(dim=1) / known
     power = pilots.double().square().sum(dim=1) / known
-    # Student's test, since few pilots may arrive: their own spread is the noise.
-    spread = ((power - level.square()).clamp(min=1e-12 * power) / (known - 1).clamp(min=1)).sqrt()
-    needed = torch.from_numpy(stats.t.isf(_FALSE_PILOTS, (known.cpu() - 1).clamp(min=1).numpy())).to(level)
-    seen = (level.abs() > needed * spread) & (known > 1)
+    score = level.abs() * (known / power.clamp(min=1e-30)).sqrt()
+    needed = torch.full_like(score, _PILOTS_SEEN)
+    if few:
+        # Student's test: n pilots that are all alike have a score of √n. In terms of t, the score is
+        # t √(n / (n − 1 + t²)).
+        freedom = (known.cpu() - 1).clamp(min=1)
+        t = torch.from_numpy(stats.t.isf(stats.norm.sf(_PILOTS_SEEN), freedom.numpy())).to(score)
+        needed = torch.where(known > 1, t * (known / (known - 1 + t.square())).sqrt(), torch.inf)
+    seen = score > needed
     chosen = (level.abs() * seen).topk(min(victims, len(level))).indices.tolist()
     found = []
     for row in chosen:

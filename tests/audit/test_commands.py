@@ -49,6 +49,7 @@ AUDIT = {
     "granularity": ["sample"],
     "reference": None,  # the first of each list
 }
+BY_EPSILON = ["--audit.noise_multiplier", "null", "--audit.epsilon", "[8]"]
 
 
 @pytest.fixture
@@ -206,6 +207,8 @@ def test_a_cell_that_found_no_room_to_say_why_has_failed_all_the_same(tmp_path: 
         (["--data.wrong", "2"], "wrong"),
         (["--model.client.privacy.max_grad_norm", ".inf"], "sets no bound"),
         (["--audit.attacks", "{x: {configs: [nothing.yaml]}}"], "nothing.yaml"),
+        ([*BY_EPSILON, "--model.client.local.epochs", "2"], "local.epochs 2"),
+        ([*BY_EPSILON, "--audit.rounds", "[1,3]", "--model.client.privacy.noise_bands", "2"], "noise_bands 2"),
         pytest.param(
             ["--trainer.accelerator", "gpu"],
             "no GPU here",

@@ -46,6 +46,14 @@ def test_without_common_images_the_gains_are_compared(make_run: MakeRun, origina
     assert (found.reduction.mean, found.reduction.low) == (pytest.approx(9.5), None)
 
 
+def test_a_seed_without_an_index_of_its_true_images_counts_for_none_of_them(make_run: MakeRun) -> None:
+    before = outcome(make_run("before", gains=((20.0,), (20.1,)), names=NAMES))
+    after = outcome(make_run("after", gains=((5.0,), (5.1,)), names=NAMES))
+    other = outcome(make_run("other", seed=1, gains=((7.0,), (7.1,)), originals=False))
+    found = effect_of(Intervention("more", "", (before,), (after, other)), 0.5)
+    assert found.reduction.mean == pytest.approx(15.0)
+
+
 def test_the_best_intervention_is_named_only_if_its_interval_is_above_zero(make_run: MakeRun) -> None:
     def effects(name: str, gains: tuple[float, float]) -> list[InterventionEffect]:
         before = outcome(make_run(f"before {name}", gains=((20.0,), (21.0,)), names=NAMES))

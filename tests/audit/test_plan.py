@@ -118,6 +118,8 @@ def test_the_reference_can_be_named() -> None:
         ("feedback", *place),
     ]
     assert [cell.attack for cell in found.changes["more"]] == ["ours", "feedback"]
+    silent = planned(interventions={"x": Change(batch_factor=2)}, reference=Reference(noise_multiplier=0.0))
+    assert [cell.noise_multiplier for cell in silent.reference] == [0.0]
     assert planned(reference=named).reference == []  # no change, nothing to compare
     by_epsilon = planned(
         epsilon=[1.0, 8.0, 32.0], noise_multiplier=None, interventions={"more": Change(noise_factor=2.0)}

@@ -65,6 +65,18 @@ def test_all_orientations_are_upright(orientation: int, kind: str, tmp_path: Pat
     assert np.abs(np.array(found) - np.array([RED, GREEN, BLUE, (255, 255, 255)])).max() <= 6
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_more_bits_or_channels_turn_a_photograph_once(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    quarters().save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling="4:4:4")
+    eight = read(tmp_path)
+    assert (read(tmp_path, ImageFormat(3, 16, 16, 16), deep=True) == eight.int() * 257).all()
+    exif_of_xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    quarters().save(tmp_path / "a.jpg", xmp=exif_of_xmp.encode(), quality=100, subsampling="4:4:4")
+    assert (read(tmp_path, ImageFormat(3, 16, 16, 16), deep=True) == eight.int() * 257).all()
+
+
 def test_deep_colours_are_upright_and_keep_all_bits(tmp_path: Path) -> None:
     values = np.arange(16 * 16 * 3, dtype=np.uint16).reshape(16, 16, 3) * 83
     cv2.imwrite(str(tmp_path / "a.png"), values[..., ::-1])

@@ -16,6 +16,7 @@ from lightning_recon.structure.base import Decoded
 from lightning_recon.structure.coding.code_plan import HEADER
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
+from lightning_recon.structure.sign_readout import _by_pilots
 from tests.structure.sign_clients import adam, announced, averaged, exact, trained
 
 Photographs = Callable[[int], Tensor]
@@ -132,6 +133,41 @@ def test_files_are_decoded_although_hardly_any_input_that_is_zero_arrives(images
     payload = structure.payload(task)
     found = [structure.decode(payload, task, trained(payload, task, images[:1], seed)) for seed in range(6)]
     assert sum(exact(images[:1], one.images) for one in found) == 6
+
+
+@pytest.mark.parametrize("rounds", [2, 4])
+def test_random_entries_of_several_rounds_add_up(images: Tensor, rounds: int) -> None:
+    # Entries that arrive in one round and in two have unequal noise, which is no second image.
+    task = compressing(4, 1e-3, "random_k", 0.1, rounds)
+    assert exact(images, attacked(Digital(upload_limit=20_000_000), task, images).images) == 4
+
+
+@pytest.mark.parametrize("more", [1.0, 1.2])
+def test_noise_alone_is_no_image(images: Tensor, more: float) -> None:
+    task = compressing(4, 1e-3, "random_k", 0.02)
+    structure = Digital(upload_limit=20_000_000)
+    payload = structure.payload(task)
+    update = trained(payload, replace(task, noise_multiplier=more * task.noise_multiplier), images)
+    silent = trained(payload, replace(task, noise_multiplier=0.0), images)
+    noise = {name: torch.where(one != 0, one - silent.gradient[name], 0) for name, one in update.gradient.items()}
+    assert len(structure.decode(payload, task, replace(update, gradient=noise)).images) == 0
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_pilots_of_noise_are_not_taken_for_an_image(few: bool) -> None:
+    noise = torch.randn(200_000, 64, generator=torch.Generator().manual_seed(0))
+    # Of the largest entries, what arrives of noise has nearly the same magnitude; of random ones it is normal.
+    arrived = torch.rand(noise.shape, generator=torch.Generator().manual_seed(1)) < 0.1 if few else noise.abs() > 1.6
+    assert _by_pilots(torch.where(arrived, noise, 0.0), len(noise), few) == []
+
+
+def test_pulses_need_independent_rounds() -> None:
+    task = compressing(4, 1e-4, "top_k", 0.2, rounds=3)
+    plans = [
+        LayerSpec.of(Digital(upload_limit=3_000_000).payload(replace(task, noise_bands=bands))).digital
+        for bands in (1, 3)
+    ]
+    assert [plan is not None and plan.positions > 1 for plan in plans] == [True, False]
 
 
 def test_more_noise_than_announced_is_measured(images: Tensor) -> None:

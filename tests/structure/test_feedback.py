@@ -135,3 +135,10 @@ def test_an_offset_leaves_no_footprint_and_is_taken_off_the_gradient(
     assert structure.offset is not None
     expected = (excited[..., None] * (inputs[:, None] - structure.offset)).sum(dim=0) * structure.spec.strength * 10
     torch.testing.assert_close(structure.weight.grad, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_an_opening_of_more_rounds_than_planned_contradicts_nothing(photographs: Photographs) -> None:
+    # Images collide in few rows, so that the opening takes all rounds; the client is honest.
+    opening = WaterFilling(pilot_power=0.2, units=8)
+    decoded = attack(client_of(photographs(16)[:6], noise=0.01, rounds=8), Feedback(opening))
+    assert decoded.mismatch.noise_multiplier is None

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
-# Spacing of the grid, and how far it reaches, in standard deviations of one round's noise.
-_STEP, _REACH = 0.02, 8.0
+# Spacing of the grid, and how far it reaches, in standard deviations of one round's noise; most of its points.
+_STEP, _REACH, _MOST_POINTS = 0.02, 8.0, 1 << 22
 # Densities below this share of the largest one are rounding of the convolution.
 _FLOOR = 1e-13
 _LEAST = 1e-300
@@ -30,8 +30,9 @@ class CensoredMean:
             threshold: Magnitude from which an entry arrives in a round.
             rounds: Number of rounds.
         """
-        step, self.rounds = _STEP * noise, rounds
-        half = math.ceil((max(abs(amplitude), threshold) + _REACH * noise) * rounds / step)
+        self.rounds, reach = rounds, (max(abs(amplitude), threshold) + _REACH * noise) * rounds
+        step = max(_STEP * noise, 2 * reach / _MOST_POINTS)
+        half = math.ceil(reach / step)
         size = 1 << (2 * half).bit_length()
         values = step * ((np.arange(size) + size // 2) % size - size // 2)
         density = stats.norm.pdf(values, amplitude, noise) * (np.abs(values) > threshold)

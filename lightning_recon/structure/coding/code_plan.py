@@ -33,8 +33,9 @@ _GREY_BYTES, _GREY_BITS = 56, 0.025
 # RGB: 155 to 205 (32 to 128), since JPEG 2000 codes each channel by itself, and the linear code knows the axes of
 # colours.
 _PLANE_BYTES, _COLOUR_BYTES = 140, 200
-# JPEG 2000 and AVIF hold a single colour in so many bytes a channel: at most 37 were needed at up to 512 x 512 pixels.
-_LEAST_BYTES = 40
+# JPEG 2000 and AVIF hold a single colour in so many bytes a channel, and so many more for each pixel: AVIF needed 37 at
+# 512 x 512 pixels, and less than 48, 64 and 128 at 768, 1024 and 1536 x 1536.
+_LEAST_BYTES, _LEAST_BYTES_OF_PIXEL = 40, 5e-5
 # One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
 # completely.
 NEIGHBOURS_DB = 0.4
@@ -195,16 +196,21 @@ def worthwhile_bits(image_format: ImageFormat) -> float:
     if has_tensor_codec(image_format):
         return WORTHWHILE * image_format.pixels
     if is_common(image_format):
-        return 8 * (_GREY_BYTES + OVERHEAD) + _GREY_BITS * image_format.pixels
-    channel = _COLOUR_BYTES if image_format.channels == 3 else _PLANE_BYTES
-    return min(8 * (channel * image_format.channels + OVERHEAD), image_format.raw_bits * image_format.pixels)
+        found = 8 * (_GREY_BYTES + OVERHEAD) + _GREY_BITS * image_format.pixels
+    else:
+        channel = _COLOUR_BYTES if image_format.channels == 3 else _PLANE_BYTES
+        found = 8 * (channel * image_format.channels + OVERHEAD)
+    return min(found, image_format.raw_bits * image_format.pixels)
 
 
 def least_bits(image_format: ImageFormat, always_digital: bool) -> float:
     """Bits of the shortest message that is sent; where the code is always digital, one that holds a single colour."""
     if not always_digital:
         return worthwhile_bits(image_format)
-    return 0.0 if has_tensor_codec(image_format) else 8 * (_LEAST_BYTES * image_format.channels + OVERHEAD)
+    if has_tensor_codec(image_format):
+        return 0.0
+    channel = _LEAST_BYTES + _LEAST_BYTES_OF_PIXEL * image_format.pixels
+    return 8 * (channel * image_format.channels + OVERHEAD)
 
 
 def sketch_share(noise: float) -> float:

@@ -54,7 +54,7 @@ def _lossy_message(pixels: bytes, image_format: ImageFormat, plan: Plan) -> Tens
 def _fitting_file(image: Tensor, most: int, bit_depth: int) -> bytes:
     """The best file of at most `most` bytes; where even the worst is longer, that of the least blurred image that fits.
 
-    Nothing where that of a single colour is longer, too.
+    Empty if even the file of a single colour is too long.
     """
     file, cells = lossy(image, most, bit_depth), max(image.shape[1:])
     while not file and cells > 1:

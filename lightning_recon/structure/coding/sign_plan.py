@@ -86,6 +86,7 @@ def sign_layout(
     units: int | None = None,
     directions: int | None = None,
     apart: bool = False,
+    pulsed: bool = True,
 ) -> SignLayout | None:
     """Choose directions, units, inputs and rate.
 
@@ -99,6 +100,7 @@ def sign_layout(
         units: How many units the user asked for, if any.
         directions: How many directions the user asked for, if any.
         apart: Whether the layer sees all images of an update, so that each one can have a unit of its own.
+        pulsed: Whether pulses may be sent, whose decoding needs independent rounds.
 
     Returns:
         The layout; None if no code makes a better image than the linear one.
@@ -110,7 +112,7 @@ def sign_layout(
     best: SignLayout | None = None
     for count, total in _unit_counts(victims, units, directions, apart):
         lost = 0.0 if apart or total == 1 else expected_losses(victims, total / count, count)
-        for positions, repeats in _forms(channel, apart):
+        for positions, repeats in _forms(channel, apart and pulsed):
             each = ((room // total - constants) / repeats - HEADER) / (1 + SKETCH)
             longest = int(each if positions == 1 else each / positions * bits_of_pulse(positions))
             longest = min(longest, _inputs_of_raw(0, image_format))

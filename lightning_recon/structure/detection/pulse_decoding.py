@@ -21,7 +21,7 @@ from lightning_recon.structure.detection.sign_decoding import SignImage, header_
 # Largest magnitude of a belief: a pulse that noise has replaced is then outvoted by the others.
 _CERTAIN = 8.0
 # Noise that is smaller, by the mean of the header, makes no difference.
-_LEAST_NOISE = 1e-3
+_LEAST_NOISE = 2e-2
 
 
 def read_pulses(

@@ -81,6 +81,7 @@ def read_signs(
     amplitudes_from: Literal["moments", "header"] = "moments",
     progress: Callable[[int], None] = lambda count: None,
     zeros: float = math.inf,
+    alone: bool = False,
 ) -> list[SignImage]:
     """Decode all images.
 
@@ -93,11 +94,12 @@ def read_signs(
         amplitudes_from: How to estimate amplitudes, see above.
         progress: Called with the number of images received so far.
         zeros: Number of entries on which the noise was measured.
+        alone: Whether each row holds one image at most.
 
     Returns:
         Images received, then those whose header was read but whose file was not, the strongest first.
     """
-    remaining = _Remaining(rows, noise, plan, amplitudes_from, zeros)
+    remaining = _Remaining(rows, noise, plan, amplitudes_from, zeros, alone)
     found: list[SignImage] = []
     tried: dict[tuple[int, ...], float] = {}
     while len(found) < most:
@@ -133,7 +135,9 @@ def header_threshold(rows: int, words: int) -> float:
 class _Remaining:
     """The rows after the codewords that were decoded."""
 
-    def __init__(self, rows: Tensor, noise: float, plan: Plan, amplitudes_from: str, zeros: float) -> None:
+    def __init__(
+        self, rows: Tensor, noise: float, plan: Plan, amplitudes_from: str, zeros: float, alone: bool = False
+    ) -> None:
         header, words = torch.split(rows.view(len(rows), plan.repeats, -1), [HEADER, plan.inputs], dim=2)
         self.header, self.words = header.flatten(1).clone(), words.flatten(1).clone()
         self.header_words = header_words().repeat(1, plan.repeats).to(rows)
@@ -141,6 +145,7 @@ class _Remaining:
         power = self.words.double().square().sum(dim=1) / self.arrived
         self.floor = _ROUNDING * float(power.max())
         self.noise, self.plan, self.moments = max(noise, math.sqrt(self.floor)), plan, amplitudes_from == "moments"
+        self.alone = alone
         self.noise_error = self.noise**2 * math.sqrt(2 / max(1, zeros))
         self.erasures = bool((self.words == 0).any())
         fourth = float(self.words.double().pow(4).mean())
@@ -188,6 +193,8 @@ class _Remaining:
         square = words.double().square()
         second = float(self.power[row])
         signal = max(second - self.noise**2, _LEAST)
+        if self.alone:
+            return math.sqrt(signal), 0.0
         # The fourth cumulant of normal noise is 0, that of ±α is -2 α⁴.
         fourth = float(square.square().sum() / self.arrived[row]) - 3 * second**2
         first, other = _two_powers(signal, -fourth / 2)
