@@ -34,7 +34,7 @@ _GREY_BYTES, _GREY_BITS = 56, 0.025
 # colours.
 _PLANE_BYTES, _COLOUR_BYTES = 140, 200
 # JPEG 2000 and AVIF hold a single colour in so many bytes a channel, and so many more for each pixel: AVIF needed 37 at
-# 512 x 512 pixels, and less than 48, 64 and 128 at 768, 1024 and 1536 x 1536.
+# 512 x 512 pixels, and at most 48, 64 and 128 at 768, 1024 and 1536 x 1536.
 _LEAST_BYTES, _LEAST_BYTES_OF_PIXEL = 40, 5e-5
 # One clip for all: decibels to spare for interference, since victims differ in gradient weight and are never cancelled
 # completely.
