@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lightning_recon.data.image_files import has_deep_planes
 from lightning_recon.errors import UserError
 from lightning_recon.files.faults import check_regular
 
@@ -107,8 +108,10 @@ def read_deep(path: Path, image: Image.Image) -> Numbers | None:
         None where Pillow keeps all bits.
 
     Raises:
-        ValueError: OpenCV cannot decode the file.
+        ValueError: OpenCV cannot decode the file, or tifffile a TIFF with a plane for each channel.
     """
+    if has_deep_planes(image):
+        return read_tiff(path)
     tiles: Any = getattr(image, "tile", ())
     # A tile is (decoder, place, offset, arguments), and the first argument names the kind of numbers, as in RGB;16B.
     kinds = [tile[3][:1] if isinstance(tile[3], tuple) else tile[3] for tile in tiles]
@@ -140,6 +143,8 @@ def read_tiff(path: Path) -> Numbers:
         if page.size > _MOST_VALUES:
             raise ValueError(f"too large: {' x '.join(map(str, page.shape))} values")
         values = page.asarray()
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3:
+            values = np.moveaxis(values, 0, -1)
         palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
         inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         bits = int(page.bitspersample)

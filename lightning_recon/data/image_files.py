@@ -16,6 +16,7 @@ from lightning_recon.files.faults import check_regular
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF")
 
 _ORIENTATION = 0x0112  # of EXIF
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SEPARATE = 258, 284, 2  # of TIFF
 _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # metadata in which Pillow looks for it
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,11 +50,24 @@ def open_image(source: Path | BytesIO, max_pixels: int | None = None, decode: bo
             with Image.open(source, formats=FORMATS) as image:
                 if max_pixels is not None and image.width * image.height > max_pixels:
                     raise ValueError(f"too large: {image.width} x {image.height} pixels")
+                if decode and has_deep_planes(image):
+                    raise ValueError(
+                        "a TIFF with each channel in a plane of more than 8 bits: give --data.bit_depth 16, or store "
+                        "its channels together"
+                    )
                 if decode:
                     image.load()
         except Image.DecompressionBombError as error:
             raise ValueError(f"too large: {str(error).partition(',')[0]}") from error
     return image
+
+
+def has_deep_planes(image: Image.Image) -> bool:
+    """Whether a TIFF has each of several channels in a plane of more than 8 bits, which Pillow reads as bytes."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, ())
+    several = isinstance(bits, tuple) and len(bits) > 1
+    return several and max(bits) > 8 and tags.get(_PLANAR_CONFIGURATION) == _SEPARATE
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

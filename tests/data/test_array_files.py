@@ -11,7 +11,7 @@ from PIL import Image
 from lightning_recon.data import array_files
 from lightning_recon.data.sources import open_folder
 from lightning_recon.errors import UserError
-from lightning_recon.image_format import ImageFormat
+from lightning_recon.image_format import ImageFormat, rgb
 
 GREY16 = ImageFormat(1, 8, 8, 16)
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -124,6 +124,16 @@ def test_tiff_of_many_channels(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig", extrasamples=[0] * 5)
     found = open_folder(tmp_path, deep=True).read(0, ImageFormat(6, 8, 8, 16))[0]
     assert (found.numpy() == values.transpose(2, 0, 1)).all()
+
+
+def test_tiff_with_a_plane_for_each_channel(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(2).integers(0, 65536, (3, 8, 8), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", planarconfig="separate")
+    found = open_folder(tmp_path, deep=True).read(0, ImageFormat(3, 8, 8, 16))[0]
+    assert (found.numpy() == values).all()
+    with pytest.raises(ValueError, match=r"give --data\.bit_depth 16"):
+        open_folder(tmp_path).read(0, rgb(8))
 
 
 def test_16_bit_files_keep_all_bits_in_16_and_in_12(tmp_path: Path) -> None:
