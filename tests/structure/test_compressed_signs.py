@@ -17,10 +17,9 @@ from lightning_recon.structure.coding.code_plan import HEADER
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.sign_readout import _by_pilots
-from tests.structure.sign_clients import adam, announced, averaged, exact, trained
+from tests.structure.sign_clients import SIDE, adam, announced, averaged, exact, trained
 
 Photographs = Callable[[int], Tensor]
-SIDE = 16
 
 
 @pytest.fixture
