@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_recon.attack import Attack, Reconstruction
+from lightning_recon.exchange.local_training import SGD
 from lightning_recon.structure.clipping_budget import LOW_SHARE, mean_share
 from lightning_recon.structure.layer_spec import layer_spec
 
@@ -24,8 +25,10 @@ def share_record(module: Attack, found: Sequence[Reconstruction]) -> dict[str, A
     detached = None if spec is None else spec.detach_logits
     shares = [one.share for one in found]
     mean, low = mean_share(shares)
-    # The optimizer gives signs their size: once the logits are detached, a server can do no better.
-    if low and not (spec is not None and spec.signs and detached):
+    # The optimizer gives signs their size: once the logits are detached, a server can do no better. Where it was not
+    # modelled, `mismatch` names it as the cause.
+    unmodelled = spec is not None and not spec.signs and module.task.local.optimizer != SGD
+    if low and not unmodelled and not (spec is not None and spec.signs and detached):
         worst = min(share.value for share in shares if share is not None and share.low)
         fewer = "clients answered on fewer images or in fewer rounds than announced"
         cause = f"{fewer}, or their gradients did not reach the clip, for which a larger strength helps"

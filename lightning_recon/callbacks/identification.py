@@ -9,20 +9,27 @@ from lightning.pytorch import Trainer
 from lightning_recon.attack import Attack
 from lightning_recon.callbacks.ground_truth import truths_of
 from lightning_recon.data import ClientDataModule
-from lightning_recon.evaluation.identification import MOST_IMAGES, Gallery, identified
+from lightning_recon.evaluation.identification import MOST_IMAGES, Gallery, guess_success, identified
 from lightning_recon.evaluation.run_record import RunRecord
 from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.reconstruction import Reconstruction
 
 
 def with_identification(
-    trainer: Trainer, module: Attack, scored: list[Scored], of_each: Sequence[Truth], run: RunRecord
+    trainer: Trainer,
+    module: Attack,
+    found: Sequence[Reconstruction],
+    scored: list[Scored],
+    of_each: Sequence[Truth],
+    run: RunRecord,
 ) -> tuple[list[Scored], RunRecord]:
     """Add whether each victim is identified, the size of the gallery, and the bound on every attack's success.
 
     Args:
         trainer: The trainer; without a data module of this package nothing is added.
         module: The attack.
-        scored: Reconstructions of every update and draw, matched with the true images.
+        found: Reconstructions of every update and draw.
+        scored: The same, matched with the true images.
         of_each: The true images of each of them.
         run: Everything about the run but the victims.
     """
@@ -31,8 +38,7 @@ def with_identification(
         return scored, run
     truths, task = truths_of(trainer), module.task
     gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES), data.image_format)
-    # Reconstructions of an update are matched with its victims, so that a blind guess may be any of them.
-    chance = min(1.0, max(len(truth.images) for truth in of_each) / len(gallery))
+    chance = guess_success(found, of_each, gallery)
     noise = 0.0 if task.max_grad_norm is None else task.independent_multiplier
     releases = task.most_rounds * task.releases_per_round
     bound = task.noise.reconstruction_robustness(chance, noise, releases) if chance < 1 else 1.0

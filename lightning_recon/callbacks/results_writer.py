@@ -183,7 +183,7 @@ class ResultsWriter(Callback):
         truths, root = truths_of(trainer), Path(trainer.default_root_dir)
         scored = [scored_one(one, truths, module) for one in found]
         of_each = [truth_of(truths, one.client, module) for one in found]
-        scored, run = with_identification(trainer, module, scored, of_each, run)
+        scored, run = with_identification(trainer, module, found, scored, of_each, run)
         if self.inspect and run.payload_alarms is None:
             run = replace(run, payload_alarms=alarms_of(trainer, module))
         if self.classifier is not None and self._network is not None:

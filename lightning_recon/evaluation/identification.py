@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_recon.evaluation.scoring import Scored, Truth
 from lightning_recon.files.digests import sha256
 from lightning_recon.image_format import ImageFormat
+from lightning_recon.reconstruction import Reconstruction
 
 MOST_IMAGES = 1000
 # The side to which images are averaged before they are compared, see scripts/identification_distance.py.
@@ -95,6 +96,21 @@ def identified(scored: Sequence[Scored], truths: Sequence[Truth], gallery: Galle
         victims = [replace(victim, identified=flag) for victim, flag in zip(one.victims, flags, strict=True)]
         found.append(replace(one, victims=victims))
     return found
+
+
+def guess_success(found: Sequence[Reconstruction], truths: Sequence[Truth], gallery: Gallery) -> float:
+    """Probability with which a victim is identified by images that are guessed without the releases, at most.
+
+    Reconstructions of an update are matched with its victims, so that a guess may be any of them, and an attack that
+    returns more images than there are victims has as many guesses.
+
+    Args:
+        found: Every client and draw.
+        truths: The batch of each of them, in the same order.
+        gallery: What is searched.
+    """
+    guesses = max(max(len(truth.images), len(one.images)) for one, truth in zip(found, truths, strict=True))
+    return min(1.0, guesses / len(gallery))
 
 
 def _features(image: Tensor) -> Tensor:

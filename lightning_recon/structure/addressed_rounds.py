@@ -15,6 +15,7 @@ from lightning_recon.structure.address_book import AddressBook
 from lightning_recon.structure.address_filter import NEGLIGIBLE, corrected_variance, updated_by_rows
 from lightning_recon.structure.base import Decoded
 from lightning_recon.structure.coding.address_gate import AddressGate
+from lightning_recon.structure.coding.movement import scale_free
 from lightning_recon.structure.coding.power_allocation import water_filling
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.readout import budget_share, design_noise, released_rows
@@ -54,10 +55,14 @@ class AddressedRounds:
         """The structure of the first round, for new images alone."""
         if self._opened is None or self._opened[0] != task:
             payload = self.opening.payload(task_of_one_round(task))
-            if LayerSpec.of(payload).signs or not LayerSpec.of(payload).cancel:
+            if LayerSpec.of(payload).signs:
                 raise UserError(
-                    "batches change from round to round: Feedback needs --model.structure.opening.cancel true, and "
-                    "an optimizer and a compression that leave more than signs: choose --model.structure WaterFilling"
+                    f"batches change from round to round, and Feedback follows no images through {_reducing(task)}, "
+                    "which leaves little but signs: choose --model.structure WaterFilling, which averages the rounds"
+                )
+            if not LayerSpec.of(payload).cancel:
+                raise UserError(
+                    "batches change from round to round: Feedback needs --model.structure.opening.cancel true there"
                 )
             self._opened = task, payload
         return self._opened[1]
@@ -218,3 +223,10 @@ def _of_new_images(first: ServerPayload, payload: ServerPayload, update: ClientU
     rows = weight[count:]
     inputs = rows[:, position[first.tensors["index"]]]
     return replace(update, gradient={"structure.weight": torch.cat([inputs, rows[:, len(index) :]], dim=1)})
+
+
+def _reducing(task: Task) -> str:
+    """What leaves little but signs of an update, in words."""
+    if task.compression is None or scale_free(task.local):
+        return f"the optimizer {task.local.optimizer.rpartition('.')[2]}"
+    return f"compression by {task.compression.in_words}"

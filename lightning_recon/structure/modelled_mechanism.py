@@ -4,6 +4,7 @@
 import math
 
 from lightning_recon.exchange import ServerPayload, Task
+from lightning_recon.structure.coding.hadamard_spreading import spreading_gain_db
 from lightning_recon.structure.layer_spec import layer_spec
 from lightning_recon.structure.modelled_training import TrainingMismatch
 from lightning_recon.structure.sum_range import sum_range
@@ -35,15 +36,22 @@ def mechanism_mismatch(payload: ServerPayload | None, task: Task, feedback: bool
 
 
 def sampling_mismatch(payload: ServerPayload | None, task: Task, feedback: bool) -> TrainingMismatch | None:
-    """The same for batches that change: only feedback follows each image over the rounds.
+    """The same for batches that change: only feedback follows each image over the rounds, in rows of a single tensor.
 
     Args:
         payload: What was shipped; None, or an empty one: nothing was added to the network.
         task: What was announced.
         feedback: Whether the structure sends feedback.
     """
-    if feedback or task.rounds == 1 or not task.batches_change or payload is None or layer_spec(payload) is None:
+    if task.rounds == 1 or not task.batches_change or payload is None or layer_spec(payload) is None:
         return None
+    if feedback and not task.per_layer:
+        return None
+    if feedback:
+        return TrainingMismatch(
+            "each tensor is clipped on its own, and Feedback spreads no rows over several tensors where batches change",
+            spreading_gain_db(task.parameter_tensors),
+        )
     return TrainingMismatch(
         "batches change from round to round, and the attack averages the rounds as if they did not", None
     )

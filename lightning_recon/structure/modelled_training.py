@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.exchange.local_training import SGD
+from lightning_recon.structure.coding.movement import scale_free
 from lightning_recon.structure.layer_spec import layer_spec
 from lightning_recon.structure.local_weights import victim_weights
 
@@ -47,8 +48,19 @@ def training_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMism
             cost,
         )
     if local.optimizer != SGD and not spec.signs:
-        return TrainingMismatch(f"no code is made for the optimizer {name}, and rows are decoded as those of SGD", None)
+        where = f" {clipped}" if scale_free(local) and (clipped := _clip_without_signs(task)) else ""
+        reason = f"no code is made for the optimizer {name}{where}, and rows are decoded as those of SGD"
+        return TrainingMismatch(reason, None)
     return None
+
+
+def _clip_without_signs(task: Task) -> str:
+    """The clip under which optimizers that let little but signs through have no code, in words; empty under others."""
+    if task.max_grad_norm is None:
+        return "without a clip"
+    if task.per_layer:
+        return "where each tensor is clipped on its own"
+    return "under a clip of the L1 norm" if task.clip.order != 2 else ""
 
 
 def compression_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMismatch | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_recon.callbacks.mismatch import mismatch_record
-from lightning_recon.exchange import Compression, LocalTraining, ServerPayload, Task
+from lightning_recon.exchange import BatchSampling, Compression, LocalTraining, ServerPayload, Task
 from lightning_recon.exchange.compression import Method
 from lightning_recon.reconstruction import Mismatch, Reconstruction
 from lightning_recon.structure import SeedPaper, Structure, WaterFilling
@@ -19,6 +19,7 @@ PLAIN = Task((3, 16, 16), 10, 4, 1, "none", "update", False, 1.0, 1e-3, 1, 3)
 STEPS = replace(PLAIN, local=LocalTraining(batch_size=1, options={"momentum": 0.9}))
 ADAM = replace(PLAIN, local=LocalTraining(epochs=2, optimizer="torch.optim.adam.Adam", learning_rates=(1e-3,)))
 RMSPROP = replace(PLAIN, local=LocalTraining(optimizer="torch.optim.rmsprop.RMSprop", epochs=2))
+APART = replace(ADAM, per_layer=True)
 UNKNOWN = replace(PLAIN, local=LocalTraining(optimizer="their.module.Mine", epochs=2))
 
 
@@ -36,7 +37,8 @@ def test_a_structure_that_was_designed_for_the_training_is_no_mismatch() -> None
         # Weights 3.44, 2.71, 1.9 and 1: the geometric mean is 1.5 dB below the root mean square.
         (WaterFilling(units=24), PLAIN, STEPS, "designed for one step of plain SGD, and clients take 4", 1.50),
         (WaterFilling(units=24), PLAIN, ADAM, "2 local step(s) of Adam", None),
-        (WaterFilling(units=24), UNKNOWN, UNKNOWN, "no code is made for the optimizer Mine", None),
+        (WaterFilling(units=24), UNKNOWN, UNKNOWN, "no code is made for the optimizer Mine, and", None),
+        (WaterFilling(units=24), APART, APART, "the optimizer Adam where each tensor is clipped on its own, and", None),
         (SeedPaper(units=8), STEPS, STEPS, "measures images with the weight that local training moves", None),
     ],
 )
@@ -98,3 +100,14 @@ def test_both_kinds_of_mismatch_have_a_line_each(caplog: pytest.LogCaptureFixtur
     assert set(record) == {"local_training", "images"}
     assert len(caplog.messages) == 2
     assert mismatch_record(PLAIN, found[:0], WaterFilling(units=24).payload(PLAIN)) is None
+
+
+def test_feedback_on_changing_batches_does_not_spread_its_rows(caplog: pytest.LogCaptureFixture) -> None:
+    task = replace(PLAIN, per_layer=True, rounds=4, sampling=BatchSampling("shuffle", 12))
+    payload = WaterFilling(units=24).payload(PLAIN)
+    record = mismatch_record(task, [], payload, feedback=True)
+    assert record is not None
+    # The structure's single tensor has a quarter of the power; spread over 24 it would have 8/9.
+    assert record["sampling"]["cost_db"] == pytest.approx(5.51, abs=0.01)
+    assert "Feedback spreads no rows" in caplog.text
+    assert mismatch_record(replace(task, per_layer=False), [], payload, feedback=True) is None

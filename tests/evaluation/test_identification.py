@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_recon.data import ClientBatch
 from lightning_recon.evaluation import identification
-from lightning_recon.evaluation.identification import Gallery, identified
+from lightning_recon.evaluation.identification import Gallery, guess_success, identified
 from lightning_recon.evaluation.scoring import score
 from lightning_recon.reconstruction import Reconstruction
 
@@ -81,3 +81,21 @@ def test_scores_say_who_is_identified() -> None:
     scored = score(truth, found, torch.full((3, SIZE, SIZE), 0.5))
     (one,) = identified([scored], [truth], Gallery.of([truth], photographs(20, 1)))
     assert [victim.identified for victim in one.victims] == [True, False, True]
+
+
+@pytest.mark.parametrize("returned", [2, 4, 16])
+def test_an_attack_that_returns_more_images_has_as_many_guesses(returned: int) -> None:
+    """Images drawn from the gallery without seeing the updates."""
+    truth, others, identifications = batch(photographs(4)), photographs(36, 1), 0
+    gallery, images = Gallery.of([truth], others), torch.cat([truth.images, others / 255])
+    draws = 60
+    for seed in range(draws):
+        guess = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:returned]]
+        found = Reconstruction(0, 0, guess, guess, 0)
+        scored = score(truth, found, torch.full((3, SIZE, SIZE), 0.5))
+        (one,) = identified([scored], [truth], gallery)
+        identifications += sum(bool(victim.identified) for victim in one.victims)
+    chance = guess_success([found], [truth], gallery)
+    assert chance == max(4, returned) / 40
+    share = identifications / (4 * draws)
+    assert 0.6 * returned / 40 < share < chance + 0.06

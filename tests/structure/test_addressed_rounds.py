@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lightning_recon.data.sources import DataProtocol
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.assignment import match
 from lightning_recon.evaluation.metrics import psnr_per_image
-from lightning_recon.exchange import RecordedClient, Sampling, task_of_one_round
+from lightning_recon.exchange import Compression, LocalTraining, RecordedClient, Sampling, task_of_one_round
 from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.structure import Feedback, InferenceStructure, WaterFilling
@@ -169,3 +170,19 @@ def test_a_code_without_addresses_refuses_changing_batches(photographs: Photogra
     client = sampling_client(photographs(16)[:4], 2, 4, 0.01)
     with pytest.raises(UserError, match=r"opening\.cancel true"):
         Feedback(WaterFilling(pilot_power=0.2, cancel=False)).payload(client.task)
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprit"),
+    [
+        ({"compression": Compression("top_k")}, "compression by top-k 10 % after the noise"),
+        ({"local": LocalTraining(optimizer="torch.optim.adam.Adam", learning_rates=(1e-3,))}, "the optimizer Adam"),
+    ],
+)
+def test_a_client_that_sends_little_but_signs_is_refused_with_the_reason(
+    photographs: Photographs, changes: dict[str, Any], culprit: str
+) -> None:
+    announced = sampling_client(photographs(16)[:4], 2, 4, 0.01).task
+    announced = replace(announced, granularity="update", **changes)
+    with pytest.raises(UserError, match=f"no images through {culprit}, which leaves little but signs"):
+        Feedback().payload(announced)

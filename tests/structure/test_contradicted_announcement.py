@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates that contradict the announcement: other numbers of images, other preprocessing, other noise."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -12,6 +13,7 @@ from lightning_recon.data import ClientDataModule, GrabCutMasks, NoMasks
 from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.evaluation.assignment import match
 from lightning_recon.evaluation.metrics import psnr_per_image
+from lightning_recon.exchange import ClientUpdate, Task
 from lightning_recon.structure import Decoded, WaterFilling
 
 SIZE = 48
@@ -92,3 +94,18 @@ def test_noise_other_than_announced_is_measured() -> None:
     found = decoded(batch, 4, 1e-3, actual_z=2e-3).mismatch.noise_multiplier
     assert found == pytest.approx(2e-3, rel=0.1)
     assert decoded(batch, 4, 1e-3).mismatch.noise_multiplier is None
+
+
+def test_what_subtracted_images_leave_is_no_further_image(
+    photographs: Callable[[int], Tensor], task: Callable[..., Task], release: Callable[..., ClientUpdate]
+) -> None:
+    """At the highest noise at which rows have several directions, residuals of collisions look alike."""
+    announced, structure = task(24, 8, 0.05), WaterFilling()
+    payload = structure.payload(announced)
+    assert len(payload.tensors["directions"]) > 1
+    for seed in (1, 2, 7):
+        torch.manual_seed(seed)
+        batch = photographs(24)[torch.randperm(16)[:8]]
+        found = structure.decode(payload, announced, release(payload, announced, batch))
+        assert len(found.images) == 8
+        assert found.mismatch.images is None

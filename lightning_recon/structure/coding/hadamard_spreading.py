@@ -42,6 +42,15 @@ def block_count(network_tensors: int, power: Tensor, noise: float) -> int:
     return min((1 << step for step in range(most + 1)), key=harm)
 
 
+def spreading_gain_db(network_tensors: int) -> float:
+    """Decibels of power that rows gain, at most, by spreading over several tensors, if each is clipped on its own.
+
+    Args:
+        network_tensors: Tensors of the network, L'.
+    """
+    return 10 * math.log10((1 + network_tensors) * _TENSORS_FOR_ONE / (_TENSORS_FOR_ONE + 1))
+
+
 def block_width(inputs: int, blocks: int) -> int:
     """Entries of each block, for a number of inputs that is spread over a number of blocks."""
     return max(math.ceil(inputs / blocks), min(inputs, _LEAST_WIDTH))

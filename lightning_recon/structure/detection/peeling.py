@@ -69,6 +69,10 @@ class Peeling:
         # Once the update certainly holds victims, their announced number is the prior of further ones up to there.
         self.likely = tuples - math.log(victims) + math.log(_ODDS)
         self.followed, self.exceeded = 0, exceeded or self._too_energetic()
+        # What is left of a subtracted image looks like further ones, so that only rows as they were released show more
+        # than the announced number. Where there is one direction, nothing is subtracted.
+        if len(evidence.reach) > 1 and not self.exceeded:
+            self.limit = victims
 
     def energies(self, mix: Tensor) -> Tensor:
         """Signal energy of each combination of rows, shape (V,): what noise would bring is taken off."""
@@ -121,15 +125,11 @@ class Peeling:
 
     def explain(self, members: list[list[int]], left: Residual) -> tuple[list[list[int]], Residual]:
         """Find and subtract victims until nothing convincing is left; returns all victims' rows and the residual."""
-        # A prediction may be wrong, and leave what looks like further victims.
-        if self.followed and not self.exceeded:
-            self.limit = self.victims
         while len(members) < self.limit and (agreed := self._agreeing(left, len(members))):
             for held in agreed:
                 members, left = [*members, held], left.without(held, held)
-        self.exceeded = self.exceeded or len(members) > self.victims
         active = self.active(left)
-        if len(members) == (self.limit if self.exceeded else self.victims) or not bool(active.any()):
+        if len(members) == self.limit or not bool(active.any()):
             return members, left
         best = members, left
         least = int(active.sum())
