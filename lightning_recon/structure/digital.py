@@ -29,6 +29,7 @@ from lightning_recon.structure.coding.code_plan import (
 )
 from lightning_recon.structure.coding.image_codec import is_common
 from lightning_recon.structure.coding.l1_budget import SKETCH_SHARE, l1_plan
+from lightning_recon.structure.coding.laplace_channel import laplace_capacity
 from lightning_recon.structure.detection.hypotheses import likelier, subjects_evidence
 from lightning_recon.structure.detection.remaining_rows import Received
 from lightning_recon.structure.detection.separation import separate
@@ -185,11 +186,9 @@ class Digital(Structure):
         noise = design_noise(task, self.linear.assumed_noise, weakest=True)
         noise *= math.sqrt(rows / task.rounds) * task.sharers
         room = self._room(sketch)
-        image_format, margin = task.image_format, self.margin_db
-        plan, whole = l1_plan(noise, image_format, room, task.sharers > 1, margin, self.always_digital, ratio) or (
-            None,
-            0.0,
-        )
+        shared, laplace = task.sharers > 1, _has_laplace_noise(task, rows)
+        found = l1_plan(noise, task.image_format, room, shared, self.margin_db, self.always_digital, ratio, laplace)
+        plan, whole = found or (None, 0.0)
         if plan is None or self._too_crowded(noise * whole, task):
             return self.linear.payload(task)
         payload = beside(sketch, plan)
@@ -270,7 +269,8 @@ class Digital(Structure):
         missing = (task.victims if images_shown is None else images_shown) - len(images)
         evident = found.evident or bool(received)
         unresolved = found.unresolved if missing else 0
-        files = tuple(_as_file(one, plan) for one in received) + (None,) * len(reading.rows_left)
+        capacity = laplace_capacity if _has_laplace_noise(task, len(shipped["directions"])) else binary_capacity
+        files = tuple(_as_file(one, plan, capacity(one.snr)) for one in received) + (None,) * len(reading.rows_left)
         share = structure_share(released, pilot, noise, whole, task, payload, images_shown)
         other = self.linear.other_statistics(task)
         if other is not None:
@@ -282,11 +282,15 @@ class Digital(Structure):
         return Decoded(images, unresolved, read, posterior, evident, files, share, contradicted, mean_image)
 
 
-def _as_file(one: Received, plan: Plan) -> ReceivedFile:
-    """The record of a received file."""
-    capacity = plan.inputs * binary_capacity(one.snr)
+def _has_laplace_noise(task: Task, rows: int) -> bool:
+    """Whether codewords arrive in Laplace noise: not in means of rounds, and not in sums of the rows of an image."""
+    return l1_clipped(task) and not task.noise_is_normal and rows == 1
+
+
+def _as_file(one: Received, plan: Plan, capacity: float) -> ReceivedFile:
+    """The record of a received file, of inputs that could carry so many bits each."""
     bits = message_bits(one.rung, plan.inputs)
-    return ReceivedFile(one.codec, bits / plan.inputs, bits, capacity)
+    return ReceivedFile(one.codec, bits / plan.inputs, bits, plan.inputs * capacity)
 
 
 def _put_files(

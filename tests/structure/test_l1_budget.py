@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_recon.image_format import ImageFormat, rgb
-from lightning_recon.structure.coding.channel_code import LADDER, message_bits, needed_snr
+from lightning_recon.structure.coding.channel_code import LADDER, decode_batch, encode, message_bits, needed_snr
 from lightning_recon.structure.coding.code_plan import HEADER, NEIGHBOURS_DB, least_bits
 from lightning_recon.structure.coding.l1_budget import (
     SKETCH_SHARE,
@@ -16,6 +16,7 @@ from lightning_recon.structure.coding.l1_budget import (
     l1_water_filling,
     norm_ratio,
 )
+from lightning_recon.structure.coding.laplace_channel import laplace_capacity, laplace_needed_snr
 
 SPECTRUM = 100.0 / torch.arange(1, 401, dtype=torch.float64) ** 1.5
 
@@ -98,3 +99,52 @@ def test_no_plan_whose_messages_hold_no_image(always_digital: bool) -> None:
         bits += [] if found is None else [message_bits(found[0].fair, found[0].inputs)]
     assert 0 < len(bits) < 26
     assert min(bits) >= least_bits(image_format, always_digital)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "least"),
+    [
+        (rgb(64), 115 * 64),
+        (ImageFormat(1, 32, 32), 90 * 32),
+        (ImageFormat(1, 32, 32, 16), 4 * 32 * 32),
+        (ImageFormat(3, 32, 32, 16), 13 * 32 * 32),
+    ],
+)
+def test_messages_are_as_long_as_makes_an_image_better_than_the_linear_code_s(
+    image_format: ImageFormat, least: int
+) -> None:
+    bits = []
+    for exponent in torch.linspace(-5, -3.5, 31).tolist():
+        found = l1_plan(10**exponent, image_format, 1_000_000, False, 0.1, False, 10.0, True)
+        bits += [] if found is None else [message_bits(found[0].fair, found[0].inputs)]
+    assert least <= min(bits) < 1.2 * least
+
+
+@pytest.mark.parametrize("rung", [3, 10, 17])
+def test_codewords_come_through_laplace_noise_at_the_ratio_that_is_named(rung: int) -> None:
+    inputs, count = 5000, 16
+    snr = laplace_needed_snr(rung, inputs)
+    amplitude, scale = math.sqrt(snr), math.sqrt(0.5)
+    bits = torch.randint(0, 2, (count, message_bits(rung, inputs)), generator=torch.Generator().manual_seed(rung))
+    sent = torch.stack([1.0 - 2.0 * encode(message, rung, inputs) for message in bits])
+    torch.manual_seed(rung)
+    noise = torch.distributions.Laplace(0.0, scale)
+
+    def lost(level: float) -> int:
+        received = level * sent + noise.sample(sent.shape)
+        beliefs = ((received + level).abs() - (received - level).abs()) / scale
+        found = decode_batch(beliefs, rung)
+        return sum(one is None or not torch.equal(one, message) for one, message in zip(found, bits, strict=True))
+
+    assert lost(amplitude) <= 1
+    assert lost(amplitude * 10 ** (-2 / 20)) >= count - 2
+
+
+@pytest.mark.parametrize("snr", [0.01, 0.3, 2.0, 8.0])
+def test_capacity_in_laplace_noise_is_the_mean_information_of_samples(snr: float) -> None:
+    scale = math.sqrt(0.5)
+    noise = torch.distributions.Laplace(torch.zeros((), dtype=torch.float64), scale).sample((400_000,))
+    likelihood = ((noise + 2 * math.sqrt(snr)).abs() - noise.abs()) / scale
+    information = 1 - torch.nn.functional.softplus(-likelihood) / math.log(2)
+    error = float(information.std()) / math.sqrt(len(noise))
+    assert laplace_capacity(snr) == pytest.approx(float(information.mean()), abs=5 * error)
