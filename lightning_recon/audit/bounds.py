@@ -69,7 +69,9 @@ def theory_of(protections: Sequence[Protection], sampling_rate: float | None) ->
 def _theory(one: Protection, rate: float | None) -> Theory:
     point, privacy = one.best, one.best.privacy
     sampled = rate is not None and one.noise > 0 and privacy["granularity"] == "sample"
-    # Amplification is not accounted for correlated noise, and batches that were sampled have their own rate.
+    # Amplification is not accounted where clients drop out with their share of the noise, nor for correlated noise, and
+    # batches that were sampled have their own rate.
+    sampled = sampled and not (privacy.get("client_dropout") and privacy["noise_share"] == "distributed")
     sampled = sampled and privacy.get("noise_bands", 1) == 1 and not privacy.get("sampling")
     # A report imports no mechanism of somebody else.
     mechanism = _MECHANISMS.get(privacy.get("mechanism", Gaussian.name)) if sampled else None

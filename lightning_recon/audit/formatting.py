@@ -51,7 +51,9 @@ def guarantee_of(point: Point) -> str:
     """The privacy guarantee under which an attack was measured."""
     privacy = point.privacy
     if privacy["epsilon_accounted"] is None:
-        return "no noise (no finite ε)"
+        if not point.noise:
+            return "no noise (no finite ε)"
+        return "no known ε" + (" (clients drop out with their noise)" if privacy.get("client_dropout") else "")
     rounds = "" if privacy["rounds"] == 1 else f" over {privacy['rounds']} rounds"
     text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}"
     # Local differential privacy means replace-one, so both adjacencies are stated.

@@ -22,7 +22,7 @@ def privacy_of(client: Client) -> Record:
             without a declared delta, and a recording, which does not state one, at 1e-5.
     """
     task = client.task
-    own = ("batch_size", "aggregated", "noise_share", "releases_per_round", "sampling")
+    own = ("batch_size", "aggregated", "noise_share", "releases_per_round", "sampling", "client_dropout")
     announced: dict[str, Any] = {name: getattr(task, name) for name in own}
     if isinstance(client, VictimClient):
         privacy = privacy_record(**asdict(client.privacy), **announced)

@@ -67,8 +67,8 @@ class Laplace(Mechanism):
     ) -> float | None:
         """The less of composition without sampling and of pure composition with amplification by sampling.
 
-        Source: log(1 + q (exp(s) - 1)) a step, with s that of all its releases; Li, Qardaji and Su (2012), and Steinke (arXiv 2210.00597), section 6.
-        Under "replace_one", s is that of replacing a record.
+        Source: log(1 + q (exp(s) - 1)) a step, with s that of all its releases; Li, Qardaji and Su (2012), and Steinke
+        (arXiv 2210.00597), section 6. Under "replace_one", s is that of replacing a record.
         """
         plain = super().training_epsilon(noise_multiplier, sample_rate, steps, delta, adjacency, releases)
         if plain is None or steps == 0 or sample_rate == 1:

@@ -2,8 +2,9 @@
 """Finished runs made by hand, without attacking anything."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
         first_rounds: Sequence[int] | None = None,
         local_epochs: int = 1,
+        sums: Mapping[str, Any] = MappingProxyType({}),
     ) -> Path:
         """A run whose victims gain so many dB over a mean image of 12 dB: a row a picture, an entry a draw."""
         folder = tmp_path / "runs" / name
@@ -65,7 +67,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             granularity="sample", per_layer=per_layer, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
             batch_size=len(gains), delta=delta, adjacency=adjacency,
             mechanism=mechanism,
-            sampling=sampling, releases_per_round=local_epochs,
+            sampling=sampling, releases_per_round=local_epochs, **sums,
         )  # fmt: skip
         psnr = sum(victim["psnr"] for victim in victims) / len(victims)
         counts = {"clients": 1, "draws": len(gains[0]), "victims": len(gains), "detected": len(gains) * detected}

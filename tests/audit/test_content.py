@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -119,7 +118,7 @@ def test_amplification_of_laplace_noise_is_accounted(make_run: MakeRun, tmp_path
 
 
 def test_a_sampled_image_is_in_every_local_epoch_of_its_round(make_run: MakeRun, tmp_path: Path) -> None:
-    def sampled(name: str, **settings: Any) -> Any:
+    def sampled(name: str, **settings: object) -> dict[str, float | None]:
         written(tmp_path, outcome(make_run(name, z=1.0, **settings)), options=ReportOptions(sampling_rate=0.01))
         return json.loads((tmp_path / "report.json").read_text())["settings"][0]["theory"][0]
 
@@ -132,7 +131,9 @@ def test_a_sampled_image_is_in_every_local_epoch_of_its_round(make_run: MakeRun,
     assert pure["gamma_sampled"] is None
     # Nothing is proved of integer noise that is sampled.
     other = sampled("skellam", rounds=2, local_epochs=3, mechanism="skellam")
-    assert (other["epsilon_sampled"], other["gamma_sampled"]) == (None, None)
+    sums = {"aggregated": 8, "noise_share": "distributed", "client_dropout": 0.1}
+    for unknown in (other, sampled("sums", sums=sums)):
+        assert (unknown["epsilon_sampled"], unknown["gamma_sampled"]) == (None, None)
 
 
 def test_settings_of_different_sources_are_distinguished(make_run: MakeRun, tmp_path: Path) -> None:
