@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lightning_recon.audit.aggregate import Point
 from lightning_recon.audit.run import Setting, recorded_epsilon
-from lightning_recon.evaluation.formatting import ADJACENCIES, in_words
+from lightning_recon.evaluation.formatting import ADJACENCIES, covered, in_words
 
 
 def number(value: float | None) -> str:
@@ -55,7 +55,7 @@ def guarantee_of(point: Point) -> str:
             return "no noise (no finite ε)"
         return "no known ε" + (" (clients drop out with their noise)" if privacy.get("client_dropout") else "")
     rounds = "" if privacy["rounds"] == 1 else f" over {privacy['rounds']} rounds"
-    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}"
+    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}{covered(point.setting.participation)}"
     # Local differential privacy means replace-one, so both adjacencies are stated.
     other = "add_remove" if privacy["adjacency"] == "replace_one" else "replace_one"
     if (epsilon := (privacy.get("epsilon_by_adjacency") or {}).get(other)) is not None:

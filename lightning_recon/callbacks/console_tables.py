@@ -12,7 +12,7 @@ from rich.text import Text
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.client import VictimClient
 from lightning_recon.console import plain, say
-from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.evaluation.formatting import covered, display_name
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.normalization import in_words
@@ -190,11 +190,12 @@ def privacy_line(privacy: Record) -> str:
         unknown = "epsilon not accounted where clients drop out" if dropping else "no known epsilon"
         noisy = bool(privacy["noise_multiplier"]) and norm is not None
         return f"{clip}, {unknown if noisy else 'no noise'}: no privacy guarantee"
+    participation: Any = privacy.get("participation")
     nominal = privacy["epsilon_nominal"]  # none of a mechanism other than the Gaussian one
     return (
         f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): "
         + ("" if nominal is None else f"nominal epsilon {nominal:.3g}, ")
-        + f"accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
+        + f"accounted epsilon {privacy['epsilon_accounted']:.3g}{covered(participation)} at delta "
         f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']}){_other_adjacency(privacy)}"
     )
 

@@ -51,6 +51,7 @@ def privacy_record(
     noise_bands: int = 1,
     adaptive_clip: Mapping[str, object] | None = None,
     client_dropout: float = 0.0,
+    participation: float | None = 1.0,
 ) -> Record:
     """The protection under attack and its privacy guarantee.
 
@@ -73,6 +74,9 @@ def privacy_record(
         adaptive_clip: See `Task.adaptive_clip`; the noise multiplier is that of update and number together.
         client_dropout: Probability with which a client of a sum drops out of a round, and with distributed noise its
             share of the noise too, see `IncompleteSums`.
+        participation: Probability with which a client answers a round on its own images; None if it is not known.
+            Epsilon is that of one client's updates, as if they were about its images in every round. Below 1 an image
+            may be in updates of other clients too, which this epsilon does not count.
 
     Returns:
         The `privacy` section. Risks of membership are those of `adjacency`; the robustness bound compares releases with
@@ -121,6 +125,7 @@ def privacy_record(
         "aggregated": aggregated,
         "noise_share": noise_share,
         "client_dropout": client_dropout,
+        "participation": participation,
         "epsilon_of_one_client": epsilon(each, of_sum / math.sqrt(aggregated)),
         "epsilon_of_sum": epsilon(sums, of_sum) if summable else None,
         "accountant": noise.accountant,

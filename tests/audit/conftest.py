@@ -85,7 +85,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "public_statistics": "power law",
             "subject_fraction": 0.3,
             "batchnorm": None,
-            "participation": 1.0,
+            "participation": privacy["participation"],
             "alarms": alarms,
             "baselines": {"black_psnr": 9.0, "mean_image_psnr": 12.0},
             "bounds": {"channel_nats": 50.0, "noise_law_psnr": 5.0, "gaussian_reference_psnr": 17.0}

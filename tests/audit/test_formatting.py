@@ -31,3 +31,10 @@ def test_a_guarantee_counts_clients_that_drop_out(make_run: MakeRun) -> None:
     assert guarantee_of(point) == "no known ε (clients drop out with their noise)"
     (point,) = points_of([outcome(make_run("nothing", z=0.0))])
     assert guarantee_of(point) == "no noise (no finite ε)"
+
+
+def test_a_guarantee_names_the_updates_that_it_covers(make_run: MakeRun) -> None:
+    (point,) = points_of([outcome(make_run("some rounds", z=0.5, sums={"participation": 0.5}))])
+    assert guarantee_of(point).startswith("accounted ε = 10 of one client's updates ")
+    (point,) = points_of([outcome(make_run("every round", z=0.5))])
+    assert "of one client" not in guarantee_of(point)
