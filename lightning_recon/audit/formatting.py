@@ -79,7 +79,8 @@ def noise_of(noise_multiplier: float, points: Sequence[Point]) -> str:
     """
     privacy = points[0].privacy
     epsilon = recorded_epsilon(privacy, noise_multiplier, privacy["rounds"], privacy["adjacency"])
-    return f"z = {noise_multiplier:.3g} (accounted ε = {in_words(epsilon)})"
+    whose = covered(points[0].setting.participation)
+    return f"z = {noise_multiplier:.3g} (accounted ε = {in_words(epsilon)}{whose})"
 
 
 def enumerated(words: Sequence[str]) -> str:

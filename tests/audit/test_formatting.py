@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_recon.audit.aggregate import points_of
-from lightning_recon.audit.formatting import guarantee_of, number
+from lightning_recon.audit.formatting import guarantee_of, noise_of, number
 
 from .pages import outcome
 
@@ -36,5 +36,6 @@ def test_a_guarantee_counts_clients_that_drop_out(make_run: MakeRun) -> None:
 def test_a_guarantee_names_the_updates_that_it_covers(make_run: MakeRun) -> None:
     (point,) = points_of([outcome(make_run("some rounds", z=0.5, sums={"participation": 0.5}))])
     assert guarantee_of(point).startswith("accounted ε = 10 of one client's updates ")
+    assert noise_of(0.5, [point]) == "z = 0.5 (accounted ε = 10 of one client's updates)"
     (point,) = points_of([outcome(make_run("every round", z=0.5))])
     assert "of one client" not in guarantee_of(point)
