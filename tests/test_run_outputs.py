@@ -83,7 +83,7 @@ def test_results_have_the_promised_schema(quickstart: Path) -> None:
         *("mechanism", "granularity", "per_layer", "max_grad_norm", "noise_multiplier", "rounds", "batch_size"),
         *("delta", "adjacency", "epsilon_nominal", "epsilon_accounted", "epsilon_by_adjacency", "accountant", "mu"),
         *("rero_gamma", "aggregated", "noise_share", "epsilon_of_one_client", "epsilon_of_sum", "reproducible_noise"),
-        *("releases_per_round", "sampling", "noise_bands", "adaptive_clip"),
+        *("releases_per_round", "sampling", "noise_bands", "adaptive_clip", "client_dropout", "participation"),
     }
     assert record["privacy"]["epsilon_nominal"] == pytest.approx(10.0)
     assert set(record["summary"]) == {

@@ -15,6 +15,7 @@ from lightning_recon.audit.run import Outcome, Setting
 from lightning_recon.audit.standards import STANDARDS
 from lightning_recon.audit.summary import Summary
 from lightning_recon.audit.verification_file import VerificationRecord
+from lightning_recon.evaluation.formatting import ONE_STREAM, covered
 
 FORMAT = "annex 1"
 _UNITS = {
@@ -89,11 +90,13 @@ def _trust_model(outcomes: Sequence[Outcome]) -> str:
             "Where noise is distributed, a client adds a share of it, and the guarantee is that of the sum: it relies "
             "on the other clients and on secure aggregation. Elsewhere a client adds all the noise itself"
         )
+    absent = any(covered(record.get("participation")) for record in records)
+    stream = f" Where clients do not take part in every round, {ONE_STREAM}." if absent else ""
     bare = any(outcome.noise == 0 for outcome in outcomes)
     without = " Cells without clip or noise have no guarantee." if bare else ""
     return (
-        f"{where}. The server sees {seen}, and is the attacker.{without} The channel between client and server is "
-        "taken to be authentic and confidential."
+        f"{where}. The server sees {seen}, and is the attacker.{without}{stream} The channel between client and server "
+        "is taken to be authentic and confidential."
     )
 
 

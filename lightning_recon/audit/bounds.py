@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bounds and reference values for each protection, without any attack, also with amplification by sampling."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,11 +69,13 @@ def theory_of(protections: Sequence[Protection], sampling_rate: float | None) ->
 def _theory(one: Protection, rate: float | None) -> Theory:
     point, privacy = one.best, one.best.privacy
     sampled = rate is not None and one.noise > 0 and privacy["granularity"] == "sample"
-    # Amplification is not accounted for correlated noise, and batches that were sampled have their own rate.
+    # Amplification is not accounted where clients drop out with their share of the noise, nor for correlated noise, and
+    # batches that were sampled have their own rate.
+    sampled = sampled and not (privacy.get("client_dropout") and privacy["noise_share"] == "distributed")
     sampled = sampled and privacy.get("noise_bands", 1) == 1 and not privacy.get("sampling")
     # A report imports no mechanism of somebody else.
     mechanism = _MECHANISMS.get(privacy.get("mechanism", Gaussian.name)) if sampled else None
-    setting = one.noise, rate or 1.0, int(privacy["rounds"]) * int(privacy.get("releases_per_round", 1))
+    rounds, releases = int(privacy["rounds"]), int(privacy.get("releases_per_round", 1))
     guarantee = privacy["delta"], privacy["adjacency"]
     reference, low, high = gaussian_reference_of(point)
     return Theory(
@@ -87,10 +90,15 @@ def _theory(one: Protection, rate: float | None) -> Theory:
         advantage=privacy.get("membership_advantage"),
         tpr=tuple(privacy.get("membership_tpr", {}).get(str(rate)) for rate in FALSE_POSITIVE_RATES),
         gamma=privacy["rero_gamma"][str(KAPPA)],
-        # Robustness under sampling is estimated for Gaussian noise alone.
+        # Robustness under sampling is estimated for Gaussian noise alone. A record that was sampled is in all sums of
+        # its round, which are one with less noise.
         gamma_sampled=(
-            sampled_rero_gamma(KAPPA, *setting, samples=_SAMPLES).upper if isinstance(mechanism, Gaussian) else None
+            sampled_rero_gamma(KAPPA, one.noise / math.sqrt(releases), rate or 1.0, rounds, samples=_SAMPLES).upper
+            if isinstance(mechanism, Gaussian)
+            else None
         ),
         epsilon=privacy["epsilon_accounted"],
-        epsilon_sampled=mechanism.training_epsilon(*setting, *guarantee) if mechanism else None,
+        epsilon_sampled=(
+            mechanism.training_epsilon(one.noise, rate or 1.0, rounds, *guarantee, releases) if mechanism else None
+        ),
     )

@@ -64,7 +64,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     runner = Runner(output, sweep.jobs)
     for base in bases:
         write_text(base_path(output / "configs", base), yaml.safe_dump(base, sort_keys=False))
-    check_plan(plan, resolve, by_epsilon=sweep.epsilon is not None)
+    check_plan(plan, resolve, sweep.epsilon is not None, sweep.training is not None)
     write_plan(output, plan, sweep.interventions)
     try:
         runner.run(cells)
@@ -172,13 +172,19 @@ def audit_options() -> dict[str, Any]:
     return single | {"audit": options_of(Sweep)} | {name.removeprefix("--"): Any for name in _FIT}
 
 
-def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]], by_epsilon: bool = False) -> None:
+def check_plan(
+    plan: Plan,
+    resolve: Callable[[Sequence[str]], dict[str, Any]],
+    by_epsilon: bool = False,
+    trained: bool = False,
+) -> None:
     """Check before the first cell what would make all cells, or all of one attack or intervention, fail.
 
     Args:
         plan: The cells.
         resolve: Returns the complete config of `recon fit` for its command line.
         by_epsilon: Whether the noise follows from `audit.epsilon`.
+        trained: Whether `audit.training` is given.
 
     Raises:
         UserError: A config is wrong, privacy parameters are out of range, a requested GPU is missing, or the noise
@@ -202,19 +208,29 @@ def check_plan(plan: Plan, resolve: Callable[[Sequence[str]], dict[str, Any]], b
             Privacy(**(privacy | own))
     for cell in [*plan.sweep, *plan.reference] if by_epsilon else []:
         with suppress(LookupError, TypeError):
-            _check_releases(cell, configs[cell.attack]["model"]["init_args"]["client"]["init_args"])
+            _check_releases(cell, configs[cell.attack]["model"]["init_args"]["client"]["init_args"], trained)
 
 
-def _check_releases(cell: Cell, client: dict[str, Any]) -> None:
-    """Refuse a client whose rounds are not one release each under independent noise, which `plan_of` accounts for."""
-    epochs, bands = client["local"]["epochs"], client["privacy"]["noise_bands"]
-    option = ""
+def _check_releases(cell: Cell, client: dict[str, Any], trained: bool) -> None:
+    """Refuse a client whose rounds are not one release each under independent noise, which `plan_of` accounts for.
+
+    Args:
+        cell: The cell.
+        client: Its client's options.
+        trained: Whether `audit.training` sets the sampling, which `plan_of` then accounts for.
+    """
+    epochs, bands, sampling = client["local"]["epochs"], client["privacy"]["noise_bands"], client["sampling"]
+    option, instead = "", "1"
     if cell.granularity == "sample" and epochs > 1:
         option = f"local.epochs {epochs}, each of which releases every sample once more"
     elif cell.rounds > 1 and bands > 1:
         option = f"privacy.noise_bands {bands}, which correlates the noise of {cell.rounds} rounds"
+    elif cell.granularity == "sample" and sampling != "all" and not trained:
+        option, instead = f"sampling {sampling}, under which an image is in some of the rounds only", "all"
+    elif client["noise_share"] == "distributed" and client["client_dropout"] > 0:
+        option, instead = f"client_dropout {client['client_dropout']}, which takes noise out of sums", "0"
     if option:
         raise UserError(
             "audit.epsilon sets independent noise for one release in each round, and the clients of "
-            f"“{cell.attack}” have --model.client.{option}: set it to 1, or give audit.noise_multiplier"
+            f"“{cell.attack}” have --model.client.{option}: set it to {instead}, or give audit.noise_multiplier"
         )

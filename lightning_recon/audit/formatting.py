@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lightning_recon.audit.aggregate import Point
 from lightning_recon.audit.run import Setting, recorded_epsilon
-from lightning_recon.evaluation.formatting import ADJACENCIES, in_words
+from lightning_recon.evaluation.formatting import ADJACENCIES, covered, in_words
 
 
 def number(value: float | None) -> str:
@@ -51,9 +51,11 @@ def guarantee_of(point: Point) -> str:
     """The privacy guarantee under which an attack was measured."""
     privacy = point.privacy
     if privacy["epsilon_accounted"] is None:
-        return "no noise (no finite ε)"
+        if not point.noise:
+            return "no noise (no finite ε)"
+        return "no known ε" + (" (clients drop out with their noise)" if privacy.get("client_dropout") else "")
     rounds = "" if privacy["rounds"] == 1 else f" over {privacy['rounds']} rounds"
-    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}"
+    text = f"accounted ε = {in_words(privacy['epsilon_accounted'])}{covered(point.setting.participation)}"
     # Local differential privacy means replace-one, so both adjacencies are stated.
     other = "add_remove" if privacy["adjacency"] == "replace_one" else "replace_one"
     if (epsilon := (privacy.get("epsilon_by_adjacency") or {}).get(other)) is not None:
@@ -77,7 +79,8 @@ def noise_of(noise_multiplier: float, points: Sequence[Point]) -> str:
     """
     privacy = points[0].privacy
     epsilon = recorded_epsilon(privacy, noise_multiplier, privacy["rounds"], privacy["adjacency"])
-    return f"z = {noise_multiplier:.3g} (accounted ε = {in_words(epsilon)})"
+    whose = covered(points[0].setting.participation)
+    return f"z = {noise_multiplier:.3g} (accounted ε = {in_words(epsilon)}{whose})"
 
 
 def enumerated(words: Sequence[str]) -> str:

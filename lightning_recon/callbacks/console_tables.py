@@ -12,7 +12,7 @@ from rich.text import Text
 from lightning_recon.callbacks.protection import privacy_of
 from lightning_recon.client import VictimClient
 from lightning_recon.console import plain, say
-from lightning_recon.evaluation.formatting import display_name
+from lightning_recon.evaluation.formatting import covered, display_name
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.normalization import in_words
@@ -182,16 +182,20 @@ def privacy_line(privacy: Record) -> str:
     norm = privacy["max_grad_norm"]
     clip = "no clipping" if norm is None else f"clip {norm:g} per {privacy['granularity']}"
     clip += " and layer" if privacy["per_layer"] and norm is not None else ""
+    dropping = privacy.get("client_dropout", 0.0)
     if (count := privacy.get("aggregated", 1)) != 1:
         clip += f", sums of {count} clients with {privacy['noise_share']} noise each"
+        clip += f" (of which each drops out with probability {dropping:g})" if dropping else ""
     if privacy["epsilon_accounted"] is None:
-        unknown = bool(privacy["noise_multiplier"]) and norm is not None
-        return f"{clip}, {'no known epsilon' if unknown else 'no noise'}: no privacy guarantee"
+        unknown = "epsilon not accounted where clients drop out" if dropping else "no known epsilon"
+        noisy = bool(privacy["noise_multiplier"]) and norm is not None
+        return f"{clip}, {unknown if noisy else 'no noise'}: no privacy guarantee"
+    participation: Any = privacy.get("participation")
     nominal = privacy["epsilon_nominal"]  # none of a mechanism other than the Gaussian one
     return (
         f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): "
         + ("" if nominal is None else f"nominal epsilon {nominal:.3g}, ")
-        + f"accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
+        + f"accounted epsilon {privacy['epsilon_accounted']:.3g}{covered(participation)} at delta "
         f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']}){_other_adjacency(privacy)}"
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_recon.capture import CapturedClient
 from lightning_recon.client import VictimClient
-from lightning_recon.evaluation.formatting import ADJACENCIES, in_words
+from lightning_recon.evaluation.formatting import ADJACENCIES, covered, in_words
 from lightning_recon.evaluation.results import Record, privacy_record
 from lightning_recon.exchange import Client, Task
 from lightning_recon.privacy.gaussian import Gaussian
@@ -22,7 +22,15 @@ def privacy_of(client: Client) -> Record:
             without a declared delta, and a recording, which does not state one, at 1e-5.
     """
     task = client.task
-    own = ("batch_size", "aggregated", "noise_share", "releases_per_round", "sampling")
+    own = (
+        "batch_size",
+        "aggregated",
+        "noise_share",
+        "releases_per_round",
+        "sampling",
+        "client_dropout",
+        "participation",
+    )
     announced: dict[str, Any] = {name: getattr(task, name) for name in own}
     if isinstance(client, VictimClient):
         privacy = privacy_record(**asdict(client.privacy), **announced)
@@ -56,7 +64,9 @@ def describe_protection(privacy: Record, epsilon: str = "ε", delta: str = "δ")
     clip += ", the clip adapted over rounds" if found.get("adaptive_clip") else ""
     if found["epsilon_accounted"] is None:
         return f"{clip}, {'no noise' if not found['noise_multiplier'] else 'no known bound'}, no finite {epsilon}"
+    whose = covered(found.get("participation"))
     return (
         f"{clip}, noise multiplier z = {found['noise_multiplier']:g}, {rounds}: accounted {epsilon} = "
-        f"{in_words(found['epsilon_accounted'])} at {delta} = {found['delta']:g} ({ADJACENCIES[found['adjacency']]})"
+        f"{in_words(found['epsilon_accounted'])}{whose} at {delta} = {found['delta']:g} "
+        f"({ADJACENCIES[found['adjacency']]})"
     )

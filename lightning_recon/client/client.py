@@ -108,7 +108,7 @@ class VictimClient(LightningModule):
             quantization: secure aggregation of whole numbers, as Flower's SecAgg+ has it: each client rounds its update
                 at random to steps, and the server gets the sum modulo a number of them; null: sums of real numbers.
             client_dropout: probability, below 1, with which a client of a group drops out of a round, so that the sum
-                lacks its update and its noise.
+                lacks its update and its noise. Epsilon of distributed noise counts that.
             chunk_size: under granularity "sample", samples differentiated at once; each takes the memory of one copy of
                 all parameters, the server's layer included.
             seed: seed of the untrained weights and of dropout.

@@ -106,14 +106,18 @@ def noise_law_batch_quantile(
     shared = energies.double() if granularity == "sample" else energies.double().sum(-1)
     every = shared.flatten().tolist()
     alone = [noise_law_quantile(probability, noise_multiplier, energy, dimension, rounds) for energy in every]
-    if max(alone) - min(alone) < 1e-6 or max(alone) >= 100:  # one energy; or there is no noise, or a black image
+    if max(alone) - min(alone) < 1e-6:  # one energy, or there is no noise
         return max(alone)
 
     def excess(psnr: float) -> float:
         tails = [noise_law_tail(psnr, noise_multiplier, energy, dimension, rounds) for energy in every]
         return sum(tails) / len(tails) - probability
 
-    return float(brentq(excess, min(alone) - 1e-6, max(alone) + 1e-6, xtol=1e-6))
+    # Black images reach every PSNR; where they are many, or noise is low, so does the quantile.
+    highest = min(100.0, max(alone) + 1e-6)
+    if highest == 100 and excess(highest) >= 0:
+        return highest
+    return float(brentq(excess, min(alone) - 1e-6, highest, xtol=1e-6))
 
 
 def unbiased_psnr(noise_multiplier: float, rounds: float) -> float:
@@ -185,8 +189,11 @@ def gaussian_distortion(variances: Tensor, nats: float, multiplicity: Tensor | N
     ordered, number = ordered[known], number[known]
     logs = ordered.log()
     log_theta = ((number * logs).cumsum(0) - 2 * nats) / number.cumsum(0)
-    active = int((logs >= log_theta).sum())
-    if active == 0:
+    if len(logs) == 0:
         return 0.0
+    # Rate that lowers the components before the k-th to its variance, as a sum of differences, in which no rounding
+    # exceeds the least rate: the first component is always active.
+    spent = torch.cat([logs.new_zeros(1), (number.cumsum(0)[:-1] * (logs[:-1] - logs[1:])).cumsum(0)])
+    active = int((spent <= 2 * nats).sum())
     described, left = float(number[:active].sum()), number[active:] @ ordered[active:]
     return float(described * log_theta[active - 1].exp() + left)

@@ -22,6 +22,11 @@ _NAMES = {
     "see_through_gradients": "See Through Gradients",
 }
 ADJACENCIES = {"add_remove": "add/remove", "replace_one": "replace one"}
+ONE_STREAM = (
+    "ε is that of one client's updates, as if they were about its images in every round. An absent client answers on "
+    "the images of another, which stand for images that are not attacked; updates of other clients that such an image "
+    "is in are not counted"
+)
 _SCALES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 _LARGEST = 1e15
 
@@ -54,3 +59,8 @@ def in_words(value: float | None) -> str:
         if abs(rounded) >= scale:
             return f"about {rounded / scale:.3g} {name}"
     return f"about {rounded:,.0f}"
+
+
+def covered(participation: float | None) -> str:
+    """What an accounted epsilon is that of, where it is not that of everything that the server sees: `ONE_STREAM`."""
+    return "" if participation in (None, 1.0) else " of one client's updates"

@@ -22,7 +22,8 @@ from lightning_recon.exchange import BatchSampling, NoiseShare, summed_noise
 from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
-from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency
+from lightning_recon.privacy.incomplete_sums import IncompleteSums
+from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency, Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
 from lightning_recon.privacy.risk import FALSE_POSITIVE_RATES
 
@@ -49,6 +50,8 @@ def privacy_record(
     sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
     noise_bands: int = 1,
     adaptive_clip: Mapping[str, object] | None = None,
+    client_dropout: float = 0.0,
+    participation: float | None = 1.0,
 ) -> Record:
     """The protection under attack and its privacy guarantee.
 
@@ -69,29 +72,40 @@ def privacy_record(
         sampling: Which of its images a client uses in a round, see `BatchSampling.accounted`.
         noise_bands: See `Task.noise_bands`. Accounted as independent noise with the same guarantee for all rounds.
         adaptive_clip: See `Task.adaptive_clip`; the noise multiplier is that of update and number together.
+        client_dropout: Probability with which a client of a sum drops out of a round, and with distributed noise its
+            share of the noise too, see `IncompleteSums`.
+        participation: Probability with which a client answers a round on its own images; None if it is not known.
+            Epsilon is that of one client's updates, as if they were about its images in every round. Below 1 an image
+            may be in updates of other clients too, which this epsilon does not count.
 
     Returns:
         The `privacy` section. Risks of membership are those of `adjacency`; the robustness bound compares releases with
         and without one record, whatever `adjacency` epsilon is stated for. Accounted epsilon, mu, risks and robustness
         bound follow from the noise multiplier: with local noise they are each client's own guarantee, which does not
-        depend on the aggregation; with distributed noise that of the sum, which needs every client's share.
+        depend on the aggregation; with distributed noise that of the sum, less the shares of clients that drop out.
         `epsilon_of_one_client` is that of one client's update if the server sees it by itself, `epsilon_of_sum` that of
         the aggregated sum.
     """
     z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
-    noise, counted = mechanism_named(mechanism), sampling.accounted(granularity, noise_bands)
+    each, counted = mechanism_named(mechanism), sampling.accounted(granularity, noise_bands)
     releases = counted.most_rounds(batch_size, rounds) * releases_per_round
+    sums = each
+    if client_dropout > 0:
+        independent = noise_bands == 1 and adaptive_clip is None
+        sums = IncompleteSums(each, aggregated, client_dropout, releases_per_round, independent)
+    noise = sums if noise_share == "distributed" else each
 
-    def epsilon(multiplier: float, neighbours: Adjacency = adjacency) -> float | None:
+    def epsilon(noise: Mechanism, multiplier: float, neighbours: Adjacency = adjacency) -> float | None:
         guarantee = delta, neighbours
         return sampled_epsilon(noise, multiplier, rounds, releases_per_round, counted, batch_size, guarantee)
 
-    accounted = {name: epsilon(z, name) for name in ADJACENCIES}
+    accounted = {name: epsilon(noise, z, name) for name in ADJACENCIES}
     hidden = hidden_epsilon(
         noise, z, rounds, releases_per_round, counted, batch_size, (delta, adjacency), accounted[adjacency]
     )
     of_sum = summed_noise(z, aggregated, noise_share)
-    summable = aggregated == 1 or noise.closed_under_sums
+    summable = aggregated == 1 or each.closed_under_sums
+    stated = isinstance(each, Gaussian) and accounted[adjacency] is not None
     return {
         "mechanism": mechanism,
         "granularity": granularity,
@@ -105,13 +119,15 @@ def privacy_record(
         "batch_size": batch_size,
         "delta": delta,
         "adjacency": adjacency,
-        "epsilon_nominal": nominal_epsilon(z) if isinstance(noise, Gaussian) else None,
+        "epsilon_nominal": nominal_epsilon(z) if stated else None,
         "epsilon_accounted": accounted[adjacency],
         "epsilon_by_adjacency": accounted,
         "aggregated": aggregated,
         "noise_share": noise_share,
-        "epsilon_of_one_client": epsilon(of_sum / math.sqrt(aggregated)),
-        "epsilon_of_sum": epsilon(of_sum) if summable else None,
+        "client_dropout": client_dropout,
+        "participation": participation,
+        "epsilon_of_one_client": epsilon(each, of_sum / math.sqrt(aggregated)),
+        "epsilon_of_sum": epsilon(sums, of_sum) if summable else None,
         "accountant": noise.accountant,
         "mu": noise.mu(z, releases, adjacency),
         "membership_advantage": noise.membership_advantage(z, releases, adjacency),

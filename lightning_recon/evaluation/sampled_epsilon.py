@@ -55,7 +55,7 @@ def hidden_epsilon(
         noise: See `sampled_epsilon`, as for the other arguments.
         noise_multiplier: Likewise.
         rounds: Likewise.
-        releases_per_round: Likewise; no amplification is known where an image is in several sums of its rounds.
+        releases_per_round: Likewise; no amplification is stated where an image is in several sums of its rounds.
         sampling: Likewise.
         batch_size: Likewise.
         guarantee: Likewise.

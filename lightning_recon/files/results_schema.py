@@ -65,6 +65,8 @@ class PrivacyRecord(TypedDict):
     epsilon_of_one_client: NotRequired[NotNegative | None]
     epsilon_of_sum: NotRequired[NotNegative | None]
     aggregated: NotRequired[Clients]
+    participation: NotRequired[Probability | None]
+    client_dropout: NotRequired[Probability]  # earlier versions: ε of complete sums
     noise_share: NotRequired[Literal["local", "distributed", "full", "shared"]]  # the last two: earlier versions
     mu: NotRequired[NotNegative | None]
     reproducible_noise: NotRequired[bool | None]  # earlier versions: all noise was, of simulated clients

@@ -51,10 +51,19 @@ class Gaussian(Mechanism):
         return gaussian_epsilon(mu_of(noise_multiplier, rounds, adjacency), delta)
 
     def training_epsilon(
-        self, noise_multiplier: float, sample_rate: float, steps: int, delta: float, adjacency: Adjacency
+        self,
+        noise_multiplier: float,
+        sample_rate: float,
+        steps: int,
+        delta: float,
+        adjacency: Adjacency,
+        releases: int = 1,
     ) -> float | None:
-        """With amplification by Poisson sampling, see `subsampled_accounting.training_epsilon`."""
-        return training_epsilon(noise_multiplier, sample_rate, steps, delta, adjacency)
+        """With amplification by Poisson sampling, see `subsampled_accounting.training_epsilon`.
+
+        The releases of a step are one whose noise is smaller by the root of their number.
+        """
+        return training_epsilon(noise_multiplier / math.sqrt(releases), sample_rate, steps, delta, adjacency)
 
     def noise_multiplier_for(self, epsilon: float, delta: float, rounds: int, adjacency: Adjacency) -> float:
         """See `gaussian_accounting.noise_multiplier_for`."""

@@ -2,6 +2,7 @@
 """Exact privacy accounting of the Gaussian mechanism, and the nominal epsilon of the seed paper."""
 
 import math
+from collections.abc import Callable
 
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import erfcx, ndtr
@@ -114,17 +115,29 @@ def renyi_epsilon(mu: float | None, delta: float) -> float | None:
     Raises:
         UserError: If delta is outside (0, 1).
 
-    Source: Mironov, "Renyi Differential Privacy" (arXiv 1702.07476), Proposition 7; conversion by Canonne, Kamath and
-    Steinke (arXiv 2004.00010), Proposition 12.
+    Source: Mironov, "Renyi Differential Privacy" (arXiv 1702.07476), Proposition 7.
     """
     _check_delta(delta)
-    if mu is None:
-        return None
+    return None if mu is None else converted_epsilon(lambda excess: (1 + excess) * mu * mu / 2, delta)
+
+
+def converted_epsilon(divergence: Callable[[float], float], delta: float) -> float:
+    """Epsilon that follows from Renyi divergences.
+
+    Args:
+        divergence: Of order 1 + its argument, which is above 0.
+        delta: Privacy parameter, in (0, 1).
+
+    Returns:
+        The least epsilon >= 0 that was found over all orders, each of which gives an upper bound.
+
+    Source: Canonne, Kamath and Steinke (arXiv 2004.00010), Proposition 12.
+    """
 
     def stated(log_excess: float) -> float:
         excess = math.exp(log_excess)  # alpha - 1, over many orders of magnitude
         tail = math.log(1 / delta) - math.log1p(excess)
-        return (1 + excess) * mu * mu / 2 + tail / excess + log_excess - math.log1p(excess)
+        return divergence(excess) + tail / excess + log_excess - math.log1p(excess)
 
     return max(0.0, float(minimize_scalar(stated, bounds=(-30, 30), options={"xatol": 1e-10}).fun))
 

@@ -57,17 +57,23 @@ class Laplace(Mechanism):
         return composed_epsilon(lambda low, high: _Loss(one), rounds * one, rounds, delta, rounds * one)
 
     def training_epsilon(
-        self, noise_multiplier: float, sample_rate: float, steps: int, delta: float, adjacency: Adjacency
+        self,
+        noise_multiplier: float,
+        sample_rate: float,
+        steps: int,
+        delta: float,
+        adjacency: Adjacency,
+        releases: int = 1,
     ) -> float | None:
         """The less of composition without sampling and of pure composition with amplification by sampling.
 
-        Source: log(1 + q (exp(s) - 1)) a step; Li, Qardaji and Su (2012), and Steinke (arXiv 2210.00597), section 6.
-        Under "replace_one", s is that of replacing a record.
+        Source: log(1 + q (exp(s) - 1)) a step, with s that of all its releases; Li, Qardaji and Su (2012), and Steinke
+        (arXiv 2210.00597), section 6. Under "replace_one", s is that of replacing a record.
         """
-        plain = super().training_epsilon(noise_multiplier, sample_rate, steps, delta, adjacency)
+        plain = super().training_epsilon(noise_multiplier, sample_rate, steps, delta, adjacency, releases)
         if plain is None or steps == 0 or sample_rate == 1:
             return plain
-        one = _sensitivity(adjacency) / noise_multiplier
+        one = releases * _sensitivity(adjacency) / noise_multiplier
         return min(plain, steps * float(np.logaddexp(math.log1p(-sample_rate), math.log(sample_rate) + one)))
 
     def mutual_information(self, noise_multiplier: float, rounds: float) -> float | None:

@@ -80,15 +80,29 @@ class Mechanism(ABC):
         """
 
     def training_epsilon(
-        self, noise_multiplier: float, sample_rate: float, steps: int, delta: float, adjacency: Adjacency
+        self,
+        noise_multiplier: float,
+        sample_rate: float,
+        steps: int,
+        delta: float,
+        adjacency: Adjacency,
+        releases: int = 1,
     ) -> float | None:
         """Epsilon of a training whose every step looks at a Poisson sample of the records.
+
+        Args:
+            noise_multiplier: z, >= 0.
+            sample_rate: probability with which a record takes part in a step, in (0, 1].
+            steps: steps so far, >= 0.
+            delta: privacy parameter, in (0, 1).
+            adjacency: see `epsilon`.
+            releases: noisy sums of a step, all of which a record is in that takes part, >= 1.
 
         Without a better bound, that of the same steps on all records, which holds whatever the sampling.
         """
         if steps == 0:
             return None if noise_multiplier == 0 else 0.0
-        return self.epsilon(noise_multiplier, steps, delta, adjacency)
+        return self.epsilon(noise_multiplier, steps * releases, delta, adjacency)
 
     def noise_multiplier_for(self, epsilon: float, delta: float, rounds: int, adjacency: Adjacency) -> float:
         """The noise multiplier at which `epsilon` is the one asked for.

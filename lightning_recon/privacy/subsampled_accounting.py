@@ -54,7 +54,8 @@ def training_epsilon(
     with warnings.catch_warnings():  # of orders at the end of their range, and of tails far out: bounds all the same
         warnings.simplefilter("ignore")
         found = bounds_of(noise_multiplier, sample_rate, steps, delta, plain)
-    return min(bound for bound in [plain, *found] if math.isfinite(bound))
+    # Renyi accounting falls below 0 where delta is large.
+    return max(0.0, min(bound for bound in [plain, *found] if math.isfinite(bound)))
 
 
 def training_noise_multiplier(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Privacy loss of a training on samples where the server sees in which rounds a record was."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom
@@ -35,8 +37,23 @@ def visible_sampling_epsilon(
     # Counts left out have, all together, less than a thousandth of delta.
     likely = [int(count) for count in np.flatnonzero(chances > 1e-3 * delta / (rounds + 1)) if count > 0]
     parts = [(float(chances[count]), mu_of(noise_multiplier, count, adjacency)) for count in likely]
+    known = [(chance, mu) for chance, mu in parts if mu is not None]
+    return mixture_epsilon(known, 0.999 * delta, 2.0 * most + 1.0)
+
+
+def mixture_epsilon(parts: Sequence[tuple[float, float]], delta: float, most: float) -> float:
+    """Epsilon of a Gaussian mechanism that is drawn, and known to whoever attacks.
+
+    Args:
+        parts: Probability and mu of each mechanism; with the rest of the probability nothing is released.
+        delta: Privacy parameter, in (0, 1).
+        most: A number above the epsilon.
+
+    Returns:
+        epsilon >= 0, at which delta is the mean of those of the mechanisms.
+    """
 
     def excess(epsilon: float) -> float:
-        return sum(chance * gaussian_delta(epsilon, mu) for chance, mu in parts if mu is not None) - 0.999 * delta
+        return sum(chance * gaussian_delta(epsilon, mu) for chance, mu in parts) - delta
 
-    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, 2.0 * most + 1.0, rtol=1e-12))
+    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, most, rtol=1e-12))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recon.attack.inversion.forward_model import Update, check_modelled, client_update
+from lightning_recon.attack.inversion.forward_model import Update, check_modelled, client_update, clipped
 from lightning_recon.attack.inversion.functional_model import functionalize
 from lightning_recon.client import LocalOptions, Privacy, VictimClient
 from lightning_recon.errors import UserError
@@ -104,6 +104,7 @@ def test_taking_a_network_apart_leaves_it_alone(honest: Honest) -> None:
         ({"local": LocalTraining(2, shuffle=True)}, "every epoch.* set shuffle to false"),
         ({"local": LocalTraining(batch_size=1, accumulate_grad_batches=2)}, "accumulated gradients"),
         ({"local": LocalTraining(2), "granularity": "sample"}, "DP-SGD"),
+        ({"participation": 0.5}, "do not take part in every round.* set participation to 1"),
         ({"client_dropout": 0.1}, "clients that drop out of a sum.* set client_dropout to 0"),
         ({"compression": Compression("sign")}, "compressed by sign.* leave the compression out"),
     ],
@@ -111,5 +112,19 @@ def test_taking_a_network_apart_leaves_it_alone(honest: Honest) -> None:
 def test_what_is_not_modelled_is_refused(changes: dict[str, Any], message: str, honest: Honest) -> None:
     task = honest("perceptron", count=4, privacy=Privacy()).task
     check_modelled(task)
+    check_modelled(replace(task, participation=None))  # not announced
     with pytest.raises(UserError, match=message):
         check_modelled(replace(task, **changes))
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_a_tensor_of_zeros_is_clipped_with_a_derivative(per_layer: bool, honest: Honest) -> None:
+    task = honest("perceptron", count=1, privacy=Privacy(max_grad_norm=1.0, per_layer=per_layer)).task
+    update = {name: torch.zeros(3, requires_grad=True) for name in "ab"}
+    if per_layer:
+        update["a"] = torch.tensor([3.0, 4.0, 0.0], requires_grad=True)
+    sent = clipped(update, task)
+    assert torch.equal(sent["b"], torch.zeros(3))
+    gradients = torch.autograd.grad(sum(one.sum() for one in sent.values()), list(update.values()))
+    assert all(one.isfinite().all() for one in gradients)
+    assert torch.equal(gradients[1], torch.ones(3))

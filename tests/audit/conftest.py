@@ -2,8 +2,9 @@
 """Finished runs made by hand, without attacking anything."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -42,6 +43,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         identified: Sequence[bool] | None = None,
         sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
         first_rounds: Sequence[int] | None = None,
+        local_epochs: int = 1,
+        sums: Mapping[str, Any] = MappingProxyType({}),
     ) -> Path:
         """A run whose victims gain so many dB over a mean image of 12 dB: a row a picture, an entry a draw."""
         folder = tmp_path / "runs" / name
@@ -64,7 +67,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             granularity="sample", per_layer=per_layer, max_grad_norm=1.0, noise_multiplier=z, rounds=rounds,
             batch_size=len(gains), delta=delta, adjacency=adjacency,
             mechanism=mechanism,
-            sampling=sampling,
+            sampling=sampling, releases_per_round=local_epochs, **sums,
         )  # fmt: skip
         psnr = sum(victim["psnr"] for victim in victims) / len(victims)
         counts = {"clients": 1, "draws": len(gains[0]), "victims": len(gains), "detected": len(gains) * detected}
@@ -82,7 +85,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "public_statistics": "power law",
             "subject_fraction": 0.3,
             "batchnorm": None,
-            "participation": 1.0,
+            "participation": privacy["participation"],
             "alarms": alarms,
             "baselines": {"black_psnr": 9.0, "mean_image_psnr": 12.0},
             "bounds": {"channel_nats": 50.0, "noise_law_psnr": 5.0, "gaussian_reference_psnr": 17.0}

@@ -71,8 +71,11 @@ def test_what_is_not_known_is_not_claimed(make_run: MakeRun, tmp_path: Path) -> 
     assert bare["noise"] == "none"
     assert bare["inputs"]["images"] is None
     assert "Cells without clip or noise have no guarantee." in bare["trust_model"]
+    assert "one client's updates" not in bare["trust_model"]
     assert status(bare)["membership inference"] == "not run"
     assert "an unknown number of images" in (tmp_path / "audit-card.md").read_text()
+    some = annex(tmp_path, outcome(make_run("some", sums={"participation": 0.5})))
+    assert "Where clients do not take part in every round, ε is that of one client's updates" in some["trust_model"]
 
 
 def test_clipping_norms_are_kept_apart(make_run: MakeRun, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ AUDIT = {
     "reference": None,  # the first of each list
 }
 BY_EPSILON = ["--audit.noise_multiplier", "null", "--audit.epsilon", "[8]"]
+DROPPING = ["--model.client.aggregated", "2", "--model.client.client_dropout", "0.1"]
 
 
 @pytest.fixture
@@ -209,6 +210,14 @@ def test_a_cell_that_found_no_room_to_say_why_has_failed_all_the_same(tmp_path: 
         (["--audit.attacks", "{x: {configs: [nothing.yaml]}}"], "nothing.yaml"),
         ([*BY_EPSILON, "--model.client.local.epochs", "2"], "local.epochs 2"),
         ([*BY_EPSILON, "--audit.rounds", "[1,3]", "--model.client.privacy.noise_bands", "2"], "noise_bands 2"),
+        (
+            [*BY_EPSILON, "--model.client.sampling", "poisson", "--data.local_images", "40"],
+            "sampling poisson, under which an image is in some of the rounds only: set it to all, or give",
+        ),
+        (
+            [*BY_EPSILON, *DROPPING, "--model.client.noise_share", "distributed"],
+            "client_dropout 0.1, which takes noise out of sums: set it to 0, or give audit.noise_multiplier",
+        ),
         pytest.param(
             ["--trainer.accelerator", "gpu"],
             "no GPU here",

@@ -117,6 +117,25 @@ def test_amplification_of_laplace_noise_is_accounted(make_run: MakeRun, tmp_path
     assert row["advantage"] == pytest.approx(1 - math.exp(-0.5), abs=0.02)
 
 
+def test_a_sampled_image_is_in_every_local_epoch_of_its_round(make_run: MakeRun, tmp_path: Path) -> None:
+    def sampled(name: str, **settings: object) -> dict[str, float | None]:
+        written(tmp_path, outcome(make_run(name, z=1.0, **settings)), options=ReportOptions(sampling_rate=0.01))
+        return json.loads((tmp_path / "report.json").read_text())["settings"][0]["theory"][0]
+
+    # All five sums of a round together, as one of noise 1/sqrt(5): 500 steps sampled independently would have 1.34.
+    row = sampled("epochs", rounds=100, local_epochs=5)
+    assert row["epsilon_sampled"] == pytest.approx(9.03, abs=0.01)
+    assert row["gamma_sampled"] == pytest.approx(0.29, abs=0.015)
+    pure = sampled("laplace", rounds=2, local_epochs=3, mechanism="laplace")
+    assert pure["epsilon_sampled"] == pytest.approx(2 * math.log1p(0.01 * math.expm1(3.0)))
+    assert pure["gamma_sampled"] is None
+    # Nothing is proved of integer noise that is sampled.
+    other = sampled("skellam", rounds=2, local_epochs=3, mechanism="skellam")
+    sums = {"aggregated": 8, "noise_share": "distributed", "client_dropout": 0.1}
+    for unknown in (other, sampled("sums", sums=sums)):
+        assert (unknown["epsilon_sampled"], unknown["gamma_sampled"]) == (None, None)
+
+
 def test_settings_of_different_sources_are_distinguished(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [outcome(make_run(name, data={"root": f"/{name}/photos"})) for name in ("a", "b")]
     text = Page(written(tmp_path, *runs)).text

@@ -36,3 +36,18 @@ def test_the_protection_in_one_line(clip: float | None, layers: bool, noise: flo
     line = privacy_line(record)
     assert all(part in line for part in says)
     assert "\n" not in line
+
+
+def test_the_line_says_which_clients_are_covered() -> None:
+    def line(**changes: object) -> str:
+        settings = {"granularity": "update", "per_layer": False, "max_grad_norm": 1.0, "noise_multiplier": 1.0}
+        settings |= {"rounds": 2, "batch_size": 4, "delta": 1e-5, "adjacency": "add_remove"}
+        settings |= {"aggregated": 8, "noise_share": "distributed", "client_dropout": 0.1}
+        return privacy_line(privacy_record(**(settings | changes)))  # type: ignore[arg-type]
+
+    assert "distributed noise each (of which each drops out with probability 0.1), noise multiplier 1," in line()
+    assert "(add_remove, incomplete-sums)" in line()
+    assert line(noise_bands=2).endswith("epsilon not accounted where clients drop out: no privacy guarantee")
+    local = {"noise_share": "local", "client_dropout": 0.0}
+    assert "accounted epsilon 6.57 of one client's updates at delta" in line(**local, participation=0.5)
+    assert "accounted epsilon 6.57 at delta" in line(**local)

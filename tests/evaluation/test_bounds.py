@@ -193,3 +193,23 @@ def test_one_pixel_s_best_unbiased_estimate_keeps_to_the_bound() -> None:
     # A pixel in [0, 1] sent as 2 x - 1 uses the whole clipping norm; halving the noise's mean gives error z^2 / 4.
     for z in (0.3, 1.0, 3.0):
         assert unbiased_psnr(z, 1) >= -10 * math.log10(z**2 / 4)
+
+
+def test_black_images_are_not_all_images() -> None:
+    def reached(black: int) -> float:
+        energies = torch.full((1, 40), 500.0).index_fill(1, torch.arange(black), 0.0)
+        return noise_law_batch_quantile(0.05, 0.5, energies, "sample", 192, 1)
+
+    one = reached(1)  # of the 5 %, the black image is 2.5 %, so that 1/39 of the others have to reach it
+    assert one == pytest.approx(noise_law_quantile((0.05 - 1 / 40) * 40 / 39, 0.5, 500.0, 192, 1), abs=1e-4)
+    assert reached(0) < one < 0
+    assert reached(2) == reached(40) == 100.0
+
+
+def test_the_least_rate_describes_the_strongest_component() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        variances = torch.rand(20, generator=generator, dtype=torch.float64) + 0.1
+        number = 3 * torch.rand(20, generator=generator, dtype=torch.float64) + 0.1
+        for nats in (0.0, 1e-18, 1e-12):
+            assert gaussian_distortion(variances, nats, number) == pytest.approx(float(variances @ number), rel=1e-10)

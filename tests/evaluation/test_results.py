@@ -71,6 +71,25 @@ def test_the_epsilon_of_a_sum_and_of_each_client() -> None:
     assert own["epsilon_of_one_client"] == own["epsilon_of_sum"] == own["epsilon_accounted"] != alone
 
 
+def test_the_epsilon_of_sums_counts_clients_that_drop_out() -> None:
+    def of(share: str, **changes: object) -> dict[str, object]:
+        return paper(noise_multiplier=1.0, aggregated=8, noise_share=share, client_dropout=0.1, **changes)
+
+    shared, local = of("distributed"), of("local")
+    assert (shared["epsilon_accounted"], shared["mu"]) == (pytest.approx(4.940, abs=1e-3), None)
+    assert shared["epsilon_of_sum"] == shared["epsilon_accounted"]
+    assert shared["accountant"] == "incomplete-sums"
+    complete = paper(noise_multiplier=1.0, aggregated=8, noise_share="distributed")
+    assert shared["epsilon_of_one_client"] == complete["epsilon_of_one_client"]
+    # Local noise does not depend on the others, but that of the sum does.
+    assert local["epsilon_accounted"] == complete["epsilon_accounted"]
+    full = paper(noise_multiplier=1.0, aggregated=8)
+    assert full["epsilon_of_sum"] < local["epsilon_of_sum"] < local["epsilon_accounted"]  # type: ignore[operator]
+    for unknown in (of("distributed", noise_bands=2, rounds=2), of("distributed", mechanism="skellam")):
+        assert (unknown["epsilon_accounted"], unknown["epsilon_nominal"]) == (None, None)
+        assert (unknown["rero_gamma"], unknown["membership_advantage"]) == ({"0.1": None}, 1.0)
+
+
 class Batch:
     """Three pictures of 16 x 16 whose subject is the middle half."""
 

@@ -22,7 +22,7 @@ KEYS = {
     "privacy": "mechanism granularity per_layer max_grad_norm noise_multiplier rounds releases_per_round batch_size "
     "delta adjacency "
     "epsilon_nominal epsilon_accounted epsilon_by_adjacency accountant mu rero_gamma aggregated noise_share "
-    "epsilon_of_one_client epsilon_of_sum sampling noise_bands adaptive_clip "
+    "client_dropout participation epsilon_of_one_client epsilon_of_sum sampling noise_bands adaptive_clip "
     "membership_advantage membership_tpr",
     "baselines": "black_psnr mean_image_psnr",
     "bounds": "channel_nats channel_bits noise_law_psnr noise_law_psnr_5_percent noise_law_psnr_p95 "

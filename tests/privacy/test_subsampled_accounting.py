@@ -164,3 +164,8 @@ def test_impossible_rate_is_named(rate: float) -> None:
 def test_an_epsilon_that_no_noise_reaches_is_named() -> None:
     with pytest.raises(UserError, match="epsilon is 0"):
         training_noise_multiplier(0.0, 0.1, 1, 1e-5, "add_remove")
+
+
+def test_no_epsilon_is_negative() -> None:
+    # Renyi accounting says -4e-5 here.
+    assert training_epsilon(2.0, 0.01, 1, 0.01, "add_remove") == 0.0

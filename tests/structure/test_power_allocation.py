@@ -82,3 +82,19 @@ def test_order_shape_and_type_do_not_matter() -> None:
     assert (found.shape, found.dtype) == (variance.shape, torch.float32)
     flat = water_filling(variance.flatten().sort().values, 0.1, 1.0)
     torch.testing.assert_close(found.flatten().sort().values, flat)
+
+
+@pytest.mark.parametrize("noise", [1e3, 1e5, 1e8, 1e12, 1e300])
+@pytest.mark.parametrize("power", [1.0, 1e-3])
+def test_the_power_is_kept_at_any_noise(noise: float, power: float) -> None:
+    for variances in (torch.tensor([3.0, 2.0, 0.5]), torch.tensor([2.0, 2.0, 1.0]), spectrum()):
+        shares = water_filling(variances.double(), noise, power)
+        assert float(shares.sum()) == pytest.approx(power, rel=1e-6)
+        assert float(shares.min()) >= 0
+
+
+def test_high_noise_continues_what_less_noise_gives() -> None:
+    variances = 1 + torch.linspace(0, 1e-8, 50, dtype=torch.float64)  # so near to each other that many are active
+    below, above = (water_filling(variances, noise, 1.0) for noise in (1e4, 1.000001e4))
+    assert 1 < int((above > 0).sum()) < 50
+    assert torch.allclose(below, above, atol=1e-4)

@@ -86,10 +86,16 @@ def clipped(update: Update, task: Task) -> Update:
     clip = task.clip
     norms = torch.stack([torch.linalg.vector_norm(tensor, clip.order) for tensor in update.values()])
     if task.per_layer:
-        factors = (clip.layer_bound(task.max_grad_norm, len(update)) / norms).clamp(max=1.0).unbind()
+        bound = clip.layer_bound(task.max_grad_norm, len(update))
+        factors = clipping_factors(bound, norms).unbind()
         return {name: tensor * factor for (name, tensor), factor in zip(update.items(), factors, strict=True)}
-    factor = (task.max_grad_norm / torch.linalg.vector_norm(norms, clip.order)).clamp(max=1.0)
+    factor = clipping_factors(task.max_grad_norm, torch.linalg.vector_norm(norms, clip.order))
     return {name: tensor * factor for name, tensor in update.items()}
+
+
+def clipping_factors(bound: float, norms: Tensor) -> Tensor:
+    """min(1, bound / norm), with a derivative at norm 0, where the quotient has none."""
+    return (bound / norms.clamp(min=bound / 2)).clamp(max=1.0)
 
 
 def local_training(
@@ -172,6 +178,8 @@ def check_modelled(task: Task) -> None:
         lacking, instead = "batches that are drawn anew in every round", "set sampling to all"
     elif task.client_dropout > 0:
         lacking, instead = "clients that drop out of a sum", "set client_dropout to 0"
+    elif task.participation not in (None, 1.0):
+        lacking, instead = "clients that do not take part in every round", "set participation to 1"
     elif task.compression is not None and task.compression.method not in ("float16", "bfloat16", "int8", "qsgd"):
         lacking = f"updates compressed by {task.compression.method}"
         instead = "leave the compression out"

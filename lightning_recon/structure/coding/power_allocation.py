@@ -4,6 +4,9 @@
 import torch
 from torch import Tensor
 
+# Above it the level, a number near the noise, rounds away the power: it is given in differences of roots there.
+_HIGH_NOISE = 1e4
+
 
 def water_filling(variance: Tensor, noise: float, power: float) -> Tensor:
     """Power per coefficient that minimises the mean squared error of a linear encoder and its Wiener decoder.
@@ -27,6 +30,17 @@ def water_filling(variance: Tensor, noise: float, power: float) -> Tensor:
     # Sort so that the active set is a prefix; its water level then has a closed form.
     ordered, _ = root.flatten().sort(descending=True)
     count = torch.arange(1, ordered.numel() + 1, dtype=torch.float64, device=variance.device)
+    if noise > _HIGH_NOISE:
+        return _at_high_noise(root, ordered, count, noise, power).to(variance.dtype)
     level = (power + count * noise**2) / (noise * ordered.cumsum(0))
     active = int((ordered * level > noise).sum())
     return (noise * (root * level[active - 1] - noise).clamp(min=0)).to(variance.dtype)
+
+
+def _at_high_noise(root: Tensor, ordered: Tensor, count: Tensor, noise: float, power: float) -> Tensor:
+    # With k active coefficients the level is (power + k z²) / (z Σ √λ); here the terms in z², which nearly cancel, are
+    # sums of differences, and none overflows.
+    behind = torch.cat([ordered.new_zeros(1), (count[:-1] * (ordered[:-1] - ordered[1:])).cumsum(0)])
+    active = int((power * ordered > noise * (noise * behind)).sum())
+    lead = active * (root - ordered[active - 1]) - behind[active - 1]
+    return ((power * root + noise * (noise * lead)) / ordered[:active].sum()).clamp(min=0)
