@@ -138,7 +138,7 @@ def capture(
                 f"{name} is {announced} in the task, but the optimizer has {done}: announce that value, and make the "
                 "payload for it"
             )
-    check_trained(_frozen(model), payload)
+    check_trained(_frozen(model), payload, task.per_layer)
     convention: Convention = "gradient_mean" if optimizer.loss_reduction == "mean" else "gradient_sum"
     try:
         batches = optimizer.accumulated_iterations
@@ -241,7 +241,7 @@ def capture_change(
     after = {name: parameter.detach() for name, parameter in unwrapped(model).named_parameters()}
     if missing := sorted(after.keys() ^ before.keys()):
         raise UserError(f"{missing[0]} is a parameter only before or only after the training: give copies of one model")
-    check_trained(_frozen(model), payload)
+    check_trained(_frozen(model), payload, task.per_layer)
     tensors = {name: after[name] - one.to(after[name]) for name, one in before.items()}
     source = f"opacus {version('opacus')}"
     save_captured(path, CapturedUpdate(task, tensors, "delta", payload.digest(), client, round, 0, source, declared))

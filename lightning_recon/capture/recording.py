@@ -121,7 +121,7 @@ def record(
     )
     if task is not None:
         _check_announced(task, seen, structure=payload is not None)
-    check_trained(_untrained(inner, watched), payload or ServerPayload())
+    check_trained(_untrained(inner, watched), payload or ServerPayload(), (task or seen).per_layer)
     if payload is None:
         tensors = {OF_NETWORK + name: tensor for name, tensor in tensors.items()}
         keep_network(Path(folder), before)

@@ -72,21 +72,23 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], 
             raise UserError(f"{name} holds NaN or infinity: the client's training diverged, lower its learning rate")
 
 
-def check_trained(untrained: Sequence[str], payload: ServerPayload) -> None:
+def check_trained(untrained: Sequence[str], payload: ServerPayload, per_layer: bool) -> None:
     """Refuse an update without the gradients that its attack needs.
 
     An attack by an honest server models the gradients of all parameters, and the clip of all of them. One with a
-    structure reads the structure's alone.
+    structure reads the structure's alone, and knows what is left of it by the number of all tensors where each is
+    clipped on its own.
 
     Args:
         untrained: names of the parameters that the recorded training left out.
         payload: what the server sent.
+        per_layer: whether each tensor is clipped on its own.
 
     Raises:
         UserError: names the parameters, and says what to do.
     """
     honest = not payload.settings and not payload.tensors
-    needed = [name for name in untrained if honest or name.startswith(STRUCTURE)]
+    needed = [name for name in untrained if honest or per_layer or name.startswith(STRUCTURE)]
     if not needed:
         return
     others = f" and {len(needed) - 3} more" if len(needed) > 3 else ""
@@ -95,6 +97,11 @@ def check_trained(untrained: Sequence[str], payload: ServerPayload) -> None:
         raise UserError(
             f"{wrong}, but an attack by an honest server models gradients of all parameters: train all of them, or "
             "let the server send a structure (payload and task)"
+        )
+    if per_layer:
+        raise UserError(
+            f"{wrong}, but where each tensor is clipped on its own, to C/sqrt(L), the attack counts all of them as L: "
+            "train all of them, or clip the whole gradient"
         )
     raise UserError(f"{wrong}, whose gradients the attack reads: train all parameters of the structure")
 

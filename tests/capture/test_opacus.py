@@ -131,6 +131,11 @@ def test_the_structure_may_not_be_frozen_but_the_network_may(
     model.network.requires_grad_(False)
     capture(optimizer, module, tmp_path / "update.safetensors", task, payload)
     capture_change(before, module, tmp_path / "change.safetensors", change, payload)
+    apart = replace(change, per_layer=True)
+    with pytest.raises(
+        UserError, match=r"leaves out network\..* the attack counts all of them as L: train all of them"
+    ):
+        capture_change(before, module, tmp_path / "apart.safetensors", apart, payload)
     with pytest.raises(UserError, match=r"leaves out network\..* honest server models gradients of all parameters"):
         capture(optimizer, module, tmp_path / "honest.safetensors", task, ServerPayload())
     model.structure.requires_grad_(False)
