@@ -239,14 +239,14 @@ class VictimClient(LightningModule):
 
         Returns:
             The update, on the module's device: equal for equal arguments in one run. The noise is independent between
-            clients, draws and rounds. It does not depend on the payload, so under a secret key only one payload is
-            answered there. Granularity "sample": the sum of the clipped gradients plus noise; "update": the clipped
-            gradient of the mean loss plus noise; or what local training makes of them, compressed as announced. For a
-            group, the sum of its clients' updates.
+            clients, draws and rounds. It depends on nothing else, so under a secret key only one update is released
+            there, whatever the payload, the images and the weights. Granularity "sample": the sum of the clipped
+            gradients plus noise; "update": the clipped gradient of the mean loss plus noise; or what local training
+            makes of them, compressed as announced. For a group, the sum of its clients' updates.
 
         Raises:
-            UserError: a gradient holds NaN or infinity; or the noise is secret, and this client has answered another
-                payload in the same round and draw.
+            UserError: a gradient holds NaN or infinity; or the noise is secret, and this client has released another
+                update in the same round and draw.
         """
         return self._clients.share(payload, client, draw, round)
 

@@ -33,7 +33,7 @@ class NoiseSource(Callback):
         self._key: NoiseKey | UserError = NoiseKey.fresh() if seed is None else NoiseKey.from_seed(seed)
         self._resumed: dict[str, Any] = {}
         self._began = False
-        self._answered: dict[tuple[int, int, int], tuple[str, float]] = {}
+        self._answered: dict[tuple[int, int, int], tuple[object, ...]] = {}
 
     @property
     def key(self) -> NoiseKey:
@@ -62,26 +62,24 @@ class NoiseSource(Callback):
         key = self.key
         return lambda name: key.generator("noise", client, draw, round, *step, name)
 
-    def check_single_use(self, client: int, draw: int, round: int, payload: str, noise_multiplier: float) -> None:
+    def check_single_use(self, client: int, draw: int, round: int, content: tuple[object, ...]) -> None:
         """Refuse to hide two different updates under the same secret noise: their difference would have none.
 
         Args:
             client: index of the client.
             draw: index of the noise realization.
             round: index of the round.
-            payload: digest of the payload that is answered.
-            noise_multiplier: scale of the noise divided by the clipping norm.
+            content: what the update is computed from; equal for equal updates.
 
         Raises:
-            UserError: another payload, or one under another noise multiplier, was answered here.
+            UserError: an update of something else was released here.
         """
-        if self.seed is None and noise_multiplier > 0:
-            asked = payload, noise_multiplier
-            if self._answered.setdefault((client, draw, round), asked) != asked:
-                raise UserError(
-                    f"client {client} has answered another payload in round {round} of draw {draw}, and the difference "
-                    "of two updates under the same noise has no noise: ask in another round or draw"
-                )
+        if self._answered.setdefault((client, draw, round), content) != content:
+            raise UserError(
+                f"client {client} has answered another payload in round {round} of draw {draw}, or this one with other "
+                "images, weights or options, and the difference of two updates under the same noise has no noise: ask "
+                "in another round or draw"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds: the seed, or the identifier of the key."""
