@@ -57,7 +57,8 @@ class VictimClient(LightningModule):
     - Granularity "update" clips the gradient of each shuffled batch once. Every step counts as one release of a whole
       update, composed without amplification. Epsilon says nothing about single images.
 
-    Epsilon covers the steps of this training alone. It does not cover the training behind `weights`, logged losses and
+    Epsilon covers all steps of this object: a second training, by a new `Trainer`, draws noise of its own, and its
+    steps are added to those of the first. Epsilon does not cover the training behind `weights`, logged losses and
     accuracies, or the statistics of batch normalization (granularity "sample" has none).
     """
 
@@ -393,7 +394,7 @@ class VictimClient(LightningModule):
                 self.privacy,
                 expected=sampler_of(self.trainer).expected if sampled else len(images),
                 chunk_size=self.chunk_size,
-                noise=self.noise_source.generators(TRAINING, 0, step),
+                noise=self.noise_source.generators(TRAINING, self.noise_source.trainings, step),
                 reduce=lambda tensor, how: self.trainer.strategy.reduce(tensor, reduce_op=how),
                 loss=loss_named(self.loss),
             )

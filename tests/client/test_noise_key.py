@@ -94,7 +94,7 @@ def a_trainer(root: Path, sent: list[Any], rank: int) -> Any:  # noqa: ANN401
         return sent[0]
 
     strategy = SimpleNamespace(broadcast=broadcast)
-    return SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, default_root_dir=str(root))
+    return SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, default_root_dir=str(root), global_step=0)
 
 
 def test_all_ranks_have_the_key_of_rank_zero_and_one_file(tmp_path: Path) -> None:
@@ -166,6 +166,23 @@ def test_secret_noise_hides_one_answer_only(a_client: Clients, a_payload: Payloa
     for other, payload in ((client, ServerPayload()), (client.under_noise(0.5), a_payload())):
         with pytest.raises(UserError, match="answered another payload in round 0 of draw 0"):
             other.share(payload, 0, 0, 0)
+
+
+def test_another_attack_on_a_client_has_a_key_of_its_own(
+    tmp_path: Path, a_client: Clients, a_payload: Payloads
+) -> None:
+    client, trainer = a_client(privacy=Privacy(1.0, 0.1), noise_seed=None), a_trainer(tmp_path / "run", [], 0)
+    client.noise_source.folder = tmp_path / "keys"
+    identifiers = set()
+    for payload in (a_payload(), ServerPayload()):
+        trainer.strategy.broadcast = lambda one: one
+        client.noise_source.setup(trainer, SimpleNamespace(), "fit")  # type: ignore[arg-type]
+        client.noise_source.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+        client.share(payload, 0, 0, 0)
+        identifiers.add(client.noise_source.key.identifier)
+        client.noise_source.teardown(trainer, SimpleNamespace(), "fit")  # type: ignore[arg-type]
+    assert len(identifiers) == 2
+    assert not list((tmp_path / "keys").iterdir())
 
 
 def test_secret_noise_hides_one_state_of_the_client_only(
