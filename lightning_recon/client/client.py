@@ -180,7 +180,8 @@ class VictimClient(LightningModule):
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
         chosen = (BatchSampling(), None) if protocol is None else self._sampling_of(protocol)
-        check_batches(batches, self.aggregated, self.participation, self.local, *chosen)
+        first = 0 if protocol is None else protocol.first_client
+        check_batches(batches, self.aggregated, self.participation, self.local, *chosen, first)
         if batches:
             largest = max(batches, key=lambda batch: len(batch.images)).images
             shape = largest.shape[1], largest.shape[2], largest.shape[3]
