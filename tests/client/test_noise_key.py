@@ -73,7 +73,7 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, content: str | Non
     identifier = NoiseKey.fresh().identifier
     if content is not None:
         key_file(tmp_path, identifier).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"{identifier}\.key.*--model\.client\.noise_key_folder"):
+    with pytest.raises(UserError, match=rf"{identifier}\.key.*noise_key_folder"):
         load_key(tmp_path, identifier)
 
 
