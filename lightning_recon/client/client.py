@@ -179,9 +179,11 @@ class VictimClient(LightningModule):
         Raises:
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
-        chosen = (BatchSampling(), None) if protocol is None else self._sampling_of(protocol)
-        first = 0 if protocol is None else protocol.first_client
-        check_batches(batches, self.aggregated, self.participation, self.local, *chosen, first)
+        options = self.aggregated, self.participation, self.local
+        if protocol is None:
+            check_batches(batches, *options)
+        else:
+            check_batches(batches, *options, *self._sampling_of(protocol), protocol.first_client)
         if batches:
             largest = max(batches, key=lambda batch: len(batch.images)).images
             shape = largest.shape[1], largest.shape[2], largest.shape[3]
