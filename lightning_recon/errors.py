@@ -7,7 +7,8 @@ from lightning_recon.printable import printable
 
 _MOST = 2000  # characters of a message
 # An option of the classes that a config builds; the last part of its name is the argument's.
-_OPTION = re.compile(r"(?<![\w-])--(?:model|data|trainer)\.(?:\w+\.)*(?=\w)")
+_GROUPS = ("model", "data", "trainer", "comparison", "image_grid", "results", "verify")
+_OPTION = re.compile(rf"(?<![\w-])--(?:{'|'.join(_GROUPS)})\.(?:\w+\.)*(?=\w)")
 
 
 class UserError(Exception):

@@ -14,6 +14,7 @@ from lightning_recon.errors import UserError
             "a sum: set --data.clients to 4, or --model.client.aggregated 2.",
             "a sum: set clients to 4, or aggregated 2.",
         ),
+        ("--verify.claims.privacy.max_grad_norm null", "max_grad_norm null"),
         ("no end: give --trainer.max_steps", "no end: give max_steps"),
         ("leave out --ckpt_path, or --model", "leave out --ckpt_path, or --model"),
         ("of my--model.client.net and a--b", "of my--model.client.net and a--b"),
