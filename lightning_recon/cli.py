@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         mistake = user_error(error)
         if mistake is None or os.environ.get("LIGHTNING_RECON_DEBUG"):
             raise
-        print(f"recon: error: {console.plain(str(mistake))}", file=sys.stderr)
+        print(f"recon: error: {console.plain(mistake.for_command_line)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -106,7 +106,7 @@ class Comparison(Callback):
         try:
             decoded = run_protocol(client, structure, structure.payload(client.task), 0, draw, None)
         except UserError as error:  # the run itself is fine, and must not be lost
-            warn(f"no comparison with {name}: {error}")
+            warn(f"no comparison with {name}: {error.for_command_line}")
             return None
         found = _unrefined(decoded, draw)
         return name, score(truth, found, structure.statistics(client.task).mean, client.task.bit_depth)
@@ -130,7 +130,7 @@ class Comparison(Callback):
         try:
             states = list(_search(module, harder, trainer.global_step))
         except UserError as error:
-            warn(f"no attack under more noise: {error}")
+            warn(f"no attack under more noise: {error.for_command_line}")
             return []
         if not states:
             return []

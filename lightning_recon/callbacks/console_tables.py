@@ -212,7 +212,7 @@ def training_line(client: VictimClient, steps: int) -> str:
 
     Args:
         client: The network that was trained.
-        steps: Steps from the start, over interruptions too.
+        steps: Steps from the start, over interruptions and earlier trainings too.
     """
     if steps == 0:
         return "no training step was taken: nothing was released"

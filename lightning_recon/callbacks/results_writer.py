@@ -109,7 +109,7 @@ class ResultsWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the reconstructions, and their scores if the true images are known."""
         if isinstance(pl_module, VictimClient):
-            self._training = training_line(pl_module, trainer.global_step)
+            self._training = training_line(pl_module, pl_module.accountant.total(trainer.global_step))
         if not isinstance(pl_module, Attack):
             return
         seconds = self._seconds()

@@ -95,7 +95,8 @@ class CapturedClient:
         try:
             return check_update(load_captured(path), payload, network, head)
         except (UserError, ValueError) as error:
-            raise UserError(f"{path}: {error}") from error
+            reason = error.for_command_line if isinstance(error, UserError) else error
+            raise UserError(f"{path}: {reason}") from error
 
     def _add(self, path: Path, header: CapturedUpdate) -> None:
         """Add one file, if it belongs to the first."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.client.batches import answering_client, drawn_images, present
-from lightning_recon.client.clean_update import CleanUpdate, clean_key, on_device, tampered_model
+from lightning_recon.client.clean_update import CleanUpdate, Digests, clean_key, on_device, tampered_model
 from lightning_recon.client.clipping_norms import ClippingNorms
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.client.local_options import LocalOptions
@@ -55,10 +55,12 @@ class LastClean:
     Args:
         update: the update.
         silenced: of networks that the server silences, what rounds with other payloads share too.
+        digests: of the clients' images and of the network.
     """
 
     update: CleanUpdate | None = None
     silenced: dict[Place, Silenced] = field(default_factory=dict)
+    digests: Digests = field(default_factory=Digests)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ class Clients:
         alone = self.compression is not None or self.quantization is not None
         parts = [(member,) for member in members] if alone else [members]
         digest = payload.digest()
-        self.noise_source.check_single_use(client, draw, round, digest, self.privacy.noise_multiplier)
+        if self.noise_source.seed is None and self.privacy.noise_multiplier > 0:
+            self.noise_source.check_single_use(client, draw, round, self._content(digest, (members, draw, round)))
         releases = (self._release(payload, digest, (part, draw, round)) for part in parts)
         if self.quantization is None:
             gradient = added(releases)
@@ -141,6 +144,15 @@ class Clients:
             reproducible_noise=self.noise_source.seed is not None,
             contributors=len(members) if self.dropout else None,
         )
+
+    def _content(self, digest: str, drawn: Drawn) -> tuple[object, ...]:
+        """All that an update is computed from, noise apart; equal for equal updates, after another `bind` too."""
+        members, draw, round = drawn
+        answering = [self._answering(one, draw, round) for one in members]
+        images = tuple(self.last.digests.of_batch(one, self._batch(one)) for one in answering)
+        training = self.local, self.loss, self.batch_norm, self.seed, self.sampling, self.batch_size
+        release = self.privacy, self.compression, self.quantization
+        return digest, members, images, self.last.digests.of_weights(self.network), training, release
 
     def preview(self, payload: ServerPayload, client: int) -> Clipped:
         """One client's update before noise and compression; that of the first step, if local steps are of DP-SGD."""

@@ -21,6 +21,7 @@ def check_batches(
     local: LocalOptions,
     sampling: BatchSampling = BatchSampling(),  # noqa: B008 - frozen
     batch_size: int | None = None,
+    first_client: int = 0,
 ) -> None:
     """Refuse batches that the client cannot answer on.
 
@@ -31,6 +32,7 @@ def check_batches(
         local: local training.
         sampling: which of its images a client uses in a round.
         batch_size: images in a round; None: all.
+        first_client: number of the first of these clients among all clients of the run.
 
     Raises:
         UserError: a number of clients or images does not fit the options.
@@ -39,6 +41,16 @@ def check_batches(
         raise UserError(
             f"--model.client.aggregated is {aggregated}, which does not divide the {len(batches)} client(s): "
             f"set --data.clients to a multiple of {aggregated}"
+        )
+    if first_client % aggregated:
+        raise UserError(
+            f"--data.first_client is {first_client}, and updates of {aggregated} clients are summed: give a multiple "
+            f"of {aggregated}"
+        )
+    if participation < 1 and first_client:
+        raise UserError(
+            f"--data.first_client is {first_client}, but clients that do not take part in a round answer on the images "
+            "of all others: set it to 0, or --model.client.participation to 1"
         )
     if participation < 1 and len(batches) < 2 * aggregated:
         raise UserError(

@@ -2,7 +2,7 @@
 """The client's model with the server's layer in it, and the update that it computes before noise is added."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_recon.client.update import Clipped
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import ServerPayload
+from lightning_recon.files.digests import describe, digest_of
 from lightning_recon.networks.construction import copied
 from lightning_recon.networks.torch_internals import version_of
 from lightning_recon.structure.layer import build_layer
@@ -29,6 +30,33 @@ class CleanUpdate:
 
     key: Key
     clipped: Clipped
+
+
+@dataclass
+class Digests:
+    """Hashes of what updates are computed from, each computed once.
+
+    Args:
+        batches: by the number of the client.
+        weights: of the network whose parameters had this version last.
+    """
+
+    batches: dict[int, str] = field(default_factory=dict)
+    weights: tuple[nn.Module, int, str] | None = None
+
+    def of_batch(self, client: int, batch: ClientBatch) -> str:
+        """Hash of a client's images and labels."""
+        if client not in self.batches:
+            self.batches[client] = digest_of({"images": describe(batch.images), "labels": describe(batch.labels)})
+        return self.batches[client]
+
+    def of_weights(self, network: nn.Module) -> str:
+        """Hash of a network's parameters and buffers, after every change of a parameter anew."""
+        version = version_of(network)
+        if self.weights is None or self.weights[0] is not network or self.weights[1] != version:
+            state = {name: describe(tensor) for name, tensor in network.state_dict().items()}
+            self.weights = network, version, digest_of(state)
+        return self.weights[2]
 
 
 def clean_key(

@@ -57,7 +57,8 @@ class VictimClient(LightningModule):
     - Granularity "update" clips the gradient of each shuffled batch once. Every step counts as one release of a whole
       update, composed without amplification. Epsilon says nothing about single images.
 
-    Epsilon covers the steps of this training alone. It does not cover the training behind `weights`, logged losses and
+    Epsilon covers all steps of this object: a second training, by a new `Trainer`, draws noise of its own, and its
+    steps are added to those of the first. Epsilon does not cover the training behind `weights`, logged losses and
     accuracies, or the statistics of batch normalization (granularity "sample" has none).
     """
 
@@ -178,8 +179,11 @@ class VictimClient(LightningModule):
         Raises:
             UserError: the batches do not fit the options (see `check_batches`), or the network cannot take the images.
         """
-        chosen = (BatchSampling(), None) if protocol is None else self._sampling_of(protocol)
-        check_batches(batches, self.aggregated, self.participation, self.local, *chosen)
+        options = self.aggregated, self.participation, self.local
+        if protocol is None:
+            check_batches(batches, *options)
+        else:
+            check_batches(batches, *options, *self._sampling_of(protocol), protocol.first_client)
         if batches:
             largest = max(batches, key=lambda batch: len(batch.images)).images
             shape = largest.shape[1], largest.shape[2], largest.shape[3]
@@ -239,14 +243,14 @@ class VictimClient(LightningModule):
 
         Returns:
             The update, on the module's device: equal for equal arguments in one run. The noise is independent between
-            clients, draws and rounds. It does not depend on the payload, so under a secret key only one payload is
-            answered there. Granularity "sample": the sum of the clipped gradients plus noise; "update": the clipped
-            gradient of the mean loss plus noise; or what local training makes of them, compressed as announced. For a
-            group, the sum of its clients' updates.
+            clients, draws and rounds. It depends on nothing else, so under a secret key only one update is released
+            there, whatever the payload, the images and the weights. Granularity "sample": the sum of the clipped
+            gradients plus noise; "update": the clipped gradient of the mean loss plus noise; or what local training
+            makes of them, compressed as announced. For a group, the sum of its clients' updates.
 
         Raises:
-            UserError: a gradient holds NaN or infinity; or the noise is secret, and this client has answered another
-                payload in the same round and draw.
+            UserError: a gradient holds NaN or infinity; or the noise is secret, and this client has released another
+                update in the same round and draw.
         """
         return self._clients.share(payload, client, draw, round)
 
@@ -393,7 +397,7 @@ class VictimClient(LightningModule):
                 self.privacy,
                 expected=sampler_of(self.trainer).expected if sampled else len(images),
                 chunk_size=self.chunk_size,
-                noise=self.noise_source.generators(TRAINING, 0, step),
+                noise=self.noise_source.generators(TRAINING, self.noise_source.trainings, step),
                 reduce=lambda tensor, how: self.trainer.strategy.reduce(tensor, reduce_op=how),
                 loss=loss_named(self.loss),
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
 
 from lightning_recon.client.noise_key import FLAG, Generators, NoiseKey, key_file, key_folder, load_key, save_key
 from lightning_recon.console import say
@@ -31,9 +32,12 @@ class NoiseSource(Callback):
         """
         self.seed, self.folder, self.adds_noise = seed, key_folder(folder), adds_noise
         self._key: NoiseKey | UserError = NoiseKey.fresh() if seed is None else NoiseKey.from_seed(seed)
+        self.trainings = 0  # of a network under this key, before the present one
+        self._most_trainings = 0
         self._resumed: dict[str, Any] = {}
-        self._began = False
-        self._answered: dict[tuple[int, int, int], tuple[str, float]] = {}
+        self._used = False
+        self._next_step = 0
+        self._answered: dict[tuple[int, int, int], tuple[object, ...]] = {}
 
     @property
     def key(self) -> NoiseKey:
@@ -62,31 +66,29 @@ class NoiseSource(Callback):
         key = self.key
         return lambda name: key.generator("noise", client, draw, round, *step, name)
 
-    def check_single_use(self, client: int, draw: int, round: int, payload: str, noise_multiplier: float) -> None:
+    def check_single_use(self, client: int, draw: int, round: int, content: tuple[object, ...]) -> None:
         """Refuse to hide two different updates under the same secret noise: their difference would have none.
 
         Args:
             client: index of the client.
             draw: index of the noise realization.
             round: index of the round.
-            payload: digest of the payload that is answered.
-            noise_multiplier: scale of the noise divided by the clipping norm.
+            content: what the update is computed from; equal for equal updates.
 
         Raises:
-            UserError: another payload, or one under another noise multiplier, was answered here.
+            UserError: an update of something else was released here.
         """
-        if self.seed is None and noise_multiplier > 0:
-            asked = payload, noise_multiplier
-            if self._answered.setdefault((client, draw, round), asked) != asked:
-                raise UserError(
-                    f"client {client} has answered another payload in round {round} of draw {draw}, and the difference "
-                    "of two updates under the same noise has no noise: ask in another round or draw"
-                )
+        if self._answered.setdefault((client, draw, round), content) != content:
+            raise UserError(
+                f"client {client} has answered another payload in round {round} of draw {draw}, or this one with other "
+                "images, weights or options, and the difference of two updates under the same noise has no noise: ask "
+                "in another round or draw"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds: the seed, or the identifier of the key."""
         if self.seed is not None:
-            return {"seed": self.seed}
+            return {"seed": self.seed} | ({"trainings": self.trainings} if self.trainings else {})
         return {"seed": None, "key": self._resumed["key"] if self._resumed else self.key.identifier}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -104,10 +106,20 @@ class NoiseSource(Callback):
                 f"--model.client.noise_seed is {now}, but the run to be resumed had {before}: use the config.yaml of "
                 "that run"
             )
-        self._resumed = dict(state_dict) if self.seed is None else {}
+        self._resumed = dict(state_dict)
+        self.trainings = state_dict.get("trainings", 0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A run begins; if it is a resumed one, its checkpoint is read next."""
+        if stage == "fit":
+            self._resumed = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give all ranks one key, that of the resumed run or rank zero's, and keep it in a file."""
+        repeats = trainer.global_step < max(1, self._next_step)  # a trainer that goes on does not
+        if repeats and (self._used or self._answered) and not self._resumed:
+            self._begin_anew(self._trains(pl_module))
+        self._used = self._used or bool(self._resumed)
         if self.seed is not None:
             if self.adds_noise and trainer.is_global_zero:
                 say(
@@ -128,18 +140,35 @@ class NoiseSource(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there are checkpoints, which need the key."""
-        self._began = True
+        self._used = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Remember how far the noise is used."""
+        self._next_step = trainer.global_step + 1
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Delete the key of a run that cannot be resumed, because it failed before its first step."""
-        if not (self._began or self._resumed):
+        if not (self._used or self._resumed):
             self._delete(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Delete the key of a finished attack: its clients' answers are recorded, and no more noise will be drawn."""
-        training = getattr(pl_module, "noise_source", None) is self  # of a network, which may be given more steps
-        if stage == "fit" and not (training and (self._began or self._resumed)):
+        if stage == "fit" and not (self._used and self._trains(pl_module)):  # a network may be given more steps
             self._delete(trainer)
+
+    def _trains(self, pl_module: LightningModule) -> bool:
+        """Whether the client's own network is trained; otherwise the client is attacked."""
+        return getattr(pl_module, "noise_source", None) is self
+
+    def _begin_anew(self, training: bool) -> None:
+        """Leave the noise of earlier runs to them: steps are numbered from 0 again, and the weights are others."""
+        if self.seed is None:
+            self._key = NoiseKey.fresh()
+            self._answered.clear()
+            self._used = False
+        elif training:
+            self._most_trainings = max(self._most_trainings, self.trainings) + 1
+            self.trainings = self._most_trainings
 
     def _delete(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.seed is None:

@@ -54,7 +54,8 @@ class PoissonSampler(DistributedSampler[list[int]]):
 
     def drawn(self, step: int) -> list[int]:
         """Sorted indices of a step's whole batch."""
-        drawn = self.source.generator("poisson sampling", step).random(self.count) < self.rate
+        place = (step, self.source.trainings) if self.source.trainings else (step,)
+        drawn = self.source.generator("poisson sampling", *place).random(self.count) < self.rate
         chosen: list[int] = drawn.nonzero()[0].tolist()
         return chosen
 

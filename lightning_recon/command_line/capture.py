@@ -123,7 +123,8 @@ def capture_command(args: Sequence[str]) -> None:
             options = CaptureOptions(**{field.name: chosen[field.name] for field in fields(CaptureOptions)})
             task = options.task
         except UserError as error:  # these options are a client's in `recon fit`, too
-            raise UserError(str(error).replace("--model.client.", "--").replace("--data.", "--")) from error
+            text = error.for_command_line.replace("--model.client.", "--").replace("--data.", "--")
+            raise UserError(text) from error
     path = capture_pair(chosen.before, chosen.after, chosen.output, task, options.client, options.round)
     network = f" --model.network {options.network}" if is_class_path(options.network) else ""
     say(f"wrote {path}")

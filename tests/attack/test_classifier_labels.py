@@ -140,7 +140,7 @@ def test_without_a_bias_signed_features_show_one_label_alone(labels: Tensor, sai
 def test_where_nothing_is_softmax_minus_one_hot_it_is_said() -> None:
     model, update, task, images = seen_by(build(Probabilities), LABELS)
     assert find_head(model, images[:4]) is None
-    with pytest.raises(UserError, match=r"set --model\.labels joint"):
+    with pytest.raises(UserError, match=r"set labels joint"):
         counted_labels(update, None, task, public_predictions(model, images, 4))
 
 

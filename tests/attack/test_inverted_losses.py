@@ -95,8 +95,8 @@ def test_true_targets_are_an_oracle_and_recorded_with_the_exchange(inverted: Inv
     ("client", "said"),
     [
         (lambda: client_of("binary_cross_entropy", LABELS), "the labels of one image, not of 2"),
-        (lambda: client_of("mean_squared_error", LABELS[:1]), "shows no targets: set --model.labels joint"),
-        (lambda: client_of("dice", torch.ones(1, 1, 8, 8), 1, "pixel_convnet"), "set --model.labels oracle"),
+        (lambda: client_of("mean_squared_error", LABELS[:1]), "shows no targets: set labels joint"),
+        (lambda: client_of("dice", torch.ones(1, 1, 8, 8), 1, "pixel_convnet"), "set labels oracle"),
     ],
 )
 def test_what_cannot_be_recovered_is_said(client: Callable[[], VictimClient], said: str, inverted: Inverted) -> None:

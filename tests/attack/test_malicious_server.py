@@ -147,5 +147,5 @@ def test_a_rank_without_clients_takes_part_with_nothing(attacked: Callable[..., 
 
 @pytest.mark.parametrize("draws", [0, -1])
 def test_at_least_one_draw(draws: int) -> None:
-    with pytest.raises(UserError, match=r"--model\.draws"):
+    with pytest.raises(UserError, match=r"draws"):
         ReconstructionAttack(VictimClient("convnet", 16), WaterFilling(), draws=draws)

@@ -70,7 +70,7 @@ def test_a_folder_must_be_of_one_task_and_whole(
 
 
 def test_there_are_as_many_draws_as_were_captured(single: Path, payload: ServerPayload) -> None:
-    with pytest.raises(UserError, match=r"holds no update-c000-d001-r0000: .*--model.draws"):
+    with pytest.raises(UserError, match=r"holds no update-c000-d001-r0000: .*draws"):
         CapturedClient(single).share(payload, 0, 1, 0)
 
 

@@ -2,13 +2,14 @@
 """What a client announces, accepts and refuses, and whose batch it answers on."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
 from lightning_recon.client import Privacy, VictimClient
-from lightning_recon.data.sources import ClientBatch
+from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Client, ServerPayload
 
@@ -21,7 +22,7 @@ Batches = Callable[[int], ClientBatch]
 def test_labels_must_have_classes(a_client: Clients, a_batch: Batches) -> None:
     batch = a_batch(0)
     batch.labels[1] = CLASSES
-    with pytest.raises(UserError, match=r"--model\.client\.num_classes"):
+    with pytest.raises(UserError, match=r"num_classes"):
         a_client().bind([batch])
 
 
@@ -74,5 +75,21 @@ def test_an_absent_client_answers_on_other_images(a_client: Clients, a_payload: 
 
 
 def test_an_absent_client_needs_a_replacement(a_client: Clients) -> None:
-    with pytest.raises(UserError, match=r"--data\.clients"):
+    with pytest.raises(UserError, match=r"clients"):
         a_client(participation=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "text"),
+    [
+        ({"participation": 0.5}, 2, r"first_client is 2, but clients that do not take part .*participation to 1"),
+        ({"aggregated": 2}, 1, r"first_client is 1, and updates of 2 clients are summed: give a multiple of 2"),
+    ],
+)
+def test_clients_before_the_first_one_have_no_images_here(
+    a_batch: Batches, options: dict[str, Any], first: int, text: str
+) -> None:
+    client = VictimClient("convnet", CLASSES, noise_seed=0, **options)
+    with pytest.raises(UserError, match=text):
+        client.bind([a_batch(0), a_batch(1)], DataProtocol(BATCH, first_client=first))
+    client.bind([a_batch(0), a_batch(1)], DataProtocol(BATCH))

@@ -18,7 +18,7 @@ from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.dp_sgd import private_gradient
 from lightning_recon.client.noise_key import NoiseKey
 from lightning_recon.client.noise_source import NoiseSource
-from lightning_recon.client.poisson_sampler import PoissonSampler
+from lightning_recon.client.poisson_sampler import TRAINING, PoissonSampler
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of
 from lightning_recon.privacy.subsampled_accounting import training_epsilon
@@ -179,6 +179,118 @@ def test_training_under_a_secret_key_is_resumed_with_its_file_alone(
     with pytest.raises(UserError, match=rf"{key.identifier}\.key, which does not exist: .*noise_key_folder"):
         fit(lost, run, 4, checkpoint)
     fit(finished, run, 2, checkpoint)  # needs no more noise
+
+
+@pytest.mark.parametrize("noise_seed", [None, 0])
+@pytest.mark.parametrize("granularity", ["sample", "update"])
+def test_another_training_of_the_same_client_has_noise_of_its_own(
+    tmp_path: Path, networks: dict[str, str], granularity: Granularity, noise_seed: int | None
+) -> None:
+    privacy, keys = Privacy(1e-3, 1e6, granularity), str(tmp_path / "keys")
+    client = VictimClient(
+        networks["linear"], CLASSES, privacy=privacy, optimizer=sgd, noise_seed=noise_seed, noise_key_folder=keys
+    )
+
+    def change() -> Tensor:
+        """The change of the weights by one step, which is nearly noise alone."""
+        before = client.network.linear.weight.detach().clone()
+        fit(client, tmp_path / "run", 1)
+        return (client.network.linear.weight.detach() - before).flatten()
+
+    changes = [change() for _ in range(3)]
+    alike = torch.corrcoef(torch.stack(changes)).fill_diagonal_(0).abs().max()
+    assert float(alike) < 5 / math.sqrt(len(changes[0]))
+    if noise_seed == 0:
+        client = VictimClient(networks["linear"], CLASSES, privacy=privacy, optimizer=sgd, noise_seed=0)
+        assert torch.equal(change(), changes[0])  # the first training repeats that of another client
+
+
+def test_a_trainer_that_goes_on_uses_the_noise_of_one_training(tmp_path: Path, networks: dict[str, str]) -> None:
+    def a_network() -> VictimClient:
+        return VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5), optimizer=sgd, noise_seed=0)
+
+    whole, parts, other = a_network(), a_network(), a_network()
+    cost = float(fit(whole, tmp_path, 10).callback_metrics["epsilon"])
+    trainer = fit(parts, tmp_path, 5)
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(parts, *loaders(parts))
+    assert float(trainer.callback_metrics["epsilon"]) == cost
+    assert torch.equal(parts.network.linear.weight, whole.network.linear.weight)
+    trainer = fit(other, tmp_path, 5)
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(whole, *loaders(whole))  # whose steps 5 to 9 are taken
+    assert (whole.noise_source.trainings, parts.noise_source.trainings) == (1, 0)
+    assert whole.accountant.total(trainer.global_step) == 15
+
+
+@pytest.mark.parametrize("noise_seed", [None, 0])
+def test_another_training_draws_other_poisson_samples(
+    tmp_path: Path, networks: dict[str, str], noise_seed: int | None
+) -> None:
+    privacy, keys = Privacy(1.0, 0.5, "sample"), str(tmp_path / "keys")
+    client = VictimClient(
+        networks["linear"], CLASSES, privacy=privacy, optimizer=sgd, noise_seed=noise_seed, noise_key_folder=keys
+    )
+    drawn = []
+    for _ in range(2):
+        data = loaders(client)
+        fit(client, tmp_path / "run", 1, data=data)
+        drawn.append([data[0].sampler.drawn(step) for step in range(5)])
+    assert not any(first == second for first, second in zip(*drawn, strict=True))
+
+
+def test_all_trainings_of_a_client_are_accounted_for(tmp_path: Path, networks: dict[str, str]) -> None:
+    def a_network(rate: float = 1.0) -> VictimClient:
+        return VictimClient(networks["linear"], CLASSES, privacy=Privacy(rate, 0.5), optimizer=sgd, noise_seed=0)
+
+    whole, parts = a_network(), a_network()
+    cost = float(fit(whole, tmp_path, 7).callback_metrics["epsilon"])
+    fit(parts, tmp_path, 4)
+    assert float(fit(parts, tmp_path, 3).callback_metrics["epsilon"]) == pytest.approx(cost)
+    fit(parts, tmp_path, 0)
+    assert training_line(parts, parts.accountant.total(0)) == training_line(whole, 7)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("noise_seed", [None, 0])
+def test_another_training_is_resumed_as_it_began(
+    tmp_path: Path, networks: dict[str, str], noise_seed: int | None
+) -> None:
+    def a_network() -> VictimClient:
+        privacy, keys = Privacy(1.0, 0.5, "sample"), str(tmp_path / "keys")
+        return VictimClient(
+            networks["linear"], CLASSES, privacy=privacy, optimizer=sgd, noise_seed=noise_seed, noise_key_folder=keys
+        )
+
+    run, checkpoint = tmp_path / "run", str(tmp_path / "part.ckpt")
+    client, rest, idle = a_network(), a_network(), a_network()
+    fit(client, run, 2)
+    fit(client, run, 3).save_checkpoint(checkpoint)
+    stopped = [parameter.detach().clone() for parameter in client.network.parameters()]
+    cost = float(fit(rest, run, 5, checkpoint).callback_metrics["epsilon"])
+    fit(client, run, 5, checkpoint)  # the same client goes back, too
+    for ours, theirs, early in zip(client.network.parameters(), rest.network.parameters(), stopped, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, early)
+    assert client.accountant.epsilon(7) == rest.accountant.epsilon(7) == pytest.approx(cost)
+    # A finished training takes no step; one that follows does not repeat its noise, and counts its steps.
+    fit(idle, run, 3, checkpoint)
+
+    def first_number(one: VictimClient) -> float:
+        return one.noise_source.generators(TRAINING, one.noise_source.trainings, 0)("linear.bias").random()
+
+    before = first_number(idle)
+    assert before == first_number(rest)
+    assert float(fit(idle, run, 2).callback_metrics["epsilon"]) == pytest.approx(cost)
+    assert first_number(idle) != before
+
+
+def test_another_training_at_another_rate_is_refused(tmp_path: Path, networks: dict[str, str]) -> None:
+    client = VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5, "sample"), noise_seed=0)
+    fit(client, tmp_path, 1)
+    sampler = PoissonSampler(COUNT, 16, client.noise_source, lambda: client.global_step, 0, 1)
+    with pytest.raises(UserError, match=r"sample_rate is 0\.4, but this client's network was trained with 0\.2"):
+        fit(client, tmp_path, 1, data=(DataLoader(Brightness(), batch_size=None, sampler=sampler), loaders(client)[1]))
 
 
 def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, networks: dict[str, str]) -> None:

@@ -15,10 +15,12 @@ import torch
 from lightning_recon.client import Privacy, VictimClient
 from lightning_recon.client.noise_key import NoiseKey, key_file, key_folder, load_key, save_key
 from lightning_recon.client.noise_source import NoiseSource
+from lightning_recon.data.sources import ClientBatch, DataProtocol
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import ServerPayload
 
 Clients, Payloads = Callable[..., VictimClient], Callable[..., ServerPayload]
+Batches = Callable[[int], ClientBatch]
 
 
 @pytest.mark.slow
@@ -71,7 +73,7 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, content: str | Non
     identifier = NoiseKey.fresh().identifier
     if content is not None:
         key_file(tmp_path, identifier).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"{identifier}\.key.*--model\.client\.noise_key_folder"):
+    with pytest.raises(UserError, match=rf"{identifier}\.key.*noise_key_folder"):
         load_key(tmp_path, identifier)
 
 
@@ -92,7 +94,7 @@ def a_trainer(root: Path, sent: list[Any], rank: int) -> Any:  # noqa: ANN401
         return sent[0]
 
     strategy = SimpleNamespace(broadcast=broadcast)
-    return SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, default_root_dir=str(root))
+    return SimpleNamespace(is_global_zero=rank == 0, strategy=strategy, default_root_dir=str(root), global_step=0)
 
 
 def test_all_ranks_have_the_key_of_rank_zero_and_one_file(tmp_path: Path) -> None:
@@ -164,6 +166,66 @@ def test_secret_noise_hides_one_answer_only(a_client: Clients, a_payload: Payloa
     for other, payload in ((client, ServerPayload()), (client.under_noise(0.5), a_payload())):
         with pytest.raises(UserError, match="answered another payload in round 0 of draw 0"):
             other.share(payload, 0, 0, 0)
+
+
+def test_another_attack_on_a_client_has_a_key_of_its_own(
+    tmp_path: Path, a_client: Clients, a_payload: Payloads
+) -> None:
+    client, trainer = a_client(privacy=Privacy(1.0, 0.1), noise_seed=None), a_trainer(tmp_path / "run", [], 0)
+    client.noise_source.folder = tmp_path / "keys"
+    identifiers = set()
+    for payload in (a_payload(), ServerPayload()):
+        trainer.strategy.broadcast = lambda one: one
+        client.noise_source.setup(trainer, SimpleNamespace(), "fit")  # type: ignore[arg-type]
+        client.noise_source.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+        client.share(payload, 0, 0, 0)
+        identifiers.add(client.noise_source.key.identifier)
+        client.noise_source.teardown(trainer, SimpleNamespace(), "fit")  # type: ignore[arg-type]
+    assert len(identifiers) == 2
+    assert not list((tmp_path / "keys").iterdir())
+
+
+def test_secret_noise_hides_one_state_of_the_client_only(
+    a_client: Clients, a_payload: Payloads, a_batch: Batches
+) -> None:
+    client, payload = a_client(privacy=Privacy(1.0, 0.1), noise_seed=None), a_payload()
+    state = {name: tensor.clone() for name, tensor in client.network.state_dict().items()}
+    first = client.share(payload, 0, 0, 0).gradient["structure.weight"]
+
+    def refused() -> None:
+        with pytest.raises(UserError, match="in round 0 of draw 0, or this one with other images, weights or options"):
+            client.share(payload, 0, 0, 0)
+
+    client.bind([a_batch(1)])
+    refused()
+    client.bind([a_batch(0)], DataProtocol(2 * len(a_batch(0).labels)))
+    refused()
+    client.bind([a_batch(0)])
+    assert torch.equal(client.share(payload, 0, 0, 0).gradient["structure.weight"], first)
+    with torch.no_grad():
+        next(client.network.parameters()).mul_(2)
+    refused()
+    client.network.load_state_dict(state)
+    assert torch.equal(client.share(payload, 0, 0, 0).gradient["structure.weight"], first)
+    client.network = a_client(seed=1).network  # whose parameters may have the same version
+    refused()
+    client.share(payload, 0, 0, 1)
+
+
+def test_a_client_that_answers_on_new_images_of_another_is_refused(a_payload: Payloads, a_batch: Batches) -> None:
+    client = VictimClient("convnet", 5, privacy=Privacy(1.0, 0.1), participation=0.5)
+    client.bind([a_batch(0), a_batch(1)])
+    rounds = range(16)
+    for round in rounds:
+        client.share(a_payload(), 0, 0, round)
+    client.bind([a_batch(0), a_batch(2)])
+    refused = 0
+    for round in rounds:
+        try:
+            client.share(a_payload(), 0, 0, round)
+        except UserError:
+            refused += 1
+    assert 0 < refused < len(rounds)  # where it participates, its update is the same
 
 
 def test_reproducible_noise_lets_payloads_be_compared(a_client: Clients, a_payload: Payloads) -> None:

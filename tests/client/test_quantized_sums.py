@@ -170,7 +170,7 @@ def test_records_hold_what_is_announced(a_group: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("privacy", "options", "message"),
     [
-        (Privacy(2.0, 0.1, mechanism="skellam"), {}, r"whole number of steps: give --model\.client\.quantization"),
+        (Privacy(2.0, 0.1, mechanism="skellam"), {}, r"whole number of steps: give clipping_range"),
         (Privacy(2.0, 1e-6, mechanism="skellam"), {"quantization": FINE}, r"needs 8 or more: raise"),
         (Privacy(2.0, 0.1, per_layer=True, mechanism="skellam"), {"quantization": FINE}, "modelled for one clip"),
         (Privacy(2.0, 0.1), {"client_dropout": 1.0}, "give a probability below 1"),

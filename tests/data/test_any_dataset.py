@@ -152,11 +152,11 @@ def test_self_balancing_limits_the_largest_part() -> None:
         ("package.Missing", {}, "cannot be imported"),
         ("medmnist.NoSuchMNIST", {}, r"pip install 'lightning_recon\[medmnist\]'"),
         ("torch.nn.Linear", {}, "is no map-style data set"),
-        ("MNIST", {}, "add --data.download true"),
+        ("MNIST", {}, "add download true"),
         (OWN, {"options": {"cuont": 3}}, "unexpected keyword argument 'cuont'"),
         (OWN, {"alpha": 0.01, "partitions": 4, "min_partition_size": 15}, "raise alpha, or lower"),
-        (OWN, {"alpha": 1.0, "clients": 3, "partitions": 2}, r"more than --data\.partitions"),
-        (OWN, {"alpha": 0.0}, "--data.alpha is 0"),
+        (OWN, {"alpha": 1.0, "clients": 3, "partitions": 2}, r"more than partitions"),
+        (OWN, {"alpha": 0.0}, "alpha is 0"),
         (OWN, {"alpha": 1.0, "partitions": 41}, "cannot be distributed over 41 clients"),
         (OWN, {"alpha": 100.0, "local_images": 20}, "a client holds"),
     ],
@@ -195,7 +195,7 @@ def test_normalized_images_are_refused_after_a_few() -> None:
 
 
 def test_labels_that_cannot_be_read_are_named_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"by which --data\.alpha distributes the images, cannot be read: damaged"):
+    with pytest.raises(UserError, match=r"by which alpha distributes the images, cannot be read: damaged"):
         opened(f"{__name__}.Torn", alpha=1.0, partitions=2)
 
 

@@ -56,9 +56,7 @@ def test_torchvision_looks_where_we_say(source: str, tmp_path: Path, monkeypatch
 
 
 def test_without_download_both_ways_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"cifar100 is not complete in .*: add --data.download true, or download https://"
-    ):
+    with pytest.raises(UserError, match=r"cifar100 is not complete in .*: add download true, or download https://"):
         opened("cifar100", tmp_path / "missing", download=False)
 
 

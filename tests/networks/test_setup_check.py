@@ -173,16 +173,16 @@ def test_networks_that_can_be_used(name: str) -> None:
         ("Ambiguous", "under the name logits"),
         ("DoubleInside", "nor of any size up to 299"),
         ("Grey", "takes 1 channel"),
-        ("Wide", "set --model.client.num_classes 7"),
+        ("Wide", "set num_classes 7"),
         ("Maps", r"returns the shape \(2, 4, 8, 8\) for 2 images"),
-        ("Fixed", r"cannot take images of 16 x 16 .*set --data.image_size 96"),
+        ("Fixed", r"cannot take images of 16 x 16 .*set image_size 96"),
         ("Nan", "returns NaN or infinity"),
         ("Detached", "without a gradient"),
         ("Empty", "has no parameters"),
         ("Whole", "holds int64 numbers in count"),
         ("Spread", "holds complex64 numbers in phase"),
         (f"{__name__}.scripted", "is a TorchScript module"),
-        ("inception_v3", "set --data.image_size 96"),
+        ("inception_v3", "set image_size 96"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
@@ -194,7 +194,7 @@ def test_networks_that_cannot_are_answered_in_one_line(name: str, said: str) -> 
 
 def test_layers_that_cannot_be_mapped_are_named_with_the_way_out() -> None:
     settings = {"privacy": Privacy(granularity="sample")}
-    with pytest.raises(UserError, match=r"--model\.client\.chunk_size 1"):
+    with pytest.raises(UserError, match=r"chunk_size 1"):
         client("Counting", chunk_size=2, **settings).share(ServerPayload(), 0, 0, 0)
     assert client("Counting", chunk_size=1, **settings).share(ServerPayload(), 0, 0, 0).gradient
 

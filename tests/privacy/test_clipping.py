@@ -30,10 +30,12 @@ def gradients() -> dict[str, torch.Tensor]:
         ({"rounds": 0}, "rounds"),
     ],
 )
-def test_bad_settings_name_their_flag(flags: dict[str, float], named: str) -> None:
-    with pytest.raises(UserError, match=f"--model.client.privacy.{named}") as raised:
+def test_bad_settings_name_their_argument_and_their_option(flags: dict[str, float], named: str) -> None:
+    with pytest.raises(UserError, match=named) as raised:
         Privacy(**flags)
-    assert "\n" not in str(raised.value)
+    assert "--" not in str(raised.value)
+    assert f"--model.client.privacy.{named} " in raised.value.for_command_line
+    assert "\n" not in raised.value.for_command_line
 
 
 def test_infinite_clip_is_no_clip() -> None:

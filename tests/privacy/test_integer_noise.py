@@ -92,7 +92,7 @@ def test_epsilon_of_skellam_noise_is_above_the_exact_divergences_and_near_the_ga
 
 @pytest.mark.parametrize("mechanism", BOTH)
 def test_what_needs_steps_or_noise(mechanism: IntegerMechanism) -> None:
-    with pytest.raises(UserError, match=r"whole numbers: set --model\.client\.quantization"):
+    with pytest.raises(UserError, match=r"whole numbers: set clipping_range"):
         mechanism.sample(3, np.random.default_rng(0))
     assert mechanism.epsilon(0.0, 1, 1e-5, "add_remove") is None
     assert mechanism.mutual_information(0.0, 1) == math.inf
