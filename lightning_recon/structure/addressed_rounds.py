@@ -62,7 +62,8 @@ class AddressedRounds:
                 )
             if not LayerSpec.of(payload).cancel:
                 raise UserError(
-                    "batches change from round to round: Feedback needs --model.structure.opening.cancel true there"
+                    "batches change from round to round, for which Feedback needs an opening whose outputs cancel: set "
+                    "--model.structure.opening.cancel true"
                 )
             self._opened = task, payload
         return self._opened[1]

@@ -133,9 +133,7 @@ def test_the_structure_may_not_be_frozen_but_the_network_may(
     capture(optimizer, module, tmp_path / "update.safetensors", task, payload)
     capture_change(before, module, tmp_path / "change.safetensors", change, payload)
     apart = replace(change, per_layer=True)
-    with pytest.raises(
-        UserError, match=r"leaves out network\..* the attack counts all of them as L"
-    ):
+    with pytest.raises(UserError, match=r"leaves out network\..* the attack counts all of them as L"):
         capture_change(before, module, tmp_path / "apart.safetensors", apart, payload)
     with pytest.raises(UserError, match=r"leaves out network\..* honest server models gradients of all parameters"):
         capture(optimizer, module, tmp_path / "honest.safetensors", task, ServerPayload())
