@@ -204,6 +204,40 @@ def test_a_wrong_name_of_a_client_is_a_mistake_in_one_line(
         client_named(path, 0, arguments)
 
 
+EXITING = """
+import sys
+
+class Client:
+    def __init__(self, index):
+        sys.exit(3)
+
+def step(model, batch):
+    sys.exit(0)
+"""
+
+
+def test_a_client_that_ends_its_program_is_a_mistake_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_exiting_client.py").write_text(EXITING)
+    (tmp_path / "my_exiting_module.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"my_exiting_client:Client cannot be created \(SystemExit: 3\)"):
+        client_named("my_exiting_client:Client", 0, {})
+    with pytest.raises(UserError, match=r"my_exiting_module:step cannot be imported \(SystemExit: 0\)"):
+        client_named("my_exiting_module:step", 0, {})
+
+
+@pytest.mark.slow
+def test_a_client_that_ends_its_program_has_no_replies_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_exiting_client.py").write_text(EXITING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="the client failed on a probe"):
+        verify("my_exiting_client:step", Net(), Claims(UPDATE, SAMPLES), SHAPE, releases=4)
+
+
 def no_canaries(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"weight": torch.zeros(3)}
 
@@ -220,6 +254,22 @@ def failing(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     raise ValueError("no data here")
 
 
+def ending_the_program(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    raise SystemExit(0)
+
+
+def without_return(model: nn.Module, batch: Batch) -> None:
+    pass
+
+
+def a_list(model: nn.Module, batch: Batch) -> list[Tensor]:
+    return list(model.parameters())
+
+
+def without_gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
+    return {name: one.grad for name, one in model.named_parameters()}
+
+
 @pytest.mark.parametrize(
     ("client", "message"),
     [
@@ -227,6 +277,10 @@ def failing(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         (wrong_shape, r"sent canary.0.weight as \(3,\)"),
         (infinite, "NaN or infinity in"),
         (failing, "ValueError: no data here"),
+        (ending_the_program, r"the client failed on a probe \(SystemExit: 0\)"),
+        (without_return, "the client returned NoneType: return the gradients, a dict by parameter name"),
+        (a_list, "the client returned list: return the gradients"),
+        (without_gradients, "as None, a parameter without a gradient: return a dict of tensors"),
     ],
 )
 def test_a_client_that_cannot_be_verified_is_a_mistake_in_one_line(client: object, message: str) -> None:
