@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.api.result import AttackResult, bounds_of, scored
-from lightning_recon.api.user_model import check_images, check_targets, float_copy, isolated, task_of
+from lightning_recon.api.user_model import check_images, check_structure, check_targets, float_copy, isolated, task_of
 from lightning_recon.attack.protocol import prepare, run_protocol
 from lightning_recon.client.clean_update import tampered_model
 from lightning_recon.client.gradients import reproducible_fp32
@@ -23,7 +23,7 @@ from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import LargeDenoiser
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import SEED, check_ranges
+from lightning_recon.ranges import COUNT_OR_NONE, SEED, check_ranges
 from lightning_recon.rng import generator_for
 from lightning_recon.structure import Structure, WaterFilling
 
@@ -185,7 +185,8 @@ def reconstruct(
         loss: name of the loss that the client trains by, see `VictimClient`.
 
     Raises:
-        UserError: Model, images and labels do not fit each other, or a gradient holds NaN or infinity.
+        UserError: Model, images and labels do not fit each other, another argument is not what it has to be, or a
+            gradient holds NaN or infinity.
 
     Example:
         >>> import torch
@@ -198,9 +199,11 @@ def reconstruct(
         >>> bool(result.psnr.mean() > 25)
         True
     """
+    check_ranges("", steps=(steps, COUNT_OR_NONE))
+    server = WaterFilling() if structure is None else structure
+    check_structure(server)
     privacy = Privacy(max_grad_norm, noise_multiplier, granularity, rounds=rounds, mechanism=mechanism)
     client = client_of(model, images, labels, privacy, seed, noise_seed, loss)
-    server = WaterFilling() if structure is None else structure
     payload = prepare(client, server)
     decoded = run_protocol(client, server, payload, 0, 0, None)
     found, statistics = decoded.images, server.statistics(client.task)

@@ -31,7 +31,7 @@ from lightning_recon.verification.sensitivity_checks import sensitivity_checks
 from lightning_recon.verification.unprotected_values import unprotected_checks
 from lightning_recon.verification.verdicts import decide
 
-_RELEASES = Range("a whole number from 4 to 100000", 4, 100_000)
+_RELEASES = Range("a whole number from 4 to 100000", 4, 100_000, whole=True)
 _ROWS = 32  # canaries where the update is clipped as a whole, of which each release has one at most
 _RESTART_NEEDS_A_NAME = "give the client as module:attribute, so that it can be started again"
 _NO_SECOND = "give a second client"
