@@ -65,6 +65,8 @@ def main() -> None:
         "--seed", type=int, help="for reproducible noise, which anyone who knows it can subtract; default: drawn anew"
     )
     given = parser.parse_args()
+    if any(given.output.glob("update-*.safetensors")):
+        parser.error(f"{given.output} holds captured updates: choose another --output")
     for message in ("Secure RNG turned off", "Full backward hook is firing", "Optimal order is the"):
         warnings.filterwarnings("ignore", message=message)  # Opacus's own, which are meant for training in earnest
 

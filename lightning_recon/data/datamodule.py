@@ -181,7 +181,7 @@ class ClientDataModule(LightningDataModule):
         if self.download:
             open_source(self.source, self.root, self.num_classes, download=True)
         if self.gallery is not None:
-            open_folder(self.gallery)  # a mistake is found before anything is attacked
+            open_folder(self.gallery, gallery=True)  # a mistake is found before anything is attacked
         _, selection, _ = self._select()
         fill_cache(selection.images, len(selection.images), self.masks, self.mask_cache)
         if self._trains_target():
