@@ -213,6 +213,11 @@ class Sweep:
                 "audit.epsilon sets the noise of a training only where batches are shuffled and each sample is "
                 "clipped: give audit.noise_multiplier"
             )
+        if training.epochs is not None and self.rounds != [1]:  # [1] is the default
+            raise UserError(
+                f"--audit.rounds is {self.rounds}, but the epochs of audit.training set the number of rounds: leave "
+                "rounds out, or set --audit.training.epochs null"
+            )
         if self.sampling_rate is not None:
             raise UserError(
                 "audit.training samples batches, and its report states epsilon with amplification by that: set "
