@@ -22,7 +22,6 @@ from lightning_recon.files.atomic import write_text
 from lightning_recon.files.serialization import finite, write_json
 from lightning_recon.printable import printable
 
-
 # How the files begin that may be replaced: those of earlier reports.
 _PAGE_TITLE, _FIRST_COLUMN = "<title>Reconstruction audit</title>", "cell,"
 

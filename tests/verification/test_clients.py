@@ -21,7 +21,7 @@ from lightning_recon.verification.client_under_test import Batch, client_named
 from lightning_recon.verification.opacus_step import OpacusStep
 from lightning_recon.verification.report import Verification
 from lightning_recon.verification.simulated_client import SimulatedClient
-from tests.verification.museum import CLASSES, SAMPLES, SHAPE, Net, trained
+from tests.verification.museum import CLASSES, SAMPLES, SHAPE, SUM, Net, dp_sgd, same_seed_each_round, trained
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
 with warnings.catch_warnings():
@@ -202,6 +202,25 @@ def test_a_wrong_name_of_a_client_is_a_mistake_in_one_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         client_named(path, 0, arguments)
+
+
+def remarks(found: Verification) -> dict[str, str]:
+    return {line.check.name: line.remark for line in found.lines if line.verdict == "not run"}
+
+
+def test_what_a_function_cannot_show_is_said() -> None:
+    found = verify("tests.verification.museum:dp_sgd", Net(), SUM, SHAPE, restart=False, releases=4)
+    assert remarks(found)["independence clients"].startswith("name a class, which is created for each client")
+    found = verify(dp_sgd, Net(), SUM, SHAPE, releases=4)
+    assert remarks(found)["independence clients"] == "give second_client, which creates another client"
+    assert remarks(found)["epsilon accounted"].startswith("no epsilon is claimed; the claimed noise gives ")
+
+
+def test_bounds_for_independent_scores_are_not_run_where_noise_repeats() -> None:
+    found = verify(same_seed_each_round, Net(), SUM, SHAPE, releases=4)
+    assert remarks(found)["epsilon empirical gaussian_dp"].startswith("releases share their noise")
+    assert remarks(found)["epsilon empirical clopper_pearson"].startswith("releases share their noise")
+    assert "epsilon empirical one_run" not in remarks(found)
 
 
 EXITING = """
