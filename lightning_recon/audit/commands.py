@@ -29,6 +29,7 @@ from lightning_recon.deprecated import Place, modernized_option
 from lightning_recon.errors import UserError
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.locking import claimed
+from lightning_recon.plural import counted
 
 _FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
 
@@ -83,7 +84,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
         say(f"warning: {remark}")
     if others := finished_beside(output, plan):
         say(
-            f"warning: {others} finished cell{'s' if others > 1 else ''} of other settings in {output / 'cells'} "
+            f"warning: {counted(others, 'finished cell')} of other settings in {output / 'cells'} "
             f"{'are' if others > 1 else 'is'} not in this report: audit all settings in one command, or give their "
             "folders to recon report"
         )
@@ -118,8 +119,7 @@ def report(args: Sequence[str]) -> None:
     runs = read_runs([Path(run) for run in chosen.runs])
     options = ReportOptions(chosen.tolerance, chosen.population_size, chosen.sampling_rate, chosen.verification)
     write_report(page, page.with_suffix(".csv"), runs, options)
-    count = len(runs.outcomes)
-    say(f"report of {count} run{'s' if count > 1 else ''}: {page}")
+    say(f"report of {counted(len(runs.outcomes), 'run')}: {page}")
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

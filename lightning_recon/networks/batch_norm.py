@@ -46,6 +46,6 @@ def without_batch_norm(network: nn.Module) -> nn.Module:
             f"the network's {left[0]} layers cannot be converted for --model.client.privacy.granularity sample: choose "
             "another network, or granularity update"
         )
-    log.warning("Replaced %d batch normalisation layers by group normalisation (granularity: sample).", len(found))
+    log.warning("Replaced %d batch normalization layers by group normalization (granularity: sample).", len(found))
     result: nn.Module = fixed
     return result

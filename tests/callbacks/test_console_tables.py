@@ -5,6 +5,7 @@ import pytest
 
 from lightning_recon.callbacks.console_tables import privacy_line
 from lightning_recon.evaluation.results import privacy_record
+from lightning_recon.exchange import NoiseShare
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,26 @@ def test_the_protection_in_one_line(clip: float | None, layers: bool, noise: flo
     line = privacy_line(record)
     assert all(part in line for part in says)
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("share", "rounds", "says"),
+    [
+        ("distributed", 1, "sums of 4 clients, noise distributed over them, noise multiplier 0.1, 1 round:"),
+        ("local", 2, "sums of 4 clients, each with its full noise, noise multiplier 0.1, 2 rounds:"),
+    ],
+)
+def test_sums_and_rounds_in_words(share: NoiseShare, rounds: int, says: str) -> None:
+    record = privacy_record(
+        granularity="update",
+        per_layer=False,
+        max_grad_norm=1.0,
+        noise_multiplier=0.1,
+        rounds=rounds,
+        batch_size=4,
+        delta=1e-5,
+        adjacency="add_remove",
+        aggregated=4,
+        noise_share=share,
+    )
+    assert says in privacy_line(record)
