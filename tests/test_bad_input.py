@@ -148,6 +148,12 @@ def test_unknown_network(refused: Refused) -> None:
     assert "resnet18" in line
 
 
+def test_the_analytic_attack_on_several_images(refused: Refused) -> None:
+    line = refused("--config", "attack/analytic.yaml", "--model.client.network", "convnet", "--data.batch_size", "4")
+    assert "--model.init revealed is for updates of a single image, and each of these is of 4" in line
+    assert "set --data.batch_size 1" in line
+
+
 @pytest.mark.parametrize("attack", [[], ["--config", "attack/likelihood.yaml"]], ids=["malicious", "honest"])
 def test_batch_norm_over_a_single_value(attack: list[str], refused: Refused) -> None:
     batch = ("--data.batch_size", "1", "--data.image_size", "32")
