@@ -125,7 +125,7 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
     if sweep.interventions and not reference:
         raise UserError(
             f"no attack of this audit runs with {counted(rounds, 'round')} at z = {z:.3g}: give another "
-            "audit.reference.rounds or .noise_multiplier"
+            "--audit.reference.rounds or .noise_multiplier"
         )
     epochs = sweep.training is not None and sweep.training.epochs is not None and chosen.rounds is None
     changes = {}
