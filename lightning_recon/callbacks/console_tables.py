@@ -190,9 +190,10 @@ def privacy_line(privacy: Record) -> str:
     if privacy["epsilon_accounted"] is None:
         unknown = bool(privacy["noise_multiplier"]) and norm is not None
         return f"{clip}, {'no known epsilon' if unknown else 'no noise'}: no privacy guarantee"
+    rounds: Any = privacy["rounds"]
     nominal = privacy["epsilon_nominal"]  # none of a mechanism other than the Gaussian one
     return (
-        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {counted(privacy['rounds'], 'round')}: "
+        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {counted(rounds, 'round')}: "
         + ("" if nominal is None else f"nominal epsilon {nominal:.3g}, ")
         + f"accounted epsilon {privacy['epsilon_accounted']:.3g} at delta "
         f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']}){_other_adjacency(privacy)}"

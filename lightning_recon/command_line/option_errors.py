@@ -136,8 +136,8 @@ def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequ
     if found.owner in _NOT_CHOSEN:
         return f"{flag}{place} belongs to a class that was not chosen: give {_flag(found.path)} CLASS before it"
     if others := _of_siblings(owner, option):
-        kind, names = (found.owner or "").rpartition(".")[2], " and ".join(others)
-        return f"{flag}{place} is an option of {names}, not of {kind}: give {_flag(found.path)} {others[0]}"
+        kind, having = (found.owner or "").rpartition(".")[2], " and ".join(others)
+        return f"{flag}{place} is an option of {having}, not of {kind}: give {_flag(found.path)} {others[0]}"
     near = nearest(owner, option)
     of = f" of {found.owner.rpartition('.')[2]}" if found.owner else f" of recon {command}"
     if near:
