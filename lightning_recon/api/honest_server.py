@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.api.presets import inversion_preset
 from lightning_recon.api.result import AttackResult, bounds_of, scored
-from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
+from lightning_recon.api.user_model import check_images, check_labels, check_privacy, float_copy, isolated, task_of
 from lightning_recon.attack.inversion.forward_model import check_modelled
 from lightning_recon.attack.inversion.problem import InverseProblem
 from lightning_recon.attack.inversion.search import search
@@ -118,7 +118,10 @@ def invert_gradients(
         >>> result.labels.tolist(), bool(result.psnr[0] > 40)
         ([3], True)
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2:
+        raise UserError(f"image_size is {image_size!r}: give one number, or height and width")
+    height, width = sides
     check_ranges(
         "",
         height=(height, COUNT),
@@ -133,6 +136,7 @@ def invert_gradients(
     if batch_size % local_steps:
         raise UserError(f"local_steps is {local_steps}, which does not divide batch_size, {batch_size}")
     protection = Privacy(max_grad_norm=None) if privacy is None else privacy
+    check_privacy(protection)
     if protection.rounds > 1:
         raise UserError(
             f"privacy has {protection.rounds} rounds, but one update is attacked, and its epsilon and bounds are those "

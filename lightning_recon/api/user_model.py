@@ -143,6 +143,27 @@ def check_structure(structure: object) -> None:
         raise UserError(f"structure is {shown}: give an object, such as lightning_recon.structure.Digital()")
 
 
+def check_denoiser(denoiser: object) -> None:
+    """Refuse what is no denoiser; None is the default one.
+
+    Raises:
+        UserError: What was given, and what to give.
+    """
+    if denoiser is not None and (isinstance(denoiser, type) or not callable(denoiser)):
+        shown = denoiser.__name__ if isinstance(denoiser, type) else repr(denoiser)
+        raise UserError(f"denoiser is {shown}: give an object, such as lightning_recon.priors.SmallDenoiser()")
+
+
+def check_privacy(privacy: object) -> None:
+    """Refuse what is no `Privacy`.
+
+    Raises:
+        UserError: What was given, and what to give.
+    """
+    if not isinstance(privacy, Privacy):
+        raise UserError(f"privacy is {privacy!r}: give a lightning_recon.Privacy")
+
+
 def check_labels(labels: Tensor, count: int, classes: int) -> None:
     """Refuse what is not one class index for each image.
 

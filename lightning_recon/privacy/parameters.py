@@ -144,6 +144,8 @@ def mechanism_named(name: str, imported: bool = True) -> Mechanism:
     Raises:
         UserError: no such mechanism, or its module has not been imported.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the mechanism is {name!r}: give its name or class path, a text")
     for known in _BUILT_IN:
         if name == known.name:
             return known
