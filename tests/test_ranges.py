@@ -89,7 +89,7 @@ def test_words_that_are_no_choice_are_refused(name: str, value: object) -> None:
     [("released", "gradient"), ("loss_reduction", "x"), ("noise_share", "full")],
 )
 def test_claims_that_are_no_choice_are_refused(name: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"--verify.claims.{name} is {value!r}: "):
+    with pytest.raises(UserError, match=f"{name} is {value!r}: "):
         Claims(Privacy(1.0, 1.0), **{name: value})  # type: ignore[arg-type]
 
 
