@@ -26,6 +26,7 @@ from lightning_recon.command_line.shipped_configs import (
     with_shipped_configs,
 )
 from lightning_recon.deprecated import classes_given, modernized_arguments
+from lightning_recon.errors import UserError
 from lightning_recon.interrupts import stoppable
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+")
@@ -73,8 +74,10 @@ def answered(given: Sequence[str]) -> bool:
         print(f"recon {__version__}")
     elif command not in COMMANDS:
         raise unknown_command(command)
-    elif command == "version" or {"-h", "--help"} & set(rest):
+    elif {"-h", "--help"} & set(rest):
         sys.stdout.write(help_of(command))
+    elif command == "version":
+        raise UserError(f"recon version takes no arguments, and {rest[0]} was given: leave it out")
     elif command == "configs":
         print(printed(rest[0]) if rest else listing(), end="" if rest else "\n")
     else:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_recon.errors import UserError
+from lightning_recon.plural import counted
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, ...), targets (B, ...) -> scalar, the mean over the batch
 LossName = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error", "dice", "dice_bce"]
@@ -155,7 +156,7 @@ def as_targets(loss: LossName, labels: Tensor, outputs: int) -> Tensor:
     if labels.ndim < 2 or labels.shape[1] != outputs:
         each = labels.shape[1] if labels.ndim > 1 else 1
         raise UserError(
-            f"the data have {each} target(s) or channel(s) for an image, and the network has {outputs} output(s): set "
+            f"the data have {counted(each, 'target')} for an image, and the network {counted(outputs, 'output')}: set "
             f"--model.client.num_classes {each}"
         )
     if loss != "mean_squared_error" and labels.numel() and not (labels.min() >= 0 and labels.max() <= 1):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lightning_recon.capture.nvflare import NVFlareAudit
 from lightning_recon.exchange import LocalTraining
+from lightning_recon.plural import counted
 from lightning_recon.structure import Digital, Structure, WaterFilling
 
 CLASSES = 16  # of the bundled photographs
@@ -252,7 +253,7 @@ def main() -> None:
     write_pictures(settings)
     with tempfile.TemporaryDirectory() as scratch:
         run(settings, Path(scratch, "simulator"))
-    print(f"{settings.clients} update(s) and the truth in {settings.folder}")
+    print(f"{counted(settings.clients, 'update')} and the truth in {settings.folder}")
 
 
 if __name__ == "__main__":

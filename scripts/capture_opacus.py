@@ -24,6 +24,7 @@ from lightning_recon.capture.opacus import capture_change, capture_steps
 from lightning_recon.data import ClientDataModule, NoMasks, save_truth
 from lightning_recon.exchange import LocalTraining, Task, training_by, update_name
 from lightning_recon.networks.construction import build_network
+from lightning_recon.plural import counted
 from lightning_recon.structure import Digital, InferenceStructure, TamperedNetwork, WaterFilling
 
 CLASSES = 16  # of the bundled photographs
@@ -65,6 +66,8 @@ def main() -> None:
         "--seed", type=int, help="for reproducible noise, which anyone who knows it can subtract; default: drawn anew"
     )
     given = parser.parse_args()
+    if any(given.output.glob("update-*.safetensors")):
+        parser.error(f"{given.output} holds captured updates: choose another --output")
     for message in ("Secure RNG turned off", "Full backward hook is firing", "Optimal order is the"):
         warnings.filterwarnings("ignore", message=message)  # Opacus's own, which are meant for training in earnest
 
@@ -131,7 +134,8 @@ def main() -> None:
             path = given.output / f"{update_name(0, 0, round)}.safetensors"
             capture_change(before, model, path, task, payload, round=round, declared=declared)
     save_truth(given.output / "truth.safetensors", batch.images, batch.labels)
-    print(f"{given.rounds} update(s) and the truth in {given.output}; Opacus declares epsilon {declared.epsilon:.4g}")
+    wrote = counted(given.rounds, "update")
+    print(f"{wrote} and the truth in {given.output}; Opacus declares epsilon {declared.epsilon:.4g}")
 
 
 if __name__ == "__main__":

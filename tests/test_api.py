@@ -155,6 +155,11 @@ def test_a_training_step_is_inverted(batch: tuple[Tensor, Tensor]) -> None:
         ({"local_steps": 3}, "does not divide batch_size"),
         ({"local_steps": 2, "privacy": lr.Privacy(granularity="sample")}, "not model local steps of DP-SGD"),
         ({"local_epochs": 2, "privacy": lr.Privacy(granularity="sample")}, "not model local steps of DP-SGD"),
+        ({"privacy": lr.Privacy(rounds=3)}, "privacy has 3 rounds, but one update is attacked"),
+        ({"privacy": "sample"}, "privacy is 'sample': give a lightning_recon.Privacy"),
+        ({"image_size": (8, 8, 3)}, r"image_size is \(8, 8, 3\): give one number, or height and width"),
+        ({"steps": 0.5}, "steps is 0.5: give a whole number of at least 0"),
+        ({"model": "resnet18"}, "model is 'resnet18': give a torch.nn.Module"),
         ({"image_size": 4}, "the model cannot take images of 3 x 4 x 4"),
         ({"gradient": [torch.zeros(3)]}, "the gradient has 1 tensors"),
         ({"gradient": {"head.bias": torch.zeros(5)}}, "the gradient lacks conv.weight"),
@@ -176,6 +181,29 @@ def test_images_and_labels_are_checked(model: Small, batch: tuple[Tensor, Tensor
         lr.privatized_update(model, images, labels.float(), lr.Privacy())
     with pytest.raises(UserError, match="different parameters"):
         lr.gradient_of_step(model, nn.Linear(2, 2), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": -1}, "steps is -1: give a whole number of at least 0"),
+        ({"rounds": 1.5}, "rounds is 1.5: give a whole number of at least 1"),
+        ({"structure": "Digital"}, "structure is 'Digital': give an object"),
+        ({"structure": Feedback}, "structure is Feedback: give an object"),
+        ({"denoiser": "small"}, "denoiser is 'small': give an object"),
+        ({"mechanism": 3}, "the mechanism is 3: give its name"),
+        ({"loss": "dise"}, "loss is 'dise': did you mean dice"),
+        ({"model": nn.Linear}, "give a torch.nn.Module"),
+        ({"max_grad_norm": "a"}, "max_grad_norm is 'a': give a number"),
+        ({"granularity": "Sample"}, "granularity is 'Sample': did you mean sample"),
+    ],
+)
+def test_arguments_of_wrong_types_are_said(
+    change: dict[str, Any], said: str, model: Small, batch: tuple[Tensor, Tensor]
+) -> None:
+    given = {"model": model, "images": batch[0], "labels": batch[1], "max_grad_norm": 1.0, "noise_multiplier": 0.1}
+    with pytest.raises(UserError, match=said):
+        lr.reconstruct(**given | change)
 
 
 def test_a_batch_is_scored_and_drawn() -> None:

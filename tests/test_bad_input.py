@@ -104,7 +104,7 @@ def test_too_many_jpegs_cut_in_half(refused: Refused, folder: Path) -> None:
         path = folder / f"{index}.jpg"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     line = refused("--data.root", str(folder))
-    assert "3 readable images, 4 are needed" in line
+    assert "3 readable images; 4 are needed" in line
     assert "--data.batch_size" in line
 
 
@@ -148,11 +148,17 @@ def test_unknown_network(refused: Refused) -> None:
     assert "resnet18" in line
 
 
+def test_the_analytic_attack_on_several_images(refused: Refused) -> None:
+    line = refused("--config", "attack/analytic.yaml", "--model.client.network", "convnet", "--data.batch_size", "4")
+    assert "--model.init revealed is for updates of a single image, and each of these is of 4" in line
+    assert "set --data.batch_size 1" in line
+
+
 @pytest.mark.parametrize("attack", [[], ["--config", "attack/likelihood.yaml"]], ids=["malicious", "honest"])
 def test_batch_norm_over_a_single_value(attack: list[str], refused: Refused) -> None:
     batch = ("--data.batch_size", "1", "--data.image_size", "32")
     line = refused(*attack, "--model.client.network", "resnet18", *batch)
-    assert "single number to normalise by its batch: set --model.client.batch_norm eval" in line
+    assert "single number to normalize by its batch: set --model.client.batch_norm eval" in line
 
 
 def test_noise_without_a_clip(refused: Refused) -> None:

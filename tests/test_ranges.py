@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from lightning_recon.attack.inversion import batched_lbfgs
 from lightning_recon.audit import config
 from lightning_recon.errors import UserError
 from lightning_recon.priors import regularizers
+from lightning_recon.privacy.parameters import Privacy
+from lightning_recon.verification.claims import Claims
 
 Fit = Callable[..., dict[str, Any]]
 MODULES = (attack, callbacks, data, structure, client, regularizers, batched_lbfgs, config)
@@ -73,3 +76,31 @@ def test_absurd_numbers_are_refused_by_name(built: type, name: str, listed: bool
             continue
         with pytest.raises(UserError, match=f"{name} is {re.escape(str(value))}: give "):
             built(**given)
+
+
+@pytest.mark.parametrize(("name", "value"), [("granularity", "Sample"), ("adjacency", "remove"), ("adjacency", None)])
+def test_words_that_are_no_choice_are_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{name} is {value!r}: "):
+        Privacy(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("released", "gradient"), ("loss_reduction", "x"), ("noise_share", "full")],
+)
+def test_claims_that_are_no_choice_are_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{name} is {value!r}: "):
+        Claims(Privacy(1.0, 1.0), **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounds", 1.5), ("rounds", "2"), ("max_grad_norm", "a"), ("delta", [0.1])],
+)
+def test_fractions_and_other_types_are_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{name} is {re.escape(repr(value))}: give "):
+        Privacy(**{name: value})  # type: ignore[arg-type]
+
+
+def test_integers_of_numpy_are_whole_numbers() -> None:
+    assert Privacy(rounds=int(np.int64(2))) == Privacy(rounds=np.int64(2))  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def test_recorded_clients_are_replayed(
 ) -> None:
     main(["replay", str(runs["two"]), "--output", str(tmp_path / "again")])
     said = " ".join(capsys.readouterr().out.split())
-    assert "bit for bit; 1 update(s) were not recorded" in said
+    assert "bit for bit; 1 update was not recorded" in said
     assert Task.load(runs["two"] / "exchange").clients == 2
 
 

@@ -36,5 +36,5 @@ def test_sizes_that_do_not_fit_the_clients_are_refused(
     with pytest.raises(SystemExit) as stop:
         fit(tmp_path, "--data.clients", "2", "--data.actual_batch_sizes", "[1,2,3]")
     assert stop.value.code == 2
-    assert "--data.actual_batch_sizes has 3 numbers for 2 client(s)" in " ".join(capsys.readouterr().err.split())
+    assert "--data.actual_batch_sizes has 3 numbers for 2 clients" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "results.json").exists()

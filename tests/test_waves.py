@@ -135,6 +135,24 @@ def test_a_wave_is_repeated_by_its_own_config(run: Path, tmp_path: Path) -> None
     assert one["victims"] == other["victims"]
 
 
+@pytest.mark.parametrize("command", ["test", "predict", "replay"])
+def test_what_of_a_run_in_waves_can_be_repeated_is_said(
+    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, says in (
+        (run, f"name that of the first wave, {run / 'waves' / '00000'}"),
+        (run / "waves" / "00001", "is a wave without a recorded exchange: name the first wave"),
+    ):
+        given = ["--config", str(folder / "config.yaml")]
+        given = [str(folder), "--output", str(tmp_path / "again")] if command == "replay" else given
+        with pytest.raises(SystemExit) as stopped:
+            main([command, *given])
+        assert stopped.value.code == 2
+        told = capsys.readouterr().err
+        assert says in told
+        assert "--model.record is a number of clients" in told
+
+
 def test_an_interrupted_run_goes_on_with_its_wave(
     run: Path,
     flags: list[str],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.api.presets import inversion_preset
 from lightning_recon.api.result import AttackResult, bounds_of, scored
-from lightning_recon.api.user_model import check_images, check_labels, float_copy, isolated, task_of
+from lightning_recon.api.user_model import check_images, check_labels, check_privacy, float_copy, isolated, task_of
 from lightning_recon.attack.inversion.forward_model import check_modelled
 from lightning_recon.attack.inversion.problem import InverseProblem
 from lightning_recon.attack.inversion.search import search
@@ -20,7 +20,7 @@ from lightning_recon.networks.input_layer import input_channels
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.image_statistics import public_statistics
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, check_ranges
+from lightning_recon.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED, check_ranges
 
 Gradient = Mapping[str, Tensor | None] | Sequence[Tensor | None]
 
@@ -91,7 +91,7 @@ def invert_gradients(
             first convolution, or of `truth`; 3 without either.
         batch_size: number of images in the batch (B).
         privacy: how the gradient was clipped and noised; None: not at all. Under granularity "sample", the gradient is
-            the sum of the samples' clipped gradients.
+            the sum of the samples' clipped gradients. One update is attacked, so `rounds` is 1.
         labels: true labels, (B,), int64, if the attack shall use them (an oracle); None: recovered from the gradient.
         truth: true images, (B, C, H, W) in [0, 1], for the scores alone; None: nothing is scored.
         preset: attack by name, as under `configs/attack/`: "likelihood", "inverting_gradients",
@@ -105,7 +105,7 @@ def invert_gradients(
 
     Raises:
         UserError: Model, gradient, labels and images do not fit each other, the preset does not fit the task, or the
-            training is not modelled: local steps of DP-SGD.
+            training is not modelled: local steps of DP-SGD, or several rounds.
 
     Example:
         >>> import torch
@@ -118,13 +118,16 @@ def invert_gradients(
         >>> result.labels.tolist(), bool(result.psnr[0] > 40)
         ([3], True)
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2:
+        raise UserError(f"image_size is {image_size!r}: give one number, or height and width")
+    height, width = sides
     check_ranges(
         "",
         height=(height, COUNT),
         width=(width, COUNT),
         batch_size=(batch_size, COUNT),
-        steps=(steps, NOT_NEGATIVE),
+        steps=(steps, COUNT_OR_NONE),
         local_steps=(local_steps, COUNT),
         local_lr=(local_lr, POSITIVE),
         local_epochs=(local_epochs, COUNT),
@@ -133,6 +136,12 @@ def invert_gradients(
     if batch_size % local_steps:
         raise UserError(f"local_steps is {local_steps}, which does not divide batch_size, {batch_size}")
     protection = Privacy(max_grad_norm=None) if privacy is None else privacy
+    check_privacy(protection)
+    if protection.rounds > 1:
+        raise UserError(
+            f"privacy has {protection.rounds} rounds, but one update is attacked, and its epsilon and bounds are those "
+            "of one round: give dataclasses.replace(privacy, rounds=1)"
+        )
     network, device = float_copy(model)
     if truth is not None:
         check_images(truth, "truth")

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.api.result import AttackResult, bounds_of, scored
-from lightning_recon.api.user_model import check_images, check_targets, float_copy, isolated, task_of
+from lightning_recon.api.user_model import (
+    check_denoiser,
+    check_images,
+    check_privacy,
+    check_structure,
+    check_targets,
+    float_copy,
+    isolated,
+    task_of,
+)
 from lightning_recon.attack.protocol import prepare, run_protocol
 from lightning_recon.client.clean_update import tampered_model
 from lightning_recon.client.gradients import reproducible_fp32
@@ -18,12 +27,12 @@ from lightning_recon.client.privatize import noised_when_read
 from lightning_recon.client.update import clipped_update
 from lightning_recon.exchange import ClientUpdate, LazyTensors, ServerPayload, Task
 from lightning_recon.image_format import format_of
-from lightning_recon.losses import LossName, loss_named
+from lightning_recon.losses import LOSS_NAMES, LossName, loss_named
 from lightning_recon.networks.setup_check import explained_batch_norm
 from lightning_recon.priors.denoisers import Denoiser
 from lightning_recon.priors.unet_denoiser import LargeDenoiser
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import SEED, check_ranges
+from lightning_recon.ranges import COUNT_OR_NONE, SEED, check_choices, check_ranges
 from lightning_recon.rng import generator_for
 from lightning_recon.structure import Structure, WaterFilling
 
@@ -94,6 +103,8 @@ def client_of(
         UserError: Model, images and labels do not fit each other, or a seed is out of range.
     """
     check_ranges("", seed=(seed, SEED), noise_seed=(noise_seed, SEED))
+    check_choices("", loss=(loss, LOSS_NAMES))
+    check_privacy(privacy)
     check_images(images)
     network, device = float_copy(model)
     task = task_of(network, format_of(images[0]).shape, len(images), privacy, loss)
@@ -185,7 +196,8 @@ def reconstruct(
         loss: name of the loss that the client trains by, see `VictimClient`.
 
     Raises:
-        UserError: Model, images and labels do not fit each other, or a gradient holds NaN or infinity.
+        UserError: Model, images and labels do not fit each other, another argument is not what it has to be, or a
+            gradient holds NaN or infinity.
 
     Example:
         >>> import torch
@@ -198,9 +210,12 @@ def reconstruct(
         >>> bool(result.psnr.mean() > 25)
         True
     """
+    check_ranges("", steps=(steps, COUNT_OR_NONE))
+    server = WaterFilling() if structure is None else structure
+    check_structure(server)
+    check_denoiser(denoiser)
     privacy = Privacy(max_grad_norm, noise_multiplier, granularity, rounds=rounds, mechanism=mechanism)
     client = client_of(model, images, labels, privacy, seed, noise_seed, loss)
-    server = WaterFilling() if structure is None else structure
     payload = prepare(client, server)
     decoded = run_protocol(client, server, payload, 0, 0, None)
     found, statistics = decoded.images, server.statistics(client.task)

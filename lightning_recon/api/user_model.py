@@ -13,6 +13,7 @@ from lightning_recon.losses import LossName, as_targets
 from lightning_recon.networks.batch_norm import BatchNorm
 from lightning_recon.networks.construction import copied, logits_of
 from lightning_recon.privacy.parameters import Privacy
+from lightning_recon.structure import Structure
 
 
 @contextmanager
@@ -26,8 +27,10 @@ def float_copy(model: nn.Module) -> tuple[nn.Module, torch.device]:
     """A copy of a model in float32, whose modes are those of the original, and the device that it is on.
 
     Raises:
-        UserError: The model has no parameters.
+        UserError: It is no module, or has no parameters.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is {model!r}: give a torch.nn.Module, images to logits")
     first = next(model.parameters(), None)
     if first is None:
         raise UserError("the model has no parameters, so a client has no gradient to send")
@@ -125,8 +128,40 @@ def check_images(images: Tensor, what: str = "images") -> None:
     if not 0 <= float(images.min()) <= float(images.max()) <= 1:  # false for NaN too
         raise UserError(
             f"{what} holds values from {float(images.min()):g} to {float(images.max()):g}: give values in [0, 1], and "
-            "let the model normalise them"
+            "let the model normalize them"
         )
+
+
+def check_structure(structure: object) -> None:
+    """Refuse what is no structure.
+
+    Raises:
+        UserError: What was given, and what to give.
+    """
+    if isinstance(structure, type) or not isinstance(structure, Structure):
+        shown = structure.__name__ if isinstance(structure, type) else repr(structure)
+        raise UserError(f"structure is {shown}: give an object, such as lightning_recon.structure.Digital()")
+
+
+def check_denoiser(denoiser: object) -> None:
+    """Refuse what is no denoiser; None is the default one.
+
+    Raises:
+        UserError: What was given, and what to give.
+    """
+    if denoiser is not None and (isinstance(denoiser, type) or not callable(denoiser)):
+        shown = denoiser.__name__ if isinstance(denoiser, type) else repr(denoiser)
+        raise UserError(f"denoiser is {shown}: give an object, such as lightning_recon.priors.SmallDenoiser()")
+
+
+def check_privacy(privacy: object) -> None:
+    """Refuse what is no `Privacy`.
+
+    Raises:
+        UserError: What was given, and what to give.
+    """
+    if not isinstance(privacy, Privacy):
+        raise UserError(f"privacy is {privacy!r}: give a lightning_recon.Privacy")
 
 
 def check_labels(labels: Tensor, count: int, classes: int) -> None:

@@ -31,10 +31,11 @@ from lightning_recon.verification.sensitivity_checks import sensitivity_checks
 from lightning_recon.verification.unprotected_values import unprotected_checks
 from lightning_recon.verification.verdicts import decide
 
-_RELEASES = Range("a whole number from 4 to 100000", 4, 100_000)
+_RELEASES = Range("a whole number from 4 to 100000", 4, 100_000, whole=True)
 _ROWS = 32  # canaries where the update is clipped as a whole, of which each release has one at most
 _RESTART_NEEDS_A_NAME = "give the client as module:attribute, so that it can be started again"
-_NO_SECOND = "give a second client"
+_NO_SECOND = "give second_client, which creates another client"
+_NO_CLASS = "name a class, which is created for each client, in place of a function"
 
 
 @torch.inference_mode(False)
@@ -92,7 +93,8 @@ def verify(
     probes = Probes(network, canaries, claims, releases, seed)
     first, second, restarted, why = _clients(client, client_arguments or {}, second_client, restart, probes)
     found = collect(first, second, restarted, probes)
-    lines = decide(checks_of(found, claims, canaries, why, "" if second else _NO_SECOND), false_alarms)
+    alone = "" if second else _NO_CLASS if isinstance(client, str) else _NO_SECOND
+    lines = decide(checks_of(found, claims, canaries, why, alone), false_alarms)
     asked = releases + 3 + 4 * max(2, releases // 2) + (probes.few if second else 0) + len(restarted)
     return Verification(tuple(lines), claims, false_alarms, asked, _versions())
 

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from lightning_recon.attack.protocol import fingerprint
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient, Task
+from lightning_recon.files.run_folder import WAVES
+
+_FIRST = "00000"  # folder of the first wave, below `WAVES`
 
 Record = bool | int | Literal["rows"]
 
@@ -36,9 +39,29 @@ def recorded_client(exchange: Path) -> RecordedClient:
     Raises:
         UserError: Nothing is recorded there.
     """
+    check_recorded(exchange)
     if not (exchange / "task.json").exists():
         raise UserError(f"no recorded exchange in {exchange}: run `recon fit` with this output folder first")
     return RecordedClient(exchange)
+
+
+def check_recorded(exchange: Path) -> None:
+    """Refuse a folder of a run in waves that has no exchange: each wave has its own, and later ones have none.
+
+    Raises:
+        UserError: Says which folder has one, or how a run gets one.
+    """
+    root, waves = exchange.parent, exchange.with_name(WAVES)
+    if exchange.exists():
+        return
+    later = "later waves record theirs if --model.record is a number of clients that reaches them"
+    if waves.is_dir():
+        raise UserError(
+            f"{root} was attacked in waves, which have exchange folders of their own: name that of the first wave, "
+            f"{waves / _FIRST}; {later}"
+        )
+    if root.parent.name == WAVES and root.name != _FIRST:
+        raise UserError(f"{root} is a wave without a recorded exchange: name the first wave; {later}")
 
 
 def check_same_task(configured: Task, recorded: Task, exchange: Path) -> None:

@@ -30,7 +30,10 @@ def assumptions_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     deltas = [f"{number(r['privacy']['delta'])}, {r['privacy']['adjacency']}" for r in records]
     participation = distinct([number(record.get("participation", 1.0)) for record in records])
     return [
-        ("Attacked images", f"{len(images)}, each under {draws} independent noise draw(s)"),
+        (
+            "Attacked images",
+            f"{len(images)}, each under {draws} independent noise {'draw' if draws == '1' else 'draws'}",
+        ),
         ("Target network and images", distinct([outcome.about or "not recorded" for outcome in outcomes])),
         ("Clipping norm C", distinct([r["privacy"]["max_grad_norm"] for r in records])),
         ("δ and adjacency", distinct(deltas)),
@@ -38,7 +41,7 @@ def assumptions_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
         ("Public image statistics used", distinct([r.get("public_statistics") or "none" for r in records])),
         ("Denoiser of the refinement", distinct([denoiser_in_words(record) for record in records])),
         ("Area of the subject in an image", distinct([f"{100 * r['subject_fraction']:.0f} %" for r in records])),
-        ("Batch normalisation of the client", distinct([r.get("batchnorm") or "none" for r in records])),
+        ("Batch normalization of the client", distinct([r.get("batchnorm") or "none" for r in records])),
         ("Noise of simulated clients", noise_in_words(records)),
         ("Probability that a client takes part in a round", participation),
     ]

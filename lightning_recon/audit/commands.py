@@ -15,8 +15,8 @@ from lightning_recon.audit.config import ReportOptions, Sweep
 from lightning_recon.audit.load import read_audit, read_runs, write_plan
 from lightning_recon.audit.plan import Cell, Plan, base_path, plan_of
 from lightning_recon.audit.remarks import remarks_of
-from lightning_recon.audit.report import write_report
-from lightning_recon.audit.run import cell_folder
+from lightning_recon.audit.report import check_replaceable, write_report
+from lightning_recon.audit.run import cell_folder, is_finished
 from lightning_recon.audit.runner import Runner, failure
 from lightning_recon.audit.table import write_hparams
 from lightning_recon.audit.verification_file import read_verification
@@ -29,6 +29,7 @@ from lightning_recon.deprecated import Place, modernized_option
 from lightning_recon.errors import UserError
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.locking import claimed
+from lightning_recon.plural import counted
 
 _FIT = ("--data", "--model", "--trainer", "--image_grid", "--results", "--comparison")
 
@@ -59,6 +60,7 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
     chosen = parser.instantiate(chosen)
     sweep, output = chosen.audit, Path(chosen.output)
     read_verification(sweep.verification)  # before hours of work
+    check_replaceable(output / "report.html", output / "results.csv")
     plan = plan_of(sweep, bases, output / "configs", flags)
     cells = plan.cells
     runner = Runner(output, sweep.jobs)
@@ -80,9 +82,22 @@ def audit(args: Sequence[str], resolve: Callable[[Sequence[str]], dict[str, Any]
         write_hparams(output, rows)
     for remark in remarks_of(runs.outcomes, options):
         say(f"warning: {remark}")
+    if others := finished_beside(output, plan):
+        say(
+            f"warning: {counted(others, 'finished cell')} of other settings in {output / 'cells'} "
+            f"{'are' if others > 1 else 'is'} not in this report: audit all settings in one command, or give their "
+            "folders to recon report"
+        )
     done = f"{len(runs.outcomes)} of {len(cells)} cells finished: {output / 'report.html'}, {output / 'results.csv'}; "
     say(f"{done}tensorboard --logdir {output / 'hparams'}")
     return not failed
+
+
+def finished_beside(output: Path, plan: Plan) -> int:
+    """Number of finished cells in an audit's folder that are not of its plan, but of an earlier one."""
+    planned = {cell.name for cell in plan.cells}
+    folders = [folder for folder in (output / "cells").iterdir() if folder.name not in planned]
+    return sum(is_finished(folder) for folder in folders)
 
 
 def report(args: Sequence[str]) -> None:
@@ -104,7 +119,7 @@ def report(args: Sequence[str]) -> None:
     runs = read_runs([Path(run) for run in chosen.runs])
     options = ReportOptions(chosen.tolerance, chosen.population_size, chosen.sampling_rate, chosen.verification)
     write_report(page, page.with_suffix(".csv"), runs, options)
-    say(f"{len(runs.outcomes)} runs: {page}")
+    say(f"report of {counted(len(runs.outcomes), 'run')}: {page}")
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

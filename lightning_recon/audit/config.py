@@ -30,7 +30,7 @@ class AuditedAttack:
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
         check_ranges(
-            "audit.attacks: ",
+            "--audit.attacks: ",
             min_rounds=(self.min_rounds, COUNT),
             max_noise_multiplier=(self.max_noise_multiplier, NOT_NEGATIVE),
         )
@@ -55,7 +55,7 @@ class Reference:
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
         check_ranges(
-            "audit.reference.",
+            "--audit.reference.",
             noise_multiplier=(self.noise_multiplier, NOT_NEGATIVE),
             batch_size=(self.batch_size, COUNT),
             rounds=(self.rounds, COUNT),
@@ -81,7 +81,9 @@ class Change:
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
         check_ranges(
-            "audit.interventions: ", noise_factor=(self.noise_factor, POSITIVE), batch_factor=(self.batch_factor, COUNT)
+            "--audit.interventions: ",
+            noise_factor=(self.noise_factor, POSITIVE),
+            batch_factor=(self.batch_factor, COUNT),
         )
 
 
@@ -102,7 +104,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
-        check_ranges("audit.training.", images=(self.images, COUNT), epochs=(self.epochs, COUNT))
+        check_ranges("--audit.training.", images=(self.images, COUNT), epochs=(self.epochs, COUNT))
 
     def rounds(self, batch_size: int) -> int:
         """Rounds of the training in batches of this size."""
@@ -163,13 +165,13 @@ class Sweep:
         mechanism_named(self.mechanism, imported=False)
         if self.noise_multiplier is not None and self.epsilon is not None:
             raise UserError(
-                "audit.noise_multiplier and audit.epsilon both set the noise: give one (null for the other)"
+                "--audit.noise_multiplier and --audit.epsilon both set the noise: give one (null for the other)"
             )
         if not (self.noise_multiplier or self.epsilon):
-            raise UserError("no noise to audit: list some in audit.noise_multiplier or audit.epsilon")
+            raise UserError("no noise to audit: list some in --audit.noise_multiplier or --audit.epsilon")
         for name in ("attacks", *AXES):
             if not getattr(self, name):
-                raise UserError(f"audit.{name} is empty: name at least one")
+                raise UserError(f"--audit.{name} is empty: name at least one")
         for name, values, range_ in (
             ("noise_multiplier", self.noise_multiplier, NOT_NEGATIVE),
             ("epsilon", self.epsilon, POSITIVE),
@@ -178,9 +180,9 @@ class Sweep:
             ("seeds", self.seeds, SEED_32),
         ):
             for value in values or []:
-                check_ranges("audit.", **{name: (value, range_)})
+                check_ranges("--audit.", **{name: (value, range_)})
         check_ranges(
-            "audit.",
+            "--audit.",
             delta=(self.delta, PROBABILITY),
             sampling_rate=(self.sampling_rate, SHARE),
             population_size=(self.population_size, COUNT),
@@ -192,7 +194,7 @@ class Sweep:
         for name, change in self.interventions.items():
             if change == Change(cost=change.cost):
                 raise UserError(
-                    f"audit.interventions: “{name}” changes nothing: give noise_factor, batch_factor or flags"
+                    f"--audit.interventions: “{name}” changes nothing: give noise_factor, batch_factor or flags"
                 )
 
     def rounds_of(self, batch_size: int) -> list[int]:
@@ -205,18 +207,23 @@ class Sweep:
         """Refuse what contradicts a training."""
         if max(self.batch_size) > training.images:
             raise UserError(
-                f"audit.batch_size is {max(self.batch_size)}, more than the {training.images} images of "
-                "audit.training: lower it"
+                f"--audit.batch_size is {max(self.batch_size)}, more than the {training.images} images of "
+                "--audit.training: lower it"
             )
         if self.epsilon is not None and (training.sampling != "shuffle" or set(self.granularity) != {"sample"}):
             raise UserError(
                 "audit.epsilon sets the noise of a training only where batches are shuffled and each sample is "
                 "clipped: give audit.noise_multiplier"
             )
+        if training.epochs is not None and self.rounds != [1]:  # [1] is the default
+            raise UserError(
+                f"--audit.rounds is {self.rounds}, but the epochs of --audit.training set the number of rounds: leave "
+                "rounds out, or set --audit.training.epochs null"
+            )
         if self.sampling_rate is not None:
             raise UserError(
-                "audit.training samples batches, and its report states epsilon with amplification by that: set "
-                "audit.sampling_rate null"
+                "--audit.training samples batches, and its report states epsilon with amplification by that: set "
+                "--audit.sampling_rate null"
             )
 
 

@@ -18,6 +18,7 @@ from lightning_recon.command_line.config_files import read_config
 from lightning_recon.command_line.shipped_configs import with_shipped_configs
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import BatchSampling
+from lightning_recon.plural import counted
 from lightning_recon.privacy.parameters import mechanism_named
 
 
@@ -123,8 +124,8 @@ def plan_of(sweep: Sweep, bases: Sequence[dict[str, Any]], folder: Path, flags: 
     reference = cells(z, granularity, batch, rounds) if sweep.interventions else []
     if sweep.interventions and not reference:
         raise UserError(
-            f"no attack of this audit runs with {rounds} round(s) at z = {z:.3g}: give another audit.reference.rounds "
-            "or .noise_multiplier"
+            f"no attack of this audit runs with {counted(rounds, 'round')} at z = {z:.3g}: give another "
+            "--audit.reference.rounds or .noise_multiplier"
         )
     epochs = sweep.training is not None and sweep.training.epochs is not None and chosen.rounds is None
     changes = {}

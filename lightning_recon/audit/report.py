@@ -17,9 +17,36 @@ from lightning_recon.audit.interventions import InterventionEffect
 from lightning_recon.audit.load import Runs
 from lightning_recon.audit.plan import Cell
 from lightning_recon.audit.table import Value, failed_row, row_of, table_text
+from lightning_recon.errors import UserError
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.serialization import finite, write_json
 from lightning_recon.printable import printable
+
+# How the files begin that may be replaced: those of earlier reports.
+_PAGE_TITLE, _FIRST_COLUMN = "<title>Reconstruction audit</title>", "cell,"
+
+
+def check_replaceable(page: Path, table: Path) -> None:
+    """Refuse to replace files that are of no report.
+
+    Args:
+        page: HTML file.
+        table: CSV file.
+
+    Raises:
+        UserError: One of them exists and was not written by this program.
+    """
+    for path, known in ((page, _PAGE_TITLE in _beginning(page)), (table, _beginning(table).startswith(_FIRST_COLUMN))):
+        if path.is_file() and path.stat().st_size and not known:
+            raise UserError(f"{path} exists and is not of a report of recon: choose another --output, or move the file")
+
+
+def _beginning(path: Path) -> str:
+    """The first kilobyte of a file; empty if there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(1024).decode("utf-8", errors="replace")
 
 
 def write_report(
@@ -44,8 +71,9 @@ def write_report(
         The rows of the finished cells.
 
     Raises:
-        UserError: If a file cannot be written.
+        UserError: If a file cannot be written, or would replace one of the user's.
     """
+    check_replaceable(page, table)
     rows = [row_of(outcome) for outcome in runs.outcomes]
     all_rows = [*rows, *(failed_row(cell) for cell, _ in failed)]
     write_text(table, table_text(all_rows))

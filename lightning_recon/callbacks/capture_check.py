@@ -92,7 +92,7 @@ def examine(trainer: Trainer, module: Attack) -> Examined | None:
         network = network_of(client, client, module.network)
         normalization = announced(resolve(client.task.normalization, module.network or client.task.network, network))
         said = (
-            f"network.safetensors beside the update fits {module.network or client.task.network}; normalisation of its "
+            f"network.safetensors beside the update fits {module.network or client.task.network}; normalization of its "
             f"images: {in_words(normalization)}"
         )
         if known is None:

@@ -16,6 +16,7 @@ from lightning_recon.evaluation.formatting import covered, display_name
 from lightning_recon.evaluation.results import Record
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.networks.normalization import in_words
+from lightning_recon.plural import counted
 
 _MEAN = "reconstruction, mean over all victims"
 
@@ -50,7 +51,7 @@ def show_release(client: VictimClient, payload: ServerPayload) -> None:
     if client.aggregated > 1:
         say(f"the server gets the sum of {client.aggregated} of these at a time")
     say(privacy_line(privacy_of(client)))
-    say(f"network {client.task.network}, normalisation of its images: {in_words(client.task.normalization)}")
+    say(f"network {client.task.network}, normalization of its images: {in_words(client.task.normalization)}")
 
 
 def show_capture(privacy: Record, capture: Record) -> None:
@@ -72,7 +73,7 @@ def show_capture(privacy: Record, capture: Record) -> None:
         rich.print(table)
     declared = {name: value for name, value in _plain(capture["declared"]).items() if value is not None}
     values = ", ".join(f"{name} {value:g}" for name, value in declared.items())
-    say(f"declared by the program: {values or 'nothing'}")
+    say(f"declared by the program: {values}" if values else "the program declares no epsilon")
     remarks: Any = capture["remarks"]
     for remark in remarks:
         say(f"remark: {remark}")
@@ -84,13 +85,14 @@ def show_results(record: Record, root: Path) -> None:
     name = display_name(str(record["attack"]))
     if summary["psnr_mean"] is None:
         say(
-            f"{name}: {summary['detected']} of {summary['victims']} victims detected, {summary['draws']} noise "
-            f"draw(s), {summary['seconds']:.0f} s; the true images are not known, so there are no scores"
+            f"{name}: {summary['detected']} of {counted(summary['victims'], 'victim')} detected, "
+            f"{counted(summary['draws'], 'noise draw')}, "
+            f"{summary['seconds']:.0f} s; the true images are not known, so there are no scores"
         )
         show_capture(_plain(record["privacy"]), _plain(record["capture"]))
         say(f"images and results.json in {root}; tensorboard --logdir {root}")
         return
-    title = f"{name}: {summary['victims']} victims, {summary['draws']} noise draw(s)"
+    title = f"{name}: {counted(summary['victims'], 'victim')}, {counted(summary['draws'], 'noise draw')}"
     table = Table(title=Text(plain(title)))
     table.title_justify = "left"
     table.add_column("")
@@ -114,8 +116,8 @@ def show_results(record: Record, root: Path) -> None:
             table.add_row("  95 % bootstrap interval over images", interval)
     rich.print(table)
     say(
-        f"SSIM {summary['ssim_mean']:.3f}; {summary['detected']} victims detected, {summary['collided']} collided, "
-        f"{summary['false_detections']} false; {summary['seconds']:.0f} s"
+        f"SSIM {summary['ssim_mean']:.3f}; {counted(summary['detected'], 'victim')} detected, "
+        f"{summary['collided']} collided, {summary['false_detections']} false; {summary['seconds']:.0f} s"
     )
     if line := _extraction_line(_plain(record["privacy"]), victims):
         say(line)
@@ -165,15 +167,15 @@ def _exact_line(summary: dict[str, Any]) -> str:
     exact = round(count * summary["bit_exact_share"])
     if not exact and share is None:
         return ""
-    line = f"bit-exact: {exact} of {count} images"
+    line = f"bit-exact: {exact} of {counted(count, 'image')}"
     if share is None:
         return line
-    line += f"; {round(count * share)} files decoded"
+    line += f"; {counted(round(count * share), 'file')} decoded"
     if summary["bits_sent_mean"] is None:
         return line
     return (
-        f"{line}, {summary['bits_sent_mean']:.0f} bits each; the capacity of their inputs is "
-        f"{summary['capacity_bits_mean']:.0f} bits"
+        f"{line}, {summary['bits_sent_mean']:,.0f} bits each, of a channel capacity of "
+        f"{summary['capacity_bits_mean']:,.0f} bits"
     )
 
 
@@ -184,16 +186,18 @@ def privacy_line(privacy: Record) -> str:
     clip += " and layer" if privacy["per_layer"] and norm is not None else ""
     dropping = privacy.get("client_dropout", 0.0)
     if (count := privacy.get("aggregated", 1)) != 1:
-        clip += f", sums of {count} clients with {privacy['noise_share']} noise each"
-        clip += f" (of which each drops out with probability {dropping:g})" if dropping else ""
+        shared = privacy["noise_share"] == "distributed"
+        clip += f", sums of {count} clients, {'noise distributed over them' if shared else 'each with its full noise'}"
+        clip += f" (each drops out with probability {dropping:g})" if dropping else ""
     if privacy["epsilon_accounted"] is None:
         unknown = "epsilon not accounted where clients drop out" if dropping else "no known epsilon"
         noisy = bool(privacy["noise_multiplier"]) and norm is not None
         return f"{clip}, {unknown if noisy else 'no noise'}: no privacy guarantee"
+    rounds: Any = privacy["rounds"]
     participation: Any = privacy.get("participation")
     nominal = privacy["epsilon_nominal"]  # none of a mechanism other than the Gaussian one
     return (
-        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {privacy['rounds']} round(s): "
+        f"{clip}, noise multiplier {privacy['noise_multiplier']:g}, {counted(rounds, 'round')}: "
         + ("" if nominal is None else f"nominal epsilon {nominal:.3g}, ")
         + f"accounted epsilon {privacy['epsilon_accounted']:.3g}{covered(participation)} at delta "
         f"{privacy['delta']:g} ({privacy['adjacency']}, {privacy['accountant']}){_other_adjacency(privacy)}"

@@ -4,11 +4,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lightning_recon.capture.recording import keep_network
 from lightning_recon.capture.tensor_check import NETWORK as OF_NETWORK
-from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, save_captured
+from lightning_recon.capture.update_file import ENDING, CapturedUpdate, Declared, load_captured, save_captured
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task, update_name
 from lightning_recon.networks.target_network import TargetNetwork
@@ -38,7 +39,8 @@ def capture_pair(
         The file of the update.
 
     Raises:
-        UserError: a file cannot be read, does not fit the network, or both hold the same weights.
+        UserError: a file cannot be read, does not fit the network, both hold the same weights, or the folder holds
+            another update of this client and round.
     """
     old, new = (_network(task, Path(path)) for path in (before, after))
     trained = dict(new.named_parameters())
@@ -53,11 +55,31 @@ def capture_pair(
     tensors = {OF_NETWORK + name: factor * delta for name, delta in deltas.items()}
     path = Path(folder) / f"{update_name(client, 0, round)}{ENDING}"
     captured = CapturedUpdate(
-        task, tensors, "gradient_mean" if gradient else "delta", client=client, round=round, declared=declared
+        task,
+        tensors,
+        "gradient_mean" if gradient else "delta",
+        client=client,
+        round=round,
+        source=f"{Path(before).name} and {Path(after).name}",
+        declared=declared,
     )
+    if path.exists() and not _holds(path, captured):
+        raise UserError(f"{path} holds another update: choose another folder, or the client and round of this update")
     keep_network(Path(folder), old.state_dict())
-    save_captured(path, replace(captured, source=f"{Path(before).name} and {Path(after).name}"))
+    save_captured(path, captured)
     return path
+
+
+def _holds(path: Path, captured: CapturedUpdate) -> bool:
+    """Whether a file holds just this update."""
+    try:
+        found = load_captured(path)
+    except UserError:
+        return False
+    tensors = captured.tensors
+    return replace(found, tensors={}) == replace(captured, tensors={}) and all(
+        name in tensors and torch.equal(one, tensors[name]) for name, one in found.tensors.items()
+    )
 
 
 def _network(task: Task, weights: Path) -> nn.Module:

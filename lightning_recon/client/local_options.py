@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import LocalTraining
 from lightning_recon.exchange.local_training import training_by
+from lightning_recon.plural import counted
 from lightning_recon.ranges import COUNT, check_ranges
 
 FLAG = "--model.client.local."
@@ -109,11 +110,14 @@ class LocalOptions:
         if images is None:
             return local
         if size is not None and size > images:
-            raise UserError(f"{FLAG}batch_size is {size}, but a client has {images} image(s): lower it, or give null")
+            raise UserError(
+                f"{FLAG}batch_size is {size}, but a client has {counted(images, 'image')}: lower it, or give null"
+            )
         if self.accumulate_grad_batches > local.batches(images):
             raise UserError(
-                f"{FLAG}accumulate_grad_batches is {self.accumulate_grad_batches}, but an epoch over {images} image(s) "
-                f"has {local.batches(images)} mini-batch(es): lower it, or {FLAG}batch_size"
+                f"{FLAG}accumulate_grad_batches is {self.accumulate_grad_batches}, but an epoch over "
+                f"{counted(images, 'image')} has "
+                f"{counted(local.batches(images), 'mini-batch', 'mini-batches')}: lower it, or {FLAG}batch_size"
             )
         rates = _schedule(self, optimizer, local.steps(images), local.steps_of_epoch(images))
         if not any(rates):

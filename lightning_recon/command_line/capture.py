@@ -19,7 +19,7 @@ from lightning_recon.losses import LossName
 from lightning_recon.networks.construction import is_class_path
 from lightning_recon.networks.normalization import Normalization
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import BIT_DEPTH, COUNT, NOT_NEGATIVE, SIZE, check_ranges
+from lightning_recon.ranges import BIT_DEPTH, COUNT, COUNT_OR_NONE, SIZE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,18 @@ class CaptureOptions:
             bit_depth=(self.bit_depth, BIT_DEPTH),
             batch_size=(self.batch_size, COUNT),
             clients=(self.clients, COUNT),
-            client=(self.client, NOT_NEGATIVE),
-            round=(self.round, NOT_NEGATIVE),
+            client=(self.client, COUNT_OR_NONE),
+            round=(self.round, COUNT_OR_NONE),
         )
         image_shape(self.channels, self.image_size, "--")
+        for name, number, of, count in (
+            ("client", self.client, "clients", self.clients),
+            ("round", self.round, "privacy.rounds", self.privacy.rounds),
+        ):
+            if number >= count:
+                raise UserError(
+                    f"--{name} is {number}, and --{of} is {count}: give a number below it, from 0, or raise --{of}"
+                )
         if self.privacy.noise_bands > 1 or self.privacy.adaptive_clip is not None:
             raise UserError("--privacy.noise_bands and --privacy.adaptive_clip are not captured: leave them out")
 

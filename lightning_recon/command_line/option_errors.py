@@ -115,7 +115,8 @@ def explained(error: BaseException, roots: Mapping[str, Any], args: Sequence[str
     if value and (wanted := described(announced)):
         near = closest(value[1], choices_of(announced)) if choices_of(announced) else None
         hint = f"did you mean {near}? " if near else ""
-        return f"{flag} is {value[1]!r}{place}: {hint}give {wanted}"
+        shown = "null" if value[1] == "None" else repr(value[1])
+        return f"{flag} is {shown}{place}: {hint}give {wanted}"
     return (
         f"{flag}{place}: {text.rstrip('.')}: see recon {command} --help"
         if flag
@@ -134,6 +135,9 @@ def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequ
         )
     if found.owner in _NOT_CHOSEN:
         return f"{flag}{place} belongs to a class that was not chosen: give {_flag(found.path)} CLASS before it"
+    if others := _of_siblings(owner, option):
+        kind, having = (found.owner or "").rpartition(".")[2], " and ".join(others)
+        return f"{flag}{place} is an option of {having}, not of {kind}: give {_flag(found.path)} {others[0]}"
     near = nearest(owner, option)
     of = f" of {found.owner.rpartition('.')[2]}" if found.owner else f" of recon {command}"
     if near:
@@ -142,6 +146,16 @@ def _unknown(found: Refusal, owner: Owner, option: str, command: str, args: Sequ
     own = (found.owner or "").startswith("lightning_recon.")
     known = f"it has {', '.join(names)}" if own and names else f"see recon {command} --help"
     return f"there is no option {flag}{of}{place}: {known}"
+
+
+def _of_siblings(owner: Owner, option: str) -> list[str]:
+    """Classes of the owner's kind that have an option which the owner lacks."""
+    head = option.partition(".")[0]
+    if not isinstance(owner, type) or head in options_of(owner):
+        return []
+    kinds = [kind for kind in owner.__mro__ if kind.__module__.startswith("lightning_recon.")]
+    fitting = {name: one for name, one in known_classes().items() if issubclass(one, tuple(kinds))} if kinds else {}
+    return [name for name, one in fitting.items() if head in options_of(one)]
 
 
 def nearest(owner: Owner, option: str) -> str | None:

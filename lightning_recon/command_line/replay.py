@@ -14,6 +14,7 @@ from lightning_recon.command_line.replay_config import replay_config
 from lightning_recon.console import say
 from lightning_recon.errors import UserError
 from lightning_recon.files.run_folder import check_free
+from lightning_recon.plural import counted
 
 
 def replay_command(args: Sequence[str]) -> None:
@@ -73,7 +74,7 @@ def sameness(run: Path, again: Path) -> str:
         return f"others than those of {run}, in their number or size: it was recorded with other clients or draws"
     distance = max((float((own[name] - repeated[name]).abs().max()) for name in own if own[name].numel()), default=0.0)
     if all(torch.equal(own[name], repeated[name]) for name in own):
-        rest = f"; {unrecorded} update(s) were not recorded" if unrecorded else ""
+        rest = f"; {counted(unrecorded, 'update was', 'updates were')} not recorded" if unrecorded else ""
         return f"equal to those of {run}, bit for bit{rest}"
     return (
         f"not equal to those of {run} bit for bit, pixels differ by up to {distance:.2g} of 1: other hardware, another "

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 
+from lightning_recon.attack.recording import check_recorded
 from lightning_recon.deprecated import modernized, with_earlier_behaviour
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.run_record import read_results
@@ -53,6 +54,7 @@ def replay_config(run: Path, output: Path, trust: bool = False) -> dict[str, Any
     path = run / "config.yaml"
     if not path.exists():
         raise UserError(f"{run} holds no config.yaml: name the folder of a finished run")
+    check_recorded(run / "exchange")
     with readable(path):
         config = modernized(read_yaml(path))
         model, trainer = _mapping(config["model"], "model"), _mapping(config["trainer"], "trainer")

@@ -20,6 +20,7 @@ from lightning_recon.data.download import default_root, timeout
 from lightning_recon.data.masks import SubjectMasks
 from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import UserError
+from lightning_recon.plural import counted
 from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
 from lightning_recon.suggestions import closest
 
@@ -155,8 +156,8 @@ class DatasetClients(ClientDataModule):
             held = list(islice(usable, size))
             if len(held) < size:
                 raise UserError(
-                    f"a client holds {len(held)} readable images of {self.dataset}, {size} are needed: lower "
-                    "--data.batch_size or --data.partitions, or raise --data.alpha"
+                    f"a client holds {counted(len(held), 'readable image')} of {self.dataset}; {size} are needed: "
+                    "lower --data.batch_size or --data.partitions, or raise --data.alpha"
                 )
             own += held
         taken = set(own)

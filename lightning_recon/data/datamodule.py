@@ -34,6 +34,7 @@ from lightning_recon.data.sources import (
 from lightning_recon.data.targets import Targets, open_targets
 from lightning_recon.errors import UserError
 from lightning_recon.image_format import ImageFormat
+from lightning_recon.plural import counted
 from lightning_recon.ranges import BIT_DEPTH, CHANNELS, COUNT, COUNT_OR_NONE, SEED, SIDE, check_ranges
 
 
@@ -148,8 +149,8 @@ class ClientDataModule(LightningDataModule):
             check_ranges("--data.", actual_batch_sizes=(size, COUNT))
         if len(sizes) not in (1, clients):
             raise UserError(
-                f"--data.actual_batch_sizes has {len(sizes)} numbers for {clients} client(s): give one for each, "
-                "or one for all"
+                f"--data.actual_batch_sizes has {counted(len(sizes), 'number')} for {counted(clients, 'client')}: "
+                "give one for each, or one for all"
             )
         given = root or (os.environ.get("LIGHTNING_RECON_DATA") if not source.startswith("samples") else None)
         self.root = Path(given).expanduser() if given else None
@@ -181,7 +182,7 @@ class ClientDataModule(LightningDataModule):
         if self.download:
             open_source(self.source, self.root, self.num_classes, download=True)
         if self.gallery is not None:
-            open_folder(self.gallery)  # a mistake is found before anything is attacked
+            open_folder(self.gallery, gallery=True)  # a mistake is found before anything is attacked
         _, selection, _ = self._select()
         fill_cache(selection.images, len(selection.images), self.masks, self.mask_cache)
         if self._trains_target():
@@ -292,17 +293,19 @@ class ClientDataModule(LightningDataModule):
             warn_skipped(source, selection, self._warned)
             if len(selection.images) < wanted:
                 least, most = min(self.batch_sizes), max(self.batch_sizes)
-                each = str(most) if least == most else f"{least} to {most}"
+                each = counted(most, "image") if least == most else f"{least} to {most} images"
                 held = "--data.batch_size" if self.local_images is None else "--data.local_images"
                 raise UserError(
-                    f"{source.origin} has {len(selection.images)} readable images"
-                    f"{' after the first ' + str(self.first_image) if self.first_image else ''}, {wanted} are needed "
-                    f"({self.clients} clients with {each} each): lower {held} or --data.clients"
+                    f"{source.origin} has {counted(len(selection.images), 'readable image')}"
+                    f"{' after the first ' + str(self.first_image) if self.first_image else ''}; {wanted} are needed "
+                    f"({counted(self.clients, 'client')} with {each}{' each' if self.clients > 1 else ''}): "
+                    f"lower {held} or --data.clients"
                 )
             highest = int(selection.labels.max())
             if self.targets == "labels" and self.num_classes is not None and highest >= self.num_classes:
                 raise UserError(
-                    f"{source.origin} has the label {highest}, but data.num_classes is {self.num_classes}: raise it"
+                    f"the images of {source.origin} have labels up to {highest}, but --data.num_classes is "
+                    f"{self.num_classes}: raise it"
                 )
             self._selected = source, selection, order[selection.used :] + earlier
         return self._selected

@@ -34,7 +34,7 @@ def gallery_photographs(
     if source.origin != bundled.origin and image_format.channels in (1, 3):
         wanted.append((bundled, range(len(bundled))))
     if folder is not None:
-        of_folder = open_folder(folder, value_range=source.value_range, deep=deep)
+        of_folder = open_folder(folder, value_range=source.value_range, deep=deep, gallery=True)
         wanted = [(of_folder, range(len(of_folder))), *wanted]
     found = torch.empty(0, *image_format.shape, dtype=image_format.dtype)
     for one, order in wanted:

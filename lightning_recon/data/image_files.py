@@ -11,13 +11,14 @@ from PIL import Image, ImageCms
 
 from lightning_recon.files.faults import check_regular
 
-# The formats of torchvision's image folders, and GIF, because GIF files are often renamed. Pillow reads many more,
-# among them PostScript, for which it starts Ghostscript. (JPEG includes the MPO files of phones.)
+# The formats of torchvision's image folders, GIF and AVIF. Pillow reads many more, among them PostScript, for which it
+# starts Ghostscript. (JPEG includes the MPO files of phones.)
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF")
 
 _ORIENTATION = 0x0112  # of EXIF
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SEPARATE = 258, 284, 2  # of TIFF
 _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # metadata in which Pillow looks for it
+_GIVE_A_RANGE = "give --data.value_range [LOW, HIGH], or convert to 8 bit"
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -128,10 +129,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _from_float(grey: np.ndarray) -> Image.Image:
     if not np.isfinite(grey).all():
-        raise ValueError("float values with NaN or infinity: convert to 8 bit first")
+        raise ValueError("float values with NaN or infinity: replace them first")
     low, high = float(grey.min()), float(grey.max())
     if low < 0 or high > 1:
-        raise ValueError(f"float values from {low:.4g} to {high:.4g}: convert to 8 bit first")
+        raise ValueError(f"float values from {low:.4g} to {high:.4g}: {_GIVE_A_RANGE}")
     return Image.fromarray((grey * 255).round().astype(np.uint8)).convert("RGB")
 
 
@@ -145,5 +146,5 @@ def _from_integers(grey: np.ndarray, wide: bool) -> Image.Image:
     else:
         scale = 1 << 23
     if low < 0 or 1 << 16 <= high < 1 << 24:
-        raise ValueError(f"integer values from {low} to {high}: convert to 8 bit first")
+        raise ValueError(f"integer values from {low} to {high}: {_GIVE_A_RANGE}")
     return Image.fromarray((grey // scale).astype(np.uint8)).convert("RGB")

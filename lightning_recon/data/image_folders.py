@@ -13,8 +13,8 @@ from typing import Final
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-# Those of torchvision's image folders, and AVIF.
-EXTENSIONS: Final = (*IMG_EXTENSIONS, ".avif")
+# Those of torchvision's image folders, AVIF and GIF.
+EXTENSIONS: Final = (*IMG_EXTENSIONS, ".avif", ".gif")
 # Folders and files that macOS, Synology, QNAP, ext4, Windows and Python create, in lower case. Hidden files are ignored
 # as well.
 SYSTEM_FILES: Final = frozenset(

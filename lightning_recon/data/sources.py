@@ -218,6 +218,7 @@ def open_folder(
     num_classes: int | None = None,
     value_range: tuple[float, float] | None = None,
     deep: bool = False,
+    gallery: bool = False,
 ) -> ImageSource:
     """Open an image folder, in the order of sorted paths; `scan` says which files are ignored.
 
@@ -232,16 +233,18 @@ def open_folder(
         num_classes: number of labels of a folder without class subfolders.
         value_range: numbers that mean 0 and 1 in images of more than 8 bits, see `fitted`.
         deep: whether all bits and channels of files are read; otherwise Pillow reduces colours of 16 bits to 8.
+        gallery: whether it was given as --data.gallery, for messages; otherwise as --data.root.
 
     Raises:
         UserError: the folder does not exist or holds no image.
     """
+    what, flag = ("gallery", "--data.gallery") if gallery else ("data root", "--data.root")
     if not root.is_dir():
-        raise UserError(f"data root {root} does not exist or is not a folder: set --data.root to a folder of images")
+        raise UserError(f"{what} {root} does not exist or is not a folder: set {flag} to a folder of images")
     try:
         found = scan(root)
     except OSError as error:
-        raise UserError(f"data root {root} cannot be listed ({error.strerror}): choose another --data.root") from error
+        raise UserError(f"{what} {root} cannot be listed ({error.strerror}): choose another {flag}") from error
     everything = [*found.loose, *(path for path, _ in found.files)]
     wanted: Callable[[Path], object] = is_image if any(map(is_image, everything)) else extension_of
     loose = [path for path in found.loose if wanted(path)]
@@ -255,7 +258,7 @@ def open_folder(
         ignored += [_name(path, root) for path in found.loose if not wanted(path)]
     if not entries:
         endings = " ".join([*EXTENSIONS, *ARRAY_EXTENSIONS])
-        raise UserError(f"data root {root} holds no images ({endings}): put them into it, or into class subfolders")
+        raise UserError(f"{what} {root} holds no images ({endings}): put them into it, or into class subfolders")
     shown = [printable(name) for name in ignored]
     if wanted is is_image:
         names = [_name(path, root) for path, _ in entries]

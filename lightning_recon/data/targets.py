@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
+from lightning_recon.plural import counted
 from lightning_recon.printable import printable
 
 
@@ -99,7 +100,9 @@ def _read(path: Path) -> dict[str, tuple[float, ...]]:
                     continue
                 width = width or len(fields)
                 if found is None or len(found) != width:
-                    raise ValueError(f"line {number} has no {width or 1} number(s) after the name of the image")
+                    raise ValueError(
+                        f"line {number} has no {counted(width or 1, 'number')} after the name of the image"
+                    )
                 if printable(name) in values:
                     raise ValueError(f"line {number} names {printable(name)} again")
                 values[printable(name)] = found

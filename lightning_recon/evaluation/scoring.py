@@ -50,8 +50,8 @@ class VictimScore:
         bits_sent: Message bits of that codeword; None without a file.
         identified: Whether the image is nearer to its own original than to every other image of a gallery; None where
             there was none.
-        capacity_bits: Capacity of its ±1 inputs at the signal-to-noise ratio of the release, in bits; None without a
-            file.
+        capacity_bits: Capacity of its ±1 channel inputs at the signal-to-noise ratio of the release, in bits; None
+            without a file.
         first_round: Round in which the attacker saw the image first; None where it has none, and where all images are
             in all rounds.
         rounds_seen: Expected number of rounds in which the attacker saw it; None likewise.

@@ -8,6 +8,7 @@ from lightning_recon.errors import UserError
 from lightning_recon.exchange.payload import ServerPayload, payload_name
 from lightning_recon.exchange.task import Task
 from lightning_recon.exchange.update import ClientUpdate, update_name
+from lightning_recon.plural import counted
 
 
 @runtime_checkable
@@ -58,8 +59,9 @@ class RecordedClient:
             for name in names:
                 if not (self.folder / f"{name}.json").is_file():
                     raise UserError(
-                        f"{self.folder} lacks {name}.json, but its task.json announces {self.task.updates} update(s) "
-                        f"in {self.task.rounds} round(s): restore the exchange folder of the run"
+                        f"{self.folder} lacks {name}.json, but its task.json announces "
+                        f"{counted(self.task.updates, 'update')} in {counted(self.task.rounds, 'round')}: "
+                        "restore the exchange folder of the run"
                     )
 
     def payload(self, round: int, client: int | None = None, draw: int | None = None) -> ServerPayload:

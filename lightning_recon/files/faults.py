@@ -27,7 +27,9 @@ def reason_of(error: Exception) -> str:
         place = ".".join(map(str, first["loc"])) or "the record"
         found = "" if isinstance(first["input"], dict | list) else f", not {str(first['input'])[:50]!r}"
         return f"{place}: {first['msg'].removeprefix('Value error, ')}{found}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text, kind = " ".join(str(error).split()), type(error).__name__
+    bare = isinstance(error, KeyError) or not any(map(str.isalpha, text))  # a key or a number alone says nothing
+    return (f"{kind}: {text}" if text else kind) if bare else text
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 from torch import nn
 
 from lightning_recon.errors import UserError
+from lightning_recon.opacus_import import import_opacus
 
 # For `isinstance`.
 BatchNorm = (
@@ -36,7 +37,8 @@ def without_batch_norm(network: nn.Module) -> nn.Module:
     found = [module for module in network.modules() if isinstance(module, BatchNorm)]
     if not found:
         return network
-    from opacus.validators import ModuleValidator  # takes seconds to import, and most runs do without
+    import_opacus()  # takes seconds, and most runs do without
+    from opacus.validators import ModuleValidator
 
     fixed = ModuleValidator.fix(network)
     if left := [type(module).__name__ for module in fixed.modules() if isinstance(module, BatchNorm)]:
@@ -44,6 +46,6 @@ def without_batch_norm(network: nn.Module) -> nn.Module:
             f"the network's {left[0]} layers cannot be converted for --model.client.privacy.granularity sample: choose "
             "another network, or granularity update"
         )
-    log.warning("Replaced %d batch normalisation layers by group normalisation (granularity: sample).", len(found))
+    log.warning("Replaced %d batch normalization layers by group normalization (granularity: sample).", len(found))
     result: nn.Module = fixed
     return result

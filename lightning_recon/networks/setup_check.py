@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_recon.errors import UserError
 from lightning_recon.networks.batch_norm import BatchNorm
+from lightning_recon.plural import counted
 
 Build = Callable[[tuple[int, int]], nn.Module]
 
@@ -94,7 +95,7 @@ def _advice(network: nn.Module, rebuild: Build | None, channels: int, wanted: _W
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is not None and first.in_channels != channels:
         return (
-            f"its first convolution takes {first.in_channels} channel(s) and images have {channels}: set "
+            f"its first convolution takes {counted(first.in_channels, 'channel')} and images have {channels}: set "
             f"--data.channels {first.in_channels}, or let it convert them itself"
         )
     for side in _SIZES:
@@ -122,7 +123,7 @@ def explained_batch_norm() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            "a batch normalisation layer has a single number to normalise by its batch: set "
+            "a batch normalization layer has a single number to normalize by its batch: set "
             "--model.client.batch_norm eval, more images a step, or larger ones"
         ) from error
 

@@ -39,7 +39,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         reason = " ".join(str(error).split())
         raise UserError(
             f"weights {path} do not fit the network ({reason[:300]}): check that they are of this network with as many "
-            "classes, running statistics included; granularity sample replaces batch normalisation"
+            "classes, running statistics included; granularity sample replaces batch normalization"
         ) from error
 
 

@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_recon.opacus_import import import_opacus
+
 
 class PrivacyLoss(Protocol):
     """Distribution of log P(x)/Q(x) of an output x drawn from P, on a bounded range."""
@@ -41,7 +43,8 @@ def composed_epsilon(
 
     Source: Gopi et al. (2021, arXiv 2106.02848), as Opacus implements it, upper end of its error.
     """
-    from opacus.accountants.analysis import prv  # takes seconds to import, and most runs do without
+    import_opacus()  # takes seconds, and most runs do without
+    from opacus.accountants.analysis import prv
 
     lost, bounds = delta / 1000, [known]
     # Errors: where the noise is too low, or delta, for any grid. Warnings: of tails far out; the bounds hold.

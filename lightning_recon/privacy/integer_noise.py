@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_recon.errors import UserError
+from lightning_recon.opacus_import import import_opacus
 from lightning_recon.privacy.clipping import NormOrder
 from lightning_recon.privacy.mechanism import Adjacency, Mechanism
 
@@ -63,7 +64,8 @@ class IntegerMechanism(Mechanism):
             raise UserError(f"delta is {delta}: give a probability between 0 and 1, for example 1e-5")
         if noise_multiplier == 0:
             return None
-        from opacus.accountants.analysis import rdp  # takes seconds to import, and most runs do without
+        import_opacus()  # takes seconds, and most runs do without
+        from opacus.accountants.analysis import rdp
 
         orders, moved = self.orders(), 2.0 if adjacency == "replace_one" else 1.0
         divergence = rounds * self.renyi_divergence(orders, noise_multiplier / moved)

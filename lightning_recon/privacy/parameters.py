@@ -5,7 +5,7 @@ import math
 import sys
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
@@ -14,8 +14,10 @@ from lightning_recon.privacy.correlated_noise import noise_coefficients
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.integer_noise import DiscreteGaussian, Skellam
 from lightning_recon.privacy.laplace import Laplace
-from lightning_recon.privacy.mechanism import Mechanism
-from lightning_recon.ranges import CLIP, COUNT, NOT_NEGATIVE, PROBABILITY, check_ranges
+from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency, Mechanism
+from lightning_recon.ranges import CLIP, COUNT, NOT_NEGATIVE, PROBABILITY, check_choices, check_ranges
+
+Granularity = Literal["sample", "update"]
 
 _BUILT_IN: tuple[Mechanism, ...] = (Gaussian(), Laplace(), DiscreteGaussian(), Skellam())
 _REQUIRED = ("name", "norm_order", "noise_std", "accountant")  # attributes that a mechanism of one's own must have
@@ -55,11 +57,11 @@ class Privacy:
 
     max_grad_norm: float | None = 1.0
     noise_multiplier: float = 0.0
-    granularity: Literal["sample", "update"] = "update"
+    granularity: Granularity = "update"
     per_layer: bool = False
     rounds: int = 1
     delta: float = 1e-5
-    adjacency: Literal["add_remove", "replace_one"] = "add_remove"
+    adjacency: Adjacency = "add_remove"
     mechanism: str = "gaussian"
     noise_bands: int = 1
     adaptive_clip: AdaptiveClip | None = None
@@ -76,6 +78,11 @@ class Privacy:
             rounds=(self.rounds, COUNT),
             noise_bands=(self.noise_bands, COUNT),
             delta=(self.delta, PROBABILITY),
+        )
+        check_choices(
+            flag,
+            granularity=(self.granularity, get_args(Granularity)),
+            adjacency=(self.adjacency, ADJACENCIES),
         )
         if self.max_grad_norm is None and self.noise_multiplier > 0:
             raise UserError(
@@ -137,6 +144,8 @@ def mechanism_named(name: str, imported: bool = True) -> Mechanism:
     Raises:
         UserError: no such mechanism, or its module has not been imported.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the mechanism is {name!r}: give its name or class path, a text")
     for known in _BUILT_IN:
         if name == known.name:
             return known

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, ndtri
 
 from lightning_recon.errors import UserError
+from lightning_recon.opacus_import import import_opacus
 from lightning_recon.privacy.composition import PrivacyLoss, composed_epsilon, epsilon_error
 from lightning_recon.privacy.gaussian_accounting import gaussian_epsilon, mu_of, noise_multiplier_for
 from lightning_recon.privacy.mechanism import Adjacency
@@ -99,7 +100,8 @@ def training_noise_multiplier(
 
 def _present_or_absent(z: float, rate: float, steps: int, delta: float, plain: float) -> list[float]:
     # Bounds on the epsilon of (1-q) N(0) + q N(1) against N(0); the other direction was nowhere found to be worse.
-    from opacus.accountants import PRVAccountant, RDPAccountant  # takes seconds to import, and most runs do without
+    import_opacus()  # takes seconds, and most runs do without
+    from opacus.accountants import PRVAccountant, RDPAccountant
 
     renyi, numerical = RDPAccountant(), PRVAccountant()
     renyi.history = numerical.history = [(z, rate, steps)]
@@ -112,6 +114,7 @@ def _present_or_absent(z: float, rate: float, steps: int, delta: float, plain: f
 def _one_or_another(z: float, rate: float, steps: int, delta: float, plain: float) -> list[float]:
     # Bounds on the epsilon of P = (1-q) N(0) + q N(1) against Q = (1-q) N(0) + q N(-1). Opacus composes any privacy
     # loss whose distribution it is given; of this pair it does not know.
+    import_opacus()
     from opacus.accountants.analysis import prv
 
     loss = _ReplacedLoss(z, rate)

@@ -3,13 +3,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import NoiseShare
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.parameters import Privacy
-from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
+from lightning_recon.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_choices, check_ranges
 
 LossReduction = Literal["mean", "sum"]
 Released = Literal["gradients", "state_dict"]
@@ -57,6 +57,12 @@ class Claims:
             learning_rate=(self.learning_rate, POSITIVE),
             aggregated=(self.aggregated, COUNT),
             epsilon=(self.epsilon, NOT_NEGATIVE),
+        )
+        check_choices(
+            flag,
+            loss_reduction=(self.loss_reduction, get_args(LossReduction)),
+            released=(self.released, get_args(Released)),
+            noise_share=(self.noise_share, get_args(NoiseShare)),
         )
         if self.privacy.max_grad_norm is None or self.privacy.noise_multiplier == 0:
             raise UserError(

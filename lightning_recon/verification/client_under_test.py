@@ -36,9 +36,12 @@ def client_named(path: str, index: int, arguments: Mapping[str, Any]) -> ClientU
         create: Callable[..., Any] = found
         try:
             found = create(index, **arguments)
-        except TypeError as error:
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # a class of the user's may raise anything, and may end its program
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise UserError(
-                f"{flag} {path} cannot be created ({error}): it is given the index of the client and {flag}_arguments"
+                f"{flag} {path} cannot be created ({reason}): it is given the index of the client and {flag}_arguments"
             ) from error
     elif is_flower_app(found):
         raise UserError(
@@ -71,7 +74,7 @@ def named(path: str, flag: str, example: str) -> Any:  # noqa: ANN401 - whatever
         found = import_module(module)
     except UserError:
         raise
-    except Exception as error:  # a module of the user's may raise anything
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything, and may end its program
         missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         advice = (
             "run recon in the folder that holds the module, or put that folder on PYTHONPATH"

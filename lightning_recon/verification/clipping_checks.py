@@ -176,5 +176,9 @@ def large_values_check(found: Displacement | None, claims: Claims) -> Check:
         return not_run(name, said, TOO_FEW)
     # A score adds up the noise of several numbers, so that its distribution is closer to normal than theirs.
     p_value = std_p_value(found.std, claims.noise_std, found.count - 1, claims.mechanism.excess_kurtosis)
-    cause = "large values carry no noise" if found.std < 1e-3 * claims.noise_std else "large values carry other noise"
+    cause = (
+        "there is no noise where values are clipped"
+        if found.std < 1e-3 * claims.noise_std
+        else "the noise is different where values are clipped"
+    )
     return Check(name, said, f"{found.std:.4g} ± {100 * (2 * (found.count - 1)) ** -0.5:.2g} %", p_value, cause)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from lightning_recon.plural import counted
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.verification.check import TOLERANCE, TOO_FEW, Check, mean_p_value, not_run
 from lightning_recon.verification.claims import Claims
@@ -17,6 +18,9 @@ from lightning_recon.verification.releases import Releases
 from lightning_recon.verification.sensitivity_checks import displacement_over_noise
 
 _MOST = 1e9  # noise multipliers that are accounted, and the inverse of the least
+_NONE = 1e-3  # of the claimed noise: what is no more is none
+_SHARED = "releases share their noise, and the bound is for independent scores"
+_ABOVE = "the bound is above the claim, but not beyond the limit on false alarms: raise --verify.releases"
 _ROUNDED = 1e-3  # relative: a claimed epsilon is often given with few digits
 
 
@@ -31,9 +35,10 @@ def accounted_check(claims: Claims) -> Check:
     """Whether the claimed noise multiplier gives the claimed epsilon."""
     rounds, delta = claims.privacy.rounds, claims.privacy.delta
     found = claims.epsilon_of(claims.privacy.noise_multiplier, rounds)
-    what = f"for {rounds} round{'s' if rounds > 1 else ''}, delta {delta:g}, {claims.privacy.adjacency}"
+    what = f"for {counted(rounds, 'round')}, delta {delta:g}, {claims.privacy.adjacency}"
     if claims.epsilon is None or found is None:
-        return not_run("epsilon accounted", "none", f"claimed noise gives {_written(found)} {what}")
+        why = "no epsilon is claimed" if claims.epsilon is None else "there is none to compare with"
+        return not_run("epsilon accounted", "none", f"{why}; the claimed noise gives {_written(found)} {what}")
     wrong = found > claims.epsilon * (1 + _ROUNDED)
     cause = f"the claimed noise multiplier {claims.privacy.noise_multiplier:g} gives {_written(found)} {what}"
     return Check("epsilon accounted", f"{claims.epsilon:.4g}", _written(found), 0.0 if wrong else 1.0, cause)
@@ -52,7 +57,7 @@ def measured_check(releases: Releases, claims: Claims, canaries: Canaries) -> Ch
     shared = claims.privacy.noise_multiplier / claims.own_noise_multiplier  # of the sum, where clients share the noise
     multiplier = shared / inverse if inverse > 0 else math.inf
     found = claims.epsilon_of(min(multiplier, _MOST), rounds) if multiplier > 1 / _MOST else None
-    cause = f"for {rounds} round{'s' if rounds > 1 else ''}: noise multiplier {multiplier:.4g} was measured"
+    cause = f"for {counted(rounds, 'round')}: noise multiplier {multiplier:.4g} was measured"
     privacy = claims.privacy
     least = claims.mechanism.noise_multiplier_for(max(claimed, _ROUNDED), privacy.delta, rounds, privacy.adjacency)
     excess = inverse - shared / least
@@ -71,15 +76,25 @@ def empirical_checks(releases: Releases, claims: Claims) -> Iterator[Check]:
         claimed = min(claims.epsilon, claimed)
     said = f"at most {_written(claimed)} a round"
     few = min(len(inside), len(outside)) < FEWEST
+    # Where releases share their noise, so do scores, and only the bound that lets scores depend on each other holds.
+    if _share_noise(releases, claims):
+        methods = [method for method in methods if method == "one_run"]
     found = [] if few else lower_bounds(CanaryScores(inside, outside), delta, claimed, methods=methods)
     for method in ASSUMPTIONS:
         if few or method not in methods:
-            why = TOO_FEW if few else "the noise is not claimed to be Gaussian"
+            other = method == "gaussian_dp" and not _is_gaussian(claims)
+            why = "the noise is not claimed to be Gaussian" if other else TOO_FEW if few else _SHARED
             yield not_run(f"epsilon empirical {method}", said, why)
     for bound in found:
         measured = f"at least {_written(bound.epsilon)} (95 %), if {bound.assumptions}"
         cause = f"canaries prove more than the claim, if {bound.assumptions}"
-        yield Check(f"epsilon empirical {bound.method}", said, measured, bound.p_value, cause)
+        above = claimed is not None and bound.epsilon > claimed
+        yield Check(f"epsilon empirical {bound.method}", said, measured, bound.p_value, cause, _ABOVE if above else "")
+
+
+def _share_noise(releases: Releases, claims: Claims) -> bool:
+    repeat = len(next(iter(releases.distinct.values()))) < len(next(iter(releases.noise.values())))
+    return repeat and any(float(rows.abs().max()) > _NONE * claims.noise_std for rows in releases.noise.values())
 
 
 def _is_gaussian(claims: Claims) -> bool:

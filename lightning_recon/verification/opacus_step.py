@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from opacus import PrivacyEngine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_recon.opacus_import import import_opacus
 from lightning_recon.verification.client_under_test import Batch
 
 
@@ -42,6 +42,9 @@ class OpacusStep:
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The privatized gradient of a step on the batch, by parameter name."""
+        import_opacus()
+        from opacus import PrivacyEngine
+
         images, labels = batch
         tensors = len(list(model.parameters()))
         norm = [self.max_grad_norm / tensors**0.5] * tensors if self.per_layer else self.max_grad_norm

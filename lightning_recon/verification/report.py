@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lightning_recon.files.atomic import write_text
 from lightning_recon.files.serialization import finite, write_json
+from lightning_recon.plural import counted
 from lightning_recon.printable import printable
 from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.verdicts import Line, Verdict
@@ -55,8 +56,11 @@ class Verification:
         count: dict[Verdict, int] = dict.fromkeys(_STYLES, 0)
         for line in self.lines:
             count[line.verdict] += 1
-        said = f"{count['holds']} claims hold, {count['refuted']} are refuted"
-        return f"{said}, {count['inconclusive']} are inconclusive, {count['not run']} were not tested"
+        said = (
+            f"{counted(count['holds'], 'claim holds', 'claims hold')}, {counted(count['refuted'], 'is', 'are')} refuted"
+        )
+        rest = f"{counted(count['inconclusive'], 'is', 'are')} inconclusive"
+        return f"{said}, {rest}, {counted(count['not run'], 'was', 'were')} not tested"
 
     def table(self) -> Table:
         """Claimed, measured and verdict, one line each, for rich."""

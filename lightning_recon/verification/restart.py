@@ -43,7 +43,7 @@ def restarted_replies(
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", "lightning_recon.verification.restart", folder]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
+        if done.returncode or not Path(folder, ANSWERED).exists():  # a client may end its program, with any status
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"the client failed in a new process ({reason[:300]}): see that it can be started twice")
         found: list[Mapping[str, Tensor]] = torch.load(Path(folder, ANSWERED), weights_only=True)

@@ -256,6 +256,31 @@ def test_a_report_of_finished_runs(config: list[str], tmp_path: Path, capsys: py
         assert says in capsys.readouterr().err
 
 
+def test_a_smaller_sweep_tells_of_the_cells_that_its_report_leaves_out(
+    config: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*config, str(tmp_path / "out")])
+    assert "not in this report" not in capsys.readouterr().out
+    main([*config, str(tmp_path / "out"), "--audit.noise_multiplier", "[0.1]"])
+    assert "2 finished cells of other settings in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["own.html", "own.csv"])
+def test_files_of_the_user_are_not_replaced(
+    name: str, make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("run")
+    (tmp_path / name).write_text("name,value\nmine,1\n")
+    assert status("report", str(run), "--output", str(tmp_path / "own.html")) == 2
+    assert f"{name} exists and is not of a report of recon" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "name,value\nmine,1\n"
+    assert [path.name for path in tmp_path.glob("own*")] == [name]
+    (tmp_path / name).unlink()
+    main(["report", str(run), "--output", str(tmp_path / "own.html")])
+    assert f"report of 1 run: {tmp_path / 'own.html'}" in capsys.readouterr().out
+    main(["report", str(run), "--output", str(tmp_path / "own.html")])
+
+
 def test_a_command_line_is_parted() -> None:
     typed = "--config a.yaml --data.root photos -c b.yaml --audit.jobs=2 --trainer.max_steps=3 --seed_everything 4"
     assert split([*typed.split(), "--config=c.yaml", "--output", "out"]) == (

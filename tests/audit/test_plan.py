@@ -151,7 +151,7 @@ def test_the_reference_can_be_named() -> None:
                 "rounds": [2],
                 "reference": Reference(rounds=1),
             },
-            "another audit.reference.rounds",
+            "another --audit.reference.rounds",
         ),
         ({"attacks": {"x": AuditedAttack(max_noise_multiplier=1e-6)}}, r"less noise \(max_noise_multiplier\)"),
         ({"attacks": {"x": AuditedAttack(["no/such.yaml"])}}, "no/such.yaml"),
@@ -189,12 +189,16 @@ def test_the_noise_of_a_shuffled_training_is_that_of_its_epochs() -> None:
     [
         ({"batch_size": [17]}, "more than the 16 images"),
         ({"sampling_rate": 0.1}, "sampling_rate null"),
+        (
+            {"rounds": [1, 2], "training": Training(16, epochs=2)},
+            r"--audit.rounds is \[1, 2\], but the epochs of --audit.training set the number of rounds",
+        ),
         ({"noise_multiplier": None, "epsilon": [1.0]}, "give audit.noise_multiplier"),
     ],
 )
 def test_a_training_refuses_what_contradicts_it(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        cells(training=Training(16, sampling="poisson"), **({"batch_size": [4]} | options))
+        cells(**({"training": Training(16, sampling="poisson"), "batch_size": [4]} | options))
 
 
 def test_a_training_is_set_for_all_cells() -> None:

@@ -91,6 +91,19 @@ def test_files_of_other_programs_say_the_same(form: str, trained: tuple[nn.Modul
     assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
 
 
+def test_a_captured_update_is_not_replaced_by_another(
+    trained: tuple[nn.Module, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, *trained)
+    capture(tmp_path, *SGD)
+    before = (tmp_path / "captured" / UPDATE).read_bytes()
+    capture(tmp_path, *SGD)
+    with pytest.raises(SystemExit):
+        capture(tmp_path, "--local.optimizer", "SGD", "--local.optimizer.lr", "0.02")
+    assert f"{UPDATE} holds another update: choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "captured" / UPDATE).read_bytes() == before
+
+
 def test_protection_and_training_are_announced(trained: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
     written(tmp_path, *trained)
     training = ["--local.optimizer", "Adam", "--local.optimizer.lr", "0.01", "--local.epochs", "3"]
@@ -130,8 +143,11 @@ class Code:
         ("good", ("--image_size", "[24,24,24]"), "--image_size is [24, 24, 24]: give one number, or height and width"),
         ("good", ("--channels", "0"), "--channels is 0"),
         ("good", ("--bit_depth", "7"), "--bit_depth is 7"),
+        ("good", ("--client", "3", "--clients", "2"), "--client is 3, and --clients is 2: give a number below it"),
+        ("good", ("--round", "1"), "--round is 1, and --privacy.rounds is 1: give a number below it"),
         ("good", ("--privacy.epoch", "0"), "there is no option --privacy.epoch"),
         ("missing", (), "do not exist"),
+        ("text", (), "cannot be read (KeyError: 105): give a .safetensors or .pt state dict"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -145,6 +161,8 @@ def test_mistakes_are_one_line(
     written(tmp_path, *trained)
     if content == "missing":
         (tmp_path / "after.pt").unlink()
+    elif content == "text":
+        (tmp_path / "after.pt").write_text("hi, no weights")
     elif content == "same":
         torch.save(trained[0].state_dict(), tmp_path / "after.pt")
     elif content != "good":

@@ -59,6 +59,12 @@ from .typed import refusal
             "QS --trainer.max_step=3",
             "there is no option --trainer.max_step of recon fit: did you mean --trainer.max_steps?",
         ),
+        ("audit --config audit.yaml --output x --audit.attacks null", "--audit.attacks is null: give entries by name"),
+        ("version --foo", "recon version takes no arguments, and --foo was given: leave it out"),
+        (
+            "QS --data.alpha 0.5",
+            "--data.alpha is an option of DatasetClients, not of ClientDataModule: give --data DatasetClients",
+        ),
         (
             "QS --data.nonsense 3",
             "there is no option --data.nonsense of ClientDataModule: it has root, source, image_size",

@@ -104,7 +104,7 @@ def test_damaged_files_are_named_once_and_replaced(folder: Path, caplog: pytest.
     assert len([message for message in messages if whole[0] in message]) == 1
     assert len([message for message in messages if "notes.txt" in message]) == 1
     assert len(messages) == 2
-    with pytest.raises(UserError, match=r"11 readable images, 12 are needed.*batch_size"):
+    with pytest.raises(UserError, match=r"11 readable images; 12 are needed.*batch_size"):
         batches(root=str(folder), batch_size=12)
 
 
@@ -129,7 +129,7 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_labels_that_do_not_fit_the_network_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"label 2, but data\.num_classes is 2"):
+    with pytest.raises(UserError, match=r"labels up to 2, but (--data\.)?num_classes is 2"):
         batches(root=str(folder), batch_size=12, num_classes=2)
     assert len(batches(root=str(folder), batch_size=12, num_classes=3)) == 1
 

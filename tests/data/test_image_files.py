@@ -36,11 +36,11 @@ def test_numbers_become_8_bit_by_their_range(values: np.ndarray, tmp_path: Path)
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (RAMP.astype(np.float32), "float values from 0 to 255: convert to 8 bit first"),
+        (RAMP.astype(np.float32), "float values from 0 to 255: give --data.value_range"),
         ((RAMP / 255 - 0.5).astype(np.float32), "float values from -0.5"),
         (np.full((4, 4), np.nan, np.float32), "NaN"),
         (np.full((4, 4), np.inf, np.float32), "infinity"),
-        (-RAMP.astype(np.int32), "integer values from -255 to 0: convert to 8 bit first"),
+        (-RAMP.astype(np.int32), "integer values from -255 to 0: give --data.value_range"),
         ((RAMP * 4096).astype(np.int32), "integer values from 0 to 1044480"),
     ],
 )

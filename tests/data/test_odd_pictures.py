@@ -108,7 +108,7 @@ def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
 def test_of_animations_the_first_frame_is_read(kind: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black", "red")]
-    frames[0].save(tmp_path / "a.png", format=kind, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / f"a.{kind}", format=kind, save_all=True, append_images=frames[1:])
     assert read(tmp_path).unique().tolist() == [255]
 
 

@@ -16,7 +16,7 @@ def test_batch_normalisation_is_replaced_with_a_notice(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         converted = without_batch_norm(network)
     assert [record.getMessage() for record in caplog.records] == [
-        "Replaced 20 batch normalisation layers by group normalisation (granularity: sample)."
+        "Replaced 20 batch normalization layers by group normalization (granularity: sample)."
     ]
     assert find_batch_coupling_layer(converted) is None
     images = torch.rand(3, 3, 32, 32)

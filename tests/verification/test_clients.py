@@ -21,7 +21,7 @@ from lightning_recon.verification.client_under_test import Batch, client_named
 from lightning_recon.verification.opacus_step import OpacusStep
 from lightning_recon.verification.report import Verification
 from lightning_recon.verification.simulated_client import SimulatedClient
-from tests.verification.museum import CLASSES, SAMPLES, SHAPE, Net, trained
+from tests.verification.museum import CLASSES, SAMPLES, SHAPE, SUM, Net, dp_sgd, same_seed_each_round, trained
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
 with warnings.catch_warnings():
@@ -204,6 +204,59 @@ def test_a_wrong_name_of_a_client_is_a_mistake_in_one_line(
         client_named(path, 0, arguments)
 
 
+def remarks(found: Verification) -> dict[str, str]:
+    return {line.check.name: line.remark for line in found.lines if line.verdict == "not run"}
+
+
+def test_what_a_function_cannot_show_is_said() -> None:
+    found = verify("tests.verification.museum:dp_sgd", Net(), SUM, SHAPE, restart=False, releases=4)
+    assert remarks(found)["independence clients"].startswith("name a class, which is created for each client")
+    found = verify(dp_sgd, Net(), SUM, SHAPE, releases=4)
+    assert remarks(found)["independence clients"] == "give second_client, which creates another client"
+    assert remarks(found)["epsilon accounted"].startswith("no epsilon is claimed; the claimed noise gives ")
+
+
+def test_bounds_for_independent_scores_are_not_run_where_noise_repeats() -> None:
+    found = verify(same_seed_each_round, Net(), SUM, SHAPE, releases=4)
+    assert remarks(found)["epsilon empirical gaussian_dp"].startswith("releases share their noise")
+    assert remarks(found)["epsilon empirical clopper_pearson"].startswith("releases share their noise")
+    assert "epsilon empirical one_run" not in remarks(found)
+
+
+EXITING = """
+import sys
+
+class Client:
+    def __init__(self, index):
+        sys.exit(3)
+
+def step(model, batch):
+    sys.exit(0)
+"""
+
+
+def test_a_client_that_ends_its_program_is_a_mistake_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_exiting_client.py").write_text(EXITING)
+    (tmp_path / "my_exiting_module.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"my_exiting_client:Client cannot be created \(SystemExit: 3\)"):
+        client_named("my_exiting_client:Client", 0, {})
+    with pytest.raises(UserError, match=r"my_exiting_module:step cannot be imported \(SystemExit: 0\)"):
+        client_named("my_exiting_module:step", 0, {})
+
+
+@pytest.mark.slow
+def test_a_client_that_ends_its_program_has_no_replies_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_exiting_client.py").write_text(EXITING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="the client failed on a probe"):
+        verify("my_exiting_client:step", Net(), Claims(UPDATE, SAMPLES), SHAPE, releases=4)
+
+
 def no_canaries(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"weight": torch.zeros(3)}
 
@@ -220,6 +273,22 @@ def failing(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     raise ValueError("no data here")
 
 
+def ending_the_program(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    raise SystemExit(0)
+
+
+def without_return(model: nn.Module, batch: Batch) -> None:
+    pass
+
+
+def a_list(model: nn.Module, batch: Batch) -> list[Tensor]:
+    return list(model.parameters())
+
+
+def without_gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
+    return {name: one.grad for name, one in model.named_parameters()}
+
+
 @pytest.mark.parametrize(
     ("client", "message"),
     [
@@ -227,6 +296,10 @@ def failing(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         (wrong_shape, r"sent canary.0.weight as \(3,\)"),
         (infinite, "NaN or infinity in"),
         (failing, "ValueError: no data here"),
+        (ending_the_program, r"the client failed on a probe \(SystemExit: 0\)"),
+        (without_return, "the client returned NoneType: return the gradients, a dict by parameter name"),
+        (a_list, "the client returned list: return the gradients"),
+        (without_gradients, "as None, a parameter without a gradient: return a dict of tensors"),
     ],
 )
 def test_a_client_that_cannot_be_verified_is_a_mistake_in_one_line(client: object, message: str) -> None:

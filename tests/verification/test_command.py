@@ -6,14 +6,20 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 import yaml
 
 from lightning_recon.cli import main
 from lightning_recon.errors import UserError
 from lightning_recon.privacy.parameters import Privacy
+from lightning_recon.verification import epsilon_checks
+from lightning_recon.verification.canary_scores import CanaryReach
 from lightning_recon.verification.check import Check, not_run
 from lightning_recon.verification.claims import Claims
-from lightning_recon.verification.verdicts import decide
+from lightning_recon.verification.empirical_epsilon.lower_bounds import LowerBound
+from lightning_recon.verification.releases import Releases
+from lightning_recon.verification.report import Verification
+from lightning_recon.verification.verdicts import Line, Verdict, decide
 
 CONFIG = {
     "client": "lightning_recon.verification.opacus_step:OpacusStep",
@@ -87,6 +93,36 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     assert status("--config", config(tmp_path), "--output", str(tmp_path / "out"), *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_lower_bound_above_the_claim_is_never_said_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 95 % a bound may be above the claim where the limit on false alarms, far stricter, refutes nothing."""
+
+    def bounds(*_: object, **__: object) -> list[LowerBound]:
+        return [LowerBound("one_run", 6.1, 0.01, ""), LowerBound("gaussian_dp", 1.0, 0.6, "")]
+
+    monkeypatch.setattr(epsilon_checks, "lower_bounds", bounds)
+    probe = CanaryReach(2.0, torch.zeros(4), torch.zeros(4), 1.0)
+    noise = {"weight": torch.eye(4)}
+    releases = Releases(noise, {}, {}, [], {}, {}, {}, {"near": probe, "far": probe}, [], torch.zeros(4))
+    lines = decide(list(epsilon_checks.empirical_checks(releases, Claims(Privacy(1.0, 1.0, "sample")))), 0.001)
+    verdicts = {line.check.name: (line.verdict, line.remark) for line in lines}
+    assert verdicts["epsilon empirical gaussian_dp"] == ("holds", "")
+    verdict, remark = verdicts["epsilon empirical one_run"]
+    assert verdict == "inconclusive"
+    assert remark.startswith("the bound is above the claim")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (["refuted"], "0 claims hold, 1 is refuted, 0 are inconclusive, 0 were not tested"),
+        (["holds", "not run"], "1 claim holds, 0 are refuted, 0 are inconclusive, 1 was not tested"),
+    ],
+)
+def test_the_summary_counts_in_words(verdicts: list[Verdict], said: str) -> None:
+    lines = tuple(Line(Check("", "", "", 1.0), verdict) for verdict in verdicts)
+    assert Verification(lines, Claims(Privacy(1.0, 1.0)), 0.001, 1, {}).summary == said
 
 
 def test_a_verdict_takes_all_tests_of_a_run_into_account() -> None:

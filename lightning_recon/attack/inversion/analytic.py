@@ -13,7 +13,7 @@ from lightning_recon.attack.inversion.functional_model import FunctionalModel, i
 from lightning_recon.attack.inversion.parametrization import Parametrization
 from lightning_recon.errors import UserError
 
-_ADVICE = "set --model.init to mean, noise or patches"
+_NEEDED = "--model.init revealed needs: set --model.init to mean, noise or patches"
 
 
 def first_linear(model: FunctionalModel, shape: tuple[int, int, int]) -> str:
@@ -29,11 +29,9 @@ def first_linear(model: FunctionalModel, shape: tuple[int, int, int]) -> str:
     layers = [name for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)]
     first = next(iter(model.parameters)).rpartition(".")[0]
     if first not in layers or f"{first}.bias" not in model.parameters:
-        raise UserError(
-            f"the network starts with no fully connected layer with a bias, which init revealed needs: {_ADVICE}"
-        )
+        raise UserError(f"the network starts with no fully connected layer with a bias, which {_NEEDED}")
     if len(model.parameters[f"{first}.weight"][0]) != torch.Size(shape).numel():
-        raise UserError(f"the network's first layer does not see the whole image, which init revealed needs: {_ADVICE}")
+        raise UserError(f"the network's first layer does not see the whole image, which {_NEEDED}")
     return first
 
 
@@ -88,9 +86,7 @@ def revealed_image(model: FunctionalModel, observed: Update, std: float, paramet
     zero, one, other = inputs[name].view(3, *shape)
     scale = one - zero
     if not torch.allclose(zero + scale * probes[2], other, atol=1e-4):
-        raise UserError(
-            f"the network's first layer does not see the image itself, which init revealed needs: {_ADVICE}"
-        )
+        raise UserError(f"the network's first layer does not see the image itself, which {_NEEDED}")
     found, noise = revealed_input(observed[f"{name}.weight"], observed[f"{name}.bias"], std)
     image = (found.view(shape) - zero) / scale
     noise = (noise / scale).square().mean()

@@ -90,7 +90,10 @@ def start(
     if settings.init != "revealed":
         return
     if task.victims > 1:
-        raise UserError("init revealed is for updates of a single image: set --model.init mean")
+        raise UserError(
+            f"--model.init revealed is for updates of a single image, and each of these is of {task.victims}: set "
+            "--data.batch_size 1 without aggregation, or --model.init mean"
+        )
     found, std = torch.zeros_like(pool.best), noise_std(task)
     for slots, observation in observations.items():
         found[list(slots)] = revealed_image(problem.model, observation.update, std, problem.parametrization)

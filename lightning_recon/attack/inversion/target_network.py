@@ -26,6 +26,7 @@ from lightning_recon.losses import as_targets
 from lightning_recon.networks.construction import copied, is_class_path
 from lightning_recon.networks.target_network import TargetNetwork
 from lightning_recon.networks.weights_file import load_weights
+from lightning_recon.plural import counted
 
 _TARGETS = "targets"  # entry of a file
 
@@ -140,8 +141,8 @@ def _recorded_labels(path: Path, task: Task) -> Tensor:
     victims, classes = task.victims, task.num_classes
     if labels.shape != (victims,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(
-            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about {victims} image(s) of classes "
-            f"0 to {classes - 1}: correct the file"
+            f"{path} holds the labels {labels.tolist()[:20]}, and the update is about "
+            f"{counted(victims, 'image')} of classes 0 to {classes - 1}: correct the file"
         )
     return labels
 
