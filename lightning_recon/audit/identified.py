@@ -38,7 +38,7 @@ class IdentifiedShare:
         """The share in words."""
         return (
             f"{100 * self.share:.0f} % of {self.images} images among {self.gallery} (a guess identifies "
-            f"{100 * self.chance:.2g} %)"
+            f"{100 * self.chance:.3g} %)"
         )
 
 

@@ -125,7 +125,7 @@ def show_results(record: Record, root: Path) -> None:
         bound = summary["identification_bound"]
         say(
             f"identified among {summary['gallery_size']} images: {100 * summary['identification']:.0f} % (chance "
-            f"{100 * summary['identification_chance']:.2g} %"
+            f"{100 * summary['identification_chance']:.3g} %"
             + (")" if bound is None else f", bound for every attack {100 * bound:.3g} %)")
         )
     if summary["recognition_top1"] is not None:

@@ -12,6 +12,7 @@ from lightning_recon.client.noise_source import NoiseSource
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import BatchSampling
+from lightning_recon.plural import counted
 
 
 def check_batches(
@@ -39,7 +40,7 @@ def check_batches(
     """
     if len(batches) % aggregated:
         raise UserError(
-            f"--model.client.aggregated is {aggregated}, which does not divide the {len(batches)} client(s): "
+            f"--model.client.aggregated is {aggregated}, which does not divide the {counted(len(batches), 'client')}: "
             f"set --data.clients to a multiple of {aggregated}"
         )
     if first_client % aggregated:
@@ -72,7 +73,7 @@ def check_batches(
                 )
         elif batch_size is None or len(batch.labels) < batch_size or sampling.images != len(batch.labels):
             raise UserError(
-                f"--model.client.sampling is {sampling.method}, but a client holds {len(batch.labels)} image(s): give "
+                f"--model.client.sampling is {sampling.method}, but a client holds {counted(len(batch.labels), 'image')}: give "
                 "the number of its images by --data.local_images, at least --data.batch_size"
             )
 

@@ -31,7 +31,7 @@ def verdict(record: Record) -> str:
     if summary.get("identification") is not None:
         scores += (
             f"; {100 * summary['identification']:.0f} % identified among {summary['gallery_size']} images, "
-            f"{100 * summary['identification_chance']:.2g} % by a guess"
+            f"{100 * summary['identification_chance']:.3g} % by a guess"
         )
     exact = summary.get("bit_exact_share") or 0.0
     if exact:

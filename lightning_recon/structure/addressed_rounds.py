@@ -23,7 +23,7 @@ from lightning_recon.structure.refinement import Posterior
 from lightning_recon.structure.water_filling import WaterFilling
 
 # At most this many coefficients, those of the largest variance, tell images apart.
-_TELLING = 256
+_GATE_FEATURES = 256
 # The pilot of a known image is so many standard deviations of the noise, for this share of its power at most: late
 # residuals, whose energy is spread over all coefficients, hardly show by that whether the image is there.
 _PILOT_DEVIATIONS, _MOST_PILOT = 3.0, 0.2
@@ -91,13 +91,13 @@ class AddressedRounds:
         position = torch.full((gain.shape[1],), -1)
         position[index] = torch.arange(len(index))
         prior = self.opening.statistics(task).variance.flatten()
-        telling = prior[shipped["index"]].topk(min(_TELLING, len(shipped["index"]))).indices
-        looked_at = shipped["index"][telling]
+        strongest_inputs = prior[shipped["index"]].topk(min(_GATE_FEATURES, len(shipped["index"]))).indices
+        features = shipped["index"][strongest_inputs]
         gate = AddressGate.design(
-            position[looked_at],
-            book.mean[:, looked_at],
-            variance[:, looked_at],
-            prior[looked_at],
+            position[features],
+            book.mean[:, features],
+            variance[:, features],
+            prior[features],
         )
         count, units = len(book), len(shipped["lower"])
         pilot = torch.full((count,), math.sqrt(self._pilot(task)))

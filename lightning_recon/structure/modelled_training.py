@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.exchange.local_training import SGD
+from lightning_recon.plural import counted
 from lightning_recon.structure.coding.movement import scale_free
 from lightning_recon.structure.layer_spec import layer_spec
 from lightning_recon.structure.local_weights import victim_weights
@@ -43,8 +44,8 @@ def training_mismatch(payload: ServerPayload | None, task: Task) -> TrainingMism
     if not spec.zero_weight:
         cost = _unequal_weights_db(task) if local.optimizer == SGD else None
         return TrainingMismatch(
-            f"the structure was designed for one step of plain SGD, and clients take {local.steps(task.batch_size)} "
-            f"local step(s) of {name} and send the {local.update}",
+            f"the structure was designed for one step of plain SGD, and clients take "
+            f"{counted(local.steps(task.batch_size), 'local step')} of {name} and send the {local.update}",
             cost,
         )
     if local.optimizer != SGD and not spec.signs:

@@ -36,7 +36,7 @@ def test_a_structure_that_was_designed_for_the_training_is_no_mismatch() -> None
     [
         # Weights 3.44, 2.71, 1.9 and 1: the geometric mean is 1.5 dB below the root mean square.
         (WaterFilling(units=24), PLAIN, STEPS, "designed for one step of plain SGD, and clients take 4", 1.50),
-        (WaterFilling(units=24), PLAIN, ADAM, "2 local step(s) of Adam", None),
+        (WaterFilling(units=24), PLAIN, ADAM, "2 local steps of Adam", None),
         (WaterFilling(units=24), UNKNOWN, UNKNOWN, "no code is made for the optimizer Mine, and", None),
         (WaterFilling(units=24), APART, APART, "the optimizer Adam where each tensor is clipped on its own, and", None),
         (SeedPaper(units=8), STEPS, STEPS, "measures images with the weight that local training moves", None),

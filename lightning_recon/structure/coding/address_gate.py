@@ -21,7 +21,7 @@ class AddressGate:
     image is the public prior; the likeliest of them decides.
 
     Args:
-        index: Which of the layer's inputs are looked at, shape (F,).
+        index: Which of the layer's inputs the gate compares, shape (F,).
         mean: Estimates of the known images, shape (A, F).
         precision: Inverse variance of each, shape (A + 1, F); the last row is that of the prior of mean 0.
         evidence: What is added to each logarithm of a likelihood ratio, shape (A,).
@@ -37,7 +37,7 @@ class AddressGate:
         """The gate of known images.
 
         Args:
-            index: Which inputs are looked at, shape (F,).
+            index: Which inputs the gate compares, shape (F,).
             mean: Estimates of the coefficients, shape (A, F).
             variance: Variances of their errors, shape (A, F).
             prior: Variance of the coefficients of any image, shape (F,).
