@@ -72,9 +72,10 @@ def check_batches(
                     "drawn by --model.client.sampling shuffle, fixed_size or poisson"
                 )
         elif batch_size is None or len(batch.labels) < batch_size or sampling.images != len(batch.labels):
+            held = counted(len(batch.labels), "image")
             raise UserError(
-                f"--model.client.sampling is {sampling.method}, but a client holds {counted(len(batch.labels), 'image')}: "
-                "give the number of its images by --data.local_images, at least --data.batch_size"
+                f"--model.client.sampling is {sampling.method}, but a client holds {held}: give the number of its images "
+                "by --data.local_images, at least --data.batch_size"
             )
 
 
