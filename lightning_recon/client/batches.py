@@ -74,8 +74,8 @@ def check_batches(
         elif batch_size is None or len(batch.labels) < batch_size or sampling.images != len(batch.labels):
             held = counted(len(batch.labels), "image")
             raise UserError(
-                f"--model.client.sampling is {sampling.method}, but a client holds {held}: give the number of its images "
-                "by --data.local_images, at least --data.batch_size"
+                f"--model.client.sampling is {sampling.method}, but a client holds {held}: give the number of its "
+                "images by --data.local_images, at least --data.batch_size"
             )
 
 
