@@ -123,7 +123,7 @@ def test_an_absent_client_is_replaced_by_one_of_another_group(
 def test_sums_that_cannot_be(a_group: Callable[..., VictimClient]) -> None:
     with pytest.raises(UserError, match=r"aggregated is 0: give"):
         a_group(0, "local", Privacy())
-    with pytest.raises(UserError, match=r"3, which does not divide the 4 client\(s\): set clients"):
+    with pytest.raises(UserError, match=r"3, which does not divide the 4 clients: set clients"):
         a_group(3, "local", Privacy())
     with pytest.raises(UserError, match=r"participation is 0\.5.*clients"):
         a_group(4, "local", Privacy(), present=0.5)
