@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accounting of sums of clients' noisy updates, some of which are missing, with their share of the noise."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,7 +50,9 @@ class IncompleteSums(Mechanism):
         return self.noise.log_likelihood(noise)
 
     def epsilon(self, noise_multiplier: float, rounds: int, delta: float, adjacency: Adjacency) -> float | None:
-        """Epsilon of so many sums: exact in one round, an upper bound over several.
+        """Epsilon of so many sums, an upper bound; that of one round is exact if whoever attacks sees who is in it.
+
+        If only k is seen, whether a client is in the sum is hidden too, which the bound leaves out of account.
 
         Source: given k a round is a Gaussian mechanism, and delta is the mean over k. For several rounds, the Renyi
         divergence of this mixture (its log-moments add up), converted as in `renyi_epsilon`.
@@ -59,14 +62,18 @@ class IncompleteSums(Mechanism):
         multiplier, number = noise_multiplier / self.releases**0.5, rounds // self.releases
         contributors = np.arange(1, self.clients + 1)
         mus = [mu_of(multiplier * (k / self.clients) ** 0.5, 1, adjacency) or 0.0 for k in contributors.tolist()]
-        chances = self._chances(contributors)
+        log_chances = self._log_chances(contributors)
+        chances = np.exp(log_chances)
         if number == 1:
             most = gaussian_epsilon(max(mus), delta) or 0.0
             return mixture_epsilon(list(zip(chances.tolist(), mus, strict=True)), delta, most + 1.0)
-        weights, squares = np.append(chances, max(0.0, 1 - chances.sum())), np.append(np.square(mus), 0.0)
+        absent = max(0.0, 1 - chances.sum())
+        # Chances may be far below the least number, and their factors above the greatest: their logarithms are added.
+        log_weights = np.append(log_chances, math.log(absent)) if absent > 0 else log_chances
+        squares = np.append(np.square(mus), 0.0)[: len(log_weights)]
 
         def divergence(excess: float) -> float:
-            return number * float(logsumexp((1 + excess) * excess / 2 * squares, b=weights)) / excess
+            return number * float(logsumexp(log_weights + (1 + excess) * excess / 2 * squares)) / excess
 
         return converted_epsilon(divergence, delta)
 
@@ -76,8 +83,10 @@ class IncompleteSums(Mechanism):
             return None
         return self.true_positive_rate(kappa, noise_multiplier, rounds, "add_remove")
 
-    def _chances(self, contributors: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Probability that a client is in a sum, and so many with it."""
-        chances = (1 - self.dropout) * stats.binom.pmf(contributors - 1, self.clients - 1, 1 - self.dropout)
-        chances[0] += self.dropout**self.clients / self.clients  # all dropped out but one, which is kept
-        return np.asarray(chances)
+    def _log_chances(self, contributors: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Logarithm of the probability that a client is in a sum of so many clients."""
+        others = stats.binom.logpmf(contributors - 1, self.clients - 1, 1 - self.dropout)
+        chances = np.asarray(math.log1p(-self.dropout) + others)
+        kept = self.clients * math.log(self.dropout) - math.log(self.clients)  # all dropped out but one, which is kept
+        chances[0] = np.logaddexp(chances[0], kept)
+        return chances

@@ -26,11 +26,35 @@ def patterns(clients: int, dropout: float) -> list[tuple[float, float]]:
     return [*inside, (dropout**clients / clients, float(clients)), (dropout - dropout**clients / clients, 0.0)]
 
 
-def test_one_round_is_exact() -> None:
+def test_one_round_is_exact_for_a_server_that_sees_who_is_in_a_sum() -> None:
     found = IncompleteSums(GAUSSIAN, 8, 0.1).epsilon(1.0, 1, 1e-5, "add_remove")
     assert found == pytest.approx(4.940, abs=1e-3)  # 4.377 of complete sums
     delta = sum(chance * gaussian_delta(found, math.sqrt(part)) for chance, part in patterns(8, 0.1) if part)
     assert delta == pytest.approx(1e-5, rel=1e-6)
+
+
+def hidden_delta(epsilon: float) -> float:
+    """Delta of one round of 8 clients, z = 1, for a server that sees how many are in a sum, and not who is."""
+    # Of k clients any may be absent with probability 1 - k/8: a sample, which amplifies the privacy of its sum.
+    inside = [(chance, part) for chance, part in patterns(8, 0.1) if part]
+    return sum(
+        chance * gaussian_delta(math.log1p(math.expm1(epsilon) * part), math.sqrt(part)) for chance, part in inside
+    )
+
+
+def test_one_round_is_bounded_for_a_server_that_sees_their_number_alone() -> None:
+    assert hidden_delta(4.630) == pytest.approx(1e-5, rel=5e-3)
+    found = IncompleteSums(GAUSSIAN, 8, 0.1).epsilon(1.0, 1, 1e-5, "add_remove")
+    assert found is not None
+    assert hidden_delta(found) < 0.4e-5
+
+
+@pytest.mark.parametrize("dropout", [1e-4, 0.1, 0.5])
+@pytest.mark.parametrize("rounds", [2, 100])
+def test_sums_of_many_clients_are_accounted(rounds: int, dropout: float) -> None:
+    found = IncompleteSums(GAUSSIAN, 1000, dropout).epsilon(1.0, rounds, 1e-5, "add_remove")
+    assert found is not None
+    assert (GAUSSIAN.epsilon(1.0, rounds, 1e-5, "add_remove") or 0) < found < rounds * 10
 
 
 @pytest.mark.parametrize("adjacency", ADJACENCIES)
