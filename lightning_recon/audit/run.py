@@ -19,7 +19,7 @@ from lightning_recon.files.schema import ORIGINALS
 from lightning_recon.files.serialization import read_json, read_yaml
 from lightning_recon.printable import printable
 from lightning_recon.privacy.correlated_noise import equivalent_multiplier
-from lightning_recon.privacy.incomplete_sums import IncompleteSums
+from lightning_recon.privacy.incomplete_sums import accounted_mechanism
 from lightning_recon.privacy.mechanism import Adjacency
 from lightning_recon.privacy.parameters import mechanism_named
 
@@ -282,9 +282,16 @@ def recorded_epsilon(
     drawn, bands = privacy.get("sampling"), int(privacy.get("noise_bands", 1))
     sampling = BatchSampling(drawn["method"], drawn["images"]) if drawn else BatchSampling()
     sampling = sampling.accounted(str(privacy["granularity"]), bands)
-    independent = bands == 1 and not privacy.get("adaptive_clip")
     each, guarantee = int(privacy.get("releases_per_round", 1)), (float(privacy["delta"]), adjacency)
-    if (dropout := float(privacy.get("client_dropout", 0.0))) and privacy["noise_share"] == "distributed":
-        mechanism = IncompleteSums(mechanism, int(privacy["aggregated"]), dropout, each, independent)
+    accounted = accounted_mechanism(
+        mechanism,
+        clients=int(privacy.get("aggregated", 1)),
+        distributed=current_noise_share(privacy.get("noise_share", "local")) == "distributed",
+        dropout=float(privacy.get("client_dropout", 0.0)),
+        rounds=rounds,
+        releases=each,
+        noise_bands=bands,
+        adaptive=bool(privacy.get("adaptive_clip")),
+    )
     multiplier = equivalent_multiplier(noise_multiplier, bands, rounds)
-    return sampled_epsilon(mechanism, multiplier, rounds, each, sampling, int(privacy["batch_size"]), guarantee)
+    return sampled_epsilon(accounted, multiplier, rounds, each, sampling, int(privacy["batch_size"]), guarantee)

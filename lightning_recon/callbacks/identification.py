@@ -12,6 +12,7 @@ from lightning_recon.data import ClientDataModule
 from lightning_recon.evaluation.identification import MOST_IMAGES, Gallery, guess_success, identified
 from lightning_recon.evaluation.run_record import RunRecord
 from lightning_recon.evaluation.scoring import Scored, Truth
+from lightning_recon.exchange import Task
 from lightning_recon.reconstruction import Reconstruction
 
 
@@ -39,9 +40,26 @@ def with_identification(
     truths, task = truths_of(trainer), module.task
     gallery = Gallery.of(truths, data.gallery_photographs(MOST_IMAGES), data.image_format)
     chance = guess_success(found, of_each, gallery)
-    noise = 0.0 if task.max_grad_norm is None else task.independent_multiplier
-    releases = task.most_rounds * task.releases_per_round
-    bound = task.noise.reconstruction_robustness(chance, noise, releases) if chance < 1 else 1.0
     return identified(scored, of_each, gallery), replace(
-        run, gallery_size=len(gallery), identification_chance=chance, identification_bound=bound
+        run,
+        gallery_size=len(gallery),
+        identification_chance=chance,
+        identification_bound=success_bound(task, chance),
     )
+
+
+def success_bound(task: Task, chance: float) -> float | None:
+    """Bound on every attack's success, of the same mechanism as `rero_gamma` in the `privacy` section.
+
+    Args:
+        task: What the server announces.
+        chance: Success of a guess without the updates, in (0, 1].
+
+    Returns:
+        gamma, in [chance, 1]; None where no bound is known.
+    """
+    if chance == 1:
+        return 1.0
+    multiplier = 0.0 if task.max_grad_norm is None else task.independent_multiplier
+    releases = task.most_rounds * task.releases_per_round
+    return task.accounted_noise.reconstruction_robustness(chance, multiplier, releases)

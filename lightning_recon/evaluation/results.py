@@ -22,7 +22,7 @@ from lightning_recon.exchange import BatchSampling, NoiseShare, summed_noise
 from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
 from lightning_recon.privacy.gaussian_accounting import nominal_epsilon
-from lightning_recon.privacy.incomplete_sums import IncompleteSums
+from lightning_recon.privacy.incomplete_sums import accounted_mechanism
 from lightning_recon.privacy.mechanism import ADJACENCIES, Adjacency, Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
 from lightning_recon.privacy.risk import FALSE_POSITIVE_RATES
@@ -89,10 +89,16 @@ def privacy_record(
     z = 0.0 if max_grad_norm is None else equivalent_multiplier(noise_multiplier, noise_bands, rounds)
     each, counted = mechanism_named(mechanism), sampling.accounted(granularity, noise_bands)
     releases = counted.most_rounds(batch_size, rounds) * releases_per_round
-    sums = each
-    if client_dropout > 0:
-        independent = noise_bands == 1 and adaptive_clip is None
-        sums = IncompleteSums(each, aggregated, client_dropout, releases_per_round, independent)
+    sums = accounted_mechanism(
+        each,
+        clients=aggregated,
+        distributed=True,
+        dropout=client_dropout,
+        rounds=rounds,
+        releases=releases_per_round,
+        noise_bands=noise_bands,
+        adaptive=adaptive_clip is not None,
+    )
     noise = sums if noise_share == "distributed" else each
 
     def epsilon(noise: Mechanism, multiplier: float, neighbours: Adjacency = adjacency) -> float | None:

@@ -24,6 +24,7 @@ from lightning_recon.privacy.adaptive_clipping import AdaptiveClip
 from lightning_recon.privacy.clipping import Clip
 from lightning_recon.privacy.correlated_noise import equivalent_multiplier
 from lightning_recon.privacy.gaussian import Gaussian
+from lightning_recon.privacy.incomplete_sums import accounted_mechanism
 from lightning_recon.privacy.integer_noise import IntegerMechanism
 from lightning_recon.privacy.mechanism import Mechanism
 from lightning_recon.privacy.parameters import mechanism_named
@@ -184,6 +185,20 @@ class Task:
     def noise(self) -> Mechanism:
         """The mechanism itself."""
         return mechanism_named(self.mechanism)
+
+    @property
+    def accounted_noise(self) -> Mechanism:
+        """The mechanism whose epsilon and bounds hold for a client's updates: `noise`, or that of incomplete sums."""
+        return accounted_mechanism(
+            self.noise,
+            clients=self.aggregated,
+            distributed=self.noise_share == "distributed",
+            dropout=self.client_dropout,
+            rounds=self.rounds,
+            releases=self.releases_per_round,
+            noise_bands=self.noise_bands,
+            adaptive=self.adaptive_clip is not None,
+        )
 
     @property
     def clip(self) -> Clip:

@@ -90,3 +90,35 @@ class IncompleteSums(Mechanism):
         kept = self.clients * math.log(self.dropout) - math.log(self.clients)  # all dropped out but one, which is kept
         chances[0] = np.logaddexp(chances[0], kept)
         return chances
+
+
+def accounted_mechanism(
+    noise: Mechanism,
+    *,
+    clients: int,
+    distributed: bool,
+    dropout: float,
+    rounds: int,
+    releases: int = 1,
+    noise_bands: int = 1,
+    adaptive: bool = False,
+) -> Mechanism:
+    """The mechanism whose epsilon, risks and bounds hold for a client's updates.
+
+    Args:
+        noise: of each client.
+        clients: whose updates reach the server as their sum alone, >= 1.
+        distributed: whether the noise of the sum is accounted, of which each client adds a share.
+        dropout: probability with which a client drops out of a round, in [0, 1).
+        rounds: number of rounds, >= 1.
+        releases: sums of a round, which the same clients are in, >= 1.
+        noise_bands: of how many rounds' independent noise that of a round is made, >= 1.
+        adaptive: whether the clipping norm follows from earlier rounds.
+
+    Returns:
+        Noise that does not depend on who is in the sum as it is.
+    """
+    if not distributed or dropout == 0:
+        return noise
+    independent = (noise_bands == 1 or rounds == 1) and not adaptive
+    return IncompleteSums(noise, clients, dropout, releases, independent)
