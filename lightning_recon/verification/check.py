@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_recon.verification.claims import Claims
 
-FEW_SCORES = "the noise hides how far canaries move the release: raise --verify.releases"
-TOO_FEW = "too few canaries were in a batch: raise --verify.releases"
+FEW_SCORES = "the noise hides how far canaries move the release: raise releases"
+TOO_FEW = "too few canaries were in a batch: raise releases"
 TOLERANCE = 0.005  # relative difference from a claim that is none: rounding of float32, truncated tails
 _CAUSE = 0.04  # relative difference from a known factor within which it is named as the cause
 

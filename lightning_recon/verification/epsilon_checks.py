@@ -20,7 +20,7 @@ from lightning_recon.verification.sensitivity_checks import displacement_over_no
 _MOST = 1e9  # noise multipliers that are accounted, and the inverse of the least
 _NONE = 1e-3  # of the claimed noise: what is no more is none
 _SHARED = "releases share their noise, and the bound is for independent scores"
-_ABOVE = "the bound is above the claim, but not beyond the limit on false alarms: raise --verify.releases"
+_ABOVE = "the bound is above the claim, but not beyond the limit on false alarms: raise releases"
 _ROUNDED = 1e-3  # relative: a claimed epsilon is often given with few digits
 
 

@@ -50,7 +50,7 @@ def std_checks(releases: Releases, claims: Claims) -> Iterator[Check]:
             f"{measured:.4g} ± {100 * error:.2g} %",
             std_p_value(measured, claims.noise_std, count, kurtosis),
             cause or f"{ratio:.4g} times what is claimed",
-            "" if error < _PRECISE else "too few numbers: raise --verify.releases",
+            "" if error < _PRECISE else "too few numbers: raise releases",
         )
 
 

@@ -214,6 +214,9 @@ def test_what_a_function_cannot_show_is_said() -> None:
     found = verify(dp_sgd, Net(), SUM, SHAPE, releases=4)
     assert remarks(found)["independence clients"] == "give second_client, which creates another client"
     assert remarks(found)["epsilon accounted"].startswith("no epsilon is claimed; the claimed noise gives ")
+    said = [line.remark for line in found.lines if line.verdict in ("not run", "inconclusive")]
+    assert any(": raise releases" in remark for remark in said)
+    assert not any("--" in remark for remark in said)
 
 
 def test_bounds_for_independent_scores_are_not_run_where_noise_repeats() -> None:
