@@ -155,8 +155,9 @@ def as_targets(loss: LossName, labels: Tensor, outputs: int) -> Tensor:
         return (labels[:, 0] > 0.5).long()
     if labels.ndim < 2 or labels.shape[1] != outputs:
         each = labels.shape[1] if labels.ndim > 1 else 1
+        what = f"targets of {counted(each, 'channel')}" if are_maps(labels) else counted(each, "target")
         raise UserError(
-            f"the data have {counted(each, 'target')} for an image, and the network {counted(outputs, 'output')}: set "
+            f"the data have {what} for an image, and the network {counted(outputs, 'output')}: set "
             f"--model.client.num_classes {each}"
         )
     if loss != "mean_squared_error" and labels.numel() and not (labels.min() >= 0 and labels.max() <= 1):

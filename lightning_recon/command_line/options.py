@@ -108,7 +108,7 @@ def described(announced: Any) -> str:  # noqa: ANN401 - any annotation
             inner = described(get_args(part)[0]) if get_args(part) else ""
             words.append(f"a list, each entry {inner}" if inner else "a list")
         elif inspect.isclass(origin) and issubclass(origin, Mapping):
-            words.append("entries by name")
+            words.append("a mapping of names to values")
         elif inspect.isclass(origin):
             words.append("a class")
     literal = choices_of(announced) if any(get_origin(part) is Literal for part in parts_of(announced)) else []

@@ -59,7 +59,10 @@ from .typed import refusal
             "QS --trainer.max_step=3",
             "there is no option --trainer.max_step of recon fit: did you mean --trainer.max_steps?",
         ),
-        ("audit --config audit.yaml --output x --audit.attacks null", "--audit.attacks is null: give entries by name"),
+        (
+            "audit --config audit.yaml --output x --audit.attacks null",
+            "--audit.attacks is null: give a mapping of names to values",
+        ),
         ("version --foo", "recon version takes no arguments, and --foo was given: leave it out"),
         (
             "QS --data.alpha 0.5",

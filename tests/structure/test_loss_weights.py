@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_recon.errors import UserError
 from lightning_recon.exchange import Task
 from lightning_recon.losses import DICE_SMOOTHING, LossName, as_targets, loss_named
 from lightning_recon.structure import InferenceStructure, TamperedNetwork, WaterFilling
@@ -206,3 +207,19 @@ def test_class_indices_become_the_targets_that_a_loss_needs() -> None:
     masks = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     assert as_targets("cross_entropy", masks, 2).tolist() == [[[0, 1]]]
     assert as_targets("dice", masks, 1) is masks
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.zeros(4, 3), "3 targets for an image, and the network 2 outputs: set num_classes 3"),
+        (torch.zeros(4), "1 target for an image, and the network 2 outputs: set num_classes 1"),
+        (
+            torch.zeros(4, 1, 8, 8),
+            "targets of 1 channel for an image, and the network 2 outputs: set num_classes 1",
+        ),
+    ],
+)
+def test_the_network_has_an_output_for_every_target_or_channel_of_a_mask(labels: Tensor, words: str) -> None:
+    with pytest.raises(UserError, match=f"^the data have {words}$"):
+        as_targets("binary_cross_entropy", labels, 2)
