@@ -244,7 +244,8 @@ class VictimClient(LightningModule):
         Returns:
             The update, on the module's device: equal for equal arguments in one run. The noise is independent between
             clients, draws and rounds. It depends on nothing else, so under a secret key only one update is released
-            there, whatever the payload, the images and the weights. Granularity "sample": the sum of the clipped
+            there, whatever the payload, the images and the weights; of changes in place, those through `.data` are not
+            seen. Granularity "sample": the sum of the clipped
             gradients plus noise; "update": the clipped gradient of the mean loss plus noise; or what local training
             makes of them, compressed as announced. For a group, the sum of its clients' updates.
 
