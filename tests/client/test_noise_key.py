@@ -74,8 +74,9 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, content: str | Non
     identifier = NoiseKey.fresh().identifier
     if content is not None:
         key_file(tmp_path, identifier).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"{identifier}\.key.*noise_key_folder"):
+    with pytest.raises(UserError, match=rf"{identifier}\.key.*noise_key_folder") as raised:
         load_key(tmp_path, identifier)
+    assert "--model.client.noise_key_folder" in raised.value.for_command_line
 
 
 def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
