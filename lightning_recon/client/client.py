@@ -58,8 +58,10 @@ class VictimClient(LightningModule):
       update, composed without amplification. Epsilon says nothing about single images.
 
     Epsilon covers all steps of this object: a second training, by a new `Trainer`, draws noise of its own, and its
-    steps are added to those of the first. Epsilon does not cover the training behind `weights`, logged losses and
-    accuracies, or the statistics of batch normalization (granularity "sample" has none).
+    steps are added to those of the first. Going back to a checkpoint takes no step back; steps that are repeated from
+    there count again. A new object knows only the steps that its checkpoint counts. Epsilon does not cover the training
+    behind `weights`, logged losses and accuracies, or the statistics of batch normalization (granularity "sample" has
+    none).
     """
 
     def __init__(
