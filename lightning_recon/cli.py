@@ -47,9 +47,10 @@ def main(args: Sequence[str] | None = None) -> None:
             run(with_shipped_configs(given), typed)
     except Exception as error:
         mistake = user_error(error)
+        if mistake is not None:
+            print(f"recon: error: {console.plain(mistake.for_command_line)}", file=sys.stderr)
         if mistake is None or os.environ.get("LIGHTNING_RECON_DEBUG"):
             raise
-        print(f"recon: error: {console.plain(mistake.for_command_line)}", file=sys.stderr)
         sys.exit(2)
 
 

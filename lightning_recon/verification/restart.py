@@ -62,4 +62,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(error.for_command_line)  # whose text the process that waits quotes

@@ -168,7 +168,7 @@ def test_addresses_leave_no_footprint_and_send_residuals(photographs: Photograph
 
 def test_a_code_without_addresses_refuses_changing_batches(photographs: Photographs) -> None:
     client = sampling_client(photographs(16)[:4], 2, 4, 0.01)
-    with pytest.raises(UserError, match="needs an opening whose outputs cancel: set cancel true"):
+    with pytest.raises(UserError, match=r"needs an opening whose outputs cancel: set opening\.cancel true"):
         Feedback(WaterFilling(pilot_power=0.2, cancel=False)).payload(client.task)
 
 
