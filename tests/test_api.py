@@ -157,7 +157,10 @@ def test_a_training_step_is_inverted(batch: tuple[Tensor, Tensor]) -> None:
         ({"local_epochs": 2, "privacy": lr.Privacy(granularity="sample")}, "not model local steps of DP-SGD"),
         ({"privacy": lr.Privacy(rounds=3)}, "privacy has 3 rounds, but one update is attacked"),
         ({"privacy": "sample"}, "privacy is 'sample': give a lightning_recon.Privacy"),
-        ({"image_size": (8, 8, 3)}, r"image_size is \(8, 8, 3\): give one number, or height and width"),
+        ({"image_size": (8, 8, 3)}, r"image_size is \(8, 8, 3\): give one whole number of pixels, or height and width"),
+        ({"image_size": 8.0}, r"image_size is 8\.0: give one whole number of pixels, or height and width"),
+        ({"image_size": (8, 8.0)}, r"image_size is \(8, 8\.0\): give one whole number"),
+        ({"image_size": (0, 8)}, "height is 0: give a whole number of at least 1"),
         ({"steps": 0.5}, "steps is 0.5: give a whole number of at least 0"),
         ({"model": "resnet18"}, "model is 'resnet18': give a torch.nn.Module"),
         ({"image_size": 4}, "the model cannot take images of 3 x 4 x 4"),
@@ -170,6 +173,13 @@ def test_what_does_not_fit_is_said(change: dict[str, Any], said: str, model: Sma
     gradient = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
     with pytest.raises(UserError, match=said):
         lr.invert_gradients(**{"model": model, "gradient": gradient, "image_size": 8, "batch_size": 2, **change})
+
+
+@pytest.mark.parametrize("size", [np.int64(8), (np.int64(8), 8), [8, 8], torch.tensor([8, 8])])
+def test_sizes_of_images_are_whole_numbers_of_any_type(size: Any, model: Small) -> None:  # noqa: ANN401 - what users give
+    gradient = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    found, usual = (lr.invert_gradients(model, gradient, one, 2, steps=1).images for one in (size, 8))
+    assert torch.equal(found, usual)
 
 
 def test_images_and_labels_are_checked(model: Small, batch: tuple[Tensor, Tensor]) -> None:

@@ -80,8 +80,9 @@ def test_absurd_numbers_are_refused_by_name(built: type, name: str, listed: bool
 
 @pytest.mark.parametrize(("name", "value"), [("granularity", "Sample"), ("adjacency", "remove"), ("adjacency", None)])
 def test_words_that_are_no_choice_are_refused(name: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"{name} is {value!r}: "):
+    with pytest.raises(UserError, match=f"{name} is {value!r}: ") as raised:
         Privacy(**{name: value})  # type: ignore[arg-type]
+    assert f"--model.client.privacy.{name} is {value!r}: " in raised.value.for_command_line
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,9 @@ def test_words_that_are_no_choice_are_refused(name: str, value: object) -> None:
     [("released", "gradient"), ("loss_reduction", "x"), ("noise_share", "full")],
 )
 def test_claims_that_are_no_choice_are_refused(name: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"{name} is {value!r}: "):
+    with pytest.raises(UserError, match=f"{name} is {value!r}: ") as raised:
         Claims(Privacy(1.0, 1.0), **{name: value})  # type: ignore[arg-type]
+    assert f"--verify.claims.{name} is {value!r}: " in raised.value.for_command_line
 
 
 @pytest.mark.parametrize(

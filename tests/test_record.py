@@ -10,7 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_recon.attack.recording import Record, check_resumable, recorded_task, recorded_updates
+from lightning_recon.attack.recording import (
+    Record,
+    check_resumable,
+    recorded_client,
+    recorded_task,
+    recorded_updates,
+)
 from lightning_recon.cli import main
 from lightning_recon.command_line.waves import config_of, waves_of
 from lightning_recon.errors import UserError
@@ -85,6 +91,22 @@ def test_an_incomplete_recording_is_not_resumed(
 def test_a_run_without_a_recording_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="recorded nothing"):
         check_resumable({"exchange": "", "global_step": 1}, tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("folder", "of_a_run", "said"),
+    [
+        ("00001", True, "is a wave without a recorded exchange"),
+        ("00001", False, "no recorded exchange in"),
+        ("mine", True, "no recorded exchange in"),
+    ],
+)
+def test_a_wave_is_a_numbered_folder_of_a_run(folder: str, of_a_run: bool, said: str, tmp_path: Path) -> None:
+    (tmp_path / "waves" / folder).mkdir(parents=True)
+    if of_a_run:
+        (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=said):
+        recorded_client(tmp_path / "waves" / folder / "exchange")
 
 
 @pytest.mark.parametrize(

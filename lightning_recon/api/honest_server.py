@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gradient of the user's own model or training step under attack by an honest-but-curious server."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -118,10 +119,7 @@ def invert_gradients(
         >>> result.labels.tolist(), bool(result.psnr[0] > 40)
         ([3], True)
     """
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2:
-        raise UserError(f"image_size is {image_size!r}: give one number, or height and width")
-    height, width = sides
+    height, width = sides_of(image_size)
     check_ranges(
         "",
         height=(height, COUNT),
@@ -172,6 +170,26 @@ def invert_gradients(
         bounds=bounds_of(protection, batch_size, None),
         update=update,
     )
+
+
+def sides_of(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image; whole numbers of any type.
+
+    Raises:
+        UserError: It is neither one whole number nor two.
+    """
+    try:
+        side = operator.index(image_size)  # type: ignore[arg-type]
+        return side, side
+    except TypeError:
+        pass
+    try:
+        height, width = map(operator.index, image_size)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"image_size is {image_size!r}: give one whole number of pixels, or height and width"
+        ) from error
+    return height, width
 
 
 def named_gradient(network: nn.Module, gradient: Gradient) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 """The recorded exchange of a run: how much is recorded, and whether it belongs to what is configured now."""
 
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from lightning_recon.attack.protocol import fingerprint
 from lightning_recon.errors import UserError
 from lightning_recon.exchange import RecordedClient, Task
-from lightning_recon.files.run_folder import WAVES
+from lightning_recon.files.run_folder import WAVES, belongs_to_a_run
 
 _FIRST = "00000"  # folder of the first wave, below `WAVES`
 
@@ -60,7 +61,8 @@ def check_recorded(exchange: Path) -> None:
             f"{root} was attacked in waves, which have exchange folders of their own: name that of the first wave, "
             f"{waves / _FIRST}; {later}"
         )
-    if root.parent.name == WAVES and root.name != _FIRST:
+    numbered = root.parent.name == WAVES and re.fullmatch(r"[0-9]{5,}", root.name) is not None
+    if numbered and root.name != _FIRST and belongs_to_a_run(root.parent.parent):
         raise UserError(f"{root} is a wave without a recorded exchange: name the first wave; {later}")
 
 

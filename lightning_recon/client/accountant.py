@@ -30,6 +30,7 @@ class Accountant(Callback):
         self.earlier_steps = 0
         self._steps = 0
         self._resumed: dict[str, str | float] = {}
+        self._resumed_at = 0
 
     def epsilon(self, steps: int) -> float | None:
         """Accounted epsilon at `privacy.delta`; None without a guarantee.
@@ -57,21 +58,22 @@ class Accountant(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to go on from steps of another mechanism, whose cost would not be known."""
-        before = self._resumed or (self.mechanism if self._steps and self.privacy.noise_scale > 0 else {})
-        self.mechanism = {
+        mechanism: dict[str, str | float] = {
             "mechanism": self.privacy.mechanism,
             "granularity": self.privacy.granularity,
             "noise_multiplier": 0.0 if self.privacy.max_grad_norm is None else self.privacy.noise_multiplier,
             "sample_rate": sampler_of(trainer).rate if self.privacy.granularity == "sample" else 1.0,
         }
-        origin = "the checkpoint was" if self._resumed else "this client's network was"
-        for name, value in self.mechanism.items():
-            if before.get(name, value) != value:
-                raise UserError(
-                    f"{name} is {value}, but {origin} trained with {before[name]}, and epsilon would be of neither: "
-                    "train with the options of before (config.yaml), or start anew with the checkpoint as "
-                    "--model.weights"
-                )
+        own = self.mechanism if self._steps and self.privacy.noise_scale > 0 else {}
+        for origin, before in (("the checkpoint was", self._resumed), ("this client's network was", own)):
+            for name, value in mechanism.items():
+                if before.get(name, value) != value:
+                    raise UserError(
+                        f"{name} is {value}, but {origin} trained with {before[name]}, and epsilon would be of "
+                        "neither: train with the options of before (config.yaml), or start anew with the checkpoint as "
+                        "--model.weights"
+                    )
+        self.mechanism = mechanism  # not before: a second attempt is refused like the first
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Count the step, before the weights show it."""
@@ -91,6 +93,10 @@ class Accountant(Callback):
         earlier = {"earlier_steps": self.earlier_steps} if self.earlier_steps else {}
         return dict(self.mechanism or self._resumed) | earlier
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember how many steps the training of the checkpoint had taken; `load_state_dict` comes next."""
+        self._resumed_at = checkpoint["global_step"]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what the checkpoint's steps were.
 
@@ -99,4 +105,5 @@ class Accountant(Callback):
         """
         # Checkpoints of earlier versions name no mechanism.
         self._resumed = {"mechanism": Gaussian.name, **state_dict} if state_dict else {}
-        self.earlier_steps = state_dict.get("earlier_steps", 0)
+        # Going back to a checkpoint takes back no step that this object has released since.
+        self.earlier_steps = max(state_dict.get("earlier_steps", 0), self._steps - self._resumed_at)

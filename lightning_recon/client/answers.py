@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.client.batches import answering_client, drawn_images, present
-from lightning_recon.client.clean_update import CleanUpdate, Digests, clean_key, on_device, tampered_model
+from lightning_recon.client.clean_update import (
+    CleanUpdate,
+    Digests,
+    clean_key,
+    on_device,
+    tampered_model,
+    version_of_batch,
+)
 from lightning_recon.client.clipping_norms import ClippingNorms
 from lightning_recon.client.gradients import reproducible_fp32
 from lightning_recon.client.local_options import LocalOptions
@@ -217,7 +224,8 @@ class Clients:
         random = self.local.shuffle or any(self._trains_privately(client) for client in clients)
         random = random or self.sampling.method != "all"
         depends = (*drawn, self.privacy) if random else (self.privacy.max_grad_norm,)
-        key = clean_key(digest, clients, self.network, self.device, depends)
+        versions = tuple((client, version_of_batch(self._batch(client))) for client in clients)
+        key = clean_key(digest, versions, self.network, self.device, depends)
         if self.last.update is None or self.last.update.key != key:
             self.last.update = None  # frees the memory first
             each = (
@@ -243,7 +251,7 @@ class Clients:
         """One client's own update after clipping; without randomness, of its first step alone."""
         count = len(self._batch(client).labels)
         chosen = tuple(range(count) if drawn is None else drawn.tolist())
-        place = client, str(self.device), version_of(self.network)
+        place = client, str(self.device), version_of(self.network), version_of_batch(self._batch(client))
         reuses = self._reuses_outputs(payload, len(chosen))
         silenced = self.last.silenced.get(place) if reuses else None
         known = None if silenced is None else silenced.outputs(chosen)

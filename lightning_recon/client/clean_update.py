@@ -12,11 +12,11 @@ from lightning_recon.data.sources import ClientBatch
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.files.digests import describe, digest_of
 from lightning_recon.networks.construction import copied
-from lightning_recon.networks.torch_internals import version_of
+from lightning_recon.networks.torch_internals import version_of, version_of_tensors
 from lightning_recon.structure.layer import build_layer
 from lightning_recon.structure.server_layer import TamperedNetwork
 
-Key = tuple[str, tuple[int, ...], str, int, tuple[object, ...]]
+Key = tuple[str, tuple[tuple[int, int], ...], str, int, tuple[object, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,28 @@ class CleanUpdate:
 
 @dataclass
 class Digests:
-    """Hashes of what updates are computed from, each computed once.
+    """Hashes of what updates are computed from, each computed once, and again after a change in place.
+
+    Changes through `.data` are not seen.
 
     Args:
-        batches: by the number of the client.
-        weights: of the network whose parameters had this version last.
+        batches: version and hash by the number of the client.
+        weights: of the network whose parameters and buffers had this version last.
     """
 
-    batches: dict[int, str] = field(default_factory=dict)
+    batches: dict[int, tuple[int, str]] = field(default_factory=dict)
     weights: tuple[nn.Module, int, str] | None = None
 
     def of_batch(self, client: int, batch: ClientBatch) -> str:
         """Hash of a client's images and labels."""
-        if client not in self.batches:
-            self.batches[client] = digest_of({"images": describe(batch.images), "labels": describe(batch.labels)})
-        return self.batches[client]
+        version = version_of_batch(batch)
+        if client not in self.batches or self.batches[client][0] != version:
+            digest = digest_of({"images": describe(batch.images), "labels": describe(batch.labels)})
+            self.batches[client] = version, digest
+        return self.batches[client][1]
 
     def of_weights(self, network: nn.Module) -> str:
-        """Hash of a network's parameters and buffers, after every change of a parameter anew."""
+        """Hash of a network's parameters and buffers, after every change of one of them anew."""
         version = version_of(network)
         if self.weights is None or self.weights[0] is not network or self.weights[1] != version:
             state = {name: describe(tensor) for name, tensor in network.state_dict().items()}
@@ -59,14 +63,23 @@ class Digests:
         return self.weights[2]
 
 
+def version_of_batch(batch: ClientBatch) -> int:
+    """A number that changes whenever images or labels are changed in place."""
+    return version_of_tensors(batch.images, batch.labels)
+
+
 def clean_key(
-    digest: str, clients: tuple[int, ...], network: nn.Module, device: torch.device, drawn: tuple[object, ...]
+    digest: str,
+    clients: tuple[tuple[int, int], ...],
+    network: nn.Module,
+    device: torch.device,
+    drawn: tuple[object, ...],
 ) -> Key:
     """Equal for equal updates before noise, different once anything that they depend on has changed.
 
     Args:
         digest: of the payload.
-        clients: whose batches are summed.
+        clients: whose batches are summed, each with the version of its batch.
         network: the target network; every training step changes its version.
         device: where the update is computed.
         drawn: what the randomness of local training depends on; empty if it has none.

@@ -58,8 +58,10 @@ class VictimClient(LightningModule):
       update, composed without amplification. Epsilon says nothing about single images.
 
     Epsilon covers all steps of this object: a second training, by a new `Trainer`, draws noise of its own, and its
-    steps are added to those of the first. Epsilon does not cover the training behind `weights`, logged losses and
-    accuracies, or the statistics of batch normalization (granularity "sample" has none).
+    steps are added to those of the first. Going back to a checkpoint takes no step back; steps that are repeated from
+    there count again. A new object knows only the steps that its checkpoint counts. Epsilon does not cover the training
+    behind `weights`, logged losses and accuracies, or the statistics of batch normalization (granularity "sample" has
+    none).
     """
 
     def __init__(
@@ -244,7 +246,8 @@ class VictimClient(LightningModule):
         Returns:
             The update, on the module's device: equal for equal arguments in one run. The noise is independent between
             clients, draws and rounds. It depends on nothing else, so under a secret key only one update is released
-            there, whatever the payload, the images and the weights. Granularity "sample": the sum of the clipped
+            there, whatever the payload, the images and the weights; of changes in place, those through `.data` are not
+            seen. Granularity "sample": the sum of the clipped
             gradients plus noise; "update": the clipped gradient of the mean loss plus noise; or what local training
             makes of them, compressed as announced. For a group, the sum of its clients' updates.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.structure.layer_spec import layer_spec
 
-Place = tuple[int, str, int]  # a client, the device, and the version of the network's parameters
+Place = tuple[int, str, int, int]  # a client, the device, and the versions of the network and of the client's images
 # Matrix products may depend, in their last bits, on where an image begins in memory; multiples of this many numbers
 # begin alike.
 _ALIGNED = 16

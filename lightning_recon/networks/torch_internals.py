@@ -25,7 +25,7 @@ _KEEPS_PARAMETERS = isinstance(vars(nn.Module()).get("_parameters"), dict)
 # computed anew; a hash over the parameters, the public way, costs more than a small network's gradient.
 _COUNTS_VERSIONS = hasattr(torch.Tensor, "_version")
 
-_serial = itertools.count()
+_serial = itertools.count(-1, -1)  # no sum of versions is negative
 
 
 def will_execute(node: Any) -> bool:  # noqa: ANN401 - autograd's nodes have no public type
@@ -66,7 +66,18 @@ def call_with(network: nn.Module, places: tuple[Place, ...], values: Mapping[str
 
 
 def version_of(network: nn.Module) -> int:
-    """A number that changes whenever a parameter is changed in place, as by a step of an optimiser."""
-    if not _COUNTS_VERSIONS:
+    """A number that changes whenever a parameter or a buffer is changed in place, as by a step of an optimiser.
+
+    Changes through `.data` are not seen.
+    """
+    return version_of_tensors(*network.parameters(), *network.buffers())
+
+
+def version_of_tensors(*tensors: Tensor) -> int:
+    """A number that changes whenever one of the tensors is changed in place, but not through its `.data`.
+
+    Tensors that were made in inference mode have no version, so they count as changed every time.
+    """
+    if not _COUNTS_VERSIONS or any(tensor.is_inference() for tensor in tensors):
         return next(_serial)
-    return sum(parameter._version for parameter in network.parameters())
+    return sum(tensor._version for tensor in tensors)

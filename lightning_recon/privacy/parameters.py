@@ -84,6 +84,8 @@ class Privacy:
             granularity=(self.granularity, get_args(Granularity)),
             adjacency=(self.adjacency, ADJACENCIES),
         )
+        if not isinstance(self.per_layer, bool):
+            raise UserError(f"{flag}per_layer is {self.per_layer!r}: give true or false")
         if self.max_grad_norm is None and self.noise_multiplier > 0:
             raise UserError(
                 f"{flag}noise_multiplier is {self.noise_multiplier} but {flag}max_grad_norm sets no bound, and noise "

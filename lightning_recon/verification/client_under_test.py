@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_recon.errors import UserError
+from lightning_recon.interrupts import interrupt_in
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
 
@@ -39,6 +40,8 @@ def client_named(path: str, index: int, arguments: Mapping[str, Any]) -> ClientU
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # a class of the user's may raise anything, and may end its program
+            if interrupt_in(error) is not None:
+                raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise UserError(
                 f"{flag} {path} cannot be created ({reason}): it is given the index of the client and {flag}_arguments"
@@ -75,6 +78,8 @@ def named(path: str, flag: str, example: str) -> Any:  # noqa: ANN401 - whatever
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything, and may end its program
+        if interrupt_in(error) is not None:
+            raise
         missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         advice = (
             "run recon in the folder that holds the module, or put that folder on PYTHONPATH"

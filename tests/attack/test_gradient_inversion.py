@@ -151,8 +151,9 @@ def test_a_replay_needs_the_exchange_alone(honest: Honest, inverted: Inverted, t
     settings: dict[str, Any] = OURS | {"labels": "oracle", "restarts": 2}
     _, live = inverted(honest("smooth", count=2, privacy=NOISY), root=tmp_path / "live", **settings)
     recorded = RecordedClient(tmp_path / "live" / "exchange")
-    with pytest.raises(UserError, match=r"network"):
+    with pytest.raises(UserError) as raised:
         inverted(recorded, root=tmp_path / "refused", **settings)
+    assert "--model.network" in raised.value.for_command_line
     _, again = inverted(recorded, root=tmp_path / "again", network=recorded.task.network, **settings)
     assert torch.equal(live[0].images, again[0].images)
     (tmp_path / "live" / "exchange" / "labels-c000.json").write_text('{"format": "labels 1", "labels": [0, 5]}')

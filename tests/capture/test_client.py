@@ -70,8 +70,9 @@ def test_a_folder_must_be_of_one_task_and_whole(
 
 
 def test_there_are_as_many_draws_as_were_captured(single: Path, payload: ServerPayload) -> None:
-    with pytest.raises(UserError, match=r"holds no update-c000-d001-r0000: .*draws"):
+    with pytest.raises(UserError, match=r"holds no update-c000-d001-r0000: .*draws") as raised:
         CapturedClient(single).share(payload, 0, 1, 0)
+    assert "--model.draws" in raised.value.for_command_line
 
 
 def test_what_is_wrong_with_a_file_names_it(

@@ -22,8 +22,9 @@ Batches = Callable[[int], ClientBatch]
 def test_labels_must_have_classes(a_client: Clients, a_batch: Batches) -> None:
     batch = a_batch(0)
     batch.labels[1] = CLASSES
-    with pytest.raises(UserError, match=r"num_classes"):
+    with pytest.raises(UserError) as raised:
         a_client().bind([batch])
+    assert "--model.client.num_classes" in raised.value.for_command_line
 
 
 def test_task_announces_the_training(a_client: Clients) -> None:
@@ -75,8 +76,9 @@ def test_an_absent_client_answers_on_other_images(a_client: Clients, a_payload: 
 
 
 def test_an_absent_client_needs_a_replacement(a_client: Clients) -> None:
-    with pytest.raises(UserError, match=r"clients"):
+    with pytest.raises(UserError) as raised:
         a_client(participation=0.5)
+    assert "--data.clients" in raised.value.for_command_line
 
 
 @pytest.mark.parametrize(

@@ -289,8 +289,47 @@ def test_another_training_at_another_rate_is_refused(tmp_path: Path, networks: d
     client = VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5, "sample"), noise_seed=0)
     fit(client, tmp_path, 1)
     sampler = PoissonSampler(COUNT, 16, client.noise_source, lambda: client.global_step, 0, 1)
+    other = DataLoader(Brightness(), batch_size=None, sampler=sampler), loaders(client)[1]
+    for _ in range(2):  # to try again does not help
+        with pytest.raises(UserError, match=r"sample_rate is 0\.4, but this client's network was trained with 0\.2"):
+            fit(client, tmp_path, 1, data=other)
+    assert client.accountant.state_dict()["sample_rate"] == 0.2
+    fit(client, tmp_path, 1)
+    assert client.accountant.total(1) == 2
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_checkpoint_of_another_rate_is_not_mixed_with_own_steps(tmp_path: Path, networks: dict[str, str]) -> None:
+    def a_network() -> VictimClient:
+        return VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5, "sample"), noise_seed=0)
+
+    def at_another_rate(client: VictimClient) -> tuple[DataLoader[Any], ...]:
+        sampler = PoissonSampler(COUNT, 16, client.noise_source, lambda: client.global_step, 0, 1)
+        return DataLoader(Brightness(), batch_size=None, sampler=sampler), loaders(client)[1]
+
+    trained, client, checkpoint = a_network(), a_network(), str(tmp_path / "other.ckpt")
+    fit(trained, tmp_path, 1, data=at_another_rate(trained)).save_checkpoint(checkpoint)
+    fit(client, tmp_path, 1)
     with pytest.raises(UserError, match=r"sample_rate is 0\.4, but this client's network was trained with 0\.2"):
-        fit(client, tmp_path, 1, data=(DataLoader(Brightness(), batch_size=None, sampler=sampler), loaders(client)[1]))
+        fit(client, tmp_path, 2, checkpoint, at_another_rate(client))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("left", [0, 1])
+def test_going_back_to_a_checkpoint_takes_back_no_step(tmp_path: Path, networks: dict[str, str], left: int) -> None:
+    def a_network() -> VictimClient:
+        return VictimClient(networks["linear"], CLASSES, privacy=Privacy(1.0, 0.5), optimizer=sgd, noise_seed=0)
+
+    client, fresh, checkpoint = a_network(), a_network(), str(tmp_path / "part.ckpt")
+    fit(client, tmp_path, 4).save_checkpoint(checkpoint)
+    fit(client, tmp_path, 4)
+    fit(client, tmp_path, 4 + left, checkpoint)
+    assert client.accountant.total(4 + left) == 8 + left
+    fit(client, tmp_path, 2)
+    assert client.accountant.total(2) == 10 + left
+    fit(fresh, tmp_path, 4 + left, checkpoint)  # another process knows what the checkpoint says
+    assert fresh.accountant.total(4 + left) == 4 + left
+    assert "earlier_steps" not in fresh.accountant.state_dict()
 
 
 def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, networks: dict[str, str]) -> None:

@@ -4,6 +4,7 @@
 import itertools
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,8 +74,9 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, content: str | Non
     identifier = NoiseKey.fresh().identifier
     if content is not None:
         key_file(tmp_path, identifier).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"{identifier}\.key.*noise_key_folder"):
+    with pytest.raises(UserError, match=rf"{identifier}\.key.*noise_key_folder") as raised:
         load_key(tmp_path, identifier)
+    assert "--model.client.noise_key_folder" in raised.value.for_command_line
 
 
 def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -210,6 +212,52 @@ def test_secret_noise_hides_one_state_of_the_client_only(
     client.network = a_client(seed=1).network  # whose parameters may have the same version
     refused()
     client.share(payload, 0, 0, 1)
+
+
+@pytest.mark.parametrize("place", ["image", "label", "buffer"])
+def test_changes_in_place_are_another_update(a_client: Clients, a_batch: Batches, place: str) -> None:
+    client, batch = a_client("batch_norm", privacy=Privacy(1.0, 0.1), batch_norm="eval", noise_seed=None), a_batch(0)
+    client.bind([batch])
+    changed = {"image": batch.images, "label": batch.labels, "buffer": client.network.get_buffer("norm.running_mean")}
+    before = changed[place].clone()
+    first = client.share(ServerPayload(), 0, 0, 0).gradient
+    changed[place][1] = 0  # the label of the second image was 1
+    if place == "buffer":
+        changed[place][1] = 0.1
+    with pytest.raises(UserError, match="in round 0 of draw 0, or this one with other images, weights or options"):
+        client.share(ServerPayload(), 0, 0, 0)
+    changed[place].copy_(before)
+    again = client.share(ServerPayload(), 0, 0, 0).gradient
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("silences", [False, True])
+def test_updates_follow_changes_in_place(
+    a_client: Clients, a_batch: Batches, a_payload: Payloads, silences: bool
+) -> None:
+    def change(client: VictimClient, batch: ClientBatch) -> None:
+        client.network.get_buffer("norm.running_mean")[1] = 0.1
+        batch.images[1] = 0
+        batch.labels[1] = 0
+
+    payload = a_payload()
+    payload = replace(payload, settings={**payload.settings, "detach_logits": silences})
+    used, fresh = (a_client("batch_norm", batch_norm="eval") for _ in range(2))
+    batch, again = a_batch(0), a_batch(0)
+    used.bind([batch])
+    before = used.share(payload, 0, 0, 0).gradient
+    change(used, batch)
+    change(fresh, again)
+    fresh.bind([again])
+    found, expected = (client.share(payload, 0, 0, 1).gradient for client in (used, fresh))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert not torch.equal(found["structure.weight"], before["structure.weight"])
+
+
+def test_asking_again_is_allowed_where_batch_normalization_uses_the_batch(a_client: Clients) -> None:
+    client = a_client("batch_norm", privacy=Privacy(1.0, 0.1), batch_norm="train", noise_seed=None)
+    first, again = (client.share(ServerPayload(), 0, 0, 0).gradient for _ in range(2))
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
 def test_a_client_that_answers_on_new_images_of_another_is_refused(a_payload: Payloads, a_batch: Batches) -> None:

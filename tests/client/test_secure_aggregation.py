@@ -125,7 +125,9 @@ def test_sums_that_cannot_be(a_group: Callable[..., VictimClient]) -> None:
         a_group(0, "local", Privacy())
     with pytest.raises(UserError, match=r"3, which does not divide the 4 clients: set clients"):
         a_group(3, "local", Privacy())
-    with pytest.raises(UserError, match=r"participation is 0\.5.*clients"):
+    with pytest.raises(UserError, match=r"participation is 0\.5.*clients") as raised:
         a_group(4, "local", Privacy(), present=0.5)
-    with pytest.raises(UserError, match=r"aggregated is 4"):
+    assert "--data.clients" in raised.value.for_command_line
+    with pytest.raises(UserError) as raised:
         a_group(4, "local", Privacy()).setup("fit")
+    assert "--model.aggregated is 4" in raised.value.for_command_line

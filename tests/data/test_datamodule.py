@@ -104,15 +104,17 @@ def test_damaged_files_are_named_once_and_replaced(folder: Path, caplog: pytest.
     assert len([message for message in messages if whole[0] in message]) == 1
     assert len([message for message in messages if "notes.txt" in message]) == 1
     assert len(messages) == 2
-    with pytest.raises(UserError, match=r"11 readable images; 12 are needed.*batch_size"):
+    with pytest.raises(UserError, match=r"11 readable images; 12 are needed.*batch_size") as raised:
         batches(root=str(folder), batch_size=12)
+    assert "--data.batch_size" in raised.value.for_command_line
 
 
 def test_where_the_data_come_from(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert batches(batch_size=1)[0].names[0].endswith(".jpg")  # the bundled samples
     assert batches(root=str(folder), batch_size=1)[0].names[0].endswith(".png")  # a given root wins
-    with pytest.raises(UserError, match=r"root.*LIGHTNING_RECON_DATA"):
+    with pytest.raises(UserError, match=r"root.*LIGHTNING_RECON_DATA") as raised:
         batches(source="imagenet", batch_size=1)
+    assert "--data.root" in raised.value.for_command_line
     monkeypatch.setenv("LIGHTNING_RECON_DATA", str(folder))
     assert batches(source="imagenet", batch_size=1)[0].names[0].endswith(".png")
     assert batches(batch_size=1)[0].names[0].endswith(".jpg")
@@ -129,8 +131,9 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_labels_that_do_not_fit_the_network_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"labels up to 2, but (--data\.)?num_classes is 2"):
+    with pytest.raises(UserError, match=r"labels up to 2, but num_classes is 2") as raised:
         batches(root=str(folder), batch_size=12, num_classes=2)
+    assert "--data.num_classes is 2" in raised.value.for_command_line
     assert len(batches(root=str(folder), batch_size=12, num_classes=3)) == 1
 
 

@@ -37,5 +37,6 @@ def test_photographs_come_from_all_sources(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     data = ClientDataModule(image_size=8, batch_size=2, masks=NoMasks(), gallery=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"gallery .*nowhere does not exist .*: set (--data\.)?gallery"):
+    with pytest.raises(UserError, match=r"gallery .*nowhere does not exist .*: set gallery") as raised:
         data.prepare_data()
+    assert ": set --data.gallery" in raised.value.for_command_line

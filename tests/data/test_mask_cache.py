@@ -81,8 +81,9 @@ def test_no_masks_need_no_cache(images: Tensor, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_refused(images: Tensor, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"mask cache .*mask_cache"):
+    with pytest.raises(UserError, match=r"mask cache .*mask_cache") as raised:
         fill_cache(images, 4, Bright(), tmp_path / "file")
+    assert "--data.mask_cache" in raised.value.for_command_line
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import lightning_recon
 from lightning_recon.attack.inversion.double_backward import LeanConvolutions
 from lightning_recon.networks import torch_internals
-from lightning_recon.networks.torch_internals import call_with, places_of, version_of
+from lightning_recon.networks.torch_internals import call_with, places_of, version_of, version_of_tensors
 
 PACKAGE = Path(lightning_recon.__file__).parent
 
@@ -57,13 +57,19 @@ def test_other_parameters_without_the_modules_dictionary(monkeypatch: pytest.Mon
     torch.testing.assert_close(call_with(network, places, values, images), usual)
 
 
-def test_versions_change_with_the_parameters_and_without_counters_always(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_change_with_the_tensors_and_without_counters_always(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Shared()
+    network.register_buffer("mean", torch.zeros(2))
     before = version_of(network)
     assert version_of(network) == before
     with torch.no_grad():
         network.first.weight.add_(1)
-    assert version_of(network) != before
+    changed = version_of(network)
+    network.get_buffer("mean").add_(1)
+    assert len({before, changed, version_of(network)}) == 3
+    with torch.inference_mode():
+        unversioned = torch.zeros(2)
+    assert version_of_tensors(unversioned) != version_of_tensors(unversioned)
     monkeypatch.setattr(torch_internals, "_COUNTS_VERSIONS", False)
     assert version_of(network) != version_of(network)
 

@@ -2,6 +2,7 @@
 """Privacy settings, and clipping against closed forms."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,10 @@ def gradients() -> dict[str, torch.Tensor]:
         ({"delta": 0.0}, "delta"),
         ({"delta": 1.0}, "delta"),
         ({"rounds": 0}, "rounds"),
+        ({"per_layer": "no"}, "per_layer"),
     ],
 )
-def test_bad_settings_name_their_argument_and_their_option(flags: dict[str, float], named: str) -> None:
+def test_bad_settings_name_their_argument_and_their_option(flags: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named) as raised:
         Privacy(**flags)
     assert "--" not in str(raised.value)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_recon.api import verify
 from lightning_recon.client import VictimClient
 from lightning_recon.errors import UserError
+from lightning_recon.interrupts import interruption
 from lightning_recon.privacy.parameters import Privacy
 from lightning_recon.verification.claims import Claims
 from lightning_recon.verification.client_under_test import Batch, client_named
@@ -248,6 +249,30 @@ def test_a_client_that_ends_its_program_is_a_mistake_in_one_line(
         client_named("my_exiting_client:Client", 0, {})
     with pytest.raises(UserError, match=r"my_exiting_module:step cannot be imported \(SystemExit: 0\)"):
         client_named("my_exiting_module:step", 0, {})
+
+
+INTERRUPTED = """
+import sys
+
+def stopped():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)  # as Lightning does
+"""
+
+
+def test_an_interruption_within_a_client_is_no_mistake_of_the_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = "\n\nclass Client:\n    def __init__(self, index):\n        stopped()\n"
+    (tmp_path / "my_interrupted_client.py").write_text(INTERRUPTED + client)
+    (tmp_path / "my_interrupted_module.py").write_text(INTERRUPTED + "\nstopped()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for path in ("my_interrupted_client:Client", "my_interrupted_module:step"):
+        with pytest.raises(SystemExit) as stopped:
+            client_named(path, 0, {})
+        assert interruption(stopped.value) == ("stopped", 130)
 
 
 @pytest.mark.slow
