@@ -34,8 +34,8 @@ SKETCH_SHARE = 0.1
 # Bits of a message below which a linear code makes the better image: more than under a Euclidean clip, since a linear
 # code sends few large coefficients too. Chosen between the lengths at which the mean PSNR of both codes crosses on up
 # to 8 ImageNet photographs and on 4 bundled ones, which are sharper; one noise draw.
-# AVIF, for each pixel of the side: RGB 114 (ImageNet) and 149 (bundled) at 32, below 91 and about 145 at 64, below 68 at
-# 128; grey 81 and 109 at 32, below 75 and about 131 at 64, below 57 at 128.
+# AVIF, for each pixel of the side: RGB 114 (ImageNet) and 149 (bundled) at 32, below 91 and about 145 at 64, below 68
+# at 128; grey 81 and 109 at 32, below 75 and about 131 at 64, below 57 at 128.
 _RGB_SIDE_BITS, _GREY_SIDE_BITS = 115.0, 90.0
 # JPEG 2000, for each pixel, at 16 bits: RGB 15 and 17 at 32, 11 and 13 at 64; grey 4.2 and 4.7 at 32, 2.3 and 3.1 at
 # 64, above 2.3 (ImageNet) at 128.
