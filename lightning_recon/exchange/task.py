@@ -242,9 +242,15 @@ class Task:
         return self.quantization.rounding_noise(self.aggregated) / self.max_grad_norm
 
     @property
+    def noise_terms(self) -> int:
+        """Number of independent noise variables in an entry of the mean of all rounds: of rounds, clients and steps."""
+        steps = self.local.steps(self.batch_size) if self.granularity == "sample" else 1
+        return self.rounds * self.aggregated * steps
+
+    @property
     def noise_is_normal(self) -> bool:
-        """Whether the mean of all rounds has normal noise, or nearly: means of rounds and sums of clients do."""
-        return isinstance(self.noise, Gaussian) or self.rounds * self.aggregated > 1 or self.noise_multiplier == 0
+        """Whether the mean of all rounds has normal noise, or nearly: sums of several independent terms do."""
+        return isinstance(self.noise, Gaussian) or self.noise_terms > 1 or self.noise_multiplier == 0
 
     def expects_subjects(self, override: bool | None, otherwise: bool = False) -> bool:
         """Whether a server expects subjects on black.

@@ -10,13 +10,8 @@ from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload, Task
 from lightning_recon.structure.detection.wiener import RowPrior
-from lightning_recon.structure.readout import (
-    announced_noise,
-    budget_share,
-    l1_clipped,
-    noise_is_announced,
-    weight_names,
-)
+from lightning_recon.structure.noise_measurement import noise_is_announced
+from lightning_recon.structure.readout import announced_noise, budget_share, l1_clipped, weight_names
 
 # Below this share the structure loses 0.5 dB and more of its signal-to-noise ratio.
 LOW_SHARE = 0.9

@@ -6,14 +6,11 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_recon.exchange import ClientUpdate, ServerPayload, Task, summed_noise
-from lightning_recon.exchange.local_training import SGD
+from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
 from lightning_recon.structure.coding.hadamard_spreading import gather
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.local_weights import local_weights
-
-# Standard deviations by which the measured noise may differ from the announced one.
-_NULL_REACH = 4.0
+from lightning_recon.structure.noise_measurement import contradicting_multiplier, noise_is_announced, noise_variance
 
 
 def l1_clipped(task: Task) -> bool:
@@ -91,47 +88,7 @@ def measured_multiplier(noise: float, task: Task, payload: ServerPayload) -> flo
         return None
     local = local_weights(task)
     measured = noise * euclidean_share(task, payload) * math.sqrt(task.rounds) * (local.signal / local.noise)
-    return None if math.isclose(measured, task.update_noise, rel_tol=1e-9) else _multiplier(measured, task)
-
-
-def multiplier_of_zeros(noise: float, count: int, task: Task) -> float | None:
-    """The same, from inputs that are zero of a structure whose inputs are signs.
-
-    Args:
-        noise: Root mean square of what arrived of them.
-        count: Their number.
-        task: What was announced.
-    """
-    if task.max_grad_norm is None or not noise_is_announced(task) or not count:
-        return None
-    measured, announced = noise * math.sqrt(task.rounds) / task.max_grad_norm, task.update_noise
-    reach = noise_reach(task, count)
-    return None if abs(measured**2 - announced**2) <= reach * announced**2 else _multiplier(measured, task)
-
-
-def noise_reach(task: Task, count: int) -> float:
-    """By which share a variance that was measured on so many entries may differ from the announced one."""
-    return _NULL_REACH * math.sqrt(_spread(task) / count) if count else math.inf
-
-
-def noise_is_announced(task: Task) -> bool:
-    """Whether the noise on every entry of an update follows from the noise multiplier.
-
-    It does not where compression changes it, and where an optimizer other than SGD takes steps along it.
-    """
-    return task.values_arrive and (task.granularity == "update" or task.local.optimizer == SGD)
-
-
-def _spread(task: Task) -> float:
-    """Variance of the square of an entry's noise of variance 1, which is 2 plus the excess kurtosis."""
-    return 2.0 + (0.0 if task.noise_is_normal else task.noise.excess_kurtosis)
-
-
-def _multiplier(measured: float, task: Task) -> float:
-    """The noise multiplier of a client for which updates have this noise, divided by C."""
-    if task.update_noise == 0:
-        return measured / (task.noise.noise_std * summed_noise(1.0, task.aggregated, task.noise_share))
-    return task.noise_multiplier * measured / task.update_noise
+    return contradicting_multiplier(measured, task)
 
 
 def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> tuple[Tensor, Tensor, float]:
@@ -157,11 +114,4 @@ def released_rows(update: ClientUpdate, task: Task, payload: ServerPayload) -> t
     entries, zeros = torch.split(weight / budget, [weight.shape[1] - nulls, nulls], dim=1)
     rows = gather(entries, payload.tensors["index"].numel() + 1, len(names))
     announced = announced_noise(task, share) ** 2 / task.rounds if task.max_grad_norm else None
-    measured = float(zeros.square().mean()) if nulls else announced or 0.0
-    reach = noise_reach(task, zeros.numel()) if nulls else 0.0
-    if announced is not None:
-        # Zeros may lie on a level of the quantization, where nothing is rounded.
-        rounding = (task.rounding_noise / share) ** 2 / task.rounds
-        if (1 - reach) * (announced - rounding) <= measured <= (1 + reach) * announced:
-            measured = announced
-    return rows[:, :-1], rows[:, -1], math.sqrt(measured)
+    return rows[:, :-1], rows[:, -1], math.sqrt(noise_variance(zeros, announced, task))

@@ -23,7 +23,7 @@ from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
 from lightning_recon.structure.layer_spec import LayerSpec
-from lightning_recon.structure.readout import multiplier_of_zeros, noise_reach
+from lightning_recon.structure.noise_measurement import contradicting_multiplier, noise_is_announced, noise_variance
 from lightning_recon.structure.row_model import in_coefficients
 
 # Without a digital code, a row holds an image if its pilots stand this many standard deviations above the noise.
@@ -53,8 +53,13 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     nulls = shipped["constants"].numel() - ones
     words = 0 if spec.digital is None else spec.digital.words
     sketch, digital, pilots, zeros = torch.split(weight, [sent, words, ones, nulls], dim=1)
-    noise, measured_on = _noise(zeros, task)
-    multiplier = multiplier_of_zeros(noise, zeros.numel(), task)
+    arrived = zeros if task.values_arrive else zeros[zeros != 0]
+    noise = math.sqrt(noise_variance(arrived, _announced(task), task))
+    contradicted = None
+    if task.max_grad_norm is not None and noise_is_announced(task):
+        contradicted = contradicting_multiplier(noise * math.sqrt(task.rounds) / task.max_grad_norm, task)
+    # A client may add other noise than announced that these zeros cannot tell from it.
+    measured_on = arrived.numel()
     compression = None if task.compression is None else task.compression.method
     most = most_found(task)
     if not bool(weight.any()):
@@ -92,7 +97,7 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     shown = len(found) if len(found) > task.victims else None
     read: dict[str, Tensor | None] = {"structure.weight": None}
     files = None if spec.digital is None else tuple(_as_file(one, spec.digital) for one in found)
-    mismatch = Mismatch(noise_multiplier=multiplier, images=shown)
+    mismatch = Mismatch(noise_multiplier=contradicted, images=shown)
     share = sign_share(weight, noise, zeros.numel(), task)
     return Decoded(images, 0, read, posterior, evident=bool(found), files=files, share=share, mismatch=mismatch)
 
@@ -105,31 +110,19 @@ def _as_file(one: SignImage, plan: Plan) -> ReceivedFile | None:
     return ReceivedFile(one.codec, bits / plan.inputs, bits, plan.inputs * one.information)
 
 
-def _noise(zeros: Tensor, task: Task) -> tuple[float, int]:
-    """Standard deviation of the noise on what arrives, and the number of entries that it was measured on.
-
-    Where random entries arrive it is the announced one, unless inputs that are zero contradict that: few of them
-    arrive. Clients may have other noise than announced, so that the error remains that of the measurement.
-    """
-    arrived = zeros[zeros != 0].double()
-    measured = float(arrived.square().mean()) if arrived.numel() else 0.0
-    announced = _announced(task)
-    if announced is not None and abs(measured - announced) <= noise_reach(task, arrived.numel()) * announced:
-        return math.sqrt(announced), arrived.numel()
-    return math.sqrt(measured), arrived.numel()
-
-
 def _announced(task: Task) -> float | None:
-    """Variance of the noise on what arrives, where random entries do; None where it is not announced."""
-    added_last = task.granularity == "update" or task.local.optimizer == SGD
-    if task.max_grad_norm is None or task.compression is None or not added_last:
+    """Variance of the noise on every entry that arrives; None where it does not follow from what was announced."""
+    if task.max_grad_norm is None:
         return None
-    if task.compression.method != "random_k":
+    one_round = (task.max_grad_norm * task.update_noise) ** 2
+    if noise_is_announced(task):
+        return one_round / task.rounds
+    added_last = task.granularity == "update" or task.local.optimizer == SGD
+    if task.compression is None or task.compression.method != "random_k" or not added_last:
         return None
     share, rounds = task.compression.share, task.rounds
     # The mean over rounds in which an entry arrived at least once adds up the noise of those in which it did.
-    added_up = share / (rounds * (1 - (1 - share) ** rounds))
-    return (task.max_grad_norm * task.update_noise) ** 2 * added_up
+    return one_round * share / (rounds * (1 - (1 - share) ** rounds))
 
 
 def _by_pilots(pilots: Tensor, victims: int, few: bool) -> list[SignImage]:

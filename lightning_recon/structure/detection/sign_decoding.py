@@ -34,7 +34,7 @@ _FALSE_HEADERS = 1e-4
 _ALIKE = 6.0
 # A row holds a second image if the estimate of its power has this share of the first one's.
 _SECOND = 0.05
-# Standard errors of the noise's variance by which it may have been measured too low.
+# Standard errors of the noise's variance by which it may differ from what was measured.
 _SURELY = 2.0
 # A codeword with less than this share of the information that its rate needs is not decoded. Of an amplitude from a
 # header, it may be so many standard errors larger.
@@ -185,7 +185,10 @@ class _Remaining:
 
     def doubt(self, row: int) -> float:
         """By which factor the information of a row's codeword may have been estimated too low."""
-        return 1.0 if self.moments else (1 + _HEADER_REACH / float(self.strength[row])) ** 2
+        if not self.moments:
+            return (1 + _HEADER_REACH / float(self.strength[row])) ** 2
+        # In noise that is much stronger than the signal, an error of the noise moves the amplitude by far more.
+        return 1 + _SURELY * self.noise_error / max(float(self.power[row]) - self.noise**2, _LEAST)
 
     def _components(self, row: int) -> tuple[float, float]:
         """Amplitudes of the two strongest images in a row, from its second and fourth moments; the second may be 0."""
