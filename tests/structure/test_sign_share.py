@@ -10,7 +10,6 @@ from lightning_recon.exchange import Compression, LocalTraining, Task
 from lightning_recon.exchange.local_training import ADAM
 from lightning_recon.structure.clipping_budget import sign_share
 from lightning_recon.structure.coding.movement import scale_free
-from lightning_recon.structure.readout import multiplier_of_zeros
 
 LOCAL = LocalTraining(optimizer=ADAM, learning_rates=(1e-3,), update="delta")
 TASK = Task((3, 16, 16), 10, 4, 1, "none", "update", False, 2.0, 1e-3, 1, 3, local=LOCAL)
@@ -36,16 +35,6 @@ def test_the_share_is_the_squared_norm_by_that_of_the_clip(norm: float) -> None:
 def test_where_the_norm_does_not_follow_from_one_clip_there_is_no_share(changes: dict[str, object]) -> None:
     assert sign_share(torch.ones(2, 3), 0.1, ZEROS, replace(TASK, **changes)) is None  # type: ignore[arg-type]
     assert sign_share(torch.ones(2, 3), 0.1, 0, TASK) is None
-
-
-def test_zeros_show_noise_other_than_announced() -> None:
-    assert multiplier_of_zeros(2e-3 * 1.01, ZEROS, TASK) is None
-    assert multiplier_of_zeros(4e-3, ZEROS, TASK) == pytest.approx(2e-3)
-    averaged = replace(TASK, rounds=4)  # the mean of four updates
-    assert multiplier_of_zeros(1e-3, ZEROS, averaged) is None
-    assert multiplier_of_zeros(4e-3, ZEROS, replace(TASK, noise_multiplier=0.0)) == pytest.approx(2e-3)
-    for changes in ({"compression": Compression("int8")}, {"granularity": "sample"}, {"max_grad_norm": None}):
-        assert multiplier_of_zeros(4e-3, ZEROS, replace(TASK, **changes)) is None  # type: ignore[arg-type]
 
 
 def test_an_optimizer_that_looks_at_whole_matrices_sends_no_signs() -> None:

@@ -236,6 +236,22 @@ def test_a_noise_that_was_measured_too_low_is_no_second_image() -> None:
     assert second(two, 1.0, 8192) == pytest.approx(0.5, abs=0.07)
 
 
+@pytest.mark.parametrize(("added", "zeros"), [(1.0, 1.03), (0.97, 1.0)])
+def test_noise_that_zeros_cannot_tell_from_the_announced_one_costs_no_file(
+    images: Tensor, added: float, zeros: float
+) -> None:
+    # Noise at which a row's signal is a seventh of it: an error of the noise is one of the amplitude that is larger.
+    task = announced(4, 2.8e-3, local=adam())
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    update = trained(payload, replace(task, noise_multiplier=added * task.noise_multiplier), images)
+    nulls = update.gradient["structure.weight"][:, -256:]
+    nulls *= zeros * task.noise_multiplier / nulls.square().mean().sqrt()
+    decoded = structure.decode(payload, task, update)
+    assert sum(file is not None for file in decoded.files or ()) == 4
+    assert decoded.mismatch.noise_multiplier is None
+
+
 def test_what_is_too_noisy_for_files_is_sent_as_dithered_coefficients(images: Tensor) -> None:
     task = announced(4, 2e-3, local=adam())
     structure = WaterFilling(units=64)
