@@ -13,6 +13,8 @@ from torch import Tensor
 # Largest gradient weight of a confidently misclassified sample, relative to the others: under a common clip a larger
 # one would leave them almost no budget.
 MAX_WEIGHT_RATIO = 30.0
+# Number of classes of which every partition is tried, since a mere cut of a few sorted classes leaves unequal sets.
+_FREE_CLASSES = 10
 
 
 def class_code(classes: int) -> Tensor:
@@ -28,9 +30,9 @@ def class_code(classes: int) -> Tensor:
 def balanced_code(logits: Tensor, signs: Tensor | None = None) -> Tensor:
     """Head weights for each image under which every label gives about the same gradient weight.
 
-    With Σ p u = 0 the gradient weight of label y is exactly −u_y. So the classes are parted into two sets of
-    probability P and Q, as equal as can be, which get the weights 1 and −P/Q. A network that gives the likeliest class
-    more than half leaves P/Q > 1: should the label be another one, that sample has P/Q times the weight, but at most 30
+    With Σ p u = 0 the gradient weight of label y is exactly −u_y. So the classes are divided into two sets of
+    nearly equal probability P and Q, which get the weights 1 and −P/Q. A network that gives the likeliest class more
+    than half leaves P/Q > 1: should the label be another one, that sample has P/Q times the weight, but at most 30
     times. A network surer than p = 0.968 reaches that limit; beyond it the weight of correctly classified samples falls
     as 30 (1 − p)/p.
 
@@ -46,16 +48,37 @@ def balanced_code(logits: Tensor, signs: Tensor | None = None) -> Tensor:
     if signs is not None:
         return _balanced_signs(logits, signs)
     probability, order = torch.softmax(logits, dim=1).sort(dim=1, descending=True, stable=True)
-    # The likeliest class against as many of the next ones as come nearest to one half.
-    mass = probability[:, 1:].cumsum(dim=1)
-    last = (mass - 0.5).abs().argmin(dim=1, keepdim=True)
-    second = torch.arange(1, logits.shape[1], device=logits.device) <= last + 1
-    other = mass.gather(1, last).clamp(min=1e-12)
+    rest = probability[:, 1:]  # the likeliest class is in the first set
+    second = _second_set(rest)
+    other = (rest * second).sum(dim=1, keepdim=True).clamp(min=1e-12)
     ratio = (1 - other) / other
     largest = ratio.clamp(max=MAX_WEIGHT_RATIO)
     code = torch.where(second, -largest, largest / ratio)
     first = (largest / ratio).expand(-1, 1)
     return torch.zeros_like(probability).scatter(1, order, torch.cat([first, code], dim=1))
+
+
+def _second_set(probability: Tensor) -> Tensor:
+    """Which of the classes make up a probability nearest to one half.
+
+    Args:
+        probability: In descending order, shape (B, n).
+
+    Returns:
+        Shape (B, n), bool: as many of the first classes as come nearest, changed among the classes around that cut.
+    """
+    count = probability.shape[1]
+    # The last of equally near ones: where every class is too unlikely to matter, none may be left out.
+    cut = count - (probability.cumsum(dim=1) - 0.5).abs().flip(1).argmin(dim=1, keepdim=True)
+    chosen = torch.arange(count, device=probability.device) < cut
+    free = min(count, _FREE_CLASSES)
+    window = (cut - free // 2).clamp(0, count - free) + torch.arange(free, device=probability.device)
+    numbers = torch.arange(2**free, device=probability.device)
+    # The partition that leaves out none comes first, for the same reason.
+    partitions = ((numbers[:, None] >> torch.arange(free, device=probability.device)) & 1) == 0
+    fixed = (probability * chosen.scatter(1, window, False)).sum(dim=1, keepdim=True)
+    sums = fixed + (probability.gather(1, window)[:, None] * partitions).sum(dim=2)
+    return chosen.scatter(1, window, partitions[(sums - 0.5).abs().argmin(dim=1)])
 
 
 def _balanced_signs(logits: Tensor, signs: Tensor) -> Tensor:

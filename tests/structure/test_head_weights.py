@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Victims speak equally magnitudes, however sure the network is of them."""
+"""Head weights that give all images about the same gradient weight, however sure the network is of their class."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_an_undecided_network_gives_every_label_the_gradient_weight_one() -> Non
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.96])
-def test_a_confident_network_hears_whom_it_gets_right_and_a_little_more_whom_it_gets_wrong(confidence: float) -> None:
+def test_under_a_confident_network_misclassified_images_have_more_weight_than_correct_ones(confidence: float) -> None:
     probability = torch.full((1, 10), (1 - confidence) / 9, dtype=torch.float64)
     probability[0, 3] = confidence
     logits = probability.log().expand(10, 10)
@@ -51,6 +51,24 @@ def test_a_confident_network_hears_whom_it_gets_right_and_a_little_more_whom_it_
     expected = torch.full((10,), confidence / (1 - confidence), dtype=torch.float64)
     expected[3] = 1.0
     torch.testing.assert_close(magnitudes, expected)
+
+
+@pytest.mark.parametrize(("classes", "largest"), [(10, 1.05), (20, 1.05), (100, 1.05), (1000, 1.01)])
+def test_an_undecided_network_gives_all_labels_nearly_the_same_weight(classes: int, largest: float) -> None:
+    logits = 0.3 * torch.randn(200, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    code = balanced_code(logits)
+    torch.testing.assert_close((torch.softmax(logits, dim=1) * code).sum(dim=1), torch.zeros(200, dtype=torch.float64))
+    ratio = code.abs().amax(dim=1) / code.abs().amin(dim=1)
+    assert float(ratio.quantile(0.98)) < largest
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 30])
+def test_a_network_that_excludes_all_classes_but_one_gives_none_of_them_the_weight_zero(classes: int) -> None:
+    logits = torch.full((1, classes), -300.0)
+    logits[0, 1] = 0.0
+    code = balanced_code(logits)[0]
+    assert float(code[1]) == pytest.approx(0, abs=1e-6)
+    assert code[torch.arange(classes) != 1].tolist() == [-30.0] * (classes - 1)
 
 
 def test_no_weight_exceeds_the_limit_however_sure_the_network_is() -> None:
@@ -83,7 +101,7 @@ def test_the_gradient_is_that_of_the_gradient_weights_and_the_output_is_unchange
     torch.testing.assert_close(structure.matrix.grad, expected.detach(), rtol=1e-3, atol=1e-2)
 
 
-def test_few_drown_where_a_fixed_code_drowns_most() -> None:
+def test_few_images_have_little_weight_where_a_fixed_code_leaves_most_of_them_little() -> None:
     torch.manual_seed(0)
     # Calibrated: labels are as likely as the network says; two thirds of the images are known with 90 % and more.
     logits = 4.2 * torch.randn(3000, 10, dtype=torch.float64)

@@ -144,7 +144,11 @@ class _Remaining:
         self.arrived = (self.words != 0).sum(dim=1).clamp(min=1)
         power = self.words.double().square().sum(dim=1) / self.arrived
         self.floor = _ROUNDING * float(power.max())
-        self.noise, self.plan, self.moments = max(noise, math.sqrt(self.floor)), plan, amplitudes_from == "moments"
+        self.plan, self.moments = plan, amplitudes_from == "moments"
+        if self.moments:
+            # No row holds less than the noise, of which zeros may be a shorter measurement.
+            noise = min(noise, math.sqrt(float((power * (1 + (2 / self.arrived).sqrt())).min())))
+        self.noise = max(noise, math.sqrt(self.floor))
         self.alone = alone
         self.noise_error = self.noise**2 * math.sqrt(2 / max(1, zeros))
         self.erasures = bool((self.words == 0).any())
