@@ -261,7 +261,7 @@ class Digital(Structure):
         received = reading.received
         found = found.corrected(torch.cat([reading.rows_received, reading.rows_left]))
         combined = list(combined_rows(rows, found))
-        decoded = [decode_sketch(row, sent, weight, std, prior) for row, weight, std in combined]
+        decoded = [decode_sketch(row, sent, weight, std, prior, plan) for row, weight, std in combined]
         posterior = in_coefficients(decoded, shipped, statistics)
         images = statistics.transform.synthesise(posterior.mean).clamp(0, 1)
         _put_files(images, posterior, received, statistics, image_format)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layer a malicious server adds to the model: its weight gradient is a copy of the image."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -162,12 +163,14 @@ class InferenceStructure(ServerLayer):
         return self.transform.analyse(pooled).flatten(1)[:, self.index] * self.gain
 
     def _sketch_level(self, sent: Tensor, plan: Plan) -> Tensor:
-        """Norm of each image's sketch, in the norm that the clip bounds, by its expected norm; shape (B, 1)."""
+        """Norm of each image's sketch and pilot, in the norm that the clip bounds, by its expected one; shape (B, 1).
+
+        With it clipping leaves the digital inputs the same share of the norm, whatever the contrast of the image.
+        """
+        whole = torch.cat([sent, self.constants[:1].to(sent).expand(len(sent), 1)], dim=1)
         if self.spec.norm_ratio is not None:
-            norm, expected = sent.abs().sum(1, keepdim=True), SKETCH_SHARE * self.spec.norm_ratio - self.constants[0]
-        else:
-            norm, expected = sent.norm(dim=1, keepdim=True), (plan.sketch - self.constants[0] ** 2).sqrt()
-        return norm / expected
+            return whole.abs().sum(1, keepdim=True) / (SKETCH_SHARE * self.spec.norm_ratio)
+        return torch.linalg.vector_norm(whole, dim=1, keepdim=True) / math.sqrt(plan.sketch)
 
     @property
     def matrix(self) -> Tensor:

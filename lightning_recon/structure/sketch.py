@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_recon.exchange import ServerPayload
 from lightning_recon.structure.coding.code_plan import HEADER, Plan
-from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row
+from lightning_recon.structure.detection.wiener import RowPosterior, RowPrior, decode_row, scale_from_energy
 
 
 def with_words(prior: RowPrior, plan: Plan) -> RowPrior:
@@ -22,20 +22,32 @@ def with_words(prior: RowPrior, plan: Plan) -> RowPrior:
     return replace(prior, power=torch.cat([prior.power, words.to(prior.power) ** 2]))
 
 
-def decode_sketch(row: Tensor, sent: int, pilot: float, noise: float, prior: RowPrior) -> RowPosterior:
+def decode_sketch(row: Tensor, sent: int, pilot: float, noise: float, prior: RowPrior, plan: Plan) -> RowPosterior:
     """Decode a sketch, the first `sent` entries of a victim's row.
 
-    For a victim that is clipped alone, the scale follows from the energy of its whole row: the digital inputs count as
-    one more input that has their energy.
+    For a victim that is clipped alone, the scale follows from the energy of its whole row, of which the sketch and its
+    pilot have their share whatever the image: they are decoded like a linear code that is alone, with less power.
+
+    Args:
+        row: The row's image inputs and digital inputs, divided by the clipping norm.
+        sent: Number of image inputs.
+        pilot: The row's pilot, likewise.
+        noise: Noise standard deviation of every entry.
+        prior: What was expected of image inputs and pilot.
+        plan: What was shipped.
     """
-    sketch, words = row[:sent], row[sent:]
-    if prior.log_scale_std == 0:
-        energy = float(words.double().square().sum()) - len(words) * noise**2
-        sketch = torch.cat([sketch, sketch.new_tensor([math.sqrt(max(energy, 0.0))])])
-        rest = 1 - prior.pilot_level**2 - float(prior.power.sum())
-        prior = replace(prior, power=torch.cat([prior.power, prior.power.new_tensor([rest])]))
-    found = decode_row(sketch, pilot, noise, prior)
-    return RowPosterior(found.inputs[:sent], found.variance[:sent], found.contrast, found.scale)
+    if prior.log_scale_std > 0:
+        return decode_row(row[:sent], pilot, noise, prior)
+    amplitude = math.sqrt(plan.sketch)
+    alone = replace(
+        prior,
+        power=prior.power / plan.sketch,
+        pilot_level=prior.pilot_level / amplitude,
+        scale=scale_from_energy(row, pilot, noise, prior.scale) / amplitude,
+        mean=None if prior.mean is None else prior.mean / amplitude,
+    )
+    found = decode_row(row[:sent], pilot, noise, alone)
+    return RowPosterior(amplitude * found.inputs, plan.sketch * found.variance, found.contrast, amplitude * found.scale)
 
 
 def beside(sketch: ServerPayload, plan: Plan) -> ServerPayload:

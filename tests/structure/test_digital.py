@@ -198,6 +198,34 @@ def test_a_linear_code_is_sent_where_it_is_better(task: Callable[..., Task], noi
         assert payload.digest() == WaterFilling().payload(announced).digest()
 
 
+@pytest.mark.parametrize(("mechanism", "noise", "order"), [("gaussian", 1e-2, 2), ("laplace", 1e-5, 1)])
+def test_clipping_leaves_the_file_of_every_image_the_same_norm(
+    photographs: Photographs, task: Callable[..., Task], mechanism: str, noise: float, order: int
+) -> None:
+    announced, structure = replace(task(32, 1, noise), mechanism=mechanism), Digital(jpeg_xl=False)
+    payload, mean = structure.payload(announced), structure.statistics(announced).mean
+    layer = InferenceStructure(payload)
+    plan = layer.spec.digital
+    assert plan is not None
+    faint = torch.tensor([2.0, 1.0, 0.1, 0.0])[:, None, None, None] * (photographs(32)[:1] - mean)
+    inputs = layer.encode(mean + faint)
+    sent = len(payload.tensors["index"])
+    share = inputs[:, sent : sent + plan.words].norm(order, dim=1) / inputs.norm(order, dim=1)
+    torch.testing.assert_close(share, share[:1].expand(4), rtol=1e-4, atol=0)
+    if order == 2:
+        assert float(share[0]) == pytest.approx(math.sqrt(1 - plan.sketch), rel=1e-4)
+
+
+def test_the_file_of_an_image_of_little_contrast_arrives(
+    photographs: Photographs, task: Callable[..., Task], release: Callable[..., ClientUpdate]
+) -> None:
+    announced, structure = task(32, 1, 1e-2), Digital(jpeg_xl=False)
+    payload, mean = structure.payload(announced), structure.statistics(announced).mean
+    image = mean + 0.05 * (photographs(32)[:1] - mean)
+    decoded = structure.decode(payload, announced, release(payload, announced, image))
+    assert [file is not None for file in decoded.files or ()] == [True]
+
+
 def test_where_tensors_are_clipped_alone_the_linear_code_is_sent(task: Callable[..., Task]) -> None:
     announced = task(32, 1, 1e-3, per_layer=True)
     assert Digital().payload(announced).digest() == WaterFilling().payload(announced).digest()

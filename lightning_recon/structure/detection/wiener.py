@@ -102,7 +102,7 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     # Float32 rounding is the noise of a noiseless release, and keeps every formula finite.
     variance = noise**2 + 1e-14 * float(row.square().sum() + pilot**2)
     if prior.log_scale_std == 0:
-        prior = replace(prior, scale=_scale_from_energy(row, pilot, noise, prior.scale))
+        prior = replace(prior, scale=scale_from_energy(row, pilot, noise, prior.scale))
     scales = _scale_grid(prior)
     centre, spread = -(prior.log_contrast_std**2) / 2, max(prior.log_contrast_std, 1e-3)
     if prior.log_scale_std == 0:
@@ -123,7 +123,7 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     return _mixture(row, pilot, variance, power, scales, shares, log_prior, prior.pilot_level, prior.mean)
 
 
-def _scale_from_energy(row: Tensor, pilot: float, noise: float, scale: float) -> float:
+def scale_from_energy(row: Tensor, pilot: float, noise: float, scale: float) -> float:
     """The scale at which the row has the energy it should have: larger if the network took a part of the budget.
 
     Clipping leaves e(x) and pilot together the energy 1/scale²; only what noise cannot explain counts as missing.
