@@ -168,9 +168,10 @@ class InferenceStructure(ServerLayer):
         With it clipping leaves the digital inputs the same share of the norm, whatever the contrast of the image.
         """
         whole = torch.cat([sent, self.constants[:1].to(sent).expand(len(sent), 1)], dim=1)
-        if self.spec.norm_ratio is not None:
-            return whole.abs().sum(1, keepdim=True) / (SKETCH_SHARE * self.spec.norm_ratio)
-        return torch.linalg.vector_norm(whole, dim=1, keepdim=True) / math.sqrt(plan.sketch)
+        ratio, order = self.spec.norm_ratio, 2 if self.spec.norm_ratio is None else 1
+        expected = math.sqrt(plan.sketch) if ratio is None else SKETCH_SHARE * ratio
+        norm: Tensor = torch.linalg.vector_norm(whole, ord=order, dim=1, keepdim=True)
+        return norm / expected
 
     @property
     def matrix(self) -> Tensor:
