@@ -47,6 +47,19 @@ def test_a_message_gets_through_at_the_stated_need_and_not_below_capacity(rung: 
     assert decode(detected(sent, rung, below), rung, iterations=50) is None
 
 
+def test_a_short_message_is_not_taken_for_its_complement() -> None:
+    # Parities of two bits do not tell them apart, and belief propagation took two of these codewords for it.
+    generator = torch.Generator().manual_seed(7)
+    sent = torch.randint(2, (50, message_bits(0, 2400)), generator=generator)
+    codewords = torch.stack([1.0 - 2.0 * encode(one, 0, 2400) for one in sent])
+    parities = encode(sent[0], 0, 2400)[sent.shape[1] :]
+    assert torch.equal(encode(1 - sent[0], 0, 2400)[sent.shape[1] :], parities)
+    snr = needed_snr(0, 2400)
+    received = codewords + torch.randn(codewords.shape, generator=generator) / math.sqrt(snr)
+    found = decode_batch(2 * snr * received, 0)
+    assert all(one is not None and torch.equal(one, other) for one, other in zip(found, sent, strict=True))
+
+
 def test_capacities_are_those_of_binary_inputs() -> None:
     # Mutual information of ±1 in Gaussian noise, by Gauss-Hermite quadrature of E log2(1 + exp(-L)).
     points = torch.linspace(-12, 12, 4001, dtype=torch.float64)

@@ -226,6 +226,18 @@ def test_the_file_of_an_image_of_little_contrast_arrives(
     assert [file is not None for file in decoded.files or ()] == [True]
 
 
+def test_a_codeword_is_tried_although_noise_hides_half_of_its_header(photographs: Photographs) -> None:
+    plan, noise = digital_plan(0.02, rgb(32), 100_000, False, 0.2), 0.02
+    assert plan is not None
+    sent = word(photographs(32)[0], plan)
+    # The header stands 3.3 standard deviations above the noise.
+    sent[:HEADER] *= 3.3 * noise / math.sqrt(HEADER) / plan.header
+    sent[HEADER:] += noise * torch.randn(plan.inputs, generator=torch.Generator().manual_seed(0))
+    single = torch.ones(1, 1, dtype=torch.bool)
+    reading = read_victims(sent[None], noise, single, torch.zeros(1, dtype=torch.int64), 1.0, plan, rgb(32), 1, 1)
+    assert len(reading.received) == 1
+
+
 def test_where_tensors_are_clipped_alone_the_linear_code_is_sent(task: Callable[..., Task]) -> None:
     announced = task(32, 1, 1e-3, per_layer=True)
     assert Digital().payload(announced).digest() == WaterFilling().payload(announced).digest()

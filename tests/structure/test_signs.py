@@ -252,6 +252,20 @@ def test_noise_that_zeros_cannot_tell_from_the_announced_one_costs_no_file(
     assert decoded.mismatch.noise_multiplier is None
 
 
+def test_a_file_is_decoded_although_noise_hides_half_of_its_header(images: Tensor) -> None:
+    task = announced(4, 2e-3, local=adam())
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    update, quiet = (trained(payload, replace(task, noise_multiplier=z), images) for z in (2e-3, 0.0))
+    first = payload.tensors["dither"].numel()
+    header = slice(first, first + HEADER)
+    # It is left 3.6 standard deviations above the noise, where five are taken for an image.
+    sent = quiet.gradient["structure.weight"][:, header]
+    update.gradient["structure.weight"][:, header] -= 0.68 * sent
+    decoded = structure.decode(payload, task, update)
+    assert sum(file is not None for file in decoded.files or ()) == 4
+
+
 def test_what_is_too_noisy_for_files_is_sent_as_dithered_coefficients(images: Tensor) -> None:
     task = announced(4, 2e-3, local=adam())
     structure = WaterFilling(units=64)

@@ -181,7 +181,15 @@ def decode_batch(beliefs: Tensor, rung: int, iterations: int = 400) -> list[Tens
         rung: Place on the ladder.
         iterations: Most iterations of each.
     """
-    return propagate(beliefs, _groups(rung, beliefs.shape[1]).to(beliefs.device), iterations)
+    found = propagate(beliefs, _groups(rung, beliefs.shape[1]).to(beliefs.device), iterations)
+    if LADDER[rung].group % 2:
+        return found
+    # A parity of an even number of bits is the same for the complement of a message, which belief propagation may take
+    # for a short one: the channel says about the bits themselves which of both was sent.
+    return [
+        bits if bits is None or float((own[: len(bits)] * (1 - 2 * bits)).sum()) >= 0 else 1 - bits
+        for own, bits in zip(beliefs, found, strict=True)
+    ]
 
 
 @lru_cache(maxsize=len(LADDER))

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_recon.structure.coding.channel_code import LADDER, parity_groups
 
-# Codewords that differ in at most this share of their inputs can be mistaken for each other; so many of them are tried.
-_NEAR_SHARE, _NEIGHBOURS = 0.01, 32
+# Codewords that differ in at most this share of their inputs, or in so few, can be mistaken for each other; the nearest
+# of them are tried, up to this number.
+_NEAR_SHARE, _NEAR_INPUTS, _NEIGHBOURS = 0.01, 40, 32
 # In codes with more bits of the lowest degree, the nearest codewords are too far apart to be mistaken.
 _MOST_LOW_DEGREE = 3000
 _BLOCK = 256  # bits that are compared with all others at once
@@ -52,7 +53,7 @@ def near_pairs(rung: int, inputs: int) -> Tensor:
         # The sums between the first and the second of all places change, between the third and the fourth, and so on.
         both = torch.cat([places[one], places[other]], dim=1).sort(dim=1).values
         distance = (both[:, 1::2] - both[:, ::2]).sum(dim=1)
-        near = distance < _NEAR_SHARE * inputs
+        near = distance < max(_NEAR_INPUTS, _NEAR_SHARE * inputs)
         pairs.append(torch.stack([low[one[near]], low[other[near]]], dim=1))
         distances.append(distance[near])
     return torch.cat(pairs)[torch.cat(distances).argsort(stable=True)[:_NEIGHBOURS]]

@@ -22,7 +22,7 @@ from lightning_recon.structure.coding.modulation import header_words, symbols
 from lightning_recon.structure.detection.row_pursuit import evidence_of, grouped_rows
 
 # A header counts as readable if it exceeds the noise by this many standard deviations.
-_READABLE = 4.0
+_READABLE = 3.0
 # Rows whose inner products are this many standard deviations above noise may hold a victim that is not known yet.
 _EXPLAINED = 4.0
 # Rows of this multiple of the received victims' median power hold two victims.

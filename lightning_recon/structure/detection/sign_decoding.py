@@ -170,7 +170,7 @@ class _Remaining:
     def order(self) -> list[int]:
         """Rows that hold an image, those that hold one alone and the strongest of them first."""
         present = self.strength > self.readable
-        if self.moments and self.erasures:
+        if self.moments:
             present |= self._above_noise()
         rows = torch.nonzero(present).flatten().tolist()
         signal = (self.power - self.noise**2).clamp(min=0)
