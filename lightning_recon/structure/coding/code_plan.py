@@ -160,7 +160,7 @@ def digital_plan(
     energy = (1 - header - sketch) / (noise**2 * 10 ** (spare / 10))
     most = max(0, min(most_inputs, math.ceil(image_format.raw_bits * image_format.pixels / _LOWEST_RAW_RATE)))
     lengths = [_longest(rung, most, energy) for rung in range(len(LADDER))]
-    bits = [message_bits(rung, length) for rung, length in enumerate(lengths)]
+    bits = [message_bits(rung, length) if length >= SHORTEST else 0 for rung, length in enumerate(lengths)]
     fair = max(rung for rung, number in enumerate(bits) if number >= (1 - _NEARLY) * max(bits))
     inputs = lengths[fair]
     if inputs < SHORTEST or message_bits(fair, inputs) < least_bits(image_format, always_digital):
