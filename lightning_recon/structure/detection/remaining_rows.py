@@ -21,8 +21,8 @@ from lightning_recon.structure.coding.messages import checked_message
 from lightning_recon.structure.coding.modulation import header_words, symbols
 from lightning_recon.structure.detection.row_pursuit import evidence_of, grouped_rows
 
-# A header counts as readable if it exceeds the noise by this many standard deviations. In much noise headers have little
-# power, and checksums tell a codeword that was read with a wrong one.
+# A header counts as readable if it exceeds the noise by this many standard deviations. In much noise headers have
+# little power, and a checksum tells whether a codeword was read with the right one.
 _READABLE = 2.0
 # Rows whose inner products are this many standard deviations above noise may hold a victim that is not known yet.
 _EXPLAINED = 4.0
