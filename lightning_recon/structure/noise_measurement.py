@@ -37,7 +37,7 @@ def noise_variance(zeros: Tensor, announced: float | None, task: Task) -> float:
     count = zeros.numel()
     if not count:
         return announced or 0.0
-    values = zeros.double()
+    values = zeros.cpu().double()  # not every device has float64
     # The maximum likelihood estimates of the scale of Laplace noise and of the variance of normal noise.
     laplace = isinstance(task.noise, Laplace) and task.noise_terms == 1
     measured = 2 * float(values.abs().mean()) ** 2 if laplace else float(values.square().mean())

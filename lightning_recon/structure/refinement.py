@@ -20,6 +20,8 @@ _DECAY = 0.5
 # Denoisers are not trained for errors of a grey level or two, nor for errors as large as the images themselves: there
 # the denoised image gets a smaller weight. A denoiser that was trained for larger errors has a `largest_sigma`.
 _GREY_LEVEL, _AS_LARGE_AS_IMAGES = 1.5 / 255, 38 / 255
+# Images whose denoised version gets less weight stay as they are.
+_NEGLIGIBLE = 1e-6
 _CHUNK = 16  # images denoised at a time
 _CPU_CHUNK = 2**16  # pixels of the images that a processor denoises at a time: more leave its caches
 # Weights of the squared deviations of mean, variance and total variation; above the limit the decoded image is kept.
@@ -169,8 +171,11 @@ class PlugAndPlay:
         at_once = _denoised_at_once(noisy)
         chunks = zip(torch.split(noisy, at_once), torch.split(sigma, at_once), strict=True)
         clean = torch.cat([noisy[:0], *(self.denoiser(x, s) for x, s in chunks if len(x))])
-        clean = torch.lerp(noisy, clean, self._denoiser_weight(step))
-        return (self.transform.analyse(clean) - self.mean) / self.std
+        weight = self._denoiser_weight(step)
+        clean = torch.lerp(noisy, clean, weight)
+        moved = (self.transform.analyse(clean) - self.mean) / self.std
+        # Elsewhere a step would only add the rounding of the transform.
+        return torch.where(weight > _NEGLIGIBLE, moved, dummies)
 
     def losses(self, dummies: Tensor, step: int) -> Tensor:
         """Half the squared distance to where the step leads, shape (M,): gradient descent of step size 1 goes there."""

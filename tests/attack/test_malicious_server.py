@@ -83,6 +83,16 @@ def test_refinement_never_costs_more_than_it_may(attacked: Callable[..., Reconst
     assert after.mean() > before.mean() - 0.05
 
 
+@pytest.mark.parametrize("granularity", ["update", "sample"])
+def test_without_noise_images_are_exact_and_refinement_keeps_them(
+    attacked: Callable[..., ReconstructionAttack], granularity: Literal["sample", "update"]
+) -> None:
+    truths = batches(1)
+    (found,) = attacked(truths, steps=40, noise=0.0, granularity=granularity).reconstructions()
+    assert torch.equal(found.initial, found.images)
+    assert float(matched_psnr(found.images, truths[0].images).min()) > 100
+
+
 def test_any_denoiser_may_be_plugged_in(attacked: Callable[..., ReconstructionAttack]) -> None:
     ours, smooth = (
         attacked(batches(1), denoiser=denoiser).reconstructions()[0] for denoiser in (None, TotalVariation())

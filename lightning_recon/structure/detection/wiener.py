@@ -11,6 +11,8 @@ from torch import Tensor
 # Scales are searched this many standard deviations of their prior to either side, at this many points.
 _GRID_REACH = 5.0
 _GRID_POINTS = 401
+# Where the pilot leaves the logarithm of the scale less room than this to either side, the points are spread over that.
+_SURE_SCALE = 0.01
 # Number of tabulated powers, the least of them as a share of the greatest, and how many of them are pooled.
 _RUNGS = 1024
 _LEAST_POWER = 1e-12
@@ -62,6 +64,10 @@ class RowPrior:
         """The scale S of images of these contrasts κ, where it follows from the image."""
         return self.scale * (contrast * self.budget + self.fixed).sqrt()
 
+    def contrast_of(self, scale: Tensor) -> Tensor:
+        """The contrasts κ of images of these scales S, likewise; at most 0 where no image has this scale."""
+        return ((scale / self.scale) ** 2 - self.fixed) / self.budget
+
 
 @dataclass(frozen=True)
 class RowPosterior:
@@ -103,10 +109,10 @@ def decode_row(row: Tensor, pilot: float, noise: float, prior: RowPrior) -> RowP
     variance = noise**2 + 1e-14 * float(row.square().sum() + pilot**2)
     if prior.log_scale_std == 0:
         prior = replace(prior, scale=scale_from_energy(row, pilot, noise, prior.scale))
-    scales = _scale_grid(prior)
+    scales = _scale_grid(prior, abs(pilot), math.sqrt(variance))
     centre, spread = -(prior.log_contrast_std**2) / 2, max(prior.log_contrast_std, 1e-3)
     if prior.log_scale_std == 0:
-        contrast = ((scales / prior.scale) ** 2 - prior.fixed) / prior.budget
+        contrast = prior.contrast_of(scales)
         shares = contrast / scales**2
         log_prior = -((contrast.log() - centre) ** 2) / (2 * spread**2)
         log_prior = log_prior + _energy_likelihood(row, power, shares, variance)
@@ -136,8 +142,15 @@ def scale_from_energy(row: Tensor, pilot: float, noise: float, scale: float) -> 
     return scale
 
 
-def _scale_grid(prior: RowPrior) -> Tensor:
+def _scale_grid(prior: RowPrior, pilot: float, noise: float) -> Tensor:
     """Scales S to consider, shape (G,), float64."""
+    if noise * _GRID_REACH < _SURE_SCALE * pilot:
+        # The pilot tells the scale more precisely than the points are apart that the prior spreads out.
+        deviations = torch.linspace(-_GRID_REACH, _GRID_REACH, _GRID_POINTS, dtype=torch.float64)
+        scales = prior.pilot_level / (pilot + noise * deviations)
+        possible = scales if prior.log_scale_std > 0 else scales[prior.contrast_of(scales) > 0]
+        if len(possible):
+            return possible
     if prior.log_scale_std == 0:
         return prior.scale_of(_contrast_grid(prior))
     reach = _GRID_REACH * prior.log_scale_std
