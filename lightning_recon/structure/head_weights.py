@@ -76,8 +76,10 @@ def _second_set(probability: Tensor) -> Tensor:
     numbers = torch.arange(2**free, device=probability.device)
     # The partition that leaves out none comes first, for the same reason.
     partitions = ((numbers[:, None] >> torch.arange(free, device=probability.device)) & 1) == 0
-    fixed = (probability * chosen.scatter(1, window, False)).sum(dim=1, keepdim=True)
-    sums = fixed + (probability.gather(1, window)[:, None] * partitions).sum(dim=2)
+    outside = chosen.scatter(1, window, torch.zeros_like(window, dtype=torch.bool))
+    sums, inside = (probability * outside).sum(dim=1, keepdim=True), probability.gather(1, window)
+    for place in range(free):  # one class at a time, which needs less memory than all of them together
+        sums = sums + inside[:, place, None] * partitions[:, place]
     return chosen.scatter(1, window, partitions[(sums - 0.5).abs().argmin(dim=1)])
 
 

@@ -38,20 +38,21 @@ def noise_variance(zeros: Tensor, announced: float | None, task: Task) -> float:
     if not count:
         return announced or 0.0
     values = zeros.cpu().double()  # not every device has float64
-    # The maximum likelihood estimates of the scale of Laplace noise and of the variance of normal noise.
-    laplace = isinstance(task.noise, Laplace) and task.noise_terms == 1
-    measured = 2 * float(values.abs().mean()) ** 2 if laplace else float(values.square().mean())
+    measured = shown = float(values.square().mean())
     if announced is None:
         return measured
-    if laplace:  # the mean of absolute values has a gamma distribution
+    if isinstance(task.noise, Laplace) and task.noise_terms == 1 and not task.rounding_noise:
+        # Squares of Laplace numbers scatter more than their absolute values, whose mean has a gamma distribution.
+        shown = 2 * float(values.abs().mean()) ** 2
         low, high = ((float(bound) / count) ** 2 for bound in stats.gamma.interval(1 - _FALSE_ALARM, count))
     else:
+        # The mean of squares of normal numbers has a chi-square distribution, that of others nearly so.
         excess_kurtosis = task.noise.excess_kurtosis / task.noise_terms
         degrees = count / (1 + excess_kurtosis / 2)
         low, high = (float(bound) / degrees for bound in stats.chi2.interval(1 - _FALSE_ALARM, degrees))
     # Zeros may lie on a level of the quantization, where nothing is rounded.
     rounded = (task.rounding_noise / task.update_noise) ** 2 if task.rounding_noise else 0.0
-    return announced if low * (1 - rounded) * announced <= measured <= high * announced else measured
+    return announced if low * (1 - rounded) * announced <= shown <= high * announced else measured
 
 
 def contradicting_multiplier(measured: float, task: Task) -> float | None:

@@ -268,6 +268,13 @@ def test_higher_rates_get_more_power_under_one_clip_and_too_expensive_ones_are_n
     assert digital_plan(1e-3, rgb(224), 0, shared=True, margin_db=0.2) is None
 
 
+def test_where_the_highest_rate_makes_codewords_too_short_a_lower_one_is_used() -> None:
+    plan = digital_plan(0.0435, rgb(16), 1_000_000, True, 0.2)
+    assert plan is not None
+    assert plan.inputs >= 1000
+    assert digital_plan(0.0435, rgb(16), 900, True, 0.2) is None
+
+
 def test_the_break_even_is_a_number_of_bits_a_pixel() -> None:
     assert digital_plan(0.035, rgb(64), 400_000, False, 0.2) is None
     plan = digital_plan(0.035, rgb(64), 400_000, False, 0.2, always_digital=True)

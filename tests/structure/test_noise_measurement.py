@@ -56,6 +56,15 @@ def test_zeros_need_not_show_the_noise_of_rounding() -> None:
     assert noise_variance(torch.zeros(4, 64), 1e-6, task) == 1e-6
 
 
+def test_laplace_noise_with_more_rounding_than_noise_is_hardly_ever_contradicted() -> None:
+    task = replace(LAPLACE, quantization=Quantization(quantization_range=1 << 10))
+    step, std = 16 / (1 << 10), task.noise_multiplier * math.sqrt(2) * 2.0
+    levels = std * noise(task, 500, 1024) / step
+    rounded = step * (levels + torch.rand(levels.shape, generator=torch.Generator().manual_seed(0))).floor()
+    announced = (2.0 * task.update_noise) ** 2
+    assert sum(noise_variance(one, announced, task) != announced for one in rounded) <= 1
+
+
 def test_the_multiplier_of_a_client_that_adds_other_noise() -> None:
     assert contradicting_multiplier(TASK.update_noise, TASK) is None
     assert contradicting_multiplier(2e-3, TASK) == pytest.approx(2e-3)

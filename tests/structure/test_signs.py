@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.errors import UserError
-from lightning_recon.exchange import LocalTraining, ServerPayload
+from lightning_recon.exchange import Compression, LocalTraining, ServerPayload
 from lightning_recon.exchange.local_training import ADAMW
 from lightning_recon.image_format import rgb
 from lightning_recon.structure import Digital, WaterFilling
@@ -32,7 +32,7 @@ from lightning_recon.structure.detection.sign_decoding import _Remaining
 from lightning_recon.structure.layer import InferenceStructure, structure_bytes
 from lightning_recon.structure.layer_spec import LayerSpec
 from lightning_recon.structure.sign_payload import sign_channel
-from tests.structure.sign_clients import CLASSES, SIDE, adam, announced, exact, trained
+from tests.structure.sign_clients import CLASSES, SIDE, adam, announced, averaged, exact, trained
 
 Photographs = Callable[[int], Tensor]
 
@@ -250,6 +250,20 @@ def test_noise_that_zeros_cannot_tell_from_the_announced_one_costs_no_file(
     decoded = structure.decode(payload, task, update)
     assert sum(file is not None for file in decoded.files or ()) == 4
     assert decoded.mismatch.noise_multiplier is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"), [({}, True), ({"rounds": 4}, True), ({"compression": Compression("int8")}, False)]
+)
+def test_noise_other_than_announced_is_reported_where_its_values_arrive(
+    images: Tensor, changes: dict[str, object], shown: bool
+) -> None:
+    task = announced(4, 1e-4, local=adam(), **changes)
+    structure = Digital(upload_limit=3_000_000)
+    payload = structure.payload(task)
+    update = averaged(payload, replace(task, noise_multiplier=3e-4), images)
+    found = structure.decode(payload, task, update).mismatch.noise_multiplier
+    assert found == (pytest.approx(3e-4, rel=0.1) if shown else None)
 
 
 def test_a_file_is_decoded_although_noise_hides_half_of_its_header(images: Tensor) -> None:

@@ -156,6 +156,8 @@ def test_a_traced_layer_sends_the_same_bits(payload: ServerPayload, layer: Infer
     traced = torch.jit.trace(Encoder(layer), (images,), check_trace=False)
     for shown, sent in ((images, expected), (images.flip(0), expected.flip(0))):
         assert torch.equal(words(traced(shown), payload), sent)
+    network = torch.jit.trace(Network(InferenceStructure(payload)), (images,), check_trace=False)
+    assert bool((network(images.flip(0)) == 0).all())
 
 
 @pytest.mark.slow

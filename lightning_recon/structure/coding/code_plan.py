@@ -9,9 +9,8 @@ from lightning_recon.structure.coding.channel_code import LADDER, message_bits, 
 from lightning_recon.structure.coding.image_codec import OVERHEAD, is_common
 from lightning_recon.structure.coding.pulses import pulses_of
 
-# Inputs that name the chosen rate, and their energy in units of the noise variance: a header is missed, which has to
-# exceed the noise by four standard deviations, 6 times in 10⁶; words that differ by twice that energy are confused less
-# than once in 10⁸ times.
+# Inputs that name the chosen rate, and their energy in units of the noise variance: headers that differ by twice that
+# energy are confused less than once in 10⁸ times.
 HEADER = 512
 HEADER_ENERGY = 70.0
 # The linear sketch gets as much power as brings its own noise to this, which still makes a recognisable image; but
@@ -70,7 +69,7 @@ class Plan:
         fair: The rung for images that no rung takes losslessly.
         sketch: Share of the power for the linear sketch and its pilot.
         shared: Whether all victims share one clip. If not, the amplitude of an image's digital inputs follows
-            that of its sketch, so that clipping leaves both their shares.
+            the norm of its sketch and pilot, so that clipping leaves both their shares.
         positions: Inputs of which one is not zero; above 1 the codeword is sent as pulses, see `coding.pulses`.
         repeats: How often header and codeword are sent, where only a random share of the entries arrives.
         bit_depth: Bits of a value of the images, to which clients round them.

@@ -133,7 +133,7 @@ def l1_plan(
         noise: Standard deviation of the noise on every number when the whole row has L1 norm 1.
         image_format: Format of the images.
         most_inputs: What the upload allows.
-        shared: Whether victims share one clip. If not, the amplitude of an image's codeword follows its sketch.
+        shared: Whether victims share one clip. If not, an image's codeword follows its sketch and pilot.
         margin_db: By how many decibels the noise may exceed what is assumed.
         always_digital: Whether to send digitally at any noise.
         sketch_ratio: `norm_ratio` of the sketch.

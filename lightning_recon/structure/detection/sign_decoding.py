@@ -58,7 +58,7 @@ class SignImage:
     Args:
         image: Shape (C, H, W), uint8 or int32; None if no file was received.
         codec: The source code that it was sent by; None if no file was received.
-        rung: The rung of the ladder that its header names.
+        rung: The rung of the ladder that its header names most likely.
         information: Bits that each input carried, as its beliefs show.
         amplitude: Signed amplitude in every row, shape (K,); 0 where it is not.
         noise: Standard deviation of everything else in every row, shape (K,).
@@ -97,7 +97,7 @@ def read_signs(
         alone: Whether each row holds one image at most.
 
     Returns:
-        Images received, then those whose header was read but whose file was not, the strongest first.
+        Images received, then those that rows show but whose file was not received, the strongest first.
     """
     remaining = _Remaining(rows, noise, plan, amplitudes_from, zeros, alone)
     found: list[SignImage] = []
@@ -146,8 +146,9 @@ class _Remaining:
         self.floor = _ROUNDING * float(power.max())
         self.plan, self.moments = plan, amplitudes_from == "moments"
         if self.moments:
-            # No row holds less than the noise, of which zeros may be a shorter measurement.
-            noise = min(noise, math.sqrt(float((power * (1 + (2 / self.arrived).sqrt())).min())))
+            # Every row holds at least the noise, and has more entries than the zeros that the noise was measured on.
+            most = power * (1 + _SURELY * (2 / self.arrived).sqrt())
+            noise = min(noise, math.sqrt(float(most.min())))
         self.noise = max(noise, math.sqrt(self.floor))
         self.alone = alone
         self.noise_error = self.noise**2 * math.sqrt(2 / max(1, zeros))
@@ -191,7 +192,7 @@ class _Remaining:
         """By which factor the information of a row's codeword may have been estimated too low."""
         if not self.moments:
             return (1 + _HEADER_REACH / float(self.strength[row])) ** 2
-        # In noise that is much stronger than the signal, an error of the noise moves the amplitude by far more.
+        # The power of a signal is what a row holds beyond the noise: that of a weak one is known far less precisely.
         return 1 + _SURELY * self.noise_error / max(float(self.power[row]) - self.noise**2, _LEAST)
 
     def _components(self, row: int) -> tuple[float, float]:
