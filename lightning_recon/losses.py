@@ -153,6 +153,11 @@ def as_targets(loss: LossName, labels: Tensor, outputs: int) -> Tensor:
                 "mean_squared_error"
             )
         return (labels[:, 0] > 0.5).long()
+    if labels.ndim == 3:
+        raise UserError(
+            f"the targets have the shape {tuple(labels.shape)}, and {loss} needs masks with an axis of channels: make "
+            f"them ({labels.shape[0]}, 1, {labels.shape[1]}, {labels.shape[2]})"
+        )
     if labels.ndim < 2 or labels.shape[1] != outputs:
         each = labels.shape[1] if labels.ndim > 1 else 1
         what = f"targets of {counted(each, 'channel')}" if are_maps(labels) else counted(each, "target")

@@ -223,3 +223,8 @@ def test_class_indices_become_the_targets_that_a_loss_needs() -> None:
 def test_the_network_has_an_output_for_every_target_or_channel_of_a_mask(labels: Tensor, words: str) -> None:
     with pytest.raises(UserError, match=f"^the data have {words}$"):
         as_targets("binary_cross_entropy", labels, 2)
+
+
+def test_masks_need_an_axis_of_channels() -> None:
+    with pytest.raises(UserError, match=r"make them \(4, 1, 8, 8\)$"):
+        as_targets("dice", torch.zeros(4, 8, 8), 1)
