@@ -187,7 +187,7 @@ def honest() -> None:
     axes.axhline(mean_image, color="#888888", linewidth=1, zorder=1)
     axes.text(NO_NOISE, mean_image - 2.2, "mean image", color="#666666", fontsize=9.5)
     multipliers = sorted({float(row["z"]) for row in rows})
-    axes.set(xscale="log", xlim=(0.8 * NO_NOISE, 1.2 * multipliers[-1]), ylim=(LOWEST, 82))
+    axes.set(xscale="log", xlim=(0.8 * NO_NOISE, 1.2 * multipliers[-1]), ylim=(LOWEST, 103))
     axes.set_xticks([z or NO_NOISE for z in multipliers], [f"{z:g}" for z in multipliers])
     axes.minorticks_off()
     setting = "32 × 32 photographs, one a client, clipped alone, small convolutional network"
