@@ -18,12 +18,17 @@ from lightning_recon.privacy.laplace import Laplace
 _FALSE_ALARM = 2 * float(stats.norm.sf(4.0))
 
 
+def optimizer_keeps_noise(task: Task) -> bool:
+    """Whether no optimizer other than SGD takes steps along the noise."""
+    return task.granularity == "update" or task.local.optimizer == SGD
+
+
 def noise_is_announced(task: Task) -> bool:
     """Whether the noise on every entry of an update follows from the noise multiplier.
 
-    It does not where compression changes it, and where an optimizer other than SGD takes steps along it.
+    It does not where compression or an optimizer changes it.
     """
-    return task.values_arrive and (task.granularity == "update" or task.local.optimizer == SGD)
+    return task.values_arrive and optimizer_keeps_noise(task)
 
 
 def noise_variance(zeros: Tensor, announced: float | None, task: Task) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_recon.console import counting
 from lightning_recon.exchange import ClientUpdate, ServerPayload, Task
-from lightning_recon.exchange.local_training import SGD
 from lightning_recon.priors.image_statistics import PublicStatistics
 from lightning_recon.reconstruction import Mismatch, ReceivedFile
 from lightning_recon.structure.base import Decoded, most_found
@@ -23,7 +22,12 @@ from lightning_recon.structure.detection.pulse_decoding import read_pulses
 from lightning_recon.structure.detection.sign_decoding import SignImage, read_signs
 from lightning_recon.structure.detection.wiener import RowPosterior
 from lightning_recon.structure.layer_spec import LayerSpec
-from lightning_recon.structure.noise_measurement import contradicting_multiplier, noise_is_announced, noise_variance
+from lightning_recon.structure.noise_measurement import (
+    contradicting_multiplier,
+    noise_is_announced,
+    noise_variance,
+    optimizer_keeps_noise,
+)
 from lightning_recon.structure.row_model import in_coefficients
 
 # Without a digital code, a row holds an image if its pilots stand this many standard deviations above the noise.
@@ -98,7 +102,7 @@ def decode_signs(payload: ServerPayload, task: Task, update: ClientUpdate, stati
     read: dict[str, Tensor | None] = {"structure.weight": None}
     files = None if spec.digital is None else tuple(_as_file(one, spec.digital) for one in found)
     mismatch = Mismatch(noise_multiplier=contradicted, images=shown)
-    share = sign_share(weight, noise, zeros.numel(), task)
+    share = sign_share(weight, noise, measured_on, task)
     return Decoded(images, 0, read, posterior, evident=bool(found), files=files, share=share, mismatch=mismatch)
 
 
@@ -112,13 +116,12 @@ def _as_file(one: SignImage, plan: Plan) -> ReceivedFile | None:
 
 def _announced(task: Task) -> float | None:
     """Variance of the noise on every entry that arrives; None where it does not follow from what was announced."""
-    if task.max_grad_norm is None:
+    if task.max_grad_norm is None or not optimizer_keeps_noise(task):
         return None
     one_round = (task.max_grad_norm * task.update_noise) ** 2
-    if noise_is_announced(task):
+    if task.values_arrive:
         return one_round / task.rounds
-    added_last = task.granularity == "update" or task.local.optimizer == SGD
-    if task.compression is None or task.compression.method != "random_k" or not added_last:
+    if task.compression is None or task.compression.method != "random_k":
         return None
     share, rounds = task.compression.share, task.rounds
     # The mean over rounds in which an entry arrived at least once adds up the noise of those in which it did.

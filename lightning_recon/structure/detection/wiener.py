@@ -11,7 +11,7 @@ from torch import Tensor
 # Scales are searched this many standard deviations of their prior to either side, at this many points.
 _GRID_REACH = 5.0
 _GRID_POINTS = 401
-# Where the pilot leaves the logarithm of the scale less room than this to either side, the points are spread over that.
+# Where the pilot tells the scale to within this share, all points lie within what it leaves open.
 _SURE_SCALE = 0.01
 # Number of tabulated powers, the least of them as a share of the greatest, and how many of them are pooled.
 _RUNGS = 1024
